@@ -1,0 +1,69 @@
+# Everything from a fresh clone: `make demo`, `make test`. Needs python3 with venv, g++ or clang++, and make.
+
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= torch==2.13.0
+# ARGS: additional arguments of the program that demo, test or bench runs
+
+py     := $(VENV)/bin/python
+# One stamp for the tools and torch (another TORCH is another stamp), one for each set of extras.
+tools  := $(VENV)/.stamp-$(subst /,-,$(subst =,-,$(subst $() $(),-,$(TORCH))))
+extras  = $(VENV)/.stamp-extra-$(1)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv build compile demo test lint format bench wheel clean
+.NOTPARALLEL: # pip must not run twice at once; ninja uses all cores anyway
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+venv: $(tools)  ## make .venv with torch and the build tools
+
+$(tools):
+	@command -v $(PYTHON) >/dev/null || { echo "No $(PYTHON) here: install Python 3.10 or newer (apt install python3), or say make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is too old: Python 3.10 or newer is needed"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing: install it (apt install python3-venv)"; exit 1; }
+	@command -v $(firstword $(CXX)) >/dev/null || command -v clang++ >/dev/null || { echo "No C++ compiler: install g++ (apt install g++) or clang++"; exit 1; }
+	test -x $(py) || $(PYTHON) -m venv $(VENV)
+	$(py) -m pip install --quiet "$(TORCH)" "setuptools>=77" "ninja>=1.11"
+	rm -f $(VENV)/.stamp-*
+	touch $@
+
+# The install is editable: Python files count as they are, C++ files after the next `build`.
+$(VENV)/.stamp-extra-%: $(tools) pyproject.toml
+	$(py) -m pip install --quiet --no-build-isolation --editable "$(if $(filter none,$*),.,.[$*])"
+	touch $@
+
+build: $(call extras,none) compile  ## compile what has changed
+
+compile: $(tools)
+	$(py) setup.py --quiet build_ext --inplace
+
+demo: $(call extras,examples) compile  ## upscale a photograph: examples/upscale.py
+	$(py) examples/upscale.py $(ARGS)
+
+test: $(call extras,test) compile  ## pytest, C++ included
+	$(py) setup.py --quiet build_host_tests
+	$(py) -m pytest $(ARGS)
+
+lint: $(call extras,dev)  ## ruff, mypy, clang-format
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	git ls-files -co --exclude-standard '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -r $(VENV)/bin/clang-format --dry-run -Werror
+
+format: $(call extras,dev)  ## let ruff and clang-format rewrite
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	git ls-files -co --exclude-standard '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -r $(VENV)/bin/clang-format -i
+
+bench: $(call extras,bench) compile  ## measure against PyTorch
+	$(py) -m bench.run $(ARGS)
+
+wheel: $(tools)  ## dist/*.whl, for any Python and torch it supports
+	$(py) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+clean:  ## remove all that was built; .venv stays
+	rm -rf build dist *.egg-info fused_subpixel/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The CPU kernels of one instruction set. The build compiles this file once for each, with -DFS_ISA=portable, avx2
+// or avx512 and the matching flags; everything in it lives in that namespace.
+#include "task.h"
+#include "weight_grad.h"
+
+namespace fused_subpixel::cpu::FS_ISA {
+namespace {
+
+template <class F>
+void with_type(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::kFloat32: return f(float{});
+    case DType::kFloat64: return f(double{});
+    case DType::kBFloat16: return f(BFloat16{});
+    case DType::kFloat16: return f(Float16{});
+  }
+}
+
+void run_conv(const ConvTask& task, int64_t begin, int64_t end) {
+  with_type(task.dtype, [&](auto t) { conv<decltype(t)>(task, begin, end); });
+}
+void run_weight_grad(const WeightGradTask& task, int64_t slot, int64_t begin, int64_t end) {
+  with_type(task.dtype, [&](auto t) { weight_grad<decltype(t)>(task, slot, begin, end); });
+}
+void run_finish_weight_grad(const WeightGradTask& task) {
+  with_type(task.dtype, [&](auto t) { finish_weight_grad<decltype(t)>(task); });
+}
+
+}  // namespace
+
+#define FS_STRING_(x) #x
+#define FS_STRING(x) FS_STRING_(x)
+extern const Kernels kernels;
+const Kernels kernels = {FS_STRING(FS_ISA), kVectorBytes, kRegisters, &run_conv, &run_weight_grad,
+                         &run_finish_weight_grad};
+
+}  // namespace fused_subpixel::cpu::FS_ISA

@@ -1,0 +1,368 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "launch.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+namespace fused_subpixel::cpu {
+namespace {
+
+// ---- instruction sets --------------------------------------------------------------------------------------------
+
+const Kernels* kernels_of(Isa isa) {
+  switch (isa) {
+    case Isa::kPortable: return &portable::kernels;
+#if FS_HAVE_AVX2
+    case Isa::kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &avx2::kernels : nullptr;
+#endif
+#if FS_HAVE_AVX512
+    case Isa::kAvx512:
+      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
+                 ? &avx512::kernels
+                 : nullptr;
+#endif
+    default: return nullptr;
+  }
+}
+
+Isa best_isa() {
+  for (Isa isa : {Isa::kAvx512, Isa::kAvx2})
+    if (kernels_of(isa)) return isa;
+  return Isa::kPortable;
+}
+
+std::atomic<Isa>& chosen_isa() {
+  static std::atomic<Isa> isa{best_isa()};
+  return isa;
+}
+
+const Kernels& current() { return *kernels_of(chosen_isa().load(std::memory_order_relaxed)); }
+
+// ---- tables ------------------------------------------------------------------------------------------------------
+
+int64_t compute_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
+
+CpuTarget target_of(const Kernels& kernels, DType dtype, int threads) {
+  const int bytes = static_cast<int>(compute_bytes(dtype));
+  return {kernels.vector_bytes / bytes, kernels.registers, l2_bytes(), threads, bytes};
+}
+
+// The convolution channels, sorted within each group so that neighbours in memory are neighbours in the table.
+struct RowOrder {
+  std::vector<Phase> phase;
+  std::vector<int64_t> channel;
+};
+
+RowOrder sorted_rows(const Geometry& g, bool channels_last) {
+  const int64_t total = g.conv_channels(), per_group = total / g.groups;
+  RowOrder rows{std::vector<Phase>(static_cast<size_t>(total)), std::vector<int64_t>(static_cast<size_t>(total))};
+  std::vector<int64_t> filled(static_cast<size_t>(g.groups), 0);
+  const auto add = [&](Phase p) {
+    const int64_t channel = channel_of_phase(p, g.channels, g.r_h, g.r_w, g.order), group = channel / per_group;
+    const auto at = static_cast<size_t>(group * per_group + filled[static_cast<size_t>(group)]++);
+    rows.phase[at] = p, rows.channel[at] = channel;
+  };
+  if (channels_last) {
+    for (int64_t i = 0; i < g.r_h; ++i)
+      for (int64_t j = 0; j < g.r_w; ++j)
+        for (int64_t c = 0; c < g.channels; ++c) add({c, i, j});
+  } else {
+    for (int64_t c = 0; c < g.channels; ++c)
+      for (int64_t i = 0; i < g.r_h; ++i)
+        for (int64_t j = 0; j < g.r_w; ++j) add({c, i, j});
+  }
+  return rows;
+}
+
+// `candidate` if every group's rows split into whole runs of neighbours in one row of fine pixels, else `otherwise`.
+template <class Offset>
+int64_t checked_run(int64_t candidate, int64_t otherwise, const std::vector<Phase>& phase, int64_t per_group,
+                    Offset offset) {
+  if (candidate < 1 || per_group % candidate != 0) return otherwise;
+  for (size_t row = 0; row < phase.size(); row += static_cast<size_t>(candidate)) {
+    for (int64_t q = 1; q < candidate; ++q) {
+      const Phase &a = phase[row], &b = phase[row + static_cast<size_t>(q)];
+      if (a.i != b.i || offset(b) != offset(a) + q) return otherwise;
+    }
+  }
+  return candidate;
+}
+
+// A shuffled tensor's rows: used as destination (forward) and as source (gradients).
+struct ShuffledRows {
+  RowOrder order;
+  int64_t run;  // 0: none
+};
+
+ShuffledRows shuffled_rows(const Geometry& g, const Strides& s) {
+  const bool channels_last = s.c == 1 && g.channels > 1;
+  ShuffledRows rows{sorted_rows(g, channels_last), 0};
+  // one low-resolution pixel holds r_w fine columns of s.w elements each
+  rows.run = checked_run(g.r_w * s.w, 0, rows.order.phase, g.conv_channels() / g.groups,
+                         [&](const Phase& p) { return p.c * s.c + p.j * s.w; });
+  return rows;
+}
+
+struct SourceTables {
+  std::vector<int64_t> offset;
+  std::vector<int32_t> row, col;
+};
+
+Source input_source(const Geometry& g, const TensorView& input, SourceTables& tables) {
+  const int64_t per_group = g.in_channels / g.groups;
+  tables.offset.resize(static_cast<size_t>(g.in_channels));
+  for (int64_t c = 0; c < g.in_channels; ++c) tables.offset[static_cast<size_t>(c)] = c * input.stride.c;
+  tables.row.assign(tables.offset.size(), 0);
+  tables.col.assign(tables.offset.size(), 0);
+  const Strides& s = input.stride;
+  return {input.data, s.n, s.h, s.w, tables.offset.data(), tables.row.data(), tables.col.data(), 1, 1, g.in_h, g.in_w,
+          s.c == 1 ? per_group : 1};
+}
+
+// A shuffled gradient, read as the low-resolution channels it came from.
+Source gradient_source(const Geometry& g, const TensorView& grad, const ShuffledRows& rows, SourceTables& tables) {
+  const Strides& s = grad.stride;
+  for (const Phase& p : rows.order.phase) {
+    const int64_t i = p.i - g.crop_top, j = p.j - g.crop_left;
+    tables.offset.push_back(p.c * s.c + i * s.h + j * s.w);
+    tables.row.push_back(static_cast<int32_t>(i));
+    tables.col.push_back(static_cast<int32_t>(j));
+  }
+  return {grad.data, s.n, g.r_h * s.h, g.r_w * s.w, tables.offset.data(), tables.row.data(), tables.col.data(),
+          g.r_h, g.r_w, g.out_h, g.out_w, std::max<int64_t>(rows.run, 1)};
+}
+
+Window forward_window(const Geometry& g) {
+  return {g.batch, g.groups, g.in_channels / g.groups, g.conv_h, g.conv_w, g.kernel_h, g.kernel_w,
+          g.stride_h, g.stride_w, g.dilation_h, g.dilation_w, g.pad_top, g.pad_left};
+}
+
+// The input gradient is a convolution of the low-resolution gradient with the kernel turned by 180 degrees.
+Window input_grad_window(const Geometry& g) {
+  return {g.batch, g.groups, g.conv_channels() / g.groups, g.in_h, g.in_w, g.kernel_h, g.kernel_w, 1, 1,
+          g.dilation_h, g.dilation_w, (g.kernel_h - 1) * g.dilation_h - g.pad_top,
+          (g.kernel_w - 1) * g.dilation_w - g.pad_left};
+}
+
+CpuProblem problem_of(const Window& w, int64_t rows, int64_t run, bool rows_dense) {
+  return {w.batch, w.groups, w.channels, rows, w.conv_h, w.conv_w, w.kernel_h, w.kernel_w,
+          w.stride_h, w.stride_w, w.dilation_h, w.dilation_w, run, rows_dense};
+}
+
+Filter::Dense density(const Strides& s, const Geometry& g) {
+  const int64_t taps = g.kernel_h * g.kernel_w, channels = g.in_channels / g.groups;
+  if ((g.kernel_w == 1 || s.w == 1) && (g.kernel_h == 1 || s.h == g.kernel_w) && (channels == 1 || s.c == taps))
+    return Filter::Dense::kAll;
+  return s.c == 1 ? Filter::Dense::kChannels : Filter::Dense::kNone;
+}
+
+std::vector<int64_t> multiples(int64_t n, int64_t step) {
+  std::vector<int64_t> v(static_cast<size_t>(n));
+  for (int64_t k = 0; k < n; ++k) v[static_cast<size_t>(k)] = k * step;
+  return v;
+}
+
+std::vector<int64_t> tap_table(const Geometry& g, const Strides& s, bool turned) {
+  std::vector<int64_t> taps;
+  for (int64_t a = 0; a < g.kernel_h; ++a)
+    for (int64_t b = 0; b < g.kernel_w; ++b)
+      taps.push_back((turned ? g.kernel_h - 1 - a : a) * s.h + (turned ? g.kernel_w - 1 - b : b) * s.w);
+  return taps;
+}
+
+bool rows_dense(const Strides& s, int64_t run, int64_t lanes) { return s.c == 1 && run >= lanes; }
+
+void run_shares(const CpuPlan& plan, const Pool& pool, const std::function<void(int64_t, int64_t)>& run) {
+  if (plan.items == 0) return;
+  if (plan.parallel && plan.items > 1)
+    pool.for_each_share(plan.items, run);
+  else
+    run(0, plan.items);
+}
+
+}  // namespace
+
+int32_t usable_isas() {
+  int32_t mask = 0;
+  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512})
+    if (kernels_of(isa)) mask |= 1 << static_cast<int32_t>(isa);
+  return mask;
+}
+
+Isa current_isa() { return chosen_isa().load(); }
+
+bool select_isa(Isa isa) {
+  if (!kernels_of(isa)) return false;
+  chosen_isa().store(isa);
+  return true;
+}
+
+int64_t l2_bytes() {
+  static const int64_t bytes = [] {
+    long found = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return found > 0 ? static_cast<int64_t>(found) : int64_t{512} << 10;  // unknown: what most have at least
+  }();
+  return bytes;
+}
+
+// Kept per thread while it is no larger than a strip and a filter panel in a large L2 cache; more than that only
+// extreme layers ask for, and it goes back to the system when something smaller comes.
+void* thread_scratch(size_t bytes) {
+  constexpr size_t kKept = size_t{4} << 20;
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  thread_local std::unique_ptr<void, Free> memory;
+  thread_local size_t size = 0;
+  if (bytes > size || (size > kKept && bytes <= kKept)) {
+    memory.reset();
+    size = (bytes + 4095) / 4096 * 4096;
+    memory.reset(std::aligned_alloc(64, size));
+    if (!memory) {
+      size = 0;
+      throw std::bad_alloc();
+    }
+  }
+  return memory.get();
+}
+
+void conv_forward(const ForwardArguments& a, const Pool& pool) {
+  const Geometry& g = a.geometry;
+  const Kernels& kernels = current();
+  const CpuTarget target = target_of(kernels, a.dtype, pool.threads);
+  const int64_t per_group = g.conv_channels() / g.groups;
+  const ShuffledRows rows = shuffled_rows(g, a.output.stride);
+  SourceTables tables;
+  ConvTask task{};
+  task.dtype = a.dtype;
+  task.window = forward_window(g);
+  task.source = input_source(g, a.input, tables);
+
+  const Strides& ws = a.weight.stride;
+  std::vector<int64_t> row_offset;
+  for (int64_t channel : rows.order.channel) row_offset.push_back(channel * ws.n);
+  // every group reads the same channels of its own rows
+  std::vector<int64_t> channel_offset;
+  for (int64_t c = 0; c < g.in_channels; ++c) channel_offset.push_back(c % task.window.channels * ws.c);
+  const std::vector<int64_t> taps = tap_table(g, ws, false);
+  task.filter = {a.weight.data, row_offset.data(), channel_offset.data(), taps.data(), density(ws, g)};
+
+  const bool dense = rows_dense(a.output.stride, rows.run, target.lanes);
+  task.dest = {const_cast<void*>(a.output.data), a.output.stride, rows.order.phase.data(), rows.order.channel.data(),
+               per_group, rows.run, dense, g.r_h, g.r_w, g.crop_top, g.crop_left, g.out_h, g.out_w};
+  const bool prelu_per_channel = a.prelu_size == g.channels && a.prelu_size > 1;
+  const bool prelu_per_row = !prelu_per_channel && a.prelu_size > 1;
+  task.epilogue = {a.bias, a.epilogue.activation, a.epilogue.negative_slope, a.epilogue.clamp_min,
+                   a.epilogue.clamp_max, a.prelu, prelu_per_channel, prelu_per_row, a.residual.data,
+                   a.epilogue.residual_kind, a.residual.stride};
+  task.plan = plan_cpu_conv(problem_of(task.window, per_group, rows.run, dense), target);
+  run_shares(task.plan, pool, [&](int64_t begin, int64_t end) { kernels.conv(task, begin, end); });
+}
+
+void conv_input_grad(const InputGradArguments& a, const Pool& pool) {
+  const Geometry& g = a.geometry;
+  const Kernels& kernels = current();
+  const CpuTarget target = target_of(kernels, a.dtype, pool.threads);
+  const int64_t per_group = g.in_channels / g.groups;
+  const ShuffledRows low = shuffled_rows(g, a.grad_output.stride);
+  SourceTables tables;
+  ConvTask task{};
+  task.dtype = a.dtype;
+  task.window = input_grad_window(g);
+  task.source = gradient_source(g, a.grad_output, low, tables);
+
+  const Strides& ws = a.weight.stride;
+  std::vector<int64_t> row_offset, channel_offset;
+  for (int64_t c = 0; c < g.in_channels; ++c) row_offset.push_back(c % per_group * ws.c);
+  for (int64_t channel : low.order.channel) channel_offset.push_back(channel * ws.n);
+  const std::vector<int64_t> taps = tap_table(g, ws, true);
+  task.filter = {a.weight.data, row_offset.data(), channel_offset.data(), taps.data(), Filter::Dense::kNone};
+
+  // rows are the input's channels, written without a shuffle
+  const std::vector<int64_t> channel = multiples(g.in_channels, 1);
+  std::vector<Phase> phase;
+  for (int64_t c = 0; c < g.in_channels; ++c) phase.push_back({c, 0, 0});
+  const Strides& s = a.grad_input.stride;
+  const int64_t run = checked_run(s.w, 0, phase, per_group, [&](const Phase& p) { return p.c * s.c; });
+  const bool dense = rows_dense(s, run, target.lanes);
+  task.dest = {const_cast<void*>(a.grad_input.data), s, phase.data(), channel.data(), per_group, run, dense,
+               1, 1, 0, 0, g.in_h, g.in_w};
+  const double inf = __builtin_inf();
+  task.epilogue = {nullptr, Activation::kNone, 0.0, -inf, inf, nullptr, 0, 0, nullptr, ResidualKind::kNone, {}};
+  task.plan = plan_cpu_conv(problem_of(task.window, per_group, run, dense), target);
+  run_shares(task.plan, pool, [&](int64_t begin, int64_t end) { kernels.conv(task, begin, end); });
+}
+
+namespace {
+CpuPlan weight_grad_plan(const Geometry& g, DType dtype, const Kernels& kernels, int threads) {
+  return plan_cpu_weight_grad(problem_of(forward_window(g), g.conv_channels() / g.groups, 0, false),
+                              target_of(kernels, dtype, threads));
+}
+int64_t weight_grad_slots(const CpuPlan& plan, int threads) {
+  return plan.parallel ? std::clamp<int64_t>(threads, 1, std::max<int64_t>(plan.items, 1)) : 1;
+}
+int64_t weight_grad_row(const Geometry& g) { return g.in_channels / g.groups * g.kernel_h * g.kernel_w + 1; }
+}  // namespace
+
+int64_t weight_grad_scratch(const WeightGradArguments& a, const Pool& pool) {
+  const CpuPlan plan = weight_grad_plan(a.geometry, a.dtype, current(), pool.threads);
+  return weight_grad_slots(plan, pool.threads) * a.geometry.conv_channels() * weight_grad_row(a.geometry) *
+         compute_bytes(a.dtype);
+}
+
+void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Pool& pool) {
+  const Geometry& g = a.geometry;
+  const Kernels& kernels = current();
+  const ShuffledRows low = shuffled_rows(g, a.grad_output.stride);
+  SourceTables in_tables, grad_tables;
+  WeightGradTask task{};
+  task.dtype = a.dtype;
+  task.window = forward_window(g);
+  task.input = input_source(g, a.input, in_tables);
+  task.gradient = gradient_source(g, a.grad_output, low, grad_tables);
+  task.rows = g.conv_channels() / g.groups;
+  task.plan = weight_grad_plan(g, a.dtype, kernels, pool.threads);
+  task.slots = weight_grad_slots(task.plan, pool.threads);
+  task.partial = scratch;
+  task.row_channel = low.order.channel.data();
+  task.grad_weight = a.grad_weight;
+  task.grad_bias = a.grad_bias;
+  // Fixed shares, one slot each: the sums, and so the result, do not depend on which thread came first.
+  const auto run_slots = [&](int64_t begin, int64_t end) {
+    for (int64_t slot = begin; slot < end; ++slot)
+      kernels.weight_grad(task, slot, task.plan.items * slot / task.slots, task.plan.items * (slot + 1) / task.slots);
+  };
+  if (task.slots > 1)
+    pool.for_each_share(task.slots, run_slots);
+  else
+    run_slots(0, task.slots);
+  kernels.finish_weight_grad(task);
+}
+
+CpuPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last, int threads) {
+  const Kernels& kernels = current();
+  const CpuTarget target = target_of(kernels, dtype, threads);
+  if (pass == Pass::kWeightGrad) return weight_grad_plan(g, dtype, kernels, threads);
+  if (pass == Pass::kInputGrad) {
+    const int64_t rows = g.in_channels / g.groups, run = channels_last ? (g.groups == 1 ? g.in_channels : 0) : 1;
+    return plan_cpu_conv(problem_of(input_grad_window(g), rows, run, channels_last && run >= target.lanes), target);
+  }
+  const int64_t h = g.out_h, w = g.out_w, c = g.channels;
+  const Strides s = channels_last ? Strides{h * w * c, 1, w * c, c} : Strides{h * w * c, h * w, w, 1};
+  const int64_t run = shuffled_rows(g, s).run;
+  return plan_cpu_conv(problem_of(forward_window(g), g.conv_channels() / g.groups, run,
+                                  rows_dense(s, run, target.lanes)), target);
+}
+
+}  // namespace fused_subpixel::cpu

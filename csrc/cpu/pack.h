@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Packing: a zero-padded strip of the source, widened to the arithmetic type and laid out
+// [image][channel][row][stride phase][column], and the filter laid out [channel][tap][row of the tile].
+// Whatever layout the tensors have - NCHW, channels_last, a shuffled gradient, any view - ends here.
+// Included by kernels.cpp only.
+#pragma once
+
+#include "task.h"
+#include "vec.h"
+
+namespace fused_subpixel::cpu::FS_ISA {
+
+FS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }  // b > 0, a > -b
+FS_INLINE int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+template <class T>
+FS_INLINE T smaller(T a, T b) { return a < b ? a : b; }
+template <class T>
+FS_INLINE T larger(T a, T b) { return a > b ? a : b; }
+
+// One row of `run` channels: columns col0 .. col0 + n - 1 into to[q * channel_step + x]. `from` points at column 0.
+template <class T>
+void pack_row(const Source& source, const T* from, const int32_t* channel_col, int64_t run, int64_t col0,
+              int64_t col_step, int64_t n, Compute<T>* to, int64_t channel_step) {
+  using S = Compute<T>;
+  constexpr int L = kLanes<S>;
+  const auto scalar = [&](int64_t x_begin, int64_t x_end) {
+    for (int64_t q = 0; q < run; ++q) {
+      for (int64_t x = x_begin; x < x_end; ++x) {
+        const int64_t col = col0 + x * col_step, fine = col * source.col_scale + channel_col[q];
+        to[q * channel_step + x] =
+            fine >= 0 && fine < source.fine_w ? S(widen(from[q + col * source.col_stride])) : S(0);
+      }
+    }
+  };
+  if (col_step != 1) return scalar(0, n);
+  // columns in which every channel of the run exists
+  int64_t lo = 0, hi = n;
+  for (int64_t q = 0; q < run; q += larger<int64_t>(run - 1, 1)) {  // channel_col rises along a run: ends suffice
+    lo = larger(lo, -floor_div(channel_col[q], source.col_scale) - col0);
+    hi = smaller(hi, floor_div(source.fine_w - 1 - channel_col[q], source.col_scale) + 1 - col0);
+  }
+  lo = smaller(lo, n), hi = larger(hi, lo);
+  if (hi - lo < L) return scalar(0, n);
+  scalar(0, lo);
+  scalar(hi, n);
+  const T* const first = from + col0 * source.col_stride;  // column 0 of the strip
+
+  const bool in_registers = source.col_stride == run && with_register_run(run, [&](auto m) {
+    constexpr int M = decltype(m)::value;
+    for (int64_t x = lo; x < hi; x = x + 2 * L > hi && x + L < hi ? hi - L : x + L) {
+      Vec<S> v[M];
+      FS_UNROLL
+      for (int q = 0; q < M; ++q) v[q] = load_widened<T>(first + x * M + q * L);
+      deinterleave<S, M>(v);
+      FS_UNROLL
+      for (int q = 0; q < M; ++q) store<S>(to + q * channel_step + x, v[q]);
+    }
+  });
+  if (in_registers) return;
+  if (run < L) return scalar(lo, hi);
+  // Square transpositions; the last block of either direction overlaps the one before.
+  for (int64_t x = lo; x < hi; x = x + 2 * L > hi && x + L < hi ? hi - L : x + L) {
+    for (int64_t q = 0; q < run; q = q + 2 * L > run && q + L < run ? run - L : q + L) {
+      Vec<S> v[L];
+      FS_UNROLL
+      for (int l = 0; l < L; ++l) v[l] = load_widened<T>(first + q + (x + l) * source.col_stride);
+      transpose<S>(v);
+      FS_UNROLL
+      for (int l = 0; l < L; ++l) store<S>(to + (q + l) * channel_step + x, v[l]);
+    }
+  }
+}
+
+// The strip of `images` images and all channels of group g for the block whose first output pixel is (h0, w0).
+template <class T>
+void pack_strip(const Source& source, const Window& window, const StripShape& shape, int64_t g, int64_t n0,
+                int64_t images, int64_t h0, int64_t w0, Compute<T>* strip) {
+  using S = Compute<T>;
+  const T* data = static_cast<const T*>(source.data);
+  const int64_t run = source.run;
+  for (int64_t n = 0; n < images; ++n) {
+    for (int64_t y = 0; y < shape.rows; ++y) {
+      const int64_t row = h0 * window.stride_h - window.pad_top + y;
+      for (int64_t k = 0; k < window.channels; k += run) {
+        const int64_t first = g * window.channels + k;
+        S* to = strip + n * shape.image_step + k * shape.channel_step + y * shape.row_step;
+        const int64_t fine = row * source.row_scale + source.channel_row[first];
+        if (fine < 0 || fine >= source.fine_h) {
+          for (int64_t q = 0; q < run; ++q)
+            std::memset(to + q * shape.channel_step, 0, sizeof(S) * static_cast<size_t>(shape.row_step));
+          continue;
+        }
+        const T* from = data + (n0 + n) * source.batch_stride + source.channel_offset[first] + row * source.row_stride;
+        for (int64_t phase = 0; phase < shape.phases; ++phase)
+          pack_row<T>(source, from, source.channel_col + first, run,
+                      w0 * window.stride_w - window.pad_left + phase, window.stride_w, shape.phase_columns,
+                      to + phase * shape.phase_columns, shape.channel_step);
+      }
+    }
+  }
+}
+
+// Rows first .. first + valid - 1 of the filter into packed[k * rows + t]; rows past `valid` become zero.
+template <class T>
+void pack_filter(const Filter& filter, const Window& window, int64_t g, int64_t first, int64_t valid, int64_t rows,
+                 Compute<T>* packed) {
+  using S = Compute<T>;
+  constexpr int L = kLanes<S>;
+  const T* data = static_cast<const T*>(filter.data);
+  const int64_t* channel = filter.channel_offset + g * window.channels;
+  const int64_t taps = window.taps();
+  if (filter.dense != Filter::Dense::kNone && rows % L == 0 && valid == rows) {
+    const bool all = filter.dense == Filter::Dense::kAll;
+    const int64_t n = all ? window.channels * taps : window.channels;
+    if (n >= L) {
+      const int64_t step = all ? rows : rows * taps;
+      for (int64_t tap = 0; tap < (all ? 1 : taps); ++tap) {
+        const T* from = data + channel[0] + filter.tap_offset[tap];
+        S* to = packed + tap * rows;
+        for (int64_t t = 0; t < rows; t += L) {
+          for (int64_t k = 0; k < n; k = k + 2 * L > n && k + L < n ? n - L : k + L) {
+            Vec<S> v[L];
+            FS_UNROLL
+            for (int l = 0; l < L; ++l) v[l] = load_widened<T>(from + filter.row_offset[first + t + l] + k);
+            transpose<S>(v);
+            FS_UNROLL
+            for (int l = 0; l < L; ++l) store<S>(to + (k + l) * step + t, v[l]);
+          }
+        }
+      }
+      return;
+    }
+  }
+  for (int64_t t = 0; t < rows; ++t) {
+    for (int64_t c = 0; c < window.channels; ++c) {
+      for (int64_t tap = 0; tap < taps; ++tap)
+        packed[(c * taps + tap) * rows + t] =
+            t < valid ? S(widen(data[filter.row_offset[first + t] + channel[c] + filter.tap_offset[tap]])) : S(0);
+    }
+  }
+}
+
+}  // namespace fused_subpixel::cpu::FS_ISA

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// From a tile's sums to the output: bias, activation, residual and clamp in registers, then the shuffled, cropped
+// store. Sums arrive in one of two forms: planar (lanes are neighbouring pixels of one row) or row-major (lanes are
+// neighbouring rows of one pixel). Included by kernels.cpp only.
+#pragma once
+
+#include "pack.h"
+
+namespace fused_subpixel::cpu::FS_ISA {
+
+// Neighbouring low-resolution pixels (n, h, w .. w + count - 1), count <= lanes.
+struct PixelVector {
+  int64_t n, h, w;
+  int count;
+};
+
+// Per-row constants of one group, gathered once per call so that the store loops only add and load.
+template <class S>
+struct RowTable {
+  int64_t rows;
+  const int64_t* dest;      // element offset of the row's pixel (0, 0) in the output, crop subtracted
+  const int64_t* residual;  // the same in the residual
+  const int32_t* fine_row;  // i - crop_top
+  const int32_t* fine_col;  // j - crop_left
+  const S* bias;
+  const S* slope;
+};
+
+template <class S>
+FS_INLINE Vec<S> map_lanes(Vec<S> v, S (*f)(S)) {
+  S part[kLanes<S>];
+  store<S>(part, v);
+  for (int l = 0; l < kLanes<S>; ++l) part[l] = f(part[l]);
+  return load<S>(part);
+}
+
+// Builtins rather than <cmath>: std:: overloads are inline functions that would leak out of this instruction set.
+FS_INLINE float exp_of(float x) { return __builtin_expf(x); }
+FS_INLINE double exp_of(double x) { return __builtin_exp(x); }
+FS_INLINE float erf_of(float x) { return __builtin_erff(x); }
+FS_INLINE double erf_of(double x) { return __builtin_erf(x); }
+FS_INLINE float tanh_of(float x) { return __builtin_tanhf(x); }
+FS_INLINE double tanh_of(double x) { return __builtin_tanh(x); }
+
+// NaN stays NaN in every branch, as in PyTorch.
+template <class S>
+FS_INLINE Vec<S> activate(Activation activation, Vec<S> v, Vec<S> slope) {
+  switch (activation) {
+    case Activation::kNone: return v;
+    case Activation::kReLU: return v < Vec<S>{} ? Vec<S>{} : v;
+    case Activation::kLeakyReLU:
+    case Activation::kPReLU: return v > Vec<S>{} ? v : v * slope;
+    case Activation::kSiLU: return map_lanes<S>(v, [](S x) { return x / (S(1) + exp_of(-x)); });
+    case Activation::kGELU:
+      return map_lanes<S>(v, [](S x) { return x * S(0.5) * (S(1) + erf_of(x * S(0.70710678118654752440))); });
+    case Activation::kTanh: return map_lanes<S>(v, [](S x) { return tanh_of(x); });
+    case Activation::kSigmoid: return map_lanes<S>(v, [](S x) { return S(1) / (S(1) + exp_of(-x)); });
+  }
+  return v;
+}
+
+template <class T>
+struct Store {
+  using S = Compute<T>;
+  static constexpr int L = kLanes<S>;
+  const Destination& dest;
+  const TaskEpilogue& epilogue;
+  RowTable<S> table;
+  Vec<S> clamp_min, clamp_max;
+  int64_t residual_row, residual_col;  // residual elements per low-resolution row, column
+  bool clamped;
+
+  Store(const Destination& d, const TaskEpilogue& e) : dest(d), epilogue(e), table{} {
+    clamp_min = splat<S>(static_cast<S>(e.clamp_min)), clamp_max = splat<S>(static_cast<S>(e.clamp_max));
+    clamped = e.clamp_min > -__builtin_inf() || e.clamp_max < __builtin_inf();
+    const bool high = e.residual_kind == ResidualKind::kHighRes;
+    residual_row = e.residual_stride.h * (high ? d.r_h : 1);
+    residual_col = e.residual_stride.w * (high ? d.r_w : 1);
+  }
+
+  FS_INLINE Vec<S> finish(Vec<S> v, Vec<S> bias, Vec<S> slope) const { return activate<S>(epilogue.activation, v + bias, slope); }
+  FS_INLINE Vec<S> clamp(Vec<S> v) const {
+    if (!clamped) return v;
+    v = v < clamp_min ? clamp_min : v;
+    return v > clamp_max ? clamp_max : v;
+  }
+  FS_INLINE bool row_inside(const PixelVector& p, int64_t row) const {
+    const int64_t y = p.h * dest.r_h + table.fine_row[row];
+    return y >= 0 && y < dest.out_h;
+  }
+  FS_INLINE bool col_inside(int64_t w, int64_t row) const {
+    const int64_t x = w * dest.r_w + table.fine_col[row];
+    return x >= 0 && x < dest.out_w;
+  }
+  FS_INLINE bool cell_inside(int64_t w) const {  // all r_w columns of a low-resolution pixel
+    const int64_t x = w * dest.r_w - dest.crop_left;
+    return x >= 0 && x + dest.r_w <= dest.out_w;
+  }
+  FS_INLINE int64_t dest_pixel(const PixelVector& p) const {
+    return p.n * dest.stride.n + p.h * dest.r_h * dest.stride.h + p.w * dest.r_w * dest.stride.w;
+  }
+  FS_INLINE int64_t residual_pixel(const PixelVector& p) const {
+    return p.n * epilogue.residual_stride.n + p.h * residual_row + p.w * residual_col;
+  }
+
+  // Planar epilogue of one row; lanes past count, or cropped, are never read from the residual.
+  FS_INLINE Vec<S> planar(Vec<S> sum, const PixelVector& p, int64_t row) const {
+    Vec<S> v = finish(sum, splat<S>(table.bias[row]), splat<S>(table.slope[row]));
+    if (epilogue.residual) {
+      const T* from = static_cast<const T*>(epilogue.residual) + residual_pixel(p) + table.residual[row];
+      const bool high = epilogue.residual_kind == ResidualKind::kHighRes;
+      if (residual_col == 1 && p.count == L && (!high || (cell_inside(p.w) && cell_inside(p.w + L - 1)))) {
+        v += load_widened<T>(from);
+      } else {
+        S part[L] = {};
+        for (int l = 0; l < p.count; ++l)
+          if (!high || col_inside(p.w + l, row)) part[l] = widen(from[l * residual_col]);
+        v += load<S>(part);
+      }
+    }
+    return clamp(v);
+  }
+
+  // sums[row * row_step + v * L + lane], rows first_row .. first_row + rows - 1 of the group.
+  void store_planar(const S* sums, int64_t row_step, int64_t first_row, int64_t rows, const PixelVector* pixels,
+                    int vectors) const {
+    const int64_t run = dest.run, end = first_row + rows;
+    for (int v = 0; v < vectors; ++v) {
+      const PixelVector& p = pixels[v];
+      const S* from = sums + v * L;
+      for (int64_t row = first_row; row < end;) {
+        const bool whole = run > 0 && row % run == 0 && row + run <= end;
+        const S* sum = from + (row - first_row) * row_step;
+        if (!row_inside(p, row)) {
+          row += whole ? run : 1;
+        } else if (whole && store_run(sum, row_step, row, p)) {
+          row += run;
+        } else {
+          store_row(sum, row, p);
+          ++row;
+        }
+      }
+    }
+  }
+
+  // One run: rows interleave into count * run consecutive elements of the output.
+  bool store_run(const S* sum, int64_t row_step, int64_t row, const PixelVector& p) const {
+    return with_register_run(dest.run, [&](auto m) {
+      constexpr int M = decltype(m)::value;
+      Vec<S> v[M];
+      FS_UNROLL
+      for (int q = 0; q < M; ++q) v[q] = planar(load<S>(sum + q * row_step), p, row + q);
+      interleave<S, M>(v);
+      T* to = static_cast<T*>(dest.data) + dest_pixel(p) + table.dest[row];
+      if (p.count == L && cell_inside(p.w) && cell_inside(p.w + L - 1)) {
+        FS_UNROLL
+        for (int q = 0; q < M; ++q) store_narrowed<T>(to + q * L, v[q]);
+      } else {  // the part of the run that lies in the window
+        T part[M * L];
+        FS_UNROLL
+        for (int q = 0; q < M; ++q) store_narrowed<T>(part + q * L, v[q]);
+        const int64_t x = p.w * dest.r_w - dest.crop_left, per_col = M / dest.r_w;
+        const int64_t lo = larger<int64_t>(0, -x) * per_col;
+        const int64_t hi = smaller<int64_t>(p.count * dest.r_w, dest.out_w - x) * per_col;
+        copy(part, to, lo, hi);
+      }
+    });
+  }
+
+  // Short ragged copies: whole vectors, the last one overlapping.
+  static FS_INLINE void copy(const T* from, T* to, int64_t lo, int64_t hi) {
+    constexpr int64_t n = L;
+    if (hi - lo < n) {
+      for (int64_t e = lo; e < hi; ++e) to[e] = from[e];
+      return;
+    }
+    for (int64_t e = lo; e < hi; e = e + 2 * n > hi && e + n < hi ? hi - n : e + n)
+      std::memcpy(to + e, from + e, sizeof(T) * n);
+  }
+
+  void store_row(const S* sum, int64_t row, const PixelVector& p) const {
+    S part[L];
+    store<S>(part, planar(load<S>(sum), p, row));
+    T* to = static_cast<T*>(dest.data) + dest_pixel(p) + table.dest[row];
+    const int64_t step = dest.r_w * dest.stride.w;
+    for (int l = 0; l < p.count; ++l)
+      if (col_inside(p.w + l, row)) to[l * step] = narrow<T>(part[l]);
+  }
+
+  // Row-major sums of one pixel (a PixelVector of count 1), sums[row - first_row].
+  void store_pixel(const S* sums, int64_t first_row, int64_t rows, const PixelVector& p) const {
+    T* to = static_cast<T*>(dest.data) + dest_pixel(p);
+    const T* from = static_cast<const T*>(epilogue.residual) + (epilogue.residual ? residual_pixel(p) : 0);
+    const bool inside = cell_inside(p.w);
+    const bool high = epilogue.residual_kind == ResidualKind::kHighRes;
+    for (int64_t row = first_row; row < first_row + rows; row += L) {
+      const int n = static_cast<int>(smaller<int64_t>(L, first_row + rows - row));
+      Vec<S> v = finish(load<S>(sums + row - first_row), load<S>(table.bias + row), load<S>(table.slope + row));
+      // one store if the whole vector stays within a run that lies in the window
+      const bool dense = n == L && inside && dest.run > 0 && row / dest.run == (row + L - 1) / dest.run;
+      if (dense && !row_inside(p, row)) continue;
+      if (epilogue.residual) {
+        // with channels side by side the two ends tell: any step in between would show in their distance
+        const bool side_by_side =
+            epilogue.residual_stride.c == 1 && epilogue.residual_kind != ResidualKind::kLowRes;
+        if (dense && side_by_side && table.residual[row + L - 1] - table.residual[row] == L - 1) {
+          v += load_widened<T>(from + table.residual[row]);
+        } else {
+          S part[L] = {};
+          for (int l = 0; l < n; ++l)
+            if (!high || (row_inside(p, row + l) && col_inside(p.w, row + l)))
+              part[l] = widen(from[table.residual[row + l]]);
+          v += load<S>(part);
+        }
+      }
+      v = clamp(v);
+      if (dense) {
+        store_narrowed<T>(to + table.dest[row], v);
+      } else {
+        S part[L];
+        store<S>(part, v);
+        for (int l = 0; l < n; ++l)
+          if (row_inside(p, row + l) && col_inside(p.w, row + l)) to[table.dest[row + l]] = narrow<T>(part[l]);
+      }
+    }
+  }
+};
+
+}  // namespace fused_subpixel::cpu::FS_ISA

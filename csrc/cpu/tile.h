@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The register tiles: the only loops that count. Each runs over k = (channel, tap) of one group and leaves its sums
+// in a small buffer; bias, activation and the shuffle follow in store.h. Included by kernels.cpp only.
+//
+//   pixel_tile<T, V>    T rows x V vectors of neighbouring pixels; weights are broadcast.  buffer[T][V][lanes]
+//   channel_tile<P, NV> P neighbouring pixels x NV vectors of rows; pixels are broadcast.  buffer[P][NV][lanes]
+//   gradient_tile<T, V> T rows x V (channel, tap) columns, summed over pixel vectors.      buffer[T][V]
+#pragma once
+
+#include "vec.h"
+
+namespace fused_subpixel::cpu::FS_ISA {
+
+// Strip addressing: value of (pixel p, channel c, tap t) is at strip[p + c * channel_step + tap[t]].
+struct StripMap {
+  const int64_t* tap;
+  int64_t taps, channels, channel_step;
+};
+
+// Filter is packed [channels * taps][T]; registers: T * V sums, V pixel vectors, one broadcast.
+template <class S, int T, int V>
+void pixel_tile(const S* filter, const S* const* pixels, const StripMap& map, S* buffer) {
+  Vec<S> sum[T][V];
+  FS_UNROLL
+  for (int t = 0; t < T; ++t) {
+    FS_UNROLL
+    for (int v = 0; v < V; ++v) sum[t][v] = Vec<S>{};
+  }
+  const S* p[V];
+  FS_UNROLL
+  for (int v = 0; v < V; ++v) p[v] = pixels[v];
+  for (int64_t c = 0; c < map.channels; ++c) {
+    for (int64_t k = 0; k < map.taps; ++k) {
+      const int64_t tap = map.tap[k];
+      Vec<S> x[V];
+      FS_UNROLL
+      for (int v = 0; v < V; ++v) x[v] = load<S>(p[v] + tap);
+      FS_UNROLL
+      for (int t = 0; t < T; ++t) {
+        const Vec<S> w = splat<S>(filter[t]);
+        FS_UNROLL
+        for (int v = 0; v < V; ++v) sum[t][v] += w * x[v];
+      }
+      filter += T;
+    }
+    FS_UNROLL
+    for (int v = 0; v < V; ++v) p[v] += map.channel_step;
+  }
+  FS_UNROLL
+  for (int t = 0; t < T; ++t) {
+    FS_UNROLL
+    for (int v = 0; v < V; ++v) store<S>(buffer + (t * V + v) * kLanes<S>, sum[t][v]);
+  }
+}
+
+// Filter is packed [channels * taps][NV * lanes]; registers: P * NV sums, NV filter vectors, one broadcast.
+template <class S, int P, int NV>
+void channel_tile(const S* filter, const S* pixels, const StripMap& map, S* buffer) {
+  Vec<S> sum[P][NV];
+  FS_UNROLL
+  for (int p = 0; p < P; ++p) {
+    FS_UNROLL
+    for (int v = 0; v < NV; ++v) sum[p][v] = Vec<S>{};
+  }
+  for (int64_t c = 0; c < map.channels; ++c) {
+    for (int64_t k = 0; k < map.taps; ++k) {
+      const S* x = pixels + map.tap[k];
+      Vec<S> w[NV];
+      FS_UNROLL
+      for (int v = 0; v < NV; ++v) w[v] = load<S>(filter + v * kLanes<S>);
+      FS_UNROLL
+      for (int p = 0; p < P; ++p) {
+        const Vec<S> b = splat<S>(x[p]);
+        FS_UNROLL
+        for (int v = 0; v < NV; ++v) sum[p][v] += b * w[v];
+      }
+      filter += NV * kLanes<S>;
+    }
+    pixels += map.channel_step;
+  }
+  FS_UNROLL
+  for (int p = 0; p < P; ++p) {
+    FS_UNROLL
+    for (int v = 0; v < NV; ++v) store<S>(buffer + (p * NV + v) * kLanes<S>, sum[p][v]);
+  }
+}
+
+template <class S>
+FS_INLINE S horizontal_sum(Vec<S> v) {
+  S part[kLanes<S>];
+  store<S>(part, v);
+  FS_UNROLL
+  for (int half = kLanes<S> / 2; half > 0; half /= 2) {
+    FS_UNROLL
+    for (int l = 0; l < half; ++l) part[l] += part[l + half];
+  }
+  return part[0];
+}
+
+// Adds sum over pixel vectors of gradient[t] * input[v] to buffer[t * row_step + v] (V columns side by side).
+// gradient: T rows, gradient_step apart; both strips share the vector offsets `at_gradient`, `at_input`.
+template <class S, int T, int V>
+void gradient_tile(const S* gradient, int64_t gradient_step, const S* const* input, const int32_t* at_gradient,
+                   const int32_t* at_input, int64_t vectors, int columns, S* out, int64_t row_step) {
+  Vec<S> sum[T][V];
+  FS_UNROLL
+  for (int t = 0; t < T; ++t) {
+    FS_UNROLL
+    for (int v = 0; v < V; ++v) sum[t][v] = Vec<S>{};
+  }
+  const S* column[V];
+  FS_UNROLL
+  for (int v = 0; v < V; ++v) column[v] = input[v];
+  for (int64_t n = 0; n < vectors; ++n) {
+    const S* g = gradient + at_gradient[n];
+    Vec<S> x[V];
+    FS_UNROLL
+    for (int v = 0; v < V; ++v) x[v] = load<S>(column[v] + at_input[n]);
+    FS_UNROLL
+    for (int t = 0; t < T; ++t) {
+      const Vec<S> b = load<S>(g + t * gradient_step);
+      FS_UNROLL
+      for (int v = 0; v < V; ++v) sum[t][v] += b * x[v];
+    }
+  }
+  FS_UNROLL
+  for (int t = 0; t < T; ++t) {
+    FS_UNROLL
+    for (int v = 0; v < V; ++v)
+      if (v < columns) out[t * row_step + v] += horizontal_sum<S>(sum[t][v]);
+  }
+}
+
+// ---- tables: tile height -> function -----------------------------------------------------------------------------
+template <class S>
+using PixelTile = void (*)(const S*, const S* const*, const StripMap&, S*);
+template <class S>
+using ChannelTile = void (*)(const S*, const S*, const StripMap&, S*);
+template <class S>
+using GradientTile = void (*)(const S*, int64_t, const S* const*, const int32_t*, const int32_t*, int64_t, int, S*,
+                              int64_t);
+
+template <class S>
+PixelTile<S> pixel_tile_of(int rows) {
+  switch (rows) {
+#define FS_CASE(T) \
+  case T: return &pixel_tile<S, T, pixel_vectors(T, kRegisters)>;
+    FS_CASE(1) FS_CASE(2) FS_CASE(3) FS_CASE(4) FS_CASE(5) FS_CASE(6) FS_CASE(8) FS_CASE(9) FS_CASE(12)
+#undef FS_CASE
+  }
+  return nullptr;
+}
+
+template <class S>
+GradientTile<S> gradient_tile_of(int rows) {
+  switch (rows) {
+#define FS_CASE(T) \
+  case T: return &gradient_tile<S, T, gradient_columns(T, kRegisters)>;
+    FS_CASE(1) FS_CASE(2) FS_CASE(3) FS_CASE(4) FS_CASE(5) FS_CASE(6) FS_CASE(8) FS_CASE(9) FS_CASE(12)
+#undef FS_CASE
+  }
+  return nullptr;
+}
+
+template <class S, int NV, int... P>
+ChannelTile<S> channel_tile_from(int pixels, std::integer_sequence<int, P...>) {
+  static constexpr ChannelTile<S> table[] = {&channel_tile<S, P + 1, NV>...};
+  return table[pixels - 1];
+}
+template <class S>
+ChannelTile<S> channel_tile_of(int pixels, int vectors) {
+  switch (vectors) {
+    case 1: return channel_tile_from<S, 1>(pixels, std::make_integer_sequence<int, channel_pixels(1, kRegisters)>{});
+    case 2: return channel_tile_from<S, 2>(pixels, std::make_integer_sequence<int, channel_pixels(2, kRegisters)>{});
+    case 3: return channel_tile_from<S, 3>(pixels, std::make_integer_sequence<int, channel_pixels(3, kRegisters)>{});
+    case 4: return channel_tile_from<S, 4>(pixels, std::make_integer_sequence<int, channel_pixels(4, kRegisters)>{});
+  }
+  return nullptr;
+}
+
+}  // namespace fused_subpixel::cpu::FS_ISA

@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Vectors of the instruction set this translation unit is compiled for, through the vector extensions that g++ and
+// clang++ share: one source for AVX-512, AVX2 and whatever else the target has. Included by kernels.cpp only.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#define FS_INLINE inline __attribute__((always_inline))
+#define FS_PRAGMA(x) _Pragma(#x)
+#if defined(__clang__)
+#define FS_UNROLL FS_PRAGMA(clang loop unroll(full))
+#else
+#define FS_UNROLL FS_PRAGMA(GCC unroll 64)
+#endif
+
+namespace fused_subpixel::cpu::FS_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16, kRegisters = 32;
+#else
+constexpr int kVectorBytes = 16, kRegisters = 16;
+#endif
+
+template <class S>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef float unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+};
+template <>
+struct VecOf<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef double unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+};
+template <class S>
+using Vec = typename VecOf<S>::type;
+template <class S>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(S));
+
+template <class S>
+FS_INLINE Vec<S> load(const S* p) {
+  return *reinterpret_cast<const typename VecOf<S>::unaligned*>(p);
+}
+template <class S>
+FS_INLINE void store(S* p, Vec<S> v) {
+  *reinterpret_cast<typename VecOf<S>::unaligned*>(p) = v;
+}
+// x - 0 is x, also for -0: compiles to one broadcast ({} + x would be an addition)
+template <class S>
+FS_INLINE Vec<S> splat(S x) {
+  return x - Vec<S>{};
+}
+
+// ---- half types: storage only, arithmetic is in float ----------------------------------------------------------
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <class To, class From>
+FS_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+FS_INLINE float widen(float x) { return x; }
+FS_INLINE double widen(double x) { return x; }
+FS_INLINE float widen(BFloat16 x) { return bit_cast<float>(uint32_t{x.bits} << 16); }
+FS_INLINE float widen(Float16 x) {
+#if defined(__F16C__)
+  return _cvtsh_ss(x.bits);
+#else
+  const uint32_t sign = uint32_t{x.bits & 0x8000u} << 16, body = x.bits & 0x7fffu;
+  if (body >= 0x7c00u) return bit_cast<float>(sign | 0x7f800000u | (body & 0x3ffu) << 13);  // inf, nan
+  // exponents meet after scaling by 2^112, which also normalises subnormals exactly
+  return bit_cast<float>(sign | bit_cast<uint32_t>(bit_cast<float>(body << 13) * 0x1p112f));
+#endif
+}
+
+template <class T>
+FS_INLINE T narrow(double x);
+template <class T>
+FS_INLINE T narrow(float x);
+template <>
+FS_INLINE double narrow<double>(double x) {
+  return x;
+}
+template <>
+FS_INLINE float narrow<float>(float x) {
+  return x;
+}
+template <>
+FS_INLINE BFloat16 narrow<BFloat16>(float x) {  // round to nearest even
+  const uint32_t u = bit_cast<uint32_t>(x);
+  if (x != x) return {static_cast<uint16_t>(u >> 16 | 0x40u)};
+  return {static_cast<uint16_t>((u + 0x7fffu + (u >> 16 & 1u)) >> 16)};
+}
+template <>
+FS_INLINE Float16 narrow<Float16>(float x) {
+#if defined(__F16C__)
+  return {static_cast<uint16_t>(_cvtss_sh(x, 0))};
+#else
+  const uint32_t u = bit_cast<uint32_t>(x), sign = u >> 16 & 0x8000u, body = u & 0x7fffffffu;
+  if (body > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
+  if (body >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // rounds past 65504
+  if (body < 0x38800000u) {  // subnormal: adding 0.5 lets the float unit round at the right bit
+    const uint32_t sub = bit_cast<uint32_t>(bit_cast<float>(body) + 0.5f) - 0x3f000000u;
+    return {static_cast<uint16_t>(sign | sub)};
+  }
+  return {static_cast<uint16_t>(sign | (body - 0x38000000u + 0xfffu + (body >> 13 & 1u)) >> 13)};
+#endif
+}
+
+// Storage type T is computed in type Compute<T>.
+template <class T>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+template <class T>
+using Compute = typename ComputeOf<T>::type;
+
+template <class T>
+FS_INLINE Vec<Compute<T>> load_widened(const T* p) {
+  using S = Compute<T>;
+  if constexpr (sizeof(T) == sizeof(S)) {
+    return load<S>(reinterpret_cast<const S*>(p));
+  } else {
+#if defined(__AVX512F__)
+    const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    if constexpr (__is_same(T, Float16)) return Vec<S>(_mm512_cvtph_ps(h));
+    return bit_cast<Vec<S>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+#elif defined(__AVX2__)
+    const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    if constexpr (__is_same(T, Float16)) return Vec<S>(_mm256_cvtph_ps(h));
+    return bit_cast<Vec<S>>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+#else
+    Vec<S> v{};
+    for (int l = 0; l < kLanes<S>; ++l) v[l] = widen(p[l]);
+    return v;
+#endif
+  }
+}
+
+template <class T>
+FS_INLINE void store_narrowed(T* p, Vec<Compute<T>> v) {
+  using S = Compute<T>;
+  if constexpr (sizeof(T) == sizeof(S)) {
+    store<S>(reinterpret_cast<S*>(p), v);
+  } else {
+    for (int l = 0; l < kLanes<S>; ++l) p[l] = narrow<T>(v[l]);
+  }
+}
+
+// ---- shuffles --------------------------------------------------------------------------------------------------
+template <class S, int... L>
+FS_INLINE void zip2(Vec<S>& a, Vec<S>& b, std::integer_sequence<int, L...>) {
+  constexpr int n = sizeof...(L);
+  const Vec<S> lo = __builtin_shufflevector(a, b, (L / 2 + L % 2 * n)...);
+  const Vec<S> hi = __builtin_shufflevector(a, b, (n / 2 + L / 2 + L % 2 * n)...);
+  a = lo, b = hi;
+}
+template <class S, int... L>
+FS_INLINE void unzip2(Vec<S>& a, Vec<S>& b, std::integer_sequence<int, L...>) {
+  const Vec<S> even = __builtin_shufflevector(a, b, (2 * L)...);
+  const Vec<S> odd = __builtin_shufflevector(a, b, (2 * L + 1)...);
+  a = even, b = odd;
+}
+// Element f of the interleaved a0 b0 c0 a1 b1 c1 ... is lane f / 3 of vector f % 3.
+template <class S, int K, int... L>
+FS_INLINE Vec<S> zip3_part(Vec<S> a, Vec<S> b, Vec<S> c, std::integer_sequence<int, L...>) {
+  constexpr int n = sizeof...(L);
+  const Vec<S> ab = __builtin_shufflevector(
+      a, b, ((K * n + L) % 3 == 1 ? n + (K * n + L) / 3 : (K * n + L) / 3)...);
+  return __builtin_shufflevector(ab, c, ((K * n + L) % 3 == 2 ? n + (K * n + L) / 3 : L)...);
+}
+// Lane l of part K is element 3 l + K of the 3 n elements in a, b, c.
+template <class S, int K, int... L>
+FS_INLINE Vec<S> unzip3_part(Vec<S> a, Vec<S> b, Vec<S> c, std::integer_sequence<int, L...>) {
+  constexpr int n = sizeof...(L);
+  const Vec<S> ab = __builtin_shufflevector(a, b, (3 * L + K < 2 * n ? 3 * L + K : 0)...);
+  return __builtin_shufflevector(ab, c, (3 * L + K < 2 * n ? L : 3 * L + K - n)...);
+}
+template <class S>
+using Lanes = std::make_integer_sequence<int, kLanes<S>>;
+
+// Interleaves M vectors in place: element l * M + q of the result is lane l of v[q]. M = 2^a 3^b: a factor f is
+// taken off by interleaving v[q], v[q + M/f], ... and recursing on the f halves (thirds) of the result.
+template <class S, int M>
+FS_INLINE void interleave(Vec<S>* v) {
+  if constexpr (M == 1) {
+  } else if constexpr (M % 2 == 0) {
+    Vec<S> lo[M / 2], hi[M / 2];
+    FS_UNROLL
+    for (int q = 0; q < M / 2; ++q) {
+      lo[q] = v[q], hi[q] = v[q + M / 2];
+      zip2<S>(lo[q], hi[q], Lanes<S>{});
+    }
+    interleave<S, M / 2>(lo);
+    interleave<S, M / 2>(hi);
+    FS_UNROLL
+    for (int q = 0; q < M / 2; ++q) v[q] = lo[q], v[q + M / 2] = hi[q];
+  } else {
+    static_assert(M % 3 == 0);
+    constexpr int m = M / 3;
+    Vec<S> p0[m], p1[m], p2[m];
+    FS_UNROLL
+    for (int q = 0; q < m; ++q) {
+      p0[q] = zip3_part<S, 0>(v[q], v[q + m], v[q + 2 * m], Lanes<S>{});
+      p1[q] = zip3_part<S, 1>(v[q], v[q + m], v[q + 2 * m], Lanes<S>{});
+      p2[q] = zip3_part<S, 2>(v[q], v[q + m], v[q + 2 * m], Lanes<S>{});
+    }
+    interleave<S, m>(p0);
+    interleave<S, m>(p1);
+    interleave<S, m>(p2);
+    FS_UNROLL
+    for (int q = 0; q < m; ++q) v[q] = p0[q], v[q + m] = p1[q], v[q + 2 * m] = p2[q];
+  }
+}
+
+// The inverse of interleave, its steps backwards.
+template <class S, int M>
+FS_INLINE void deinterleave(Vec<S>* v) {
+  if constexpr (M == 1) {
+  } else if constexpr (M % 2 == 0) {
+    deinterleave<S, M / 2>(v);
+    deinterleave<S, M / 2>(v + M / 2);
+    FS_UNROLL
+    for (int q = 0; q < M / 2; ++q) unzip2<S>(v[q], v[q + M / 2], Lanes<S>{});
+  } else {
+    static_assert(M % 3 == 0);
+    constexpr int m = M / 3;
+    deinterleave<S, m>(v);
+    deinterleave<S, m>(v + m);
+    deinterleave<S, m>(v + 2 * m);
+    FS_UNROLL
+    for (int q = 0; q < m; ++q) {
+      const Vec<S> a = v[q], b = v[q + m], c = v[q + 2 * m];
+      v[q] = unzip3_part<S, 0>(a, b, c, Lanes<S>{});
+      v[q + m] = unzip3_part<S, 1>(a, b, c, Lanes<S>{});
+      v[q + 2 * m] = unzip3_part<S, 2>(a, b, c, Lanes<S>{});
+    }
+  }
+}
+
+// Calls f.template operator()<M>() for the M that interleave in registers; false for any other.
+template <class F>
+FS_INLINE bool with_register_run(int64_t m, F&& f) {
+  switch (m) {
+    case 1: f(std::integral_constant<int, 1>{}); return true;
+    case 2: f(std::integral_constant<int, 2>{}); return true;
+    case 3: f(std::integral_constant<int, 3>{}); return true;
+    case 4: f(std::integral_constant<int, 4>{}); return true;
+    case 6: f(std::integral_constant<int, 6>{}); return true;
+    case 8: f(std::integral_constant<int, 8>{}); return true;
+    case 9: f(std::integral_constant<int, 9>{}); return true;
+    case 12: f(std::integral_constant<int, 12>{}); return true;
+    case 16: f(std::integral_constant<int, 16>{}); return true;
+    default: return false;
+  }
+}
+
+// Swaps bit D of the vector index with bit D of the lane index.
+template <class S, int D, int... L>
+FS_INLINE void swap_bit(Vec<S>& a, Vec<S>& b, std::integer_sequence<int, L...>) {
+  constexpr int n = sizeof...(L);
+  const Vec<S> lo = __builtin_shufflevector(a, b, ((L & D) == 0 ? L : n + L - D)...);
+  const Vec<S> hi = __builtin_shufflevector(a, b, ((L & D) == 0 ? L + D : n + L)...);
+  a = lo, b = hi;
+}
+// Square transposition in registers: lane l of v[q] becomes lane q of v[l].
+template <class S, int D = 1>
+FS_INLINE void transpose(Vec<S>* v) {
+  if constexpr (D < kLanes<S>) {
+    FS_UNROLL
+    for (int q = 0; q < kLanes<S>; ++q)
+      if ((q & D) == 0) swap_bit<S, D>(v[q], v[q + D], Lanes<S>{});
+    transpose<S, 2 * D>(v);
+  }
+}
+
+}  // namespace fused_subpixel::cpu::FS_ISA

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "plan.h"
+
+#include <algorithm>
+
+namespace fused_subpixel {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Blocks are as large as half the L2 cache allows: the filter streams past the strip once per block.
+constexpr int64_t kStripShareOfL2 = 2, kFilterShareOfL2 = 4;
+// Wider blocks only lengthen the rows; taller ones save halo rows.
+constexpr int64_t kMostColumns = 256;
+// Multiply-adds below which one thread is faster than waking the others (about 20 us of work).
+constexpr double kParallelMinimum = 1e6;
+
+bool interleaves_in_registers(int64_t run) {
+  for (int64_t m : {1, 2, 3, 4, 6, 8, 9, 12, 16})
+    if (run == m) return true;
+  return false;
+}
+
+// Cycles of one (channel, tap) step of a register tile: two multiply-adds and two loads per cycle, unaligned vectors
+// count twice, and fewer than eight sums wait for one another.
+double step_cycles(int64_t sums, int64_t broadcasts, int64_t vectors) {
+  return static_cast<double>(std::max<int64_t>({sums, broadcasts + 2 * vectors, 8})) / 2;
+}
+
+double multiply_adds(const CpuProblem& p) {
+  return static_cast<double>(p.batch) * p.groups * p.channels * p.rows * p.conv_h * p.conv_w * p.kernel_h * p.kernel_w;
+}
+
+// Measured on AVX-512: cycles to finish and store one vector of sums.
+constexpr double kStoreRun = 3, kStoreDense = 3, kStoreTransposed = 14, kStoreScalarPerLane = 2;
+
+struct Choice {
+  CpuKernel kernel;
+  int tile_rows, tile_pixels;
+  double cycles;
+};
+
+Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
+  Choice best{CpuKernel::kPixelLanes, 1, 1, -1};
+  const auto offer = [&](Choice c) {
+    if (best.cycles < 0 || c.cycles < best.cycles) best = c;
+  };
+  const double k = static_cast<double>(p.channels * p.kernel_h * p.kernel_w);
+  const double image_rows = static_cast<double>(p.batch * p.conv_h);
+  const bool in_registers = interleaves_in_registers(p.run);
+  for (int rows : kTileRows) {
+    const int v = pixel_vectors(rows, t.registers);
+    const double tiles = static_cast<double>(ceil_div(p.rows, rows));
+    const double vectors = image_rows * static_cast<double>(ceil_div(p.conv_w, t.lanes));
+    const double store = in_registers ? kStoreRun : kStoreScalarPerLane * t.lanes;
+    offer({CpuKernel::kPixelLanes, rows, v,
+           tiles * vectors / v * k * step_cycles(rows * v, rows, v) + static_cast<double>(p.rows) * vectors * store});
+  }
+  for (int nv = 1; nv <= 4; ++nv) {
+    const int most = channel_pixels(nv, t.registers);
+    const int64_t splits = ceil_div(p.conv_w, most), pixels = ceil_div(p.conv_w, splits);
+    const double tiles = static_cast<double>(ceil_div(p.rows, nv * t.lanes));
+    const double stored = p.rows_dense ? kStoreDense * static_cast<double>(pixels)
+                                       : kStoreTransposed * static_cast<double>(round_up(pixels, t.lanes));
+    offer({CpuKernel::kChannelLanes, nv * t.lanes, static_cast<int>(pixels),
+           tiles * image_rows * static_cast<double>(splits) *
+               (k * step_cycles(pixels * nv, pixels, nv) + nv * stored)});
+  }
+  return best;
+}
+
+// Splits `size` into at least `parts` equal pieces, a multiple of `quantum` each.
+int64_t piece(int64_t size, int64_t parts, int64_t quantum) { return round_up(ceil_div(size, parts), quantum); }
+
+void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_bytes_per_pixel, CpuPlan& plan) {
+  const int64_t budget = std::max<int64_t>(t.l2_bytes / kStripShareOfL2, 1 << 16);
+  const auto strip_bytes = [&](int64_t h, int64_t w) {
+    return strip_shape(p, h, w, t.lanes).image_step * t.element_bytes + h * round_up(w, t.lanes) * extra_bytes_per_pixel;
+  };
+  const int64_t quantum = plan.kernel == CpuKernel::kPixelLanes ? t.lanes : plan.tile_pixels;
+  const int64_t H = std::max<int64_t>(p.conv_h, 1), W = std::max<int64_t>(p.conv_w, 1), N = std::max<int64_t>(p.batch, 1);
+  int64_t w = std::min(W, piece(W, ceil_div(W, kMostColumns), quantum)), h = 1, n = 1;
+  while (w > quantum && strip_bytes(1, w) > budget) w = piece(w, 2, quantum);
+  while (h < H && strip_bytes(h + 1, w) <= budget) ++h;
+  if (h == H && w == W) n = std::clamp<int64_t>(budget / strip_bytes(h, w), 1, N);
+
+  plan.parallel = t.threads > 1 && multiply_adds(p) >= kParallelMinimum;
+  if (plan.parallel) {
+    // Even shares: split images first, then rows, until the items divide by the threads (or nothing is left to split).
+    n = std::min(n, ceil_div(N, t.threads));
+    n = ceil_div(N, round_up(ceil_div(N, n), p.groups % t.threads == 0 || ceil_div(N, n) == N ? 1 : t.threads));
+    const int64_t others = p.groups * ceil_div(N, n) * ceil_div(W, w);
+    int64_t parts = ceil_div(H, h);
+    for (int64_t more = parts; more < parts + t.threads && more <= H; ++more) {
+      const int64_t real = ceil_div(H, ceil_div(H, more));
+      if (others * real % t.threads == 0) {
+        parts = real;
+        break;
+      }
+    }
+    h = ceil_div(H, parts);
+  } else {
+    h = ceil_div(H, ceil_div(H, h));
+  }
+  plan.block_n = n, plan.block_h = h, plan.block_w = w;
+  plan.blocks_n = ceil_div(p.batch, n), plan.blocks_h = ceil_div(p.conv_h, h), plan.blocks_w = ceil_div(p.conv_w, w);
+  plan.items = p.groups * plan.blocks_n * plan.blocks_h * plan.blocks_w;
+}
+
+}  // namespace
+
+StripShape strip_shape(const CpuProblem& p, int64_t block_h, int64_t block_w, int lanes) {
+  StripShape s;
+  s.rows = (block_h - 1) * p.stride_h + (p.kernel_h - 1) * p.dilation_h + 1;
+  s.phases = p.stride_w;
+  s.phase_columns = round_up(round_up(block_w, lanes) + (p.kernel_w - 1) * p.dilation_w / p.stride_w, lanes);
+  s.row_step = s.phases * s.phase_columns;
+  // an odd number of vectors between channels: neighbours fall into different cache sets
+  s.channel_step = s.rows * s.row_step;
+  if (s.channel_step / lanes % 2 == 0) s.channel_step += lanes;
+  s.image_step = p.channels * s.channel_step;
+  return s;
+}
+
+CpuPlan plan_cpu_conv(const CpuProblem& p, const CpuTarget& t) {
+  const Choice choice = choose_conv_tile(p, t);
+  CpuPlan plan{};
+  plan.kernel = choice.kernel, plan.tile_rows = choice.tile_rows, plan.tile_pixels = choice.tile_pixels;
+  const int64_t tiles = ceil_div(p.rows, plan.tile_rows);
+  const int64_t tile_bytes = p.channels * p.kernel_h * p.kernel_w * plan.tile_rows * t.element_bytes;
+  plan.filter_resident = tiles * tile_bytes <= t.l2_bytes / kFilterShareOfL2;
+  plan.panel_tiles = 1;
+  if (plan.kernel == CpuKernel::kPixelLanes && interleaves_in_registers(p.run)) {
+    // whole runs in every panel, so that they interleave in registers
+    while (plan.panel_tiles < tiles && plan.panel_tiles * plan.tile_rows % p.run != 0) ++plan.panel_tiles;
+  }
+  choose_blocks(p, t, 0, plan);
+  return plan;
+}
+
+CpuPlan plan_cpu_weight_grad(const CpuProblem& p, const CpuTarget& t) {
+  CpuPlan plan{};
+  plan.kernel = CpuKernel::kPixelLanes;
+  const int64_t columns = p.channels * p.kernel_h * p.kernel_w;
+  double best = -1;
+  for (int rows : kTileRows) {
+    const int v = gradient_columns(rows, t.registers);
+    // loads: every gradient row is a vector of its own
+    const double cycles = static_cast<double>(ceil_div(p.rows, rows) * ceil_div(columns, v)) *
+                          step_cycles(rows * v, rows, v);
+    if (best < 0 || cycles < best) best = cycles, plan.tile_rows = rows, plan.tile_pixels = v;
+  }
+  plan.panel_tiles = 1;
+  choose_blocks(p, t, p.rows * t.element_bytes, plan);
+  return plan;
+}
+
+}  // namespace fused_subpixel

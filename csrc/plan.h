@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Problem -> kernel, tile and blocks: pure host functions, testable without the hardware they plan for.
+#pragma once
+
+#include <cstdint>
+
+namespace fused_subpixel {
+
+// ---- CPU ---------------------------------------------------------------------------------------------------------
+enum class CpuKernel : int32_t {
+  kPixelLanes,    // neighbouring pixels in the vector lanes: few output channels
+  kChannelLanes,  // output channels in the vector lanes: wide layers, small images
+};
+
+// Tile heights of the pixel-lane kernels, and how many pixel vectors go with each: sums + pixels + one broadcast
+// must fit the register file.
+constexpr int kTileRows[] = {1, 2, 3, 4, 5, 6, 8, 9, 12};
+constexpr int pixel_vectors(int rows, int registers) {
+  const int v = (registers - 1) / (rows + 1);
+  return v < 1 ? 1 : v > 8 ? 8 : v;
+}
+// Weight-gradient tile: columns per tile, no broadcast needed but T gradient vectors pass through one register.
+constexpr int gradient_columns(int rows, int registers) {
+  const int v = pixel_vectors(rows, registers);
+  return v > 4 ? 4 : v;  // more column pointers than that spill
+}
+// Channel-lane tile: the most pixels for a number of row vectors.
+constexpr int channel_pixels(int vectors, int registers) {
+  const int p = (registers - vectors - 1) / vectors;
+  return p < 1 ? 1 : p > 14 ? 14 : p;
+}
+
+struct CpuTarget {
+  int lanes;      // of the arithmetic type
+  int registers;  // vector registers
+  int64_t l2_bytes;
+  int threads;
+  int element_bytes;  // of the arithmetic type
+};
+
+// What the plan needs to know of a problem; see Window and Destination in cpu/task.h.
+struct CpuProblem {
+  int64_t batch, groups, channels, rows;  // channels, rows: of one group
+  int64_t conv_h, conv_w;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
+  int64_t run;        // rows that interleave into one contiguous run of the output; 0: none
+  bool rows_dense;    // neighbouring rows are neighbours in memory (channels_last output)
+};
+
+// A block is block_n images x block_h rows x block_w columns of low-resolution output, computed from one
+// zero-padded strip of its input. Work items are (block, group) pairs.
+struct CpuPlan {
+  CpuKernel kernel;
+  int tile_rows;     // rows per register tile (kChannelLanes: row vectors * lanes)
+  int tile_pixels;   // kPixelLanes: pixel vectors; kChannelLanes: the most pixels
+  int panel_tiles;   // row tiles whose sums are stored together
+  int64_t block_n, block_h, block_w;
+  int64_t blocks_n, blocks_h, blocks_w;
+  int64_t items;
+  bool filter_resident;  // all row tiles of a group are packed at once and kept over the blocks
+  bool parallel;     // false: so small that waking threads costs more than it saves
+};
+
+CpuPlan plan_cpu_conv(const CpuProblem& problem, const CpuTarget& target);
+CpuPlan plan_cpu_weight_grad(const CpuProblem& problem, const CpuTarget& target);
+
+// Strip geometry shared by plan and packer: columns are split by stride phase, so that a tile always reads
+// neighbouring pixels; each phase row is rounded up for whole vectors.
+struct StripShape {
+  int64_t rows, phases, phase_columns, row_step, channel_step, image_step;  // steps in elements
+};
+StripShape strip_shape(const CpuProblem& problem, int64_t block_h, int64_t block_w, int lanes);
+
+}  // namespace fused_subpixel

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The plain structs that cross the borders of csrc: sizes, 64-bit element strides, pointers. No torch in here.
+#pragma once
+
+#include <cstdint>
+
+#include "shuffle_index.h"
+
+namespace fused_subpixel {
+
+enum class DType : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+enum class Activation : int32_t { kNone, kReLU, kLeakyReLU, kPReLU, kSiLU, kGELU, kTanh, kSigmoid };
+
+// How a residual meets the output: added as is, nearest-upsampled from [N, C, P, Q], or in low-resolution
+// channel space [N, C * r_h * r_w, P, Q].
+enum class ResidualKind : int32_t { kNone, kHighRes, kNearest, kLowRes };
+
+// One sub-pixel convolution. Low-resolution convolution output: [batch, channels * r_h * r_w, conv_h, conv_w];
+// shuffled: [batch, channels, conv_h * r_h, conv_w * r_w]; the output is the window of it that starts at
+// (crop_top, crop_left) and has out_h x out_w pixels.
+struct Geometry {
+  int64_t batch, in_channels, in_h, in_w;
+  int64_t channels;
+  int64_t kernel_h, kernel_w;
+  int64_t r_h, r_w;
+  int64_t stride_h, stride_w;
+  int64_t pad_top, pad_left, pad_bottom, pad_right;
+  int64_t dilation_h, dilation_w;
+  int64_t groups;
+  int64_t conv_h, conv_w;
+  int64_t crop_top, crop_left, out_h, out_w;
+  ChannelOrder order;
+
+  int64_t cell() const { return r_h * r_w; }
+  int64_t conv_channels() const { return channels * cell(); }
+};
+
+struct Strides {
+  int64_t n, c, h, w;
+};
+
+struct Epilogue {
+  Activation activation = Activation::kNone;
+  double negative_slope = 0.0;  // leaky_relu
+  double clamp_min, clamp_max;  // -inf, +inf: no clamp
+  ResidualKind residual_kind = ResidualKind::kNone;
+};
+
+}  // namespace fused_subpixel

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Helpers over LibTorch's stable ABI: errors, dtypes, layouts, and the checks that every device makes. The Python
+// layer has already said, in better words, what is wrong with a call; these checks keep a raw operator call safe.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "problem.h"
+
+namespace fused_subpixel {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// STD_TORCH_CHECK would print build paths; other exception types reach Python differently in each torch version.
+template <class... Parts>
+void check(bool ok, const Parts&... parts) {
+  if (ok) return;
+  std::ostringstream text;
+  (text << "fused_subpixel: " << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+inline std::string shape_of(const Tensor& t) {
+  std::ostringstream text;
+  text << '[';
+  for (int64_t d = 0; d < t.dim(); ++d) text << (d ? ", " : "") << t.size(d);
+  text << ']';
+  return text.str();
+}
+
+inline DType dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::kFloat32;
+    case ScalarType::Double: return DType::kFloat64;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Half: return DType::kFloat16;
+    default: check(false, "expected float16, bfloat16, float32 or float64, got ", toString(t.scalar_type()));
+  }
+  return DType::kFloat32;
+}
+
+inline Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
+
+// As c10's is_channels_last_strides_2d, which the fakes follow too: do strides grow in the order C, W, H, N?
+inline bool suggests_channels_last(const Tensor& t) {
+  int64_t least = 0;
+  if (t.stride(1) == 0) return false;
+  for (int64_t d : {1, 3, 2, 0}) {
+    if (t.size(d) == 0 || t.stride(d) < least) return false;
+    if (d == 0 && least == t.stride(1)) return false;  // N111 and the like: ambiguous, so contiguous
+    least = t.stride(d);
+    if (t.size(d) > 1) least *= t.size(d);
+  }
+  return true;
+}
+
+inline Tensor new_tensor(const std::array<int64_t, 4>& size, const Tensor& like, bool channels_last) {
+  return torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+// The 16 integers that every operator takes, in schema order.
+#define FS_GEOMETRY_PARAMETERS                                                                                      \
+  int64_t upscale_h, int64_t upscale_w, int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_left,      \
+      int64_t pad_bottom, int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t groups,                \
+      int64_t crop_top, int64_t crop_left, int64_t crop_bottom, int64_t crop_right, int64_t channel_order
+#define FS_GEOMETRY_VALUES                                                                                          \
+  std::array<int64_t, 16> {                                                                                         \
+    upscale_h, upscale_w, stride_h, stride_w, pad_top, pad_left, pad_bottom, pad_right, dilation_h, dilation_w,     \
+        groups, crop_top, crop_left, crop_bottom, crop_right, channel_order                                         \
+  }
+
+struct Sizes {
+  int64_t batch, in_channels, in_h, in_w;
+  int64_t conv_channels, kernel_h, kernel_w;
+};
+
+inline Geometry make_geometry(const Sizes& z, const std::array<int64_t, 16>& v) {
+  const auto [r_h, r_w, stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, crop_t, crop_l, crop_b,
+              crop_r, order] = v;
+  check(r_h >= 1 && r_w >= 1, "upscale factors must be positive, got ", r_h, " and ", r_w);
+  check(stride_h >= 1 && stride_w >= 1 && dil_h >= 1 && dil_w >= 1, "stride and dilation must be positive");
+  check(pad_t >= 0 && pad_l >= 0 && pad_b >= 0 && pad_r >= 0, "padding must not be negative");
+  check(crop_t >= 0 && crop_l >= 0 && crop_b >= 0 && crop_r >= 0, "crop must not be negative");
+  constexpr int64_t kLarge = int64_t{1} << 30;  // products of two of these still fit
+  for (int64_t n : v) check(n < kLarge, "geometry value ", n, " is too large");
+  check(order == 0 || order == 1, "channel_order must be 0 (crd) or 1 (dcr), got ", order);
+  check(z.kernel_h >= 1 && z.kernel_w >= 1, "empty kernel");
+  check(z.conv_channels % (r_h * r_w) == 0, z.conv_channels, " convolution channels do not divide by ", r_h, " * ",
+        r_w);
+  check(groups >= 1 && z.in_channels % groups == 0 && z.conv_channels % groups == 0,
+        "channels do not divide by groups = ", groups);
+  Geometry g{};
+  g.batch = z.batch, g.in_channels = z.in_channels, g.in_h = z.in_h, g.in_w = z.in_w;
+  g.channels = z.conv_channels / (r_h * r_w);
+  g.kernel_h = z.kernel_h, g.kernel_w = z.kernel_w, g.r_h = r_h, g.r_w = r_w;
+  g.stride_h = stride_h, g.stride_w = stride_w;
+  g.pad_top = pad_t, g.pad_left = pad_l, g.pad_bottom = pad_b, g.pad_right = pad_r;
+  g.dilation_h = dil_h, g.dilation_w = dil_w, g.groups = groups;
+  const int64_t reach_h = z.in_h + pad_t + pad_b - (z.kernel_h - 1) * dil_h - 1;
+  const int64_t reach_w = z.in_w + pad_l + pad_r - (z.kernel_w - 1) * dil_w - 1;
+  check(reach_h >= 0 && reach_w >= 0, "the kernel is larger than the padded input");
+  g.conv_h = reach_h / stride_h + 1, g.conv_w = reach_w / stride_w + 1;
+  g.crop_top = crop_t, g.crop_left = crop_l;
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  check(g.conv_h <= kMost / r_h && g.conv_w <= kMost / r_w, "the output is too large");
+  g.out_h = g.conv_h * r_h - crop_t - crop_b, g.out_w = g.conv_w * r_w - crop_l - crop_r;
+  check(g.out_h >= 0 && g.out_w >= 0, "the crop is larger than the output");
+  g.order = order == 0 ? ChannelOrder::kCRD : ChannelOrder::kDCR;
+  return g;
+}
+
+inline Geometry forward_geometry(const Tensor& input, const Tensor& weight, const std::array<int64_t, 16>& v) {
+  check(input.dim() == 4 && weight.dim() == 4, "expected input [N, Ci, H, W] and weight [C*r*r, Ci/groups, kh, kw]");
+  check(weight.scalar_type() == input.scalar_type(), "input and weight differ in dtype");
+  check(weight.device() == input.device(), "input and weight are on different devices");
+  const Geometry g = make_geometry({input.size(0), input.size(1), input.size(2), input.size(3), weight.size(0),
+                                    weight.size(2), weight.size(3)}, v);
+  check(weight.size(1) * g.groups == g.in_channels, "weight ", shape_of(weight), " does not fit input ",
+        shape_of(input));
+  return g;
+}
+
+inline void check_like(const char* name, const Tensor& t, const Tensor& input) {
+  check(t.scalar_type() == input.scalar_type(), name, " differs in dtype from the input");
+  check(t.device() == input.device(), name, " is on another device than the input");
+}
+
+inline ResidualKind residual_kind(const Tensor& t, const Geometry& g) {
+  const auto is = [&](int64_t c, int64_t h, int64_t w) {
+    return t.dim() == 4 && t.size(0) == g.batch && t.size(1) == c && t.size(2) == h && t.size(3) == w;
+  };
+  if (is(g.channels, g.out_h, g.out_w)) return ResidualKind::kHighRes;
+  if (is(g.channels, g.conv_h, g.conv_w)) return ResidualKind::kNearest;
+  check(is(g.conv_channels(), g.conv_h, g.conv_w), "residual ", shape_of(t), " fits no kind of residual");
+  return ResidualKind::kLowRes;
+}
+
+}  // namespace fused_subpixel

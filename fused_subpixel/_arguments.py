@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One place that checks the arguments and turns them into the plain numbers the operators take.
+
+Every check runs before anything is computed and is the same on all backends. Messages name the argument, what
+was expected and what was found; wrong types and dtypes raise TypeError, wrong values ValueError.
+
+Nothing here looks at tensor data: a tensor is described by its (shape, dtype, device), which is hashable, so
+that callers can cache the outcome.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+TensorInfo = tuple[Sequence[int], torch.dtype, torch.device]
+
+CHANNEL_ORDERS = {"crd": 0, "dcr": 1}
+ACTIVATIONS = {
+    None: 0, "relu": 1, "leaky_relu": 2, "prelu": 3, "silu": 4, "gelu": 5, "tanh": 6, "sigmoid": 7,
+}  # fmt: skip
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+BACKENDS = ("auto", "cuda", "cpu", "reference")
+
+_LARGEST = (
+    2**31 - 1
+)  # of any single stride, padding, ...: the sums and products below then stay within 64 bits
+
+
+class Geometry(NamedTuple):
+    """Where the taps and the pixels are; the names and order of the operators' arguments."""
+
+    upscale_h: int = 1
+    upscale_w: int = 1
+    stride_h: int = 1
+    stride_w: int = 1
+    pad_top: int = 0
+    pad_left: int = 0
+    pad_bottom: int = 0
+    pad_right: int = 0
+    dilation_h: int = 1
+    dilation_w: int = 1
+    groups: int = 1
+    crop_top: int = 0  # in high-resolution pixels, taken off the shuffled output
+    crop_left: int = 0
+    crop_bottom: int = 0
+    crop_right: int = 0
+    channel_order: int = 0
+
+
+class Epilogue(NamedTuple):
+    """What happens to an accumulated value before it is stored: bias, activation, residual, clamp."""
+
+    activation: int = 0
+    negative_slope: float = 0.01
+    clamp_min: float = -math.inf
+    clamp_max: float = math.inf
+
+    @property
+    def clamps(self) -> bool:
+        return self.clamp_min != -math.inf or self.clamp_max != math.inf
+
+
+class Problem(NamedTuple):
+    """A checked call, without its tensors."""
+
+    geometry: Geometry
+    epilogue: Epilogue
+    input_shape: tuple[int, ...]  # [N, Ci, H, W]
+    weight_shape: tuple[int, ...]  # [C*r_h*r_w, Ci/groups, k_h, k_w]
+    output_shape: tuple[int, ...]  # [N, C, P*r_h - crops, Q*r_w - crops]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def low_size(geometry: Geometry, height: int, width: int, kernel_h: int, kernel_w: int) -> tuple[int, int]:
+    """(P, Q): the size of the convolution's output before the shuffle."""
+    g = geometry
+    padded_h, padded_w = height + g.pad_top + g.pad_bottom, width + g.pad_left + g.pad_right
+    return (
+        (padded_h - g.dilation_h * (kernel_h - 1) - 1) // g.stride_h + 1,
+        (padded_w - g.dilation_w * (kernel_w - 1) - 1) // g.stride_w + 1,
+    )
+
+
+def output_size(geometry: Geometry, height: int, width: int, kernel_h: int, kernel_w: int) -> tuple[int, int]:
+    """The size of the shuffled and cropped output."""
+    g = geometry
+    low_h, low_w = low_size(g, height, width, kernel_h, kernel_w)
+    return (
+        low_h * g.upscale_h - g.crop_top - g.crop_bottom,
+        low_w * g.upscale_w - g.crop_left - g.crop_right,
+    )
+
+
+def describe(tensor: Tensor | None) -> TensorInfo | None:
+    """The (shape, dtype, device) of a tensor."""
+    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
+
+
+def check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        _fail(name, "a torch.Tensor", _kind(value), TypeError)
+
+
+def resolve(
+    input: TensorInfo,
+    weight: TensorInfo,
+    bias: TensorInfo | None,
+    activation_weight: TensorInfo | None,
+    residual: TensorInfo | None,
+    upscale_factor: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    groups: object,
+    activation: object,
+    negative_slope: object,
+    clamp: object,
+    channel_order: object,
+    crop: object = (0, 0, 0, 0),
+) -> Problem:
+    """Check all arguments of a batched call and return them as plain numbers.
+
+    The arguments are those of :func:`fused_subpixel.subpixel_conv2d` with tensors replaced by their
+    :func:`describe`; ``crop`` is (top, left, bottom, right) in high-resolution pixels.
+    """
+    shape, dtype, device = input
+    weight_shape = weight[0]
+    _check_ranks(shape, weight_shape)
+    _check_dtypes_and_devices(input, weight, bias, activation_weight, residual)
+
+    upscale_h, upscale_w = pair("upscale_factor", upscale_factor, minimum=1)
+    stride_h, stride_w = pair("stride", stride, minimum=1)
+    dilation_h, dilation_w = pair("dilation", dilation, minimum=1)
+    kernel_h, kernel_w = weight_shape[2], weight_shape[3]
+    geometry = Geometry(
+        upscale_h, upscale_w, stride_h, stride_w,
+        *four_paddings(padding, (stride_h, stride_w), (dilation_h, dilation_w), (kernel_h, kernel_w)),
+        dilation_h, dilation_w,
+        integer("groups", groups, minimum=1),
+        *four_sides("crop", crop),
+        lookup("channel_order", channel_order, CHANNEL_ORDERS),
+    )  # fmt: skip
+    _check_channels(geometry, shape, weight_shape, bias)
+    output_shape = _checked_output_shape(geometry, shape, weight_shape)
+    epilogue = Epilogue(
+        lookup("activation", activation, ACTIVATIONS),
+        number("negative_slope", negative_slope),
+        *clamp_bounds(clamp),
+    )
+    _check_activation_weight(activation, activation_weight, output_shape[1], weight_shape[0])
+    if residual is not None:
+        low = low_size(geometry, shape[2], shape[3], kernel_h, kernel_w)
+        _check_residual(residual[0], output_shape, weight_shape[0], low)
+    return Problem(geometry, epilogue, tuple(shape), tuple(weight_shape), output_shape, dtype, device)
+
+
+# ---- single values ---------------------------------------------------------------------------------------
+
+
+def integer(name: str, value: Any, minimum: int) -> int:
+    """``value`` as an int that is at least ``minimum``; bools and floats are mistakes, NumPy ints are not."""
+    if type(value) is not int:
+        if isinstance(value, (bool, torch.Tensor)) or not hasattr(value, "__index__"):
+            _fail(name, "an int", _kind(value), TypeError)
+        value = operator.index(value)
+    if not minimum <= value <= _LARGEST:
+        _fail(name, f"at least {minimum} and at most {_LARGEST}", value)
+    return int(value)
+
+
+def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
+    """``value``, an int or two, as (vertical, horizontal)."""
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            _fail(name, "an int or a pair (vertical, horizontal)", value)
+        return integer(name, value[0], minimum), integer(name, value[1], minimum)
+    result = integer(name, value, minimum)
+    return result, result
+
+
+def four_sides(name: str, value: Any) -> tuple[int, int, int, int]:
+    """``value``, an int, (vertical, horizontal) or four ints, as (top, left, bottom, right)."""
+    if isinstance(value, (tuple, list)) and len(value) == 4:
+        top, left, bottom, right = (integer(name, side, 0) for side in value)
+        return top, left, bottom, right
+    if isinstance(value, (tuple, list)) and len(value) != 2:
+        _fail(name, "an int, a pair (vertical, horizontal) or (top, left, bottom, right)", value)
+    vertical, horizontal = pair(name, value, 0)
+    return vertical, horizontal, vertical, horizontal
+
+
+def four_paddings(
+    padding: Any, stride: tuple[int, int], dilation: tuple[int, int], kernel: Sequence[int]
+) -> tuple[int, int, int, int]:
+    """``padding`` as (top, left, bottom, right)."""
+    if not isinstance(padding, str):
+        return four_sides("padding", padding)
+    if padding == "valid":
+        return 0, 0, 0, 0
+    if padding != "same":
+        _fail("padding", "ints, 'same' or 'valid'", repr(padding))
+    if stride != (1, 1):
+        _fail("padding", "ints or 'valid' where stride is not 1", f"'same' with stride {stride}")
+    vertical, horizontal = dilation[0] * (kernel[0] - 1), dilation[1] * (kernel[1] - 1)
+    top, left = vertical // 2, horizontal // 2  # an odd pixel goes to the bottom or right, as in F.conv2d
+    return top, left, vertical - top, horizontal - left
+
+
+def number(name: str, value: Any) -> float:
+    """``value`` as a float that is not NaN."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        _fail(name, "a number", _kind(value), TypeError)
+    if value != value:
+        _fail(name, "a number", "nan")
+    return float(value)
+
+
+def clamp_bounds(clamp: Any) -> tuple[float, float]:
+    """``clamp`` as (lowest, highest), infinite where there is no bound."""
+    if clamp is None:
+        return -math.inf, math.inf
+    if not isinstance(clamp, (tuple, list)) or len(clamp) != 2:
+        _fail("clamp", "None or a pair (lowest, highest)", clamp)
+    lowest = -math.inf if clamp[0] is None else number("clamp", clamp[0])
+    highest = math.inf if clamp[1] is None else number("clamp", clamp[1])
+    if lowest > highest:
+        _fail("clamp", "lowest <= highest", clamp)
+    return lowest, highest
+
+
+def lookup(name: str, value: Any, known: dict[Any, int]) -> int:
+    """The number of a named choice."""
+    if not (value is None or isinstance(value, str)):
+        _fail(name, "a name", _kind(value), TypeError)
+    if value not in known:
+        _fail(name, "one of " + ", ".join(repr(choice) for choice in known), repr(value))
+    return known[value]
+
+
+# ---- tensors ---------------------------------------------------------------------------------------------
+
+
+def _check_ranks(shape: Sequence[int], weight_shape: Sequence[int]) -> None:
+    if len(shape) != 4:
+        _fail("input", "[N, Ci, H, W] or [Ci, H, W]", _shape(shape))
+    if len(weight_shape) != 4:
+        _fail("weight", "[C*r_h*r_w, Ci/groups, k_h, k_w]", _shape(weight_shape))
+
+
+def _check_dtypes_and_devices(
+    input: TensorInfo,
+    weight: TensorInfo,
+    bias: TensorInfo | None,
+    activation_weight: TensorInfo | None,
+    residual: TensorInfo | None,
+) -> None:
+    _, dtype, device = input
+    check_dtype("input", dtype)
+    for name, info in (
+        ("weight", weight), ("bias", bias), ("activation_weight", activation_weight), ("residual", residual),
+    ):  # fmt: skip
+        if info is None:
+            continue
+        if info[1] != dtype:
+            _fail(name, f"dtype {dtype} as input has", info[1], TypeError)
+        if info[2] != device:
+            _fail(name, f"device {device} as input has", info[2])
+
+
+def check_dtype(name: str, dtype: torch.dtype) -> None:
+    if dtype not in DTYPES:
+        _fail(name, "dtype " + ", ".join(map(str, DTYPES)), dtype, TypeError)
+
+
+def _check_channels(
+    geometry: Geometry, shape: Sequence[int], weight_shape: Sequence[int], bias: TensorInfo | None
+) -> None:
+    low_channels, channels_per_group, kernel_h, kernel_w = weight_shape
+    phases = geometry.upscale_h * geometry.upscale_w
+    groups = geometry.groups
+    if low_channels < 1 or channels_per_group < 1 or kernel_h < 1 or kernel_w < 1:
+        _fail("weight", "sizes of at least 1", _shape(weight_shape))
+    if low_channels % phases:
+        _fail(
+            "weight",
+            f"a first size divisible by r_h*r_w = {geometry.upscale_h}*{geometry.upscale_w} = {phases}",
+            _shape(weight_shape),
+        )
+    if low_channels % groups:
+        _fail("weight", f"a first size divisible by groups={groups}", _shape(weight_shape))
+    if shape[1] != channels_per_group * groups:
+        _fail(
+            "input",
+            f"{channels_per_group * groups} channels (weight {_shape(weight_shape)}, groups={groups})",
+            _shape(shape),
+        )
+    if bias is not None and (len(bias[0]) != 1 or bias[0][0] != low_channels):
+        _fail("bias", f"[{low_channels}], one value per row of weight", _shape(bias[0]))
+
+
+def _checked_output_shape(
+    geometry: Geometry, shape: Sequence[int], weight_shape: Sequence[int]
+) -> tuple[int, int, int, int]:
+    batch, _, height, width = shape
+    low_channels, _, kernel_h, kernel_w = weight_shape
+    g = geometry
+    low_h, low_w = low_size(g, height, width, kernel_h, kernel_w)
+    if low_h < 1 or low_w < 1:
+        _fail(
+            "weight",
+            "a kernel that fits the padded input of "
+            f"{height + g.pad_top + g.pad_bottom}x{width + g.pad_left + g.pad_right} pixels",
+            f"{kernel_h}x{kernel_w} with dilation {(g.dilation_h, g.dilation_w)}",
+        )
+    out_h, out_w = output_size(g, height, width, kernel_h, kernel_w)
+    if out_h < 1 or out_w < 1:
+        _fail("crop", f"less than the output's {low_h * g.upscale_h}x{low_w * g.upscale_w} pixels", g[11:15])
+    channels = low_channels // (g.upscale_h * g.upscale_w)
+    if not torch.compiler.is_compiling() and batch * low_channels * low_h * low_w >= 2**60:
+        _fail("input", "an output of less than 2**60 values", _shape((batch, channels, out_h, out_w)))
+    return batch, channels, out_h, out_w
+
+
+def _check_activation_weight(
+    activation: Any, info: TensorInfo | None, channels: int, low_channels: int
+) -> None:
+    if activation != "prelu":
+        if info is not None:
+            _fail("activation_weight", f"None where activation is {activation!r}", _shape(info[0]))
+        return
+    if info is None:
+        _fail("activation_weight", "a tensor where activation is 'prelu'", None)
+    shape = info[0]
+    if len(shape) > 1 or math.prod(shape) not in (1, channels, low_channels):
+        _fail(
+            "activation_weight",
+            f"1, C={channels} (after the shuffle) or C*r_h*r_w={low_channels} (before it) values in one "
+            "dimension",
+            _shape(shape),
+        )
+
+
+def _check_residual(
+    found: Sequence[int], output_shape: Sequence[int], low_channels: int, low: tuple[int, int]
+) -> None:
+    batch, channels = output_shape[:2]
+    expected = (
+        tuple(output_shape),  # as the output
+        (batch, channels, *low),  # low resolution: nearest-neighbour upsampled
+        (batch, low_channels, *low),  # low resolution and channels: shuffled
+    )
+    if tuple(found) not in expected:
+        as_output, upsampled, shuffled = map(_shape, expected)
+        _fail(
+            "residual",
+            f"{as_output} (added), {upsampled} (upsampled) or {shuffled} (shuffled)",
+            _shape(found),
+        )
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return str(list(shape))
+
+
+def _kind(value: object) -> str:
+    return f"{value!r} of type {type(value).__name__}"
+
+
+def _fail(name: str, expected: str, found: object, error: type[Exception] = ValueError) -> NoReturn:
+    raise error(f"{name}: expected {expected}, got {found}")

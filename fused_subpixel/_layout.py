@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The one question about memory layout: channels_last or contiguous."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether a result computed from ``tensor`` is to be channels_last, by the rule of PyTorch's own kernels.
+
+    The rule looks at the order of the strides, so that a cropped channels_last image still counts; the C++
+    kernels apply the function of the same name.
+    """
+    if torch.jit.is_tracing():  # sizes are tensors here, which that function does not take
+        return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+    return suggest_memory_format(tensor) is torch.channels_last
+
+
+def memory_format(channels_last: bool) -> torch.memory_format:
+    """PyTorch's name for a layout."""
+    return torch.channels_last if channels_last else torch.contiguous_format

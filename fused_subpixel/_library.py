@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The operators' schemas, their shape functions ("fakes"), and the compiled libraries that implement them.
+
+Schemas live here and kernels in C++ (``STABLE_TORCH_LIBRARY_IMPL``), so that an operator exists, can be
+traced and can be exported even where no library was built. A library that is missing or does not load is not
+an error: the reason is kept in :data:`libraries` and told by ``python -m fused_subpixel info``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import sys
+import warnings
+
+import torch
+from torch import Tensor
+
+from ._arguments import Geometry, output_size
+from ._layout import is_channels_last, memory_format
+
+GEOMETRY_SCHEMA = ", ".join(f"int {name}" for name in Geometry._fields)
+EPILOGUE_SCHEMA = "int activation, float negative_slope, float clamp_min, float clamp_max"
+
+# Plain ints one by one: a microsecond cheaper per call than lists. The object must live as long as the
+# process.
+_definitions = torch.library.Library("fused_subpixel", "FRAGMENT")
+for _schema in (
+    "subpixel_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? activation_weight, Tensor? residual, "
+    f"{GEOMETRY_SCHEMA}, {EPILOGUE_SCHEMA}) -> Tensor",
+    "subpixel_conv2d_input_grad(Tensor grad_output, Tensor weight, SymInt height, SymInt width, "
+    f"{GEOMETRY_SCHEMA}, bool channels_last) -> Tensor",
+    "subpixel_conv2d_weight_grad(Tensor grad_output, Tensor input, int kernel_h, int kernel_w, "
+    f"{GEOMETRY_SCHEMA}) -> (Tensor, Tensor)",
+    # The CPU library's plan for a problem, for explain() and for choosing the backward; see csrc/plan.h.
+    "cpu_plan(int[] problem) -> int[]",
+    # Current instruction set (0 portable, 1 AVX2, 2 AVX-512), bit mask of the usable ones, bytes of L2 cache.
+    "cpu_capability() -> int[]",
+    "cpu_select_isa(int isa) -> ()",
+):
+    _definitions.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def _empty(like: Tensor, shape: tuple[int, ...], channels_last: bool) -> Tensor:
+    layout = memory_format(channels_last)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
+@torch.library.register_fake("fused_subpixel::subpixel_conv2d")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation_weight: Tensor | None,
+    residual: Tensor | None,
+    *geometry_and_epilogue: float,
+) -> Tensor:
+    geometry = Geometry(*geometry_and_epilogue[:16])  # type: ignore[arg-type]
+    batch, _, height, width = input.shape
+    low_channels, _, kernel_h, kernel_w = weight.shape
+    size = output_size(geometry, height, width, kernel_h, kernel_w)
+    channels = low_channels // (geometry.upscale_h * geometry.upscale_w)
+    return _empty(input, (batch, channels, *size), is_channels_last(input))
+
+
+@torch.library.register_fake("fused_subpixel::subpixel_conv2d_input_grad")
+def _(grad_output: Tensor, weight: Tensor, height: int, width: int, *geometry_and_layout: int) -> Tensor:
+    *ints, channels_last = geometry_and_layout
+    groups = Geometry(*ints).groups
+    shape = (grad_output.shape[0], weight.shape[1] * groups, height, width)
+    return _empty(grad_output, shape, bool(channels_last))
+
+
+@torch.library.register_fake("fused_subpixel::subpixel_conv2d_weight_grad")
+def _(grad_output: Tensor, input: Tensor, kernel_h: int, kernel_w: int, *ints: int) -> tuple[Tensor, Tensor]:
+    geometry = Geometry(*ints)
+    low_channels = grad_output.shape[1] * geometry.upscale_h * geometry.upscale_w
+    weight_shape = (low_channels, input.shape[1] // geometry.groups, kernel_h, kernel_w)
+    return grad_output.new_empty(weight_shape), grad_output.new_empty(low_channels)
+
+
+@dataclasses.dataclass
+class LoadedLibrary:
+    """What became of one compiled library: its file if it loaded, else in ``problem`` why not, in words."""
+
+    path: pathlib.Path | None = None
+    problem: str | None = None
+
+    @property
+    def loaded(self) -> bool:
+        return self.problem is None
+
+
+def _load(stem: str) -> LoadedLibrary:
+    folder = os.environ.get("FUSED_SUBPIXEL_LIBRARY_DIR")
+    path = (pathlib.Path(folder) if folder else pathlib.Path(__file__).parent) / f"{stem}.so"
+    if not path.exists():
+        return LoadedLibrary(problem=f"{path} does not exist: not built")
+    try:
+        torch.ops.load_library(path)
+    except (OSError, RuntimeError) as error:
+        return LoadedLibrary(path, f"{path} does not load: {error}")
+    return LoadedLibrary(path)
+
+
+def _load_all() -> dict[str, LoadedLibrary]:
+    loaded = {"cpu": _load("fused_subpixel_cpu")}
+    if torch.version.cuda is None:  # the CUDA library needs symbols that only a CUDA build of torch has
+        loaded["cuda"] = LoadedLibrary(problem=f"torch {torch.__version__} is built without CUDA")
+    else:
+        loaded["cuda"] = _load("fused_subpixel_cuda")
+    return loaded
+
+
+libraries: dict[str, LoadedLibrary] = _load_all()
+_told: set[str] = set()
+
+
+def warn_if_missing(device_type: str) -> None:
+    """Say, once per process, that the library that would have run a call was not built or does not load."""
+    library = libraries.get(device_type)
+    if library is None or library.loaded or device_type in _told:
+        return
+    _told.add(device_type)
+    warnings.warn(
+        f"fused_subpixel runs as plain PyTorch, slower: {library.problem}. Build it with 'pip install "
+        "--no-build-isolation .' in the source folder; 'python -m fused_subpixel info' tells more.",
+        RuntimeWarning,
+        stacklevel=_callers_depth(),
+    )
+
+
+def _callers_depth() -> int:
+    """How many frames above warn_if_missing() the first one is that is not this package's or nn.Module's."""
+    depth, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
+        ("fused_subpixel", "torch.nn.modules")
+    ):
+        depth, frame = depth + 1, frame.f_back
+    return depth

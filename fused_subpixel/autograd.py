@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Gradients.
+
+Two entries lead to the same formulas: :class:`SubpixelConv2dFunction` for eager calls (two to three times
+cheaper per call), and autograd registered on the raw operator for torch.compile and torch.export.
+
+*Epilogue.* The operator keeps no intermediate. Where the gradient of the epilogue can be read from its output
+(:func:`recoverable`), the output is all that is saved. Elsewhere functional.py stores the pre-activation and
+applies the epilogue as ordinary PyTorch; a raw operator called with such an epilogue computes the
+pre-activation again in its backward.
+
+*Convolution.* Either the operators ``subpixel_conv2d_input_grad`` and ``subpixel_conv2d_weight_grad``, or
+PyTorch's convolution backward on the unshuffled gradient. The latter serves wherever the former are not
+better, are not there, or need gradients themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _library, reference  # noqa: F401  (_library defines the operators)
+from ._arguments import ACTIVATIONS, Epilogue, Geometry, Problem
+from ._layout import is_channels_last
+
+aten = torch.ops.aten
+ops = torch.ops.fused_subpixel
+
+_RELU, _LEAKY_RELU = ACTIVATIONS["relu"], ACTIVATIONS["leaky_relu"]
+_TANH, _SIGMOID = ACTIVATIONS["tanh"], ACTIVATIONS["sigmoid"]
+_NO_EPILOGUE = Epilogue()
+
+
+def recoverable(epilogue: Epilogue, has_residual: bool) -> bool:
+    """Whether the epilogue's gradient can be computed from its output alone.
+
+    Without activation and clamp the gradient is one, whatever was added. relu, leaky_relu (with a slope that
+    keeps the sign), tanh and sigmoid have derivatives in terms of their results, if nothing was added to
+    these. silu and gelu are not monotonic, prelu's slopes may have any sign, a clamp hides what it cut off.
+    """
+    if epilogue.clamps:
+        return False
+    if epilogue.activation == 0:
+        return True
+    if has_residual:
+        return False
+    if epilogue.activation == _LEAKY_RELU:
+        return epilogue.negative_slope >= 0
+    return epilogue.activation in (_RELU, _TANH, _SIGMOID)
+
+
+def activation_gradient(grad: Tensor, output: Tensor, epilogue: Epilogue) -> Tensor:
+    """The gradient before a :func:`recoverable` activation, from the one after it; differentiable again."""
+    if epilogue.activation == _RELU:
+        return aten.threshold_backward(grad, output, 0)
+    if epilogue.activation == _LEAKY_RELU:
+        return aten.leaky_relu_backward(grad, output, epilogue.negative_slope, True)
+    if epilogue.activation == _TANH:
+        return aten.tanh_backward(grad, output)
+    return aten.sigmoid_backward(grad, output)
+
+
+def residual_gradient(grad: Tensor, residual_shape: torch.Size, geometry: Geometry) -> Tensor:
+    """The gradient of the residual, whose shape tells how it was added."""
+    if residual_shape == grad.shape:
+        return grad
+    if residual_shape[1] != grad.shape[1]:
+        return reference.uncrop_and_unshuffle(grad, geometry)
+    unshuffled = reference.uncrop_and_unshuffle(grad, geometry._replace(channel_order=0))
+    n, c, p, q = residual_shape
+    return unshuffled.view(n, c, geometry.upscale_h * geometry.upscale_w, p, q).sum(2)
+
+
+# ---- the convolution's gradients -------------------------------------------------------------------------
+
+
+class BackwardPlan(NamedTuple):
+    """Which gradients our operators compute; PyTorch computes the others."""
+
+    input_grad: bool
+    weight_grad: bool
+
+
+def plan_backward(
+    backend: str,
+    geometry: Geometry,
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    dtype: torch.dtype,
+) -> BackwardPlan:
+    """Decide who computes the gradients. ``backend`` is ``cpu`` or ``cuda``."""
+    g = geometry
+    ours = g.stride_h == g.stride_w == 1 and g.groups == 1
+    return BackwardPlan(ours, ours)
+
+
+def convolution_gradients(
+    grad: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    geometry: Geometry,
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    channels_last: bool,
+    needed: tuple[bool, bool, bool],
+    plan: BackwardPlan,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of (input, weight, bias), each where ``needed``, from the one of the linear part's output.
+
+    ``input`` may be None where the weight's gradient is not needed, ``weight`` where the input's is not.
+    """
+    need_input, need_weight, need_bias = needed
+    grad_input = grad_weight = grad_bias = None
+    if not torch.is_grad_enabled():  # else the gradients are to be differentiated, which our operators cannot
+        if need_input and plan.input_grad:
+            assert weight is not None
+            grad_input = ops.subpixel_conv2d_input_grad(
+                grad, weight, input_shape[2], input_shape[3], *geometry, channels_last
+            )
+            need_input = False
+        if need_weight and plan.weight_grad:
+            assert input is not None
+            grad_weight, grad_bias = ops.subpixel_conv2d_weight_grad(
+                grad, input, weight_shape[2], weight_shape[3], *geometry
+            )
+            if not need_bias:
+                grad_bias = None
+            need_weight = need_bias = False
+    if need_input or need_weight or need_bias:
+        rest = pytorch_convolution_gradients(
+            grad, input, weight, geometry, input_shape, weight_shape, (need_input, need_weight, need_bias)
+        )
+        grad_input, grad_weight, grad_bias = (
+            rest[0] if need_input else grad_input,
+            rest[1] if need_weight else grad_weight,
+            rest[2] if need_bias else grad_bias,
+        )
+    return grad_input, grad_weight, grad_bias
+
+
+def pytorch_convolution_gradients(
+    grad: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    geometry: Geometry,
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    needed: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The same by PyTorch: unshuffle the gradient, then its convolution backward. Differentiable again."""
+    g = geometry
+    low_grad = reference.uncrop_and_unshuffle(grad, g)  # [N, C*r_h*r_w, P, Q]
+    # A tensor that is not needed stands in with its shape only.
+    input = grad.new_empty(()).expand(input_shape) if input is None else input
+    weight = grad.new_empty(()).expand(weight_shape) if weight is None else weight
+    padded, padding = reference.symmetric_padding(input, g)
+    grad_input, grad_weight, grad_bias = aten.convolution_backward(
+        low_grad, padded, weight, [weight_shape[0]], (g.stride_h, g.stride_w), padding,
+        (g.dilation_h, g.dilation_w), False, (0, 0), g.groups, needed,
+    )  # fmt: skip
+    if needed[0] and padded is not input:
+        height, width = input_shape[2:]
+        grad_input = grad_input[:, :, g.pad_top : g.pad_top + height, g.pad_left : g.pad_left + width]
+    return grad_input, grad_weight, grad_bias
+
+
+# ---- eager -----------------------------------------------------------------------------------------------
+
+
+class SubpixelConv2dFunction(torch.autograd.Function):
+    """The operator with a :func:`recoverable` epilogue and without ``activation_weight``, for eager calls.
+
+    Of the old form, ``forward(ctx, ...)``: with a separate setup_context every call costs 25 µs more.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        call: Any,  # functional.Call
+    ) -> Tensor:
+        """The output; keeps what :meth:`backward` needs and no more."""
+        with torch._C._AutoDispatchBelowAutograd():  # as in functional.py
+            output = ops.subpixel_conv2d.default(input, weight, bias, None, residual, *call.numbers)
+        needs_input_grad = ctx.needs_input_grad
+        ctx.save_for_backward(
+            input if needs_input_grad[1] else None,
+            weight if needs_input_grad[0] else None,
+            output if call.problem.epilogue.activation else None,
+        )
+        ctx.call = call
+        # The cheap test first: nearly every tensor is contiguous.
+        ctx.channels_last = needs_input_grad[0] and not input.is_contiguous() and is_channels_last(input)
+        ctx.residual_shape = residual.shape if needs_input_grad[3] and residual is not None else None
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of (input, weight, bias, residual)."""
+        problem: Problem = ctx.call.problem
+        input, weight, output = ctx.saved_tensors
+        grad_residual = None
+        if ctx.residual_shape is not None:
+            grad_residual = residual_gradient(grad, ctx.residual_shape, problem.geometry)
+        if output is not None:
+            grad = activation_gradient(grad, output, problem.epilogue)
+        grad_input, grad_weight, grad_bias = convolution_gradients(
+            grad,
+            input,
+            weight,
+            problem.geometry,
+            problem.input_shape,
+            problem.weight_shape,
+            ctx.channels_last,
+            ctx.needs_input_grad[:3],
+            ctx.call.plan,
+        )
+        return grad_input, grad_weight, grad_bias, grad_residual, None
+
+
+# ---- torch.compile and torch.export ----------------------------------------------------------------------
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, bias, activation_weight, residual, *numbers = inputs
+    ctx.geometry = Geometry(*numbers[:16])
+    ctx.epilogue = Epilogue(*numbers[16:])
+    ctx.input_shape, ctx.weight_shape = input.shape, weight.shape
+    ctx.residual_shape = None if residual is None else residual.shape
+    ctx.channels_last = is_channels_last(input)
+    if recoverable(ctx.epilogue, residual is not None):
+        needs_input_grad = ctx.needs_input_grad
+        ctx.save_for_backward(
+            input if needs_input_grad[1] else None,
+            weight if needs_input_grad[0] else None,
+            output if ctx.epilogue.activation else None,
+        )
+    else:
+        ctx.save_for_backward(input, weight, None, bias, activation_weight, residual)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    input, weight, output, *epilogue_tensors = ctx.saved_tensors
+    needed = ctx.needs_input_grad
+    grad_activation_weight = grad_residual = None
+    if epilogue_tensors:
+        grad, grad_activation_weight, grad_residual = _epilogue_gradients(
+            grad, input, weight, *epilogue_tensors, ctx.geometry, ctx.epilogue
+        )
+    else:
+        if needed[4]:
+            grad_residual = residual_gradient(grad, ctx.residual_shape, ctx.geometry)
+        if output is not None:
+            grad = activation_gradient(grad, output, ctx.epilogue)
+    backend = grad.device.type
+    plan = plan_backward(backend, ctx.geometry, ctx.input_shape, ctx.weight_shape, grad.dtype)
+    gradients = convolution_gradients(
+        grad,
+        input,
+        weight,
+        ctx.geometry,
+        ctx.input_shape,
+        ctx.weight_shape,
+        ctx.channels_last,
+        needed[:3],
+        plan,
+    )
+    return *gradients, grad_activation_weight, grad_residual, *(None,) * (len(needed) - 5)
+
+
+def _epilogue_gradients(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation_weight: Tensor | None,
+    residual: Tensor | None,
+    geometry: Geometry,
+    epilogue: Epilogue,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of (pre-activation, activation_weight, residual): compute the former again, differentiate."""
+    create_graph = torch.is_grad_enabled()
+    hidden = ops.subpixel_conv2d.default(input, weight, bias, None, None, *geometry, *_NO_EPILOGUE)
+    with torch.enable_grad():
+        if not create_graph:
+            hidden = hidden.detach().requires_grad_()
+        elif not hidden.requires_grad:
+            hidden.requires_grad_()
+        output = reference.apply_epilogue(hidden, activation_weight, residual, geometry, epilogue)
+        wanted = [
+            tensor
+            for tensor in (hidden, activation_weight, residual)
+            if tensor is not None and tensor.requires_grad
+        ]
+        found = iter(torch.autograd.grad(output, wanted, grad, create_graph=create_graph))
+    gradients = [
+        next(found) if tensor is not None and tensor.requires_grad else None
+        for tensor in (hidden, activation_weight, residual)
+    ]
+    assert gradients[0] is not None
+    return gradients[0], gradients[1], gradients[2]
+
+
+torch.library.register_autograd("fused_subpixel::subpixel_conv2d", _backward, setup_context=_setup_context)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which implementation runs: ``cuda``, ``cpu`` (compiled libraries) or ``reference`` (plain PyTorch).
+
+``auto`` takes the compiled library of the tensors' device if it can run, else the reference. Naming ``cuda``
+or ``cpu`` is a demand: where it cannot be met, ValueError says why.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from . import _library
+from ._arguments import BACKENDS
+
+
+def _check_name(name: Any, origin: str) -> str:
+    if name not in BACKENDS:
+        known = ", ".join(map(repr, BACKENDS))
+        raise ValueError(f"{origin}: expected one of {known}, got {name!r}")
+    return str(name)
+
+
+_default = _check_name(os.environ.get("FUSED_SUBPIXEL_BACKEND") or "auto", "FUSED_SUBPIXEL_BACKEND")
+
+
+class _Requested(threading.local):
+    name: str = _default
+
+
+_requested = _Requested()
+# For torch.compile, which guards on globals, so that a change of backend recompiles, not on thread-locals.
+_requested_by_latest_thread = _default
+
+
+def requested(tracing: bool = False) -> str:
+    """The backend asked for by the innermost :class:`use_backend`, else by the environment, else ``auto``."""
+    return _requested_by_latest_thread if tracing else _requested.name
+
+
+class use_backend:
+    """Context manager: run everything inside on one backend.
+
+    Args:
+        name: ``"auto"``, ``"cuda"``, ``"cpu"`` or ``"reference"``.
+
+    Holds for the calling thread and nests. The default, outside, is the environment variable
+    FUSED_SUBPIXEL_BACKEND as it was at import, else ``"auto"``. Raises ValueError for unknown names.
+
+    >>> with use_backend("reference"):
+    ...     y = subpixel_conv2d(x, weight)
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = _check_name(name, "use_backend")
+
+    def __enter__(self) -> None:
+        global _requested_by_latest_thread
+        self._outer = _requested.name
+        _requested.name = _requested_by_latest_thread = self.name
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _requested_by_latest_thread
+        _requested.name = _requested_by_latest_thread = self._outer
+
+
+def refusal(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a compiled backend cannot run tensors of this device and dtype, in words; None if it can."""
+    if device.type != backend:
+        return f"the tensors are on {device}"
+    library = _library.libraries[backend]
+    if not library.loaded:
+        return library.problem
+    return None
+
+
+def choose(requested: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend for tensors of this device and dtype: ``cuda``, ``cpu`` or ``reference``."""
+    _check_name(requested, "backend")
+    if requested == "reference":
+        return requested
+    if requested != "auto":
+        reason = refusal(requested, device, dtype)
+        if reason is not None:
+            raise ValueError(f"backend {requested!r} cannot run here: {reason}")
+        return requested
+    if device.type in _library.libraries and refusal(device.type, device, dtype) is None:
+        return device.type
+    return "reference"

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The public functions: check the arguments, choose the backend, run.
+
+Eager calls are on a diet, because on small images the caller waits for Python more than for arithmetic: what
+follows from shapes, dtypes and options is worked out once and cached (:func:`prepare`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import _arguments, _library, backends, reference
+from ._arguments import Epilogue, Problem, TensorInfo, describe
+from .autograd import BackwardPlan, SubpixelConv2dFunction, plan_backward, recoverable
+
+_operator = torch.ops.fused_subpixel.subpixel_conv2d.default
+_TENSOR_NAMES = ("input", "weight", "bias", "activation_weight", "residual")
+_PLAIN_TENSORS = frozenset((Tensor, torch.nn.Parameter))
+_PLAIN_TENSORS_OR_NONE = _PLAIN_TENSORS | {type(None)}
+
+
+def subpixel_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    upscale_factor: int | Sequence[int] = 2,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    activation_weight: Tensor | None = None,
+    residual: Tensor | None = None,
+    clamp: Sequence[float | None] | None = None,
+    channel_order: str = "crd",
+    backend: str | None = None,
+) -> Tensor:
+    """Sub-pixel convolution: ``pixel_shuffle(conv2d(input, weight, bias), r)`` in one pass.
+
+    The convolution writes its values straight to their shuffled places; the low-resolution tensor of
+    C*r_h*r_w channels never exists. Before the store come, in this order: bias, activation, residual, clamp.
+
+    W. Shi et al., "Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel
+    Convolutional Neural Network", CVPR 2016. The counterparts in PyTorch are
+    :func:`torch.nn.functional.conv2d` and :func:`torch.nn.functional.pixel_shuffle`.
+
+    Args:
+        input: [N, Ci, H, W] or [Ci, H, W], of dtype float16, bfloat16, float32 or float64.
+        weight: [C*r_h*r_w, Ci/groups, k_h, k_w], as of the ``nn.Conv2d`` before a ``nn.PixelShuffle``.
+        bias: [C*r_h*r_w].
+        upscale_factor: r, or (r_h, r_w).
+        stride: of the convolution, in input pixels; an int or (vertical, horizontal), as all pairs.
+        padding: zeros around the input, in pixels: an int, a pair, (top, left, bottom, right), ``"valid"``
+            (none) or ``"same"`` (an odd pixel goes to the bottom and right, as in PyTorch).
+        dilation: distance of the kernel's taps, in input pixels.
+        groups: as in ``conv2d``.
+        activation: None, ``"relu"``, ``"leaky_relu"``, ``"prelu"``, ``"silu"``, ``"gelu"`` (the exact one),
+            ``"tanh"`` or ``"sigmoid"``.
+        negative_slope: of ``"leaky_relu"``.
+        activation_weight: slopes of ``"prelu"``: one, C (one per output channel) or C*r_h*r_w (one per row
+            of ``weight``, as a PReLU before the shuffle has).
+        residual: added after the activation; its shape tells how. As the output: as is. [N, C, P, Q] with
+            P x Q the size before the shuffle: upsampled to the nearest neighbour. [N, C*r_h*r_w, P, Q]:
+            shuffled as the convolution is.
+        clamp: (lowest, highest) value of the output; either may be None.
+        channel_order: which low-resolution channel gives phase (i, j) of output channel c: ``"crd"``
+            c*r_h*r_w + i*r_w + j (PyTorch), ``"dcr"`` (i*r_w + j)*C + c (TensorFlow's depth_to_space).
+        backend: as in :class:`use_backend`, for this call.
+
+    Returns:
+        [N, C, P*r_h, Q*r_w], without N for an input without, in the input's dtype and memory format
+        (channels_last or contiguous). Under autocast in autocast's dtype, as ``conv2d``.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong value or shape, or the demanded backend cannot run.
+    """
+    return convolve(
+        input, weight, bias, activation_weight, residual, backend,
+        upscale_factor, stride, padding, dilation, groups, activation, negative_slope, clamp, channel_order,
+    )  # fmt: skip
+
+
+def pixel_shuffle(input: Tensor, upscale_factor: int | Sequence[int], channel_order: str = "crd") -> Tensor:
+    """Rearrange [..., C*r_h*r_w, H, W] to [..., C, H*r_h, W*r_w], keeping the memory format.
+
+    As :func:`torch.nn.functional.pixel_shuffle`, and beyond it: unequal factors (r_h, r_w), the ``"dcr"``
+    channel order (see :func:`subpixel_conv2d`), channels_last in and out on every device, empty batches
+    with gradients.
+
+    Raises TypeError or ValueError where the shape does not fit the factor.
+    """
+    factor_h, factor_w = _check_shuffle(input, "upscale_factor", upscale_factor)
+    phases = factor_h * factor_w
+    if input.shape[-3] % phases:
+        found = list(input.shape)
+        raise ValueError(f"input: expected channels divisible by {factor_h}*{factor_w}={phases}, got {found}")
+    return reference.pixel_shuffle(input, (factor_h, factor_w), channel_order)
+
+
+def pixel_unshuffle(
+    input: Tensor, downscale_factor: int | Sequence[int], channel_order: str = "crd"
+) -> Tensor:
+    """Rearrange [..., C, H*r_h, W*r_w] to [..., C*r_h*r_w, H, W], the inverse of :func:`pixel_shuffle`.
+
+    Raises TypeError or ValueError where the shape does not fit the factor.
+    """
+    factor_h, factor_w = _check_shuffle(input, "downscale_factor", downscale_factor)
+    if input.shape[-2] % factor_h or input.shape[-1] % factor_w:
+        found = list(input.shape)
+        raise ValueError(f"input: expected a size divisible by {factor_h} and {factor_w}, got {found}")
+    return reference.pixel_unshuffle(input, (factor_h, factor_w), channel_order)
+
+
+def _check_shuffle(input: Any, name: str, factor: Any) -> tuple[int, int]:
+    _arguments.check_tensor("input", input)
+    if input.dim() < 3:
+        raise ValueError(f"input: expected [..., C, H, W], got {list(input.shape)}")
+    return _arguments.pair(name, factor, minimum=1)
+
+
+# ---- checking and choosing ---------------------------------------------------------------------------------
+
+
+class Call(NamedTuple):
+    """What follows from everything but the tensors' contents: the work that is done once and cached."""
+
+    problem: Problem
+    backend: str
+    numbers: tuple[float, ...]  # the operator's arguments after the tensors
+    plan: BackwardPlan
+    # Where the epilogue's gradient needs what comes before the epilogue: the same call without it.
+    linear: Any = None  # Call | None
+
+
+def prepare(
+    requested: str,
+    input: TensorInfo,
+    weight: TensorInfo,
+    bias: TensorInfo | None,
+    activation_weight: TensorInfo | None,
+    residual: TensorInfo | None,
+    *options: Any,
+) -> Call:
+    """Check a call and choose its backend; ``options`` in the order of :func:`_arguments.resolve`."""
+    problem = _arguments.resolve(input, weight, bias, activation_weight, residual, *options)
+    backend = backends.choose(requested, problem.device, problem.dtype)
+    plan = plan_backward(backend, problem.geometry, problem.input_shape, problem.weight_shape, problem.dtype)
+    linear = None
+    if not recoverable(problem.epilogue, residual is not None):
+        without = problem._replace(epilogue=Epilogue())
+        linear = Call(without, backend, (*without.geometry, *without.epilogue), plan)
+    return Call(problem, backend, (*problem.geometry, *problem.epilogue), plan, linear)
+
+
+# typed: True and 1.0 equal 1, but are refused where an int belongs.
+_prepare_cached = functools.lru_cache(maxsize=4096, typed=True)(prepare)
+
+
+def why_only_reference(
+    tracing: bool, input: Any, weight: Any, bias: Any, activation_weight: Any, residual: Any
+) -> str | None:
+    """What about this call, if anything, only plain PyTorch can handle; in words."""
+    if torch._C._are_functorch_transforms_active():
+        return "under torch.func transforms only the reference runs"
+    if tracing:
+        return "in ONNX export only the reference runs" if torch.onnx.is_in_onnx_export() else None
+    if not (
+        type(input) in _PLAIN_TENSORS
+        and type(weight) in _PLAIN_TENSORS
+        and type(bias) in _PLAIN_TENSORS_OR_NONE
+        and type(activation_weight) in _PLAIN_TENSORS_OR_NONE
+        and type(residual) in _PLAIN_TENSORS_OR_NONE
+    ):
+        for name, tensor in zip(
+            _TENSOR_NAMES, (input, weight, bias, activation_weight, residual), strict=True
+        ):
+            if tensor is not None or name in ("input", "weight"):
+                _arguments.check_tensor(name, tensor)
+        return "for tensor subclasses only the reference runs"
+    if forward_ad._current_level >= 0:
+        return "in forward-mode differentiation only the reference runs"
+    if torch._C._get_tracing_state() is not None:
+        return "under torch.jit.trace only the reference runs"
+    return None
+
+
+def _autocast(*tensors: Any) -> tuple[Any, ...]:
+    """Cast as F.conv2d does under autocast: all but float64 to autocast's dtype."""
+    device_type = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(
+        tensor if tensor is None or tensor.dtype == torch.float64 or not tensor.is_floating_point()
+        else tensor.to(dtype)
+        for tensor in tensors
+    )  # fmt: skip
+
+
+# ---- running -----------------------------------------------------------------------------------------------
+
+
+def convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation_weight: Tensor | None,
+    residual: Tensor | None,
+    backend: str | None,
+    *options: Any,
+) -> Tensor:
+    """:func:`subpixel_conv2d` with its ``options`` in the order of :func:`_arguments.resolve`."""
+    tracing = torch.compiler.is_compiling()
+    only_reference = why_only_reference(tracing, input, weight, bias, activation_weight, residual)
+    if torch._C._is_any_autocast_enabled():
+        input, weight, bias, activation_weight, residual = _autocast(
+            input, weight, bias, activation_weight, residual
+        )
+
+    arguments = (
+        backend or backends.requested(tracing),
+        (input.shape, input.dtype, input.device),  # written out: three more calls would cost 0.5 µs
+        (weight.shape, weight.dtype, weight.device),
+        None if bias is None else (bias.shape, bias.dtype, bias.device),
+        describe(activation_weight),
+        describe(residual),
+        *options,
+    )
+    if len(arguments[1][0]) == 3:
+        return convolve(
+            input.unsqueeze(0), weight, bias, activation_weight,
+            None if residual is None else residual.unsqueeze(0), backend, *options,
+        ).squeeze(0)  # fmt: skip
+    call = None
+    if not tracing:
+        try:  # noqa: SIM105  (contextlib.suppress would cost 0.5 µs)
+            call = _prepare_cached(*arguments)
+        except TypeError:
+            pass  # lists and symbolic sizes cannot be cached; a wrong type is refused, in words, just below
+    if call is None:
+        call = prepare(*arguments)
+
+    if call.backend != "reference":
+        if only_reference is None:
+            return _run(call, tracing, input, weight, bias, activation_weight, residual)
+        if arguments[0] != "auto":
+            raise ValueError(f"backend {call.backend!r} cannot run here: {only_reference}")
+    elif arguments[0] == "auto" and not tracing:
+        _library.warn_if_missing(input.device.type)
+    return reference.run(
+        input, weight, bias, activation_weight, residual, call.problem.geometry, call.problem.epilogue
+    )
+
+
+def _run(
+    call: Call,
+    tracing: bool,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation_weight: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """Run the operator, with gradients if they are needed."""
+    needs_gradient = torch.is_grad_enabled() and (
+        input.requires_grad
+        or weight.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or (activation_weight is not None and activation_weight.requires_grad)
+        or (residual is not None and residual.requires_grad)
+    )
+    if needs_gradient and call.linear is not None and not (tracing and torch.compiler.is_exporting()):
+        # The gradient of this epilogue needs the values before it. Store these, shuffled, and go on in
+        # ordinary PyTorch: it would have had to keep that tensor as well, and torch.compile fuses what
+        # follows. An exported graph keeps the whole operator: it is for inference mostly, and can still be
+        # differentiated (autograd.py).
+        hidden = _run(call.linear, tracing, input, weight, bias, None, None)
+        return reference.apply_epilogue(
+            hidden, activation_weight, residual, call.problem.geometry, call.problem.epilogue
+        )
+    if tracing:
+        return _operator(input, weight, bias, activation_weight, residual, *call.numbers)
+    if needs_gradient:
+        return SubpixelConv2dFunction.apply(input, weight, bias, residual, call)
+    # Past the autograd registered on the operator, which would cost a small call twice its time.
+    with torch._C._AutoDispatchBelowAutograd():
+        return _operator(input, weight, bias, activation_weight, residual, *call.numbers)

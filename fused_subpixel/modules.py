@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The op as a module. A module owns parameters and options; all else is in functional.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import _arguments
+from ._arguments import ACTIVATIONS, CHANNEL_ORDERS
+from .functional import subpixel_conv2d
+from .init import icnr_
+
+_PADDING_MODES = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3}
+
+
+class SubpixelConv2d(nn.Module):
+    """``nn.Conv2d`` and ``nn.PixelShuffle`` in one: [N, Ci, H, W] -> [N, C, P*r_h, Q*r_w].
+
+    Parameters are named, shaped and initialised, with the same random numbers, as those of
+    ``nn.Conv2d(in_channels, out_channels*r_h*r_w, kernel_size, ...)``, so its checkpoints load strictly:
+    ``weight`` [C*r_h*r_w, Ci/groups, k_h, k_w] and ``bias`` [C*r_h*r_w].
+
+    Args:
+        in_channels: Ci.
+        out_channels: C, the channels of the high-resolution output: those of the convolution over r_h*r_w.
+        kernel_size: k, or (k_h, k_w).
+        upscale_factor: r, or (r_h, r_w).
+        stride, padding, dilation, groups, bias: of the convolution, as in ``nn.Conv2d``; ``padding`` also takes
+            (top, left, bottom, right).
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``; all but zeros pad the input
+            in a pass of their own.
+        activation, negative_slope, clamp, channel_order: see :func:`fused_subpixel.subpixel_conv2d`.
+        prelu_parameters: how many slopes the parameter ``activation_weight`` of activation ``"prelu"`` has:
+            1, C (after the shuffle) or C*r_h*r_w (before). They start at 0.25, as in ``nn.PReLU``.
+        icnr: start with equal phases, see :func:`fused_subpixel.icnr_`.
+        device, dtype: of the parameters.
+
+    Raises:
+        TypeError, ValueError: as :func:`fused_subpixel.subpixel_conv2d`, as far as known without an input.
+    """
+
+    bias: Tensor | None
+    activation_weight: Tensor | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        upscale_factor: int | Sequence[int] = 2,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+        prelu_parameters: int = 1,
+        clamp: Sequence[float | None] | None = None,
+        channel_order: str = "crd",
+        icnr: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels = _arguments.integer("in_channels", in_channels, 1)
+        self.out_channels = _arguments.integer("out_channels", out_channels, 1)
+        self.kernel_size = _arguments.pair("kernel_size", kernel_size, 1)
+        self.upscale_factor = _arguments.pair("upscale_factor", upscale_factor, 1)
+        self.stride = _arguments.pair("stride", stride, 1)
+        self.dilation = _arguments.pair("dilation", dilation, 1)
+        self.groups = _arguments.integer("groups", groups, 1)
+        # (top, left, bottom, right), "same" resolved: the kernel's size is known here.
+        self.padding = _arguments.four_paddings(padding, self.stride, self.dilation, self.kernel_size)
+        _arguments.lookup("padding_mode", padding_mode, _PADDING_MODES)
+        self.padding_mode = padding_mode
+        _arguments.lookup("activation", activation, ACTIVATIONS)
+        self.activation = activation
+        self.negative_slope = _arguments.number("negative_slope", negative_slope)
+        lowest, highest = _arguments.clamp_bounds(clamp)
+        self.clamp = None if (lowest, highest) == (-math.inf, math.inf) else (lowest, highest)
+        _arguments.lookup("channel_order", channel_order, CHANNEL_ORDERS)
+        self.channel_order = channel_order
+        self.icnr = bool(icnr)
+
+        low_channels = self.out_channels * self.upscale_factor[0] * self.upscale_factor[1]
+        if self.in_channels % self.groups or low_channels % self.groups:
+            raise ValueError(
+                f"groups: expected a divisor of in_channels={self.in_channels} and of "
+                f"out_channels*r_h*r_w={low_channels}, got {self.groups}"
+            )
+        weight_shape = (low_channels, self.in_channels // self.groups, *self.kernel_size)
+        self.weight = nn.Parameter(torch.empty(weight_shape, device=device, dtype=dtype))
+        self._register("bias", low_channels if bias else 0, device, dtype)
+        if activation == "prelu" and prelu_parameters not in (1, self.out_channels, low_channels):
+            raise ValueError(
+                f"prelu_parameters: expected 1, {self.out_channels} or {low_channels}, got {prelu_parameters}"
+            )
+        self._register("activation_weight", prelu_parameters if activation == "prelu" else 0, device, dtype)
+        self.reset_parameters()
+
+    def _register(
+        self, name: str, size: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> None:
+        """A parameter of ``size`` values, or None where there are none."""
+        self.register_parameter(
+            name, nn.Parameter(torch.empty(size, device=device, dtype=dtype)) if size else None
+        )
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters as ``nn.Conv2d`` draws them, in the same order."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.weight[0].numel())
+            nn.init.uniform_(self.bias, -bound, bound)
+        if self.activation_weight is not None:
+            nn.init.constant_(self.activation_weight, 0.25)
+        if self.icnr:
+            icnr_(self.weight, self.upscale_factor, channel_order=self.channel_order)
+
+    @classmethod
+    def from_conv2d(
+        cls,
+        conv: nn.Conv2d,
+        upscale_factor: int | Sequence[int] = 2,
+        *,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+        activation_weight: nn.Parameter | None = None,
+        clamp: Sequence[float | None] | None = None,
+        channel_order: str = "crd",
+    ) -> SubpixelConv2d:
+        """The module that does what ``conv`` and a pixel shuffle do. It shares their parameters, copies nothing.
+
+        Raises TypeError if ``conv`` is not a plain ``nn.Conv2d`` with plain parameters, ValueError if its
+        channels are not divisible by r_h*r_w.
+        """
+        if not isinstance(conv, nn.Conv2d) or not isinstance(conv.weight, nn.Parameter):
+            raise TypeError(f"conv: expected an nn.Conv2d whose weight is a Parameter, got {conv}")
+        factor_h, factor_w = _arguments.pair("upscale_factor", upscale_factor, 1)
+        if conv.out_channels % (factor_h * factor_w):
+            raise ValueError(
+                f"conv: expected out_channels divisible by {factor_h}*{factor_w}, got {conv.out_channels}"
+            )
+        module = cls(
+            conv.in_channels,
+            conv.out_channels // (factor_h * factor_w),
+            conv.kernel_size,
+            (factor_h, factor_w),
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            False,
+            conv.padding_mode,
+            activation=activation,
+            negative_slope=negative_slope,
+            prelu_parameters=1 if activation_weight is None else activation_weight.numel(),
+            clamp=clamp,
+            channel_order=channel_order,
+            device="meta",  # nothing is allocated and no random number drawn
+        )
+        module.weight, module.bias = conv.weight, conv.bias
+        if activation == "prelu":
+            if activation_weight is None:
+                raise ValueError(
+                    "activation_weight: expected a Parameter where activation is 'prelu', got None"
+                )
+            module.activation_weight = activation_weight
+        return module.train(conv.training)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        padding: Sequence[int] = self.padding
+        if self.padding_mode != "zeros":
+            top, left, bottom, right = padding
+            input = F.pad(input, (left, right, top, bottom), mode=self.padding_mode)
+            padding = (0, 0, 0, 0)
+        return subpixel_conv2d(
+            input,
+            self.weight,
+            self.bias,
+            self.upscale_factor,
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            activation_weight=self.activation_weight,
+            residual=residual,
+            clamp=self.clamp,
+            channel_order=self.channel_order,
+        )
+
+    def extra_repr(self) -> str:
+        parts = [
+            f"{self.in_channels}, {self.out_channels}",
+            f"kernel_size={self.kernel_size}",
+            f"upscale_factor={self.upscale_factor}",
+        ]
+        defaults: tuple[tuple[str, Any], ...] = (
+            ("stride", (1, 1)),
+            ("padding", (0, 0, 0, 0)),
+            ("dilation", (1, 1)),
+            ("groups", 1),
+            ("padding_mode", "zeros"),
+            ("activation", None),
+            ("clamp", None),
+            ("channel_order", "crd"),
+        )
+        parts += [
+            f"{name}={getattr(self, name)!r}" for name, default in defaults if getattr(self, name) != default
+        ]
+        if self.activation == "leaky_relu":
+            parts.append(f"negative_slope={self.negative_slope}")
+        if self.bias is None:
+            parts.append("bias=False")
+        return ", ".join(parts)

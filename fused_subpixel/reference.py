@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The same operation in plain PyTorch: the oracle of the tests and the fallback everywhere else.
+
+It runs on any device, for any floating dtype, under any transform, and is differentiable to any order. Shuffles
+are views and one copy, not ``torch.pixel_shuffle``, whose backward fails on empty batches (PyTorch 2.13) and
+which knows neither unequal factors nor the DCR order.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _arguments
+from ._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry
+from ._layout import is_channels_last, memory_format
+
+_DCR = CHANNEL_ORDERS["dcr"]
+
+
+def subpixel_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    upscale_factor: Any = 2,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    activation_weight: Tensor | None = None,
+    residual: Tensor | None = None,
+    clamp: Any = None,
+    channel_order: str = "crd",
+    crop: Any = (0, 0, 0, 0),
+) -> Tensor:
+    """:func:`fused_subpixel.subpixel_conv2d` in plain PyTorch, for a batched input.
+
+    ``crop``: (top, left, bottom, right) high-resolution pixels taken off the output.
+    """
+    problem = _arguments.resolve(
+        _arguments.describe(input),  # type: ignore[arg-type]
+        _arguments.describe(weight),  # type: ignore[arg-type]
+        _arguments.describe(bias),
+        _arguments.describe(activation_weight),
+        _arguments.describe(residual),
+        upscale_factor, stride, padding, dilation, groups, activation, negative_slope, clamp, channel_order, crop,
+    )  # fmt: skip
+    return run(input, weight, bias, activation_weight, residual, problem.geometry, problem.epilogue)
+
+
+def run(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation_weight: Tensor | None,
+    residual: Tensor | None,
+    geometry: Geometry,
+    epilogue: Epilogue,
+) -> Tensor:
+    """The operator ``fused_subpixel::subpixel_conv2d`` with its arguments already checked."""
+    g = geometry
+    layout = memory_format(is_channels_last(input))
+    input, padding = symmetric_padding(input, g)
+    low = F.conv2d(
+        input, weight, bias, (g.stride_h, g.stride_w), padding, (g.dilation_h, g.dilation_w), g.groups
+    )
+    output = shuffle_and_crop(low, g)
+    output = apply_epilogue(output, activation_weight, residual, g, epilogue)
+    return output.contiguous(memory_format=layout)
+
+
+def symmetric_padding(input: Tensor, geometry: Geometry) -> tuple[Tensor, tuple[int, int]]:
+    """The input and the padding to convolve it with: PyTorch's convolutions know no asymmetric padding."""
+    g = geometry
+    if g.pad_top == g.pad_bottom and g.pad_left == g.pad_right:
+        return input, (g.pad_top, g.pad_left)
+    return F.pad(input, (g.pad_left, g.pad_right, g.pad_top, g.pad_bottom)), (0, 0)
+
+
+# ---- shuffles --------------------------------------------------------------------------------------------
+
+
+def pixel_shuffle(input: Tensor, upscale_factor: Any, channel_order: str = "crd") -> Tensor:
+    """[..., C*r_h*r_w, H, W] -> [..., C, H*r_h, W*r_w], in the input's memory format."""
+    upscale_h, upscale_w = _arguments.pair("upscale_factor", upscale_factor, minimum=1)
+    order = _arguments.lookup("channel_order", channel_order, CHANNEL_ORDERS)
+    if input.dim() == 4:
+        return shuffle(input, upscale_h, upscale_w, order)
+    flat = input.reshape(math.prod(input.shape[:-3]), *input.shape[-3:])
+    output = shuffle(flat, upscale_h, upscale_w, order)
+    return output.reshape(*input.shape[:-3], *output.shape[1:])
+
+
+def pixel_unshuffle(input: Tensor, downscale_factor: Any, channel_order: str = "crd") -> Tensor:
+    """[..., C, H*r_h, W*r_w] -> [..., C*r_h*r_w, H, W], in the input's memory format."""
+    factor_h, factor_w = _arguments.pair("downscale_factor", downscale_factor, minimum=1)
+    order = _arguments.lookup("channel_order", channel_order, CHANNEL_ORDERS)
+    if input.dim() == 4:
+        return unshuffle(input, factor_h, factor_w, order)
+    flat = input.reshape(math.prod(input.shape[:-3]), *input.shape[-3:])
+    output = unshuffle(flat, factor_h, factor_w, order)
+    return output.reshape(*input.shape[:-3], *output.shape[1:])
+
+
+def shuffle(input: Tensor, upscale_h: int, upscale_w: int, channel_order: int) -> Tensor:
+    """[N, C*r_h*r_w, P, Q] -> [N, C, P*r_h, Q*r_w]."""
+    n, low_channels, p, q = input.shape
+    c = low_channels // (upscale_h * upscale_w)
+    if torch.onnx.is_in_onnx_export() and upscale_h == upscale_w:
+        return torch.onnx.ops.symbolic(
+            "DepthToSpace",
+            (input,),
+            {"blocksize": upscale_h, "mode": "DCR" if channel_order == _DCR else "CRD"},
+            dtype=input.dtype,
+            shape=(n, c, p * upscale_h, q * upscale_w),
+        )
+    if channel_order == _DCR:
+        blocks = input.reshape(n, upscale_h, upscale_w, c, p, q).permute(0, 3, 1, 2, 4, 5)
+    else:
+        blocks = input.reshape(n, c, upscale_h, upscale_w, p, q)
+    # blocks: [N, C, r_h, r_w, P, Q]; the copy is explicit because a reshape would return a view of the input
+    # where it can, and a caller may write into what it gets.
+    if is_channels_last(input):
+        pixels = blocks.permute(0, 4, 2, 5, 3, 1).clone(memory_format=torch.contiguous_format)
+        return pixels.view(n, p * upscale_h, q * upscale_w, c).permute(0, 3, 1, 2)
+    pixels = blocks.permute(0, 1, 4, 2, 5, 3).clone(memory_format=torch.contiguous_format)
+    return pixels.view(n, c, p * upscale_h, q * upscale_w)
+
+
+def unshuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: int) -> Tensor:
+    """[N, C, P*r_h, Q*r_w] -> [N, C*r_h*r_w, P, Q], the inverse (and the gradient) of :func:`shuffle`."""
+    n, c, height, width = input.shape
+    p, q = height // factor_h, width // factor_w
+    low_channels = c * factor_h * factor_w
+    blocks = input.reshape(n, c, p, factor_h, q, factor_w)
+    if is_channels_last(input):
+        order = (0, 2, 4, 3, 5, 1) if channel_order == _DCR else (0, 2, 4, 1, 3, 5)
+        pixels = blocks.permute(order).clone(memory_format=torch.contiguous_format)
+        return pixels.view(n, p, q, low_channels).permute(0, 3, 1, 2)
+    order = (0, 3, 5, 1, 2, 4) if channel_order == _DCR else (0, 1, 3, 5, 2, 4)
+    return blocks.permute(order).clone(memory_format=torch.contiguous_format).view(n, low_channels, p, q)
+
+
+def shuffle_and_crop(low: Tensor, geometry: Geometry) -> Tensor:
+    """[N, C*r_h*r_w, P, Q] -> [N, C, P*r_h - crops, Q*r_w - crops]."""
+    g = geometry
+    output = shuffle(low, g.upscale_h, g.upscale_w, g.channel_order)
+    if not any(g[11:15]):
+        return output
+    return output[
+        :, :, g.crop_top : output.shape[2] - g.crop_bottom, g.crop_left : output.shape[3] - g.crop_right
+    ]
+
+
+def uncrop_and_unshuffle(output: Tensor, geometry: Geometry) -> Tensor:
+    """The adjoint of :func:`shuffle_and_crop`: what was cropped away gets zeros."""
+    g = geometry
+    if any(g[11:15]):
+        output = F.pad(output, (g.crop_left, g.crop_right, g.crop_top, g.crop_bottom))
+    return unshuffle(output, g.upscale_h, g.upscale_w, g.channel_order)
+
+
+# ---- epilogue --------------------------------------------------------------------------------------------
+
+
+def apply_epilogue(
+    output: Tensor,
+    activation_weight: Tensor | None,
+    residual: Tensor | None,
+    geometry: Geometry,
+    epilogue: Epilogue,
+) -> Tensor:
+    """activation, then residual, then clamp, on the shuffled and cropped convolution (bias included)."""
+    output = _activate(output, activation_weight, geometry, epilogue)
+    if residual is not None:
+        output = output + residual_in_high_resolution(residual, output, geometry)
+    if epilogue.clamps:
+        output = output.clamp(epilogue.clamp_min, epilogue.clamp_max)
+    return output
+
+
+def _activate(output: Tensor, weight: Tensor | None, geometry: Geometry, epilogue: Epilogue) -> Tensor:
+    activation = epilogue.activation
+    if activation == ACTIVATIONS["relu"]:
+        return F.relu(output)
+    if activation == ACTIVATIONS["leaky_relu"]:
+        return F.leaky_relu(output, epilogue.negative_slope)
+    if activation == ACTIVATIONS["prelu"]:
+        assert weight is not None
+        return _prelu(output, weight, geometry)
+    if activation == ACTIVATIONS["silu"]:
+        return F.silu(output)
+    if activation == ACTIVATIONS["gelu"]:
+        return F.gelu(output)
+    if activation == ACTIVATIONS["tanh"]:
+        return torch.tanh(output)
+    if activation == ACTIVATIONS["sigmoid"]:
+        return torch.sigmoid(output)
+    return output
+
+
+def _prelu(output: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    if weight.numel() in (1, output.shape[1]):
+        return F.prelu(output, weight)
+    # One slope per channel before the shuffle: shuffle an image of slopes, the same for the whole batch.
+    low = low_size_of(output, geometry)
+    slopes = shuffle_and_crop(weight.view(1, -1, 1, 1).expand(1, -1, *low), geometry)
+    return torch.where(output > 0, output, slopes * output)
+
+
+def residual_in_high_resolution(residual: Tensor, output: Tensor, geometry: Geometry) -> Tensor:
+    """The residual as it is added to ``output``; its shape tells which of the three kinds it is."""
+    if residual.shape == output.shape:
+        return residual
+    if residual.shape[1] != output.shape[1]:
+        return shuffle_and_crop(residual, geometry)
+    # Nearest-neighbour upsampling is the shuffle of a tensor whose r_h*r_w phases are all the same.
+    g = geometry
+    n, c, p, q = residual.shape
+    phases = g.upscale_h * g.upscale_w
+    repeated = residual[:, :, None].expand(n, c, phases, p, q).reshape(n, c * phases, p, q)
+    return shuffle_and_crop(repeated, g._replace(channel_order=CHANNEL_ORDERS["crd"]))
+
+
+def low_size_of(output: Tensor, geometry: Geometry) -> tuple[int, int]:
+    """(P, Q) of the convolution whose shuffled, cropped result is ``output``."""
+    g = geometry
+    return (
+        (output.shape[2] + g.crop_top + g.crop_bottom) // g.upscale_h,
+        (output.shape[3] + g.crop_left + g.crop_right) // g.upscale_w,
+    )

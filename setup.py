@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Compile csrc/ with ninja into plain shared libraries that hold no Python symbol.
+
+The whole build is one generated file, build/ninja/build.ninja: look there for what is compiled how.
+
+Environment:
+    CXX, CXXFLAGS, LDFLAGS          host compiler and additional flags (these come last, so they win)
+    MAX_JOBS                        how many compilers run at once
+    FUSED_SUBPIXEL_DEBUG=1          assertions and debug information; symbols are kept
+    FUSED_SUBPIXEL_CUDA=auto|0|1    the CUDA library: if a toolkit is found (the default), never, or else fail
+    FUSED_SUBPIXEL_CUDA_ARCHS       default "75;80;86;89;90a;100a;120+PTX" (of these, what the toolkit knows)
+    CUDA_HOME or CUDA_PATH          the toolkit, where nvcc on PATH is not the one to use
+    NVCC_FLAGS                      additional flags for nvcc
+    FUSED_SUBPIXEL_BUILD_TESTS=1    also build the tests' pybind11 module (alone: setup.py build_host_tests)
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import NoReturn
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:
+    raise SystemExit("fused_subpixel: `pip install --upgrade setuptools`, this one is too old") from None
+
+PACKAGE = "fused_subpixel"
+BUILD = Path("build/ninja")  # a fixed place: wheels, editable and in-place builds share the objects in it
+CUDA_ARCHS = "75;80;86;89;90a;100a;120+PTX"
+
+# Kernels are compiled once per instruction set, each time into a namespace of its own (FS_ISA), and the right
+# one is chosen at run time. No other file gets instruction-set flags: it would run before that choice.
+ISA_SOURCE = Path("csrc/cpu/kernels.cpp")
+ISA_FLAGS = {"portable": ""}
+if platform.machine() in ("x86_64", "AMD64"):
+    ISA_FLAGS["avx2"] = "-mavx2 -mfma -mf16c"
+    ISA_FLAGS["avx512"] = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c"
+    ISA_FLAGS["avx512"] += " -mprefer-vector-width=512 -Wno-uninitialized"  # GCC 12's own intrinsics do warn
+
+RULES = """\
+ninja_required_version = 1.5
+builddir = {builddir}
+cxx = {cxx}
+nvcc = {nvcc}
+common = -Icsrc -isystem {torch}/include -DTORCH_TARGET_VERSION=0x020a000000000000ULL {defines}
+cxxflags = -O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=fast -Wall -Wextra $common
+nvccflags = -O3 -std=c++17 -Xcompiler=-fPIC,-fvisibility=hidden,-Wall -Xfatbin=-compress-all $common
+torch = -Wl,--no-as-needed -L{torch}/lib -ltorch -ltorch_cpu
+
+rule cxx
+  command = $cxx $cxxflags $flags {user_cxxflags} -MD -MF $out.d -c $in -o $out
+  description = $cxx $out
+  deps = gcc
+  depfile = $out.d
+rule nvcc
+  command = $nvcc $nvccflags $flags {user_nvccflags} -MD -MF $out.d -c $in -o $out
+  description = nvcc $out
+  deps = gcc
+  depfile = $out.d
+rule link
+  command = $cxx -shared {strip} -o $out $in $flags {user_ldflags}
+  description = link $out
+
+"""
+
+
+def fail(message: str) -> NoReturn:
+    raise SystemExit(f"{PACKAGE}: {message}")
+
+
+def env_flags(name: str) -> str:
+    return " ".join(os.environ.get(name, "").split())
+
+
+def enabled(name: str) -> bool:
+    return os.environ.get(name, "0") not in ("", "0")
+
+
+def find_torch() -> Path:
+    """Where torch lies. Found, not imported: it is only compiled against, and a CPU-only one will do."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        fail("torch is needed to build: `pip install torch ninja`, then `pip install --no-build-isolation .`")
+    version = importlib.metadata.version("torch")
+    if tuple(int(n) for n in version.split("+")[0].split(".")[:2]) < (2, 10):
+        fail(f"torch {version} is too old to build with: 2.10 or newer is needed")
+    return Path(spec.origin).parent
+
+
+def find_cxx() -> str:
+    for command in (env_flags("CXX"), "g++", "clang++"):
+        if command and shutil.which(shlex.split(command)[0]):
+            return command
+    fail("no C++ compiler: install g++ or clang++, or name one in CXX")
+
+
+def find_ninja() -> list[str]:
+    if importlib.util.find_spec("ninja"):
+        return [sys.executable, "-m", "ninja"]
+    return [shutil.which("ninja") or fail("ninja is needed to build: `pip install ninja`")]
+
+
+def find_cuda() -> tuple[str, Path] | None:
+    """(nvcc, toolkit root), or None. Sources and toolkit decide, never whether this machine has a GPU."""
+    want = os.environ.get("FUSED_SUBPIXEL_CUDA", "auto")
+    if want not in ("auto", "0", "1"):
+        fail(f"FUSED_SUBPIXEL_CUDA is auto, 0 or 1, not {want!r}")
+    have_sources = any(Path("csrc/cuda").glob("*.cu"))
+    if want == "1" and not have_sources:
+        fail("FUSED_SUBPIXEL_CUDA=1, but there are no sources csrc/cuda/*.cu")
+    if want == "0" or not have_sources:
+        return None
+    folders = [f"{os.environ[name]}/bin" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    installed_by_pip = Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin")
+    folders += [os.environ.get("PATH", ""), *installed_by_pip, "/usr/local/cuda/bin"]
+    for nvcc in filter(None, (shutil.which("nvcc", path=str(folder)) for folder in folders)):
+        # nvcc itself knows its root; what was found may be a wrapper script that lies elsewhere
+        dryrun = [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull]
+        for line in subprocess.run(dryrun, capture_output=True, text=True).stderr.splitlines():
+            if line.startswith("#$ TOP="):
+                return nvcc, Path(line.removeprefix("#$ TOP=")).resolve()
+    if want == "1":
+        fail("FUSED_SUBPIXEL_CUDA=1, but no nvcc works here: set CUDA_HOME or put nvcc on PATH")
+    print(f"{PACKAGE}: no CUDA toolkit found, building the CPU library only")
+    return None
+
+
+def cuda_arch_flags(nvcc: str) -> str:
+    asked = os.environ.get("FUSED_SUBPIXEL_CUDA_ARCHS", "")
+    archs = (asked or CUDA_ARCHS).replace(".", "").replace(",", ";").replace(" ", "").strip(";").split(";")
+    if not asked:
+        known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
+        archs = [arch for arch in archs if "sm_" + arch.removesuffix("+PTX").rstrip("a") in known]
+    flags = [f"-gencode arch=compute_{a},code=sm_{a}" for a in (arch.removesuffix("+PTX") for arch in archs)]
+    flags += [f"-gencode arch=compute_{a[:-4]},code=compute_{a[:-4]}" for a in archs if a.endswith("+PTX")]
+    return " ".join(flags)
+
+
+class NinjaFile:
+    """All that can be built here, as steps for ninja. Paths are relative: a copied tree is up to date."""
+
+    def __init__(self) -> None:
+        debug, self.cuda = enabled("FUSED_SUBPIXEL_DEBUG"), find_cuda()
+        defines = [f"-DFS_HAVE_{isa.upper()}=1" for isa in ISA_FLAGS] + ["-g" if debug else "-DNDEBUG"]
+        values = {
+            "builddir": BUILD,
+            "cxx": find_cxx(),
+            "nvcc": self.cuda[0] if self.cuda else "",
+            "torch": shlex.quote(str(find_torch())),
+            "defines": " ".join(defines),
+            "user_cxxflags": env_flags("CXXFLAGS"),
+            "user_nvccflags": env_flags("NVCC_FLAGS"),
+            "user_ldflags": env_flags("LDFLAGS"),
+            "strip": "" if debug else "-s",
+        }
+        self.text = RULES.format_map({name: str(value).replace("$", "$$") for name, value in values.items()})
+        # csrc/*.cpp is host logic: each library gets its own, hidden copy
+        self.shared = [self.compile(source) for source in sorted(Path("csrc").glob("*.cpp"))]
+        self.libraries = [self.cpu_library(), *([self.cuda_library(*self.cuda)] if self.cuda else [])]
+
+    def step(self, rule: str, out: Path, inputs: list[Path], flags: str) -> Path:
+        self.text += f"build {out}: {rule} {' '.join(map(str, inputs))}\n  flags = {flags}\n"
+        return out
+
+    def compile(self, source: Path, flags: str = "", variant: str = "") -> Path:
+        out = BUILD / source.with_name(f"{source.name}{variant}.o")
+        return self.step("nvcc" if source.suffix == ".cu" else "cxx", out, [source], flags)
+
+    def cpu_library(self) -> Path:
+        objects = [self.compile(s) for s in sorted(Path("csrc/cpu").glob("*.cpp")) if s != ISA_SOURCE]
+        for isa, flags in ISA_FLAGS.items():
+            objects.append(self.compile(ISA_SOURCE, f"{flags} -DFS_ISA={isa}", f".{isa}"))
+        # -z defs: a symbol that torch lacks is an error here and not a crash later
+        return self.step("link", BUILD / f"{PACKAGE}_cpu.so", self.shared + objects, "-Wl,-z,defs $torch")
+
+    def cuda_library(self, nvcc: str, root: Path) -> Path:
+        flags = cuda_arch_flags(nvcc) + (" -ccbin $cxx" if "CXX" in os.environ else "")
+        folder, host_flags = Path("csrc/cuda"), f"-isystem {root}/include"
+        objects = [self.compile(source, flags) for source in sorted(folder.glob("*.cu"))]
+        objects += [self.compile(source, host_flags) for source in sorted(folder.glob("*.cpp"))]
+        # The static runtime needs nothing but a driver. Of $torch, libtorch.so is there for the loader: it
+        # leads to the CUDA symbols, which a CPU-only torch lacks.
+        flags = f"-L{root}/lib64 -L{root}/lib -lcudart_static -lrt -lpthread -ldl -Wl,--exclude-libs,ALL"
+        return self.step("link", BUILD / f"{PACKAGE}_cuda.so", self.shared + objects, f"{flags} $torch")
+
+    def host_tests(self) -> list[Path]:
+        """The pybind11 module of tests/host: pure host logic, it links without torch."""
+        sources = sorted(Path("tests/host").glob("*.cpp"))
+        if not sources:
+            return []
+        pybind11, python = importlib.util.find_spec("pybind11"), sysconfig.get_path("include")
+        if pybind11 is None or pybind11.origin is None:
+            fail("pybind11 is needed for the tests' host module: `pip install pybind11`")
+        if not Path(python, "Python.h").exists():
+            fail("Python.h is needed for the tests' host module: install python3-dev (or python3-devel)")
+        include = f"-isystem {Path(pybind11.origin).parent}/include -isystem {python}"
+        objects = [self.compile(source, include) for source in sources]
+        objects += [out for out in self.shared if out.name == "plan.cpp.o"]
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        return [self.step("link", Path("build/tests") / f"{PACKAGE}_host{suffix}", objects, "")]
+
+    def run(self, targets: list[Path]) -> None:
+        import fcntl
+
+        if not targets:
+            return
+        BUILD.mkdir(parents=True, exist_ok=True)
+        with open(BUILD / "lock", "w") as lock:  # two ninjas in one folder would spoil each other's work
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            (BUILD / "build.ninja").write_text(self.text)
+            jobs = [f"-j{os.environ['MAX_JOBS']}"] if os.environ.get("MAX_JOBS") else []
+            command = [*find_ninja(), "-f", str(BUILD / "build.ninja"), *jobs, *map(str, targets)]
+            if subprocess.run(command).returncode:
+                fail("the compiler failed, see above")
+
+
+class BuildLibraries(build_ext):
+    """ninja does the work; this command says where the finished libraries go."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", os.sep) + ".so"  # no Python tag: nothing of Python is inside
+
+    def run(self) -> None:
+        ninja = NinjaFile()
+        ninja.run(ninja.libraries + (ninja.host_tests() if enabled("FUSED_SUBPIXEL_BUILD_TESTS") else []))
+
+        built = {library.name for library in ninja.libraries}
+        self.extensions = [e for e in self.extensions if f"{e.name.split('.')[-1]}.so" in built]
+        folder = Path("" if self.inplace else self.build_lib, PACKAGE)
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.so"):
+            if old.name not in built:
+                old.unlink()
+        for library in ninja.libraries:
+            copy = folder / library.name
+            if not copy.exists() or copy.stat().st_mtime_ns != library.stat().st_mtime_ns:
+                # replaced, not written over: a running process may have the old file mapped
+                os.replace(shutil.copy2(library, copy.with_suffix(f".{os.getpid()}")), copy)
+
+
+class BuildHostTests(build_ext):
+    description = "build the pybind11 module of tests/host into build/tests"
+
+    def run(self) -> None:
+        ninja = NinjaFile()
+        ninja.run(ninja.host_tests())
+
+
+class Wheel(bdist_wheel):
+    """For any Python 3, and from an empty build_lib: no file of an earlier build may slip in."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2])
+
+    def run(self) -> None:
+        shutil.rmtree(self.get_finalized_command("build").build_lib, ignore_errors=True)
+        super().run()
+
+
+# Elsewhere than on Linux the package is plain PyTorch: it works, at PyTorch's speed.
+DEVICES = ("cpu", "cuda") if sys.platform == "linux" else ()
+setup(
+    ext_modules=[Extension(f"{PACKAGE}.{PACKAGE}_{device}", []) for device in DEVICES],
+    cmdclass={"build_ext": BuildLibraries, "build_host_tests": BuildHostTests, "bdist_wheel": Wheel},
+)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What several test files share: backends to run on, and tensors to run with."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fused_subpixel as fs
+from fused_subpixel import _library
+
+# One warning per process is right for users; tests must neither depend on who comes first nor drown in it.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    _library.warn_if_missing("cpu")
+
+needs_cpu_library = pytest.mark.skipif(
+    not _library.libraries["cpu"].loaded, reason=f"no CPU library: {_library.libraries['cpu'].problem}"
+)
+
+
+@pytest.fixture(params=["reference", pytest.param("cpu", marks=needs_cpu_library)])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once per backend that can compute on CPU tensors."""
+    with fs.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def conv_tensors(
+    input_shape: tuple[int, ...] = (2, 3, 5, 6),
+    weight_shape: tuple[int, ...] = (8, 3, 3, 2),
+    *,
+    bias: bool = True,
+    dtype: torch.dtype = torch.float64,
+    requires_grad: bool = False,
+    channels_last: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(input, weight, bias) with sizes that cannot be mixed up: 3x2 kernel, height unlike width."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    tensors: list[Any] = [
+        torch.randn(input_shape, dtype=dtype).contiguous(memory_format=layout),
+        torch.randn(weight_shape, dtype=dtype),
+        torch.randn(weight_shape[0], dtype=dtype) if bias else None,
+    ]
+    for tensor in tensors:
+        if tensor is not None:
+            tensor.requires_grad_(requires_grad)
+    return tuple(tensors)  # type: ignore[return-value]

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Gradients, and gradients of gradients, for every epilogue and geometry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import conv_tensors, needs_cpu_library
+from torch import Tensor
+
+import fused_subpixel as fs
+from fused_subpixel import autograd, reference
+from fused_subpixel._arguments import ACTIVATIONS, Epilogue, Geometry
+
+SMALL_INPUT, SMALL_WEIGHT = (2, 2, 3, 4), (4, 2, 3, 2)  # [N, Ci, H, W], [C*4, Ci, k_h, k_w]
+PADDING = (1, 0, 1, 1)  # keeps the size under a 3x2 kernel
+
+GEOMETRIES: list[tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]] = [
+    ({}, SMALL_INPUT, SMALL_WEIGHT),
+    ({"padding": PADDING, "channel_order": "dcr"}, SMALL_INPUT, (8, 2, 3, 2)),
+    ({"stride": (2, 1), "padding": (1, 2)}, SMALL_INPUT, SMALL_WEIGHT),
+    ({"upscale_factor": (1, 3), "dilation": (1, 2)}, (1, 2, 3, 5), (6, 2, 2, 2)),
+    ({"groups": 2, "upscale_factor": (2, 1), "padding": "same"}, (1, 4, 3, 2), (8, 2, 2, 3)),
+    ({"upscale_factor": 1, "padding": (2, 1, 0, 0)}, SMALL_INPUT, (2, 2, 3, 2)),
+]
+
+
+def check_gradients(function: Any, tensors: Any) -> None:
+    """First and second derivatives against finite differences; the second along a random direction."""
+    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+
+
+def run_crop(*tensors: Any, crop: tuple[int, int, int, int]) -> Tensor:
+    """The operator with a crop, which the public function does not offer."""
+    geometry = Geometry(2, 2, 1, 1, 1, 1, 1, 1)._replace(
+        crop_top=crop[0], crop_left=crop[1], crop_bottom=crop[2], crop_right=crop[3]
+    )
+    return torch.ops.fused_subpixel.subpixel_conv2d(*tensors, None, None, *geometry, *Epilogue())
+
+
+@pytest.mark.parametrize(("options", "input_shape", "weight_shape"), GEOMETRIES)
+def test_geometry(
+    backend: str, options: dict[str, Any], input_shape: tuple[int, ...], weight_shape: tuple[int, ...]
+) -> None:
+    tensors = conv_tensors(input_shape, weight_shape, requires_grad=True)
+    check_gradients(lambda *t: fs.subpixel_conv2d(*t, **options), tensors)
+
+
+@needs_cpu_library
+@pytest.mark.parametrize("crop", [(1, 0, 0, 1), (2, 3, 1, 0)])
+def test_crop(crop: tuple[int, int, int, int]) -> None:
+    tensors = conv_tensors(SMALL_INPUT, SMALL_WEIGHT, requires_grad=True)
+    check_gradients(lambda *t: run_crop(*t, crop=crop), tensors)
+
+
+EPILOGUES: list[tuple[dict[str, Any], int, tuple[int, ...] | None]] = [  # options, prelu weights, residual
+    *(({"activation": name}, 0, None) for name in ACTIVATIONS if name != "prelu"),
+    ({"activation": "leaky_relu", "negative_slope": -0.5}, 0, None),
+    *(({"activation": "prelu"}, size, None) for size in (1, 2, 8)),
+    *(({}, 0, residual) for residual in ((2, 2, 6, 8), (2, 2, 3, 4), (2, 8, 3, 4))),
+    ({"channel_order": "dcr"}, 0, (2, 2, 3, 4)),
+    ({"channel_order": "dcr"}, 0, (2, 8, 3, 4)),
+    ({"activation": "relu"}, 0, (2, 2, 6, 8)),
+    ({"activation": "prelu", "clamp": (-0.5, None), "channel_order": "dcr"}, 8, (2, 8, 3, 4)),
+    ({"clamp": (-0.5, 0.75)}, 0, None),
+]
+
+
+@pytest.mark.parametrize(("options", "prelu", "residual_shape"), EPILOGUES)
+def test_epilogue(
+    backend: str, options: dict[str, Any], prelu: int, residual_shape: tuple[int, ...] | None
+) -> None:
+    """Eager autograd, and the autograd of the raw operator, against finite differences."""
+    tensors: list[Tensor | None] = [*conv_tensors(SMALL_INPUT, (8, 2, 3, 2), requires_grad=True)]
+    tensors.append(torch.randn(prelu, dtype=torch.float64, requires_grad=True) if prelu else None)
+    tensors.append(
+        torch.randn(residual_shape, dtype=torch.float64, requires_grad=True) if residual_shape else None
+    )
+
+    def eager(input: Tensor, weight: Tensor, bias: Tensor, slopes: Any, residual: Any) -> Tensor:
+        return fs.subpixel_conv2d(
+            input, weight, bias, activation_weight=slopes, residual=residual, padding=PADDING, **options
+        )
+
+    check_gradients(eager, tensors)
+    if backend == "cpu":
+        geometry = Geometry(2, 2, 1, 1, *PADDING, channel_order=int(options.get("channel_order") == "dcr"))
+        lowest, highest = options.get("clamp") or (None, None)
+        epilogue = Epilogue(
+            ACTIVATIONS[options.get("activation")],
+            options.get("negative_slope", 0.01),
+            -float("inf") if lowest is None else lowest,
+            float("inf") if highest is None else highest,
+        )
+        operator = torch.ops.fused_subpixel.subpixel_conv2d
+        check_gradients(lambda *t: operator(*t, *geometry, *epilogue), tensors)
+
+
+@pytest.mark.parametrize("frozen", ["input", "weight", "bias", "input weight", "weight bias", "input bias"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_only_what_is_needed(backend: str, frozen: str, stride: int, channels_last: bool) -> None:
+    """Gradients of the rest do not depend on what is frozen, and channels_last stays channels_last."""
+    tensors = conv_tensors(dtype=torch.float32, channels_last=channels_last, requires_grad=True)
+    output = fs.subpixel_conv2d(*tensors, stride=stride, activation="tanh")
+    direction = torch.randn_like(output)
+    complete = dict(
+        zip(("input", "weight", "bias"), torch.autograd.grad(output, tensors, direction), strict=True)
+    )
+    if channels_last:
+        assert complete["input"].is_contiguous(memory_format=torch.channels_last)
+
+    leaves = dict(zip(("input", "weight", "bias"), tensors, strict=True))
+    for name in frozen.split():
+        leaves[name] = leaves[name].detach()
+    output = fs.subpixel_conv2d(*leaves.values(), stride=stride, activation="tanh")
+    wanted = [name for name in leaves if name not in frozen.split()]
+    found = torch.autograd.grad(output, [leaves[name] for name in wanted], direction)
+    for name, gradient in zip(wanted, found, strict=True):
+        torch.testing.assert_close(gradient, complete[name])
+
+
+@needs_cpu_library
+def test_saves_no_more_than_needed() -> None:
+    tensors = conv_tensors(dtype=torch.float32)
+    for needs, expected in (((0,), {1}), ((1,), {0}), ((2,), set()), ((0, 1), {0, 1})):
+        leaves = [t.detach().requires_grad_(i in needs) for i, t in enumerate(tensors)]
+        saved: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, saved=saved: saved.append(t) or t, lambda t: t
+        ):
+            fs.subpixel_conv2d(*leaves)
+        assert {
+            i for i, t in enumerate(leaves) if any(s.data_ptr() == t.data_ptr() for s in saved)
+        } == expected
+        assert len(saved) == len(expected)
+
+
+@needs_cpu_library
+@pytest.mark.parametrize(
+    ("options", "residual", "expected"),
+    [
+        ({}, True, 2),
+        ({"activation": "relu"}, False, 3),
+        ({"clamp": (0, 1)}, False, 3),
+        ({"activation": "silu"}, True, 3),
+    ],
+)
+def test_one_high_resolution_tensor_at_most_is_kept(
+    options: dict[str, Any], residual: bool, expected: int
+) -> None:
+    tensors = conv_tensors(dtype=torch.float32, requires_grad=True)
+    extra = torch.randn(2, 2, 6, 10) if residual else None
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        fs.subpixel_conv2d(*tensors, residual=extra, **options)
+    assert len([t for t in saved if t.numel() > 1]) == expected
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_empty_batch(backend: str, activation: str | None, channels_last: bool) -> None:
+    tensors = conv_tensors((0, 3, 5, 6), dtype=torch.float32, requires_grad=True, channels_last=channels_last)
+    residual = torch.randn(0, 8, 3, 5, requires_grad=True)
+    output = fs.subpixel_conv2d(*tensors, activation=activation, residual=residual)
+    assert output.shape == (0, 2, 6, 10)
+    gradients = torch.autograd.grad(output.sum(), (*tensors, residual))
+    for tensor, gradient in zip((*tensors, residual), gradients, strict=True):
+        assert gradient.shape == tensor.shape
+        assert not gradient.any()
+
+
+def test_expanded_gradient(backend: str) -> None:
+    """sum() hands the backward a gradient whose strides are all zero."""
+    tensors = conv_tensors(requires_grad=True)
+    output = fs.subpixel_conv2d(*tensors)
+    expected = torch.autograd.grad(output, tensors, torch.ones_like(output))
+    found = torch.autograd.grad(fs.subpixel_conv2d(*tensors).sum(), tensors)
+    torch.testing.assert_close(found, expected)
+
+
+def test_residual_gradient_is_fused_conv_independent() -> None:
+    """A residual alone can need a gradient."""
+    input, weight, bias = conv_tensors()
+    residual = torch.randn(2, 2, 3, 5, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(
+        fs.subpixel_conv2d(input, weight, bias, residual=residual).sum(), residual
+    )
+    assert gradient.eq(4).all()
+
+
+def test_third_order(backend: str) -> None:
+    input, weight, bias = conv_tensors(SMALL_INPUT, SMALL_WEIGHT, requires_grad=True)
+    function, expected = [], []
+    for run, results in ((fs.subpixel_conv2d, function), (reference.subpixel_conv2d, expected)):
+        result = run(input, weight, bias, activation="tanh")
+        for _ in range(3):
+            (result,) = torch.autograd.grad(result.square().sum(), weight, create_graph=True)
+            results.append(result)
+    torch.testing.assert_close(function, expected)
+
+
+@pytest.mark.parametrize("factor", [1, 2, (3, 2)])
+@pytest.mark.parametrize("order", ["crd", "dcr"])
+@pytest.mark.parametrize("leading", [(), (2,), (0,), (2, 3)])
+def test_shuffles(factor: Any, order: str, leading: tuple[int, ...]) -> None:
+    input = torch.randn(*leading, 12, 2, 3, dtype=torch.float64, requires_grad=True)
+    shuffled = fs.pixel_shuffle(input, factor, order)
+    (gradient,) = torch.autograd.grad(shuffled, input, shuffled.detach())
+    assert gradient.equal(input)
+    leaf = shuffled.detach().requires_grad_()
+    unshuffled = fs.pixel_unshuffle(leaf, factor, order)
+    assert unshuffled.equal(input)
+    (gradient,) = torch.autograd.grad(unshuffled, leaf, unshuffled.detach())
+    assert gradient.equal(leaf)
+
+
+def test_recoverable() -> None:
+    names = {name for name, number in ACTIVATIONS.items() if autograd.recoverable(Epilogue(number), False)}
+    assert names == {None, "relu", "leaky_relu", "tanh", "sigmoid"}
+    assert autograd.recoverable(Epilogue(), has_residual=True)
+    assert not autograd.recoverable(Epilogue(ACTIVATIONS["relu"]), has_residual=True)
+    assert not autograd.recoverable(Epilogue(ACTIVATIONS["leaky_relu"], -0.1), has_residual=False)
+    assert not autograd.recoverable(Epilogue(clamp_max=1.0), has_residual=False)

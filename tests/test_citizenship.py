@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The op among PyTorch's other citizens: compile, export, ONNX, autocast, functorch, fake tensors, tracing."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import conv_tensors, needs_cpu_library
+from torch import Tensor, nn
+
+import fused_subpixel as fs
+from fused_subpixel._arguments import ACTIVATIONS, Epilogue, Geometry
+
+ops = torch.ops.fused_subpixel
+
+# One of each way through the gradient: linear, read from the output, kept pre-activation, everything at once.
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"activation": "relu", "stride": (2, 1), "padding": (1, 0, 2, 1)},
+    {"activation": "silu", "channel_order": "dcr"},
+    {"activation": "prelu", "clamp": (-0.5, 1), "residual": True},
+]
+
+
+class Head(nn.Module):
+    """A convolution before, to have an inner gradient, and the op with its residual."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.with_residual = options.pop("residual", False)
+        self.body = nn.Conv2d(3, 4, 3, padding=1)
+        self.head = fs.SubpixelConv2d(4, 3, (3, 2), **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = x[:, :, 1:-1, 1:] if self.with_residual else None
+        return self.head(self.body(x), residual)
+
+
+def outcomes(function: Any, x: Tensor, module: nn.Module) -> list[Tensor]:
+    output = function(x)
+    return [output, *torch.autograd.grad(output.square().mean(), [x, *module.parameters()])]
+
+
+@pytest.fixture
+def fresh_dynamo() -> Any:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+# ---- torch.compile -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile(backend: str, options: dict[str, Any], dynamic: bool) -> None:
+    module = Head(**options)
+    compiled = torch.compile(module, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for shape in ((2, 3, 6, 7), (3, 3, 9, 5)):
+        x = torch.randn(shape, requires_grad=True)
+        torch.testing.assert_close(outcomes(compiled, x, module), outcomes(module, x, module))
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), module(x))
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compile_by_inductor() -> None:
+    module = Head(activation="silu").to(memory_format=torch.channels_last)
+    compiled = torch.compile(module, fullgraph=True)
+    x = torch.randn(2, 3, 6, 7).contiguous(memory_format=torch.channels_last).requires_grad_()
+    found, expected = outcomes(compiled, x, module), outcomes(module, x, module)
+    torch.testing.assert_close(found, expected)
+    assert found[0].stride() == expected[0].stride()
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compile_under_autocast() -> None:
+    module = Head(activation="relu")
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 3, 6, 7, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = outcomes(compiled, x, module), outcomes(module, x, module)
+    assert found[0].dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@needs_cpu_library
+def test_compiled_graph_holds_the_operator_and_follows_use_backend() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph
+
+    def inner(x: Tensor, weight: Tensor) -> Tensor:
+        with fs.use_backend("reference"):
+            return fs.subpixel_conv2d(x, weight)
+
+    def holds_operator(graph: torch.fx.GraphModule) -> bool:
+        return any(node.target is ops.subpixel_conv2d.default for node in graph.graph.nodes)
+
+    x, weight, _ = conv_tensors(dtype=torch.float32)
+    compiled = torch.compile(fs.subpixel_conv2d, fullgraph=True, backend=keep)
+    expected = compiled(x, weight)
+    with fs.use_backend("reference"):
+        torch.testing.assert_close(compiled(x, weight), expected)
+    torch.testing.assert_close(torch.compile(inner, fullgraph=True, backend=keep)(x, weight), expected)
+    assert [holds_operator(graph) for graph in graphs] == [True, False, False]
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compile_with_vmap_inside() -> None:
+    x, weight, bias = conv_tensors((4, 2, 3, 5, 6), dtype=torch.float32)
+
+    def function(x: Tensor) -> Tensor:
+        return torch.vmap(lambda image: fs.subpixel_conv2d(image, weight, bias))(x)
+
+    expected = fs.subpixel_conv2d(x.flatten(0, 1), weight, bias).unflatten(0, (4, 2))
+    torch.testing.assert_close(torch.compile(function, fullgraph=True, backend="aot_eager")(x), expected)
+
+
+# ---- torch.export ------------------------------------------------------------------------------------------
+
+
+@needs_cpu_library
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(options: dict[str, Any], strict: bool) -> None:
+    """Exported with parameters that require gradients, saved, loaded; the graph holds one whole operator."""
+    module = Head(**options)
+    sizes = {
+        0: torch.export.Dim("batch"),
+        2: torch.export.Dim("height", min=6),
+        3: torch.export.Dim("width", min=5),
+    }
+    program = torch.export.export(
+        module, (torch.randn(2, 3, 8, 9),), dynamic_shapes=({**sizes},), strict=strict
+    )
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file)
+    targets = [str(node.target) for node in loaded.graph.nodes if node.op == "call_function"]
+    assert [target for target in targets if "conv" in target or "subpixel" in target] == [
+        "aten.conv2d.default",
+        "fused_subpixel.subpixel_conv2d.default",
+    ]
+    assert not [target for target in targets if any(name in target for name in ("relu", "silu", "clamp"))]
+    for shape in ((2, 3, 8, 9), (1, 3, 17, 6)):
+        x = torch.randn(shape, requires_grad=True)
+        loaded_module = loaded.module()
+        torch.testing.assert_close(outcomes(loaded_module, x, loaded_module), outcomes(module, x, module))
+
+
+# ---- ONNX --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "mode"),
+    [
+        ({}, b"CRD"),
+        ({"channel_order": "dcr", "activation": "silu"}, b"DCR"),
+        ({"activation": "prelu", "clamp": (-0.5, 1), "residual": True, "channel_order": "dcr"}, b"DCR"),
+        ({"upscale_factor": (2, 1)}, None),
+    ],
+)
+def test_onnx(tmp_path: Path, options: dict[str, Any], mode: bytes | None) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    module = Head(**options).eval()
+    sizes = {
+        0: torch.export.Dim("batch"),
+        2: torch.export.Dim("height", min=6),
+        3: torch.export.Dim("width", min=5),
+    }
+    path = tmp_path / "head.onnx"
+    torch.onnx.export(
+        module, (torch.randn(2, 3, 8, 9),), path, dynamo=True, dynamic_shapes=({**sizes},), verbose=False
+    )
+    nodes = onnx.load(path).graph.node
+    modes = {
+        a.s for node in nodes if node.op_type == "DepthToSpace" for a in node.attribute if a.name == "mode"
+    }
+    assert [node.op_type for node in nodes].count("Conv") == 2
+    assert modes >= ({mode} if mode else set())
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for shape in ((2, 3, 8, 9), (1, 3, 17, 6)):
+        x = torch.randn(shape)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), module(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+# ---- autocast ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_as_conv2d(backend: str, dtype: torch.dtype) -> None:
+    x, weight, bias = conv_tensors(dtype=torch.float32, requires_grad=True)
+    residual = torch.randn(2, 2, 6, 10)
+    with torch.autocast("cpu", dtype):
+        output = fs.subpixel_conv2d(x, weight, bias, residual=residual)
+        assert output.dtype == F.conv2d(x, weight, bias).dtype == dtype
+    expected = fs.subpixel_conv2d(x.to(dtype), weight.to(dtype), bias.to(dtype), residual=residual.to(dtype))
+    assert output.equal(expected)
+    assert all(g.dtype == torch.float32 for g in torch.autograd.grad(output.sum(), (x, weight, bias)))
+    with torch.autocast("cpu", dtype):
+        doubles = [tensor.detach().double() for tensor in (x, weight, bias)]
+        assert fs.subpixel_conv2d(*doubles).dtype == F.conv2d(*doubles).dtype == torch.float64
+        with torch.autocast("cpu", enabled=False):
+            assert fs.subpixel_conv2d(x, weight, bias).dtype == torch.float32
+
+
+# ---- torch.func and forward mode ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_dims", [(0, None, None), (None, 0, None), (0, 0, 0), (1, None, 0)])
+def test_vmap(in_dims: tuple[int | None, ...]) -> None:
+    arguments = [
+        tensor
+        if dim is None
+        else torch.randn(*tensor.shape[:dim], 3, *tensor.shape[dim:], dtype=tensor.dtype)
+        for tensor, dim in zip(conv_tensors(), in_dims, strict=True)
+    ]
+    found = torch.vmap(fs.subpixel_conv2d, in_dims)(*arguments)
+    for i in range(3):
+        one = [a if dim is None else a.select(dim, i) for a, dim in zip(arguments, in_dims, strict=True)]
+        torch.testing.assert_close(found[i], fs.subpixel_conv2d(*one))
+
+
+def test_functional_gradients() -> None:
+    x, weight, bias = conv_tensors()
+
+    def loss(weight: Tensor) -> Tensor:
+        return fs.subpixel_conv2d(x, weight, bias, activation="tanh").square().sum()
+
+    leaf = weight.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(loss)(weight), expected)
+    torch.testing.assert_close(torch.func.jacrev(loss)(weight), expected)
+    torch.testing.assert_close(torch.func.jacfwd(loss)(weight), expected)
+    per_sample = torch.vmap(torch.func.grad(lambda w, x: fs.subpixel_conv2d(x, w, bias).sum()), (None, 0))(
+        weight, x
+    )
+    assert per_sample.shape == (2, *weight.shape)
+
+
+def test_forward_mode() -> None:
+    x, weight, bias = conv_tensors()
+    tangent = torch.randn_like(weight)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(weight, tangent)
+        output = torch.autograd.forward_ad.unpack_dual(fs.subpixel_conv2d(x, dual, bias)).tangent
+    torch.testing.assert_close(output, fs.subpixel_conv2d(x, tangent))
+
+
+@needs_cpu_library
+def test_demanded_backend_is_refused_under_transforms() -> None:
+    x, weight, bias = conv_tensors()
+    with pytest.raises(
+        ValueError, match="backend 'cpu' cannot run here: under torch.func transforms only the ref"
+    ):
+        torch.vmap(lambda x: fs.subpixel_conv2d(x, weight, bias, backend="cpu"))(x[None])
+
+
+# ---- fake tensors, subclasses, tracing, threads ------------------------------------------------------------
+
+
+def test_meta_and_fake_tensors() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    x, weight, bias = conv_tensors(channels_last=True)
+    expected = fs.subpixel_conv2d(x, weight, bias)
+    on_meta = fs.subpixel_conv2d(x.to("meta"), weight.to("meta"), bias.to("meta"))
+    with FakeTensorMode() as mode:
+        fake = fs.subpixel_conv2d(*map(mode.from_tensor, (x, weight, bias)))
+    for found in (on_meta, fake):
+        assert (found.shape, found.stride(), found.dtype) == (
+            expected.shape,
+            expected.stride(),
+            expected.dtype,
+        )
+
+
+def test_tensor_subclass() -> None:
+    class Logged(Tensor):
+        pass
+
+    x, weight, bias = conv_tensors()
+    found = fs.subpixel_conv2d(x.as_subclass(Logged), weight, bias)
+    assert isinstance(found, Logged)
+    torch.testing.assert_close(found.as_subclass(Tensor), fs.subpixel_conv2d(x, weight, bias))
+
+
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # torch.jit is deprecated, and warns of every size that becomes constant
+def test_jit_trace() -> None:
+    x, weight, bias = conv_tensors(dtype=torch.float32)
+    traced = torch.jit.trace(lambda x: fs.subpixel_conv2d(x, weight, bias, padding=1), x)
+    other = torch.randn(3, 3, 7, 9)
+    torch.testing.assert_close(traced(other), fs.subpixel_conv2d(other, weight, bias, padding=1))
+
+
+def test_use_backend_holds_for_its_thread() -> None:
+    import threading
+
+    from fused_subpixel import backends
+
+    seen: list[str] = []
+    with fs.use_backend("reference"):
+        with fs.use_backend("auto"):
+            assert backends.requested() == "auto"
+        assert backends.requested() == "reference"
+        thread = threading.Thread(target=lambda: seen.append(backends.requested()))
+        thread.start()
+        thread.join()
+    assert seen == [backends.requested()] == ["auto"]
+
+
+# ---- opcheck -----------------------------------------------------------------------------------------------
+
+GEOMETRIES = [
+    Geometry(2, 2),
+    Geometry(2, 1, 1, 1, 1, 0, 2, 1, 1, 2, 2, 1, 0, 0, 1, 1),
+    Geometry(1, 3, 2, 1, pad_left=1),
+]
+
+
+def operator_tensors(
+    geometry: Geometry, dtype: torch.dtype, channels_last: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return conv_tensors(
+        (2, 2 * geometry.groups, 5, 6), (12, 2, 3, 2), dtype=dtype, channels_last=channels_last
+    )  # type: ignore[return-value]
+
+
+@needs_cpu_library
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+def test_opcheck_forward(
+    geometry: Geometry, dtype: torch.dtype, channels_last: bool, activation: str | None
+) -> None:
+    tensors = operator_tensors(geometry, dtype, channels_last)
+    if dtype == torch.float32:
+        for tensor in tensors:
+            tensor.requires_grad_()
+    epilogue = Epilogue(ACTIVATIONS[activation], clamp_max=1.0)
+    torch.library.opcheck(ops.subpixel_conv2d, (*tensors, None, None, *geometry, *epilogue))
+
+
+@needs_cpu_library
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_opcheck_gradients(geometry: Geometry, channels_last: bool) -> None:
+    x, weight, _ = operator_tensors(geometry, torch.float32, channels_last)
+    output = ops.subpixel_conv2d(x, weight, None, None, None, *geometry, *Epilogue())
+    torch.library.opcheck(
+        ops.subpixel_conv2d_input_grad, (output, weight, x.shape[2], x.shape[3], *geometry, channels_last)
+    )
+    torch.library.opcheck(ops.subpixel_conv2d_weight_grad, (output, x, 3, 2, *geometry))

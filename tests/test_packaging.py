@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the build promises: libraries that load anywhere, instruction sets kept apart, clean wheels."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import fused_subpixel
+
+ROOT = Path(__file__).resolve().parent.parent
+ISA_OBJECTS = sorted((ROOT / "build/ninja/csrc/cpu").glob("kernels.cpp.*.o"))
+LIBRARIES = sorted(Path(fused_subpixel.__file__).parent.glob("*.so"))
+BUILD_FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md")
+
+
+def needs(*tools: str):
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed here: {', '.join(missing)}")
+
+
+def run(*command, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, **env}
+    return subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def build(tree: Path, *arguments: str, **env: str) -> str:
+    """Run setup.py in tree and return what it said; arguments default to an in-place build."""
+    result = run(sys.executable, "setup.py", *(arguments or ("build_ext", "--inplace")), cwd=tree, **env)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def compiled(output: str) -> set[str]:
+    """The files that ninja made, from its progress lines: '[2/5] g++ build/ninja/csrc/plan.cpp.o'."""
+    return {line.split("/")[-1] for line in output.splitlines() if re.match(r"\[\d+/\d+\] ", line)}
+
+
+# ---- the libraries ----
+
+
+def dynamic_symbols(library: Path, *options: str) -> list[str]:
+    return [line.split()[-1] for line in run("nm", "-D", *options, library).stdout.splitlines()]
+
+
+@needs("nm", "readelf")
+@pytest.mark.skipif(not LIBRARIES, reason="no compiled library beside the package")
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+class TestLibrary:
+    def test_holds_nothing_of_python(self, library):
+        symbols = dynamic_symbols(library)
+        assert symbols, "nm read nothing"
+        assert [s for s in symbols if re.match(r"_?Py[A-Z_]", s)] == []
+
+    def test_takes_only_the_stable_abi_from_torch(self, library):
+        undefined = dynamic_symbols(library, "--undefined-only")
+        assert any(s.startswith(("aoti_torch_", "torch_")) for s in undefined), "the ops must be registered"
+        assert [s for s in undefined if re.match(r"_ZNK?(2at|3c10|5torch|5caffe)", s)] == []
+
+    def test_asks_the_loader_for_torch_and_the_c_runtime_only(self, library):
+        needed = set(re.findall(r"NEEDED.*\[(.*)\]", run("readelf", "-d", library).stdout))
+        assert {"libtorch.so", "libtorch_cpu.so"} <= needed
+        runtime = r"(libc|libm|libdl|librt|libpthread|libgcc_s|libstdc\+\+|ld-linux[-\w]*)\.so\.\d+"
+        assert [n for n in needed - {"libtorch.so", "libtorch_cpu.so"} if not re.fullmatch(runtime, n)] == []
+
+
+def strays(isa_object: Path, isa: str) -> list[str]:
+    """Functions that an object for one instruction set defines outside its own namespace.
+
+    The linker keeps one of several equal weak functions (std:: templates, inline functions). Were it the one
+    for AVX-512, the portable path would run it, and die on an older processor.
+    """
+    own = re.compile(rf"_Z(GV|T[A-Z]|Z)*N[KVrRO]*14fused_subpixel3cpu{len(isa)}{isa}")
+    symbols = [line.split() for line in run("nm", "--defined-only", isa_object).stdout.splitlines()]
+    return [s[-1] for s in symbols if s[-2] in "TWi" and not own.match(s[-1])]
+
+
+@needs("nm")
+@pytest.mark.skipif(not ISA_OBJECTS, reason="no objects in build/ninja: `make build` leaves them there")
+@pytest.mark.parametrize("path", ISA_OBJECTS, ids=lambda path: path.name)
+def test_instruction_sets_are_kept_apart(path):
+    assert strays(path, isa=path.name.split(".")[2]) == []
+
+
+# ---- the build, on a project of a few lines ----
+
+
+SOURCES = {
+    "csrc/plan.h": "#pragma once\nint plan();\n",
+    "csrc/plan.cpp": '#include "plan.h"\nint plan() { return 1; }\n',
+    "csrc/cpu/tile.h": "#pragma once\ninline int tile() { return 2; }\n",
+    "csrc/cpu/kernels.cpp": '#include "cpu/tile.h"\n'
+    "namespace fused_subpixel::cpu::FS_ISA { int dot(int n) { return n * tile(); } }\n",
+    "csrc/cpu/ops.cpp": '#include "plan.h"\n#include "cpu/tile.h"\nint op() { return plan() + tile(); }\n',
+    "fused_subpixel/__init__.py": '__version__ = "1.2.3"\n',
+}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A project with our build files and toy sources, built once."""
+    pytest.importorskip("setuptools", minversion="77")
+    if not (ROOT / "setup.py").exists():
+        pytest.skip("not a source tree")
+    tree = tmp_path_factory.mktemp("toy")
+    for name in filter(lambda name: (ROOT / name).exists(), BUILD_FILES):
+        shutil.copy2(ROOT / name, tree)
+    for name, text in SOURCES.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(text)
+    assert "plan.cpp.o" in compiled(build(tree))
+    return tree
+
+
+def test_nothing_changed_nothing_compiled(toy):
+    assert compiled(build(toy)) == set()
+
+
+def test_a_changed_header_recompiles_its_dependents_only(toy):
+    kernels = {p.name for p in (toy / "build/ninja/csrc/cpu").glob("kernels.cpp.*.o")}
+    library = {"fused_subpixel_cpu.so"}
+    for header, dependents in {
+        "csrc/plan.h": {"plan.cpp.o", "ops.cpp.o"},
+        "csrc/cpu/tile.h": {"ops.cpp.o", *kernels},
+    }.items():
+        (toy / header).touch()
+        assert compiled(build(toy)) == dependents | library
+        assert compiled(build(toy)) == set()
+
+
+def test_the_library_of_an_earlier_build_goes_away(toy):
+    stale = toy / "fused_subpixel/fused_subpixel_cuda.so"
+    stale.touch()
+    build(toy)
+    assert [p.name for p in stale.parent.glob("*.so")] == ["fused_subpixel_cpu.so"]
+
+
+@needs("nm")
+def test_a_leaking_kernel_file_would_be_noticed(toy, tmp_path):
+    tree = shutil.copytree(toy, tmp_path / "leaking")
+    kernels = tree / "csrc/cpu/kernels.cpp"
+    kernels.write_text("#include <algorithm>\n" + kernels.read_text().replace("n * tile()", "std::max(n, 1)"))
+    build(tree, CXXFLAGS="-O0")
+    assert any("3max" in s for s in strays(tree / "build/ninja/csrc/cpu/kernels.cpp.portable.o", "portable"))
+    assert strays(toy / "build/ninja/csrc/cpu/kernels.cpp.portable.o", "portable") == []
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"FUSED_SUBPIXEL_CUDA": "1"}, "there are no sources csrc/cuda"),
+        ({"FUSED_SUBPIXEL_CUDA": "yes"}, "is auto, 0 or 1, not 'yes'"),
+        ({"CXX": "", "PATH": "/nowhere"}, "no C++ compiler: install"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(toy, env, message):
+    result = run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=toy, **env)
+    assert result.returncode != 0
+    assert len(result.stderr.splitlines()) == 1 and message in result.stderr
+
+
+def test_without_torch_it_says_what_to_do(toy):
+    hide = "import runpy, sys; sys.modules['torch'] = None; sys.argv = ['setup.py', '-q', 'build_ext']; "
+    result = run(sys.executable, "-c", hide + "runpy.run_path('setup.py', run_name='__main__')", cwd=toy)
+    assert result.returncode != 0
+    assert "pip install --no-build-isolation ." in result.stderr.splitlines()[-1]
+
+
+# ---- wheel and sdist, of this project ----
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of this project with its objects, so nothing needs compiling, and remains of older builds."""
+    pytest.importorskip("setuptools", minversion="77")
+    if not ISA_OBJECTS:
+        pytest.skip("no objects in build/ninja: `make build` leaves them there")
+    tree = tmp_path_factory.mktemp("project")
+    for name in filter(lambda name: (ROOT / name).exists(), BUILD_FILES):
+        shutil.copy2(ROOT / name, tree)
+    for folder in ("csrc", "fused_subpixel", "build/ninja"):
+        shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    build(tree, "build")  # leaves build/lib.<platform>, whose files would be in the next wheel
+    for folder in (tree / "fused_subpixel", *tree.glob("build/lib*/fused_subpixel")):
+        (folder / "fused_subpixel_cuda.so").touch()
+        (folder / "fused_subpixel_old.so").touch()
+    for folder in tree.glob("build/lib*/fused_subpixel"):
+        (folder / "removed_module.py").touch()
+    return tree
+
+
+def call_backend(tree: Path, hook: str) -> tuple[Path, str]:
+    """Call setuptools' build backend as pip does; return the file it made and what it said."""
+    code = f"from setuptools import build_meta; build_meta.{hook}('dist')"
+    result = run(sys.executable, "-c", code, cwd=tree, FUSED_SUBPIXEL_CUDA="0")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (made,) = (tree / "dist").glob("*.whl" if "wheel" in hook else "*.tar.gz")
+    return made, result.stdout
+
+
+def test_wheel(project):
+    wheel, output = call_backend(project, "build_wheel")
+    assert compiled(output) == set()
+    assert re.fullmatch(r"fused_subpixel-[\w.]+-py3-none-linux_\w+\.whl", wheel.name)
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        (info,) = (name for name in archive.namelist() if name.endswith(".dist-info/WHEEL"))
+        assert "Root-Is-Purelib: false" in archive.read(info).decode()
+        assert len(archive.read("fused_subpixel/fused_subpixel_cpu.so")) > 10_000
+    python = {str(path.relative_to(ROOT)) for path in (ROOT / "fused_subpixel").rglob("*.py")}
+    assert names == python | {"fused_subpixel/py.typed", "fused_subpixel/fused_subpixel_cpu.so"}
+
+
+def test_sdist_has_all_that_a_build_needs(project, tmp_path):
+    sdist, _ = call_backend(project, "build_sdist")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+        archive.extractall(tmp_path, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    assert {str(p.relative_to(project)) for p in (project / "csrc").rglob("*") if p.is_file()} <= names
+    assert {"setup.py", "pyproject.toml", "LICENSE", "fused_subpixel/py.typed"} <= names
+    assert [name for name in names if name.endswith((".so", ".o", ".pyc"))] == []
+    (unpacked,) = tmp_path.iterdir()
+    # with the objects there is nothing to compile, unless a file that they were made of is missing
+    shutil.copytree(project / "build/ninja", unpacked / "build/ninja")
+    assert compiled(build(unpacked, FUSED_SUBPIXEL_CUDA="0")) == set()
+    assert (unpacked / "fused_subpixel/fused_subpixel_cpu.so").exists()
