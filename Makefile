@@ -9,6 +9,7 @@ py     := $(VENV)/bin/python
 # One stamp for the tools and torch (another TORCH is another stamp), one for each set of extras.
 tools  := $(VENV)/.stamp-$(subst /,-,$(subst =,-,$(subst $() $(),-,$(TORCH))))
 extras  = $(VENV)/.stamp-extra-$(1)
+weights := build/weights/realesr-animevideov3-x4.bin
 
 .DEFAULT_GOAL := help
 .PHONY: help venv build compile demo test lint format bench wheel clean
@@ -39,8 +40,11 @@ build: $(call extras,none) compile  ## compile what has changed
 compile: $(tools)
 	$(py) setup.py --quiet build_ext --inplace
 
-demo: $(call extras,examples) compile  ## upscale a photograph: examples/upscale.py
+demo: $(call extras,examples) compile $(weights)  ## upscale a photograph: examples/upscale.py
 	$(py) examples/upscale.py $(ARGS)
+
+$(weights):
+	$(py) examples/fetch_weights.py
 
 test: $(call extras,test) compile  ## pytest, C++ included
 	$(py) setup.py --quiet build_host_tests
@@ -64,6 +68,6 @@ wheel: $(tools)  ## dist/*.whl, for any Python and torch it supports
 	$(py) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 
-clean:  ## remove all that was built; .venv stays
-	rm -rf build dist *.egg-info fused_subpixel/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove all that was built; .venv and downloads stay
+	rm -rf build/demo build/ninja build/tests build/lib* build/bdist* build/__editable__* dist *.egg-info fused_subpixel/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

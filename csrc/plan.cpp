@@ -9,10 +9,14 @@ namespace {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Blocks are as large as half the L2 cache allows: the filter streams past the strip once per block.
-constexpr int64_t kStripShareOfL2 = 2, kFilterShareOfL2 = 4;
-// Wider blocks only lengthen the rows; taller ones save halo rows.
-constexpr int64_t kMostColumns = 256;
+// A block's strip shares the L2 cache with the filter, the output and, where threads come in pairs, with the other
+// thread. (Fetching the next strip ahead of time, by prefetch instructions among the tiles, made everything slower.)
+// While the filter does not stay packed, larger blocks pack it less often.
+constexpr int64_t kStripShareOfL2 = 4, kStripShareOfL2Repacking = 2, kFilterShareOfL2 = 8;
+// Cost of packing a filter element, a square transposition, in packed strip elements.
+constexpr double kFilterElement = 0.5;
+// Memory wants long rows: narrower blocks would pack fewer halo rows and still be slower.
+constexpr int64_t kNarrowEnough = 256;
 // Multiply-adds below which one thread is faster than waking the others (about 20 us of work).
 constexpr double kParallelMinimum = 1e6;
 
@@ -23,9 +27,10 @@ bool interleaves_in_registers(int64_t run) {
 }
 
 // Cycles of one (channel, tap) step of a register tile: two multiply-adds and two loads per cycle, unaligned vectors
-// count twice, and fewer than eight sums wait for one another.
+// count twice, and fewer than eight sums wait for one another. Loads that hide cost a little all the same.
 double step_cycles(int64_t sums, int64_t broadcasts, int64_t vectors) {
-  return static_cast<double>(std::max<int64_t>({sums, broadcasts + 2 * vectors, 8})) / 2;
+  const int64_t loads = broadcasts + 2 * vectors;
+  return static_cast<double>(std::max<int64_t>({sums, loads, 8})) / 2 + 0.05 * static_cast<double>(loads);
 }
 
 double multiply_adds(const CpuProblem& p) {
@@ -73,17 +78,32 @@ Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
 // Splits `size` into at least `parts` equal pieces, a multiple of `quantum` each.
 int64_t piece(int64_t size, int64_t parts, int64_t quantum) { return round_up(ceil_div(size, parts), quantum); }
 
-void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_bytes_per_pixel, CpuPlan& plan) {
-  const int64_t budget = std::max<int64_t>(t.l2_bytes / kStripShareOfL2, 1 << 16);
-  const auto strip_bytes = [&](int64_t h, int64_t w) {
-    return strip_shape(p, h, w, t.lanes).image_step * t.element_bytes + h * round_up(w, t.lanes) * extra_bytes_per_pixel;
-  };
+void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elements_per_pixel, CpuPlan& plan) {
+  const int64_t share = plan.filter_resident ? kStripShareOfL2 : kStripShareOfL2Repacking;
+  const int64_t budget = std::max<int64_t>(t.l2_bytes / share / t.element_bytes, 1 << 14);  // in elements
   const int64_t quantum = plan.kernel == CpuKernel::kPixelLanes ? t.lanes : plan.tile_pixels;
   const int64_t H = std::max<int64_t>(p.conv_h, 1), W = std::max<int64_t>(p.conv_w, 1), N = std::max<int64_t>(p.batch, 1);
-  int64_t w = std::min(W, piece(W, ceil_div(W, kMostColumns), quantum)), h = 1, n = 1;
-  while (w > quantum && strip_bytes(1, w) > budget) w = piece(w, 2, quantum);
-  while (h < H && strip_bytes(h + 1, w) <= budget) ++h;
-  if (h == H && w == W) n = std::clamp<int64_t>(budget / strip_bytes(h, w), 1, N);
+  const double repacked = plan.filter_resident
+                              ? 0.0
+                              : kFilterElement * static_cast<double>(p.rows * p.channels * p.kernel_h * p.kernel_w);
+  const auto strip_elements = [&](int64_t h, int64_t w) {
+    return strip_shape(p, h, w, t.lanes).image_step + h * round_up(w, t.lanes) * extra_elements_per_pixel;
+  };
+  // Of all widths, each with the tallest block that fits, the one with the least packing per pixel.
+  int64_t w = W, h = 1;
+  double best = -1;
+  for (int64_t splits = 1;; ++splits) {
+    const int64_t width = std::min(W, piece(W, splits, quantum));
+    const int64_t one = strip_elements(1, width), row = strip_elements(2, width) - one;
+    const int64_t height = std::clamp<int64_t>((budget - one) / std::max<int64_t>(row, 1) + 1, 1, H);
+    const double cost = (static_cast<double>(strip_elements(height, width)) + repacked) / static_cast<double>(height * width);
+    const bool fits = one <= budget;
+    if (best < 0 || !fits || cost < best) best = fits ? cost : -1, w = width, h = height;
+    if (fits && width <= std::max(quantum, kNarrowEnough)) break;
+    if (width <= quantum) break;
+  }
+  int64_t n = 1;
+  if (h == H && w == W) n = std::clamp<int64_t>(budget / strip_elements(h, w), 1, N);
 
   plan.parallel = t.threads > 1 && multiply_adds(p) >= kParallelMinimum;
   if (plan.parallel) {
@@ -114,10 +134,10 @@ StripShape strip_shape(const CpuProblem& p, int64_t block_h, int64_t block_w, in
   StripShape s;
   s.rows = (block_h - 1) * p.stride_h + (p.kernel_h - 1) * p.dilation_h + 1;
   s.phases = p.stride_w;
-  s.phase_columns = round_up(round_up(block_w, lanes) + (p.kernel_w - 1) * p.dilation_w / p.stride_w, lanes);
+  s.phase_columns = round_up(block_w, lanes) + (p.kernel_w - 1) * p.dilation_w / p.stride_w;
   s.row_step = s.phases * s.phase_columns;
   // an odd number of vectors between channels: neighbours fall into different cache sets
-  s.channel_step = s.rows * s.row_step;
+  s.channel_step = round_up(s.rows * s.row_step, lanes);
   if (s.channel_step / lanes % 2 == 0) s.channel_step += lanes;
   s.image_step = p.channels * s.channel_step;
   return s;
@@ -152,7 +172,8 @@ CpuPlan plan_cpu_weight_grad(const CpuProblem& p, const CpuTarget& t) {
     if (best < 0 || cycles < best) best = cycles, plan.tile_rows = rows, plan.tile_pixels = v;
   }
   plan.panel_tiles = 1;
-  choose_blocks(p, t, p.rows * t.element_bytes, plan);
+  plan.filter_resident = true;
+  choose_blocks(p, t, p.rows, plan);
   return plan;
 }
 

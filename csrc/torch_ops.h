@@ -31,7 +31,7 @@ template <class... Parts>
 void check(bool ok, const Parts&... parts) {
   if (ok) return;
   std::ostringstream text;
-  (text << "fused_subpixel: " << ... << parts);
+  ((text << "fused_subpixel: ") << ... << parts);
   throw std::runtime_error(text.str());
 }
 

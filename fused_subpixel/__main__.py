@@ -11,15 +11,22 @@ import torch
 
 from . import __version__, _library, verification
 
+_INSTRUCTION_SETS = ("portable", "AVX2", "AVX-512")  # as enum Isa in csrc/cpu
+
 
 def info() -> int:
     """Print versions, what of the package can run here, and why the rest cannot."""
     print(f"fused_subpixel {__version__}")
     print(f"python         {platform.python_version()}, {platform.platform()}")
     print(f"torch          {torch.__version__}, CUDA {torch.version.cuda or 'not built in'}")
-    print(f"threads        {torch.get_num_threads()}, {torch.backends.cpu.get_cpu_capability()}")
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(f"cpu            {torch.get_num_threads()} threads, torch uses {capability}")
     for name, library in _library.libraries.items():
-        print(f"{name:14} {library.problem or f'{library.path} loaded'}")
+        print(f"{name + ' library':14} {library.problem or f'{library.path} loaded'}")
+    if _library.libraries["cpu"].loaded:
+        current, usable, l2_bytes = torch.ops.fused_subpixel.cpu_capability()
+        names = ", ".join(name for bit, name in enumerate(_INSTRUCTION_SETS) if usable >> bit & 1)
+        print(f"               {_INSTRUCTION_SETS[current]} of {names}; L2 cache {l2_bytes // 1024} KiB")
     for device in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(device)
         print(f"cuda:{device:<9} {torch.cuda.get_device_name(device)}, sm_{major}{minor}")
@@ -37,6 +44,7 @@ def verify() -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command given by ``arguments``, by default those of the process; return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m fused_subpixel", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help=info.__doc__)

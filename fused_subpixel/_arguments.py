@@ -27,9 +27,10 @@ ACTIVATIONS = {
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 BACKENDS = ("auto", "cuda", "cpu", "reference")
 
-_LARGEST = (
-    2**31 - 1
-)  # of any single stride, padding, ...: the sums and products below then stay within 64 bits
+# Of any stride, padding, ...; and of the output's height and width. The kernels index with 64 bits, within an
+# image row with 32.
+_LARGEST = 2**30 - 1
+_LARGEST_SIZE = 2**31 - 1
 
 
 class Geometry(NamedTuple):
@@ -323,8 +324,13 @@ def _checked_output_shape(
     if out_h < 1 or out_w < 1:
         _fail("crop", f"less than the output's {low_h * g.upscale_h}x{low_w * g.upscale_w} pixels", g[11:15])
     channels = low_channels // (g.upscale_h * g.upscale_w)
-    if not torch.compiler.is_compiling() and batch * low_channels * low_h * low_w >= 2**60:
-        _fail("input", "an output of less than 2**60 values", _shape((batch, channels, out_h, out_w)))
+    # Not while tracing: no compiled graph should depend on whether its sizes are below these.
+    if not torch.compiler.is_compiling() and (
+        max(low_h * g.upscale_h, low_w * g.upscale_w) > _LARGEST_SIZE
+        or batch * low_channels * low_h * low_w >= 2**60
+    ):
+        expected = f"an output at most {_LARGEST_SIZE} pixels high and wide, of less than 2**60 values"
+        _fail("input", expected, _shape((batch, channels, out_h, out_w)))
     return batch, channels, out_h, out_w
 
 

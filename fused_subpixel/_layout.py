@@ -14,7 +14,9 @@ def is_channels_last(tensor: Tensor) -> bool:
     The rule looks at the order of the strides, so that a cropped channels_last image still counts; the C++
     kernels apply the function of the same name.
     """
-    if torch.jit.is_tracing():  # sizes are tensors here, which that function does not take
+    if (
+        torch._C._get_tracing_state() is not None
+    ):  # torch.jit.trace: sizes are tensors here, which that function does not take
         return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
     return suggest_memory_format(tensor) is torch.channels_last
 

@@ -9,15 +9,19 @@ an error: the reason is kept in :data:`libraries` and told by ``python -m fused_
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 import sys
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-from ._arguments import Geometry, output_size
+from ._arguments import Geometry, low_size, output_size
 from ._layout import is_channels_last, memory_format
 
 GEOMETRY_SCHEMA = ", ".join(f"int {name}" for name in Geometry._fields)
@@ -25,7 +29,7 @@ EPILOGUE_SCHEMA = "int activation, float negative_slope, float clamp_min, float 
 
 # Plain ints one by one: a microsecond cheaper per call than lists. The object must live as long as the
 # process.
-_definitions = torch.library.Library("fused_subpixel", "FRAGMENT")
+definitions = torch.library.Library("fused_subpixel", "FRAGMENT")
 for _schema in (
     "subpixel_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? activation_weight, Tensor? residual, "
     f"{GEOMETRY_SCHEMA}, {EPILOGUE_SCHEMA}) -> Tensor",
@@ -39,7 +43,7 @@ for _schema in (
     "cpu_capability() -> int[]",
     "cpu_select_isa(int isa) -> ()",
 ):
-    _definitions.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    definitions.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def _empty(like: Tensor, shape: tuple[int, ...], channels_last: bool) -> Tensor:
@@ -78,6 +82,33 @@ def _(grad_output: Tensor, input: Tensor, kernel_h: int, kernel_w: int, *ints: i
     low_channels = grad_output.shape[1] * geometry.upscale_h * geometry.upscale_w
     weight_shape = (low_channels, input.shape[1] // geometry.groups, kernel_h, kernel_w)
     return grad_output.new_empty(weight_shape), grad_output.new_empty(low_channels)
+
+
+# ---- floating-point operations, for torch.utils.flop_counter -----------------------------------------------
+
+
+@register_flop_formula(torch.ops.fused_subpixel.subpixel_conv2d)
+def _(input: torch.Size, weight: torch.Size, *rest: Any, **_: Any) -> int:
+    return _flops(Geometry(*rest[3:19]), input[0], (input[2], input[3]), weight)
+
+
+@register_flop_formula(torch.ops.fused_subpixel.subpixel_conv2d_input_grad)
+def _(grad_output: torch.Size, weight: torch.Size, height: int, width: int, *rest: Any, **_: Any) -> int:
+    return _flops(Geometry(*rest[:16]), grad_output[0], (height, width), weight)
+
+
+@register_flop_formula(torch.ops.fused_subpixel.subpixel_conv2d_weight_grad)
+def _(grad_output: torch.Size, input: torch.Size, *rest: Any, out_shape: Any, **_: Any) -> int:
+    return _flops(Geometry(*rest[2:18]), input[0], (input[2], input[3]), out_shape[0])
+
+
+def _flops(geometry: Geometry, batch: int, size: tuple[int, int], weight: Sequence[int]) -> int:
+    """Two per tap, as PyTorch counts; the input's and the weight's gradient have as many."""
+    low_h, low_w = low_size(geometry, *size, weight[2], weight[3])
+    return 2 * batch * low_h * low_w * math.prod(weight)
+
+
+# ---- the libraries -----------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass

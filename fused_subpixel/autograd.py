@@ -21,12 +21,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _library, reference  # noqa: F401  (_library defines the operators)
+from . import _library, backends, reference
 from ._arguments import ACTIVATIONS, Epilogue, Geometry, Problem
-from ._layout import is_channels_last
+from ._layout import is_channels_last, memory_format
 
 aten = torch.ops.aten
-ops = torch.ops.fused_subpixel
+# Overloads, because choosing among them costs a microsecond per call.
+_operator = torch.ops.fused_subpixel.subpixel_conv2d.default
+_input_grad_operator = torch.ops.fused_subpixel.subpixel_conv2d_input_grad.default
+_weight_grad_operator = torch.ops.fused_subpixel.subpixel_conv2d_weight_grad.default
 
 _RELU, _LEAKY_RELU = ACTIVATIONS["relu"], ACTIVATIONS["leaky_relu"]
 _TANH, _SIGMOID = ACTIVATIONS["tanh"], ACTIVATIONS["sigmoid"]
@@ -90,9 +93,9 @@ def plan_backward(
     weight_shape: tuple[int, ...],
     dtype: torch.dtype,
 ) -> BackwardPlan:
-    """Decide who computes the gradients. ``backend`` is ``cpu`` or ``cuda``."""
+    """Decide who computes the gradients of a call that runs on ``backend``."""
     g = geometry
-    ours = g.stride_h == g.stride_w == 1 and g.groups == 1
+    ours = backend != "reference" and g.stride_h == g.stride_w == 1 and g.groups == 1
     return BackwardPlan(ours, ours)
 
 
@@ -116,13 +119,13 @@ def convolution_gradients(
     if not torch.is_grad_enabled():  # else the gradients are to be differentiated, which our operators cannot
         if need_input and plan.input_grad:
             assert weight is not None
-            grad_input = ops.subpixel_conv2d_input_grad(
+            grad_input = _input_grad_operator(
                 grad, weight, input_shape[2], input_shape[3], *geometry, channels_last
             )
             need_input = False
         if need_weight and plan.weight_grad:
             assert input is not None
-            grad_weight, grad_bias = ops.subpixel_conv2d_weight_grad(
+            grad_weight, grad_bias = _weight_grad_operator(
                 grad, input, weight_shape[2], weight_shape[3], *geometry
             )
             if not need_bias:
@@ -186,7 +189,7 @@ class SubpixelConv2dFunction(torch.autograd.Function):
     ) -> Tensor:
         """The output; keeps what :meth:`backward` needs and no more."""
         with torch._C._AutoDispatchBelowAutograd():  # as in functional.py
-            output = ops.subpixel_conv2d.default(input, weight, bias, None, residual, *call.numbers)
+            output = _operator(input, weight, bias, None, residual, *call.numbers)
         needs_input_grad = ctx.needs_input_grad
         ctx.save_for_backward(
             input if needs_input_grad[1] else None,
@@ -250,14 +253,14 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_activation_weight = grad_residual = None
     if epilogue_tensors:
         grad, grad_activation_weight, grad_residual = _epilogue_gradients(
-            grad, input, weight, *epilogue_tensors, ctx.geometry, ctx.epilogue
+            grad, input, weight, *epilogue_tensors, geometry=ctx.geometry, epilogue=ctx.epilogue
         )
     else:
         if needed[4]:
             grad_residual = residual_gradient(grad, ctx.residual_shape, ctx.geometry)
         if output is not None:
             grad = activation_gradient(grad, output, ctx.epilogue)
-    backend = grad.device.type
+    backend = backends.choose("auto", grad.device, grad.dtype)
     plan = plan_backward(backend, ctx.geometry, ctx.input_shape, ctx.weight_shape, grad.dtype)
     gradients = convolution_gradients(
         grad,
@@ -280,12 +283,13 @@ def _epilogue_gradients(
     bias: Tensor | None,
     activation_weight: Tensor | None,
     residual: Tensor | None,
+    *,
     geometry: Geometry,
     epilogue: Epilogue,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of (pre-activation, activation_weight, residual): compute the former again, differentiate."""
     create_graph = torch.is_grad_enabled()
-    hidden = ops.subpixel_conv2d.default(input, weight, bias, None, None, *geometry, *_NO_EPILOGUE)
+    hidden = _operator(input, weight, bias, None, None, *geometry, *_NO_EPILOGUE)
     with torch.enable_grad():
         if not create_graph:
             hidden = hidden.detach().requires_grad_()
@@ -307,3 +311,53 @@ def _epilogue_gradients(
 
 
 torch.library.register_autograd("fused_subpixel::subpixel_conv2d", _backward, setup_context=_setup_context)
+
+
+# ---- kernels of last resort --------------------------------------------------------------------------------
+# An exported graph may be loaded where no library was built, or on a device that has none. There the
+# operators run as plain PyTorch.
+
+
+def _plain_subpixel_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation_weight: Tensor | None,
+    residual: Tensor | None,
+    *numbers: Any,
+) -> Tensor:
+    geometry, epilogue = Geometry(*numbers[:16]), Epilogue(*numbers[16:])
+    return reference.run(input, weight, bias, activation_weight, residual, geometry, epilogue)
+
+
+def _plain_input_grad(grad: Tensor, weight: Tensor, height: int, width: int, *numbers: Any) -> Tensor:
+    *geometry_numbers, channels_last = numbers
+    geometry = Geometry(*geometry_numbers)
+    input_shape = (grad.shape[0], weight.shape[1] * geometry.groups, height, width)
+    gradients = pytorch_convolution_gradients(
+        grad, None, weight, geometry, input_shape, weight.shape, (True, False, False)
+    )
+    assert gradients[0] is not None
+    return gradients[0].contiguous(memory_format=memory_format(channels_last))
+
+
+def _plain_weight_grad(
+    grad: Tensor, input: Tensor, kernel_h: int, kernel_w: int, *numbers: int
+) -> tuple[Tensor, Tensor]:
+    geometry = Geometry(*numbers)
+    low_channels = grad.shape[1] * geometry.upscale_h * geometry.upscale_w
+    weight_shape = (low_channels, input.shape[1] // geometry.groups, kernel_h, kernel_w)
+    _, grad_weight, grad_bias = pytorch_convolution_gradients(
+        grad, input, None, geometry, input.shape, weight_shape, (False, True, True)
+    )
+    assert grad_weight is not None
+    assert grad_bias is not None
+    return grad_weight.contiguous(), grad_bias
+
+
+for _name, _kernel in (
+    ("subpixel_conv2d", _plain_subpixel_conv2d),
+    ("subpixel_conv2d_input_grad", _plain_input_grad),
+    ("subpixel_conv2d_weight_grad", _plain_weight_grad),
+):
+    _library.definitions.impl(_name, _kernel, "CompositeExplicitAutograd")

@@ -6,16 +6,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from . import backends, functional
 from ._arguments import describe
+from ._layout import is_channels_last
 from .autograd import recoverable
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One way to compute the call: whether it was taken into account and, in words, why or why not."""
+    """One way to compute a call: whether it is possible and, in words, why or why not."""
 
     name: str
     accepted: bool
@@ -24,18 +26,23 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What runs for a call. ``print`` it."""
+    """What runs for a call, best printed.
 
-    backend: str  # "cuda", "cpu" or "reference"
-    kernel: str
-    candidates: tuple[Candidate, ...]  # fastest first
+    Attributes:
+        backend: ``"cuda"``, ``"cpu"`` or ``"reference"``.
+        candidates: all backends, the preferred ones first.
+        forward, input_gradient, weight_gradient, epilogue_gradient: who computes what, with which kernel.
+    """
+
+    backend: str
+    candidates: tuple[Candidate, ...]
     forward: str
     input_gradient: str
     weight_gradient: str
     epilogue_gradient: str
 
     def __str__(self) -> str:
-        lines = [f"backend {self.backend}, kernel {self.kernel}"]
+        lines = [f"backend {self.backend}"]
         lines += [f"  {'yes' if c.accepted else 'no ':3} {c.name}: {c.reason}" for c in self.candidates]
         for field in ("forward", "input_gradient", "weight_gradient", "epilogue_gradient"):
             lines.append(f"{field.replace('_', ' ')}: {getattr(self, field)}")
@@ -60,60 +67,77 @@ def explain(
     channel_order: str = "crd",
     backend: str | None = None,
 ) -> Explanation:
-    """Which kernel :func:`fused_subpixel.subpixel_conv2d` would run for these arguments, and why no faster one.
+    """Tell which kernel :func:`fused_subpixel.subpixel_conv2d` would run for these arguments, and why.
 
     Takes the same arguments and raises the same errors; nothing is computed.
     """
-    if isinstance(input, Tensor) and input.dim() == 3:
+    only_reference = functional.why_only_reference(False, input, weight, bias, activation_weight, residual)
+    if input.dim() == 3:
         input = input.unsqueeze(0)
-        residual = residual.unsqueeze(0) if residual is not None else None
-    reference_reason = functional.why_only_reference(False, input, weight, bias, activation_weight, residual)
-    requested = backend or backends.requested()
+        residual = None if residual is None else residual.unsqueeze(0)
     call = functional.prepare(
-        requested,
-        describe(input), describe(weight), describe(bias), describe(activation_weight), describe(residual),
+        backend or backends.requested(),
+        (input.shape, input.dtype, input.device), (weight.shape, weight.dtype, weight.device),
+        describe(bias), describe(activation_weight), describe(residual),
         upscale_factor, stride, padding, dilation, groups, activation, negative_slope, clamp, channel_order,
     )  # fmt: skip
-    chosen = "reference" if reference_reason is not None else call.backend
+    chosen = "reference" if only_reference else call.backend
 
     candidates = []
     for name in ("cuda", "cpu"):
-        refusal = backends.refusal(name, call.problem.device, call.problem.dtype) or reference_reason
-        if refusal is None and chosen == "reference":
-            refusal = "the reference was asked for"
-        candidates.append(Candidate(name, refusal is None, refusal or "runs"))
+        reason = backends.refusal(name, call.problem.device, call.problem.dtype) or only_reference
+        if reason is None and chosen == "reference":
+            reason = "the reference was asked for"
+        candidates.append(Candidate(name, reason is None, reason or "runs"))
     candidates.append(Candidate("reference", True, "plain PyTorch, runs everything"))
 
     if chosen == "reference":
-        plain = "PyTorch's convolution, then a shuffle"
+        plain = "PyTorch's autograd"
         return Explanation(
-            chosen,
-            "PyTorch",
-            tuple(candidates),
-            plain,
-            "PyTorch's autograd",
-            "PyTorch's autograd",
-            "PyTorch's autograd",
+            chosen, tuple(candidates), "PyTorch's convolution, then a shuffle", plain, plain, plain
         )
-    kernel, kernel_candidates = _kernels(call)
-    gradients = [
-        f"fused_subpixel, {chosen}" if ours else "PyTorch's convolution backward on the unshuffled gradient"
-        for ours in call.plan
-    ]
-    if recoverable(call.problem.epilogue, residual is not None):
-        epilogue_gradient = "read from the output, nothing else is stored"
-    else:
-        epilogue_gradient = "in training the pre-activation is stored and the epilogue runs as plain PyTorch"
+    elsewhere = "PyTorch's convolution backward, on the unshuffled gradient"
+    kernels = _kernels(call, is_channels_last(input))
     return Explanation(
         chosen,
-        kernel,
-        (*kernel_candidates, *candidates),
-        f"fused_subpixel, {chosen}",
-        *gradients,
-        epilogue_gradient,
+        tuple(candidates),
+        forward=kernels[0],
+        input_gradient=kernels[1] if call.plan.input_grad else elsewhere,
+        weight_gradient=kernels[2] if call.plan.weight_grad else elsewhere,
+        epilogue_gradient=(
+            "read from the output, nothing else is stored"
+            if recoverable(call.problem.epilogue, residual is not None)
+            else "in training the pre-activation is stored, and the epilogue runs as plain PyTorch"
+        ),
     )
 
 
-def _kernels(call: functional.Call) -> tuple[str, list[Candidate]]:
-    """The kernel a compiled library takes for a call, and what its plan says about the candidates."""
-    return f"{call.backend} library", []
+# As the enumerations in csrc: DType of problem.h and CpuKernel of plan.h.
+_PLAN_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_CPU_KERNELS = ("pixels in the vector lanes", "output channels in the vector lanes")
+
+
+def _kernels(call: functional.Call, channels_last: bool) -> list[str]:
+    """The kernels of a compiled library for (forward, input gradient, weight gradient), in words."""
+    if call.backend != "cpu":
+        return [f"{call.backend} library"] * 3
+    problem = call.problem
+    low_channels, _, kernel_h, kernel_w = problem.weight_shape
+    described = []
+    for direction in range(3):
+        if direction > 0 and (problem.geometry.stride_h, problem.geometry.stride_w) != (1, 1):
+            described.append("")  # the gradients' kernels know stride 1 only
+            continue
+        numbers = torch.ops.fused_subpixel.cpu_plan(
+            [
+                direction, _PLAN_DTYPES.index(problem.dtype), channels_last, *problem.input_shape,
+                low_channels, kernel_h, kernel_w, *problem.geometry,
+            ]
+        )  # fmt: skip
+        kernel, rows, pixels, _, block_n, block_h, block_w, *_, items, _, parallel = numbers
+        described.append(
+            f"cpu library, {_CPU_KERNELS[kernel]}, tile of {rows} x {pixels}, "
+            f"{items} blocks of {block_n} x {block_h} x {block_w} pixels"
+            + ("" if parallel else ", on one thread")
+        )
+    return described

@@ -19,10 +19,11 @@ def icnr_(
     initializer: Callable[[Tensor], Any] = torch.nn.init.kaiming_normal_,
     channel_order: str = "crd",
 ) -> Tensor:
-    """Fill ``weight`` so that the r_h*r_w phases of every output channel start equal: no checkerboard at first.
+    """Fill ``weight`` so that the r_h*r_w phases of every output channel start equal: no checkerboard.
 
-    "Initialised to Convolution NN Resize": A. Aitken et al., "Checkerboard artifact free sub-pixel convolution",
-    arXiv 1707.02937. The network then starts as a convolution followed by nearest-neighbour upsampling.
+    The layer then starts as a convolution followed by nearest-neighbour upsampling. A. Aitken et al.,
+    "Checkerboard artifact free sub-pixel convolution: A note on sub-pixel convolution, resize convolution and
+    convolution resize", arXiv 1707.02937.
 
     Args:
         weight: [C*r_h*r_w, Ci/groups, k_h, k_w], written in place.
@@ -34,16 +35,16 @@ def icnr_(
         ``weight``.
 
     Raises:
-        TypeError, ValueError: the first size of ``weight`` is not divisible by r_h*r_w, or an argument is unknown.
+        TypeError: an argument has the wrong type.
+        ValueError: the first size of ``weight`` is not divisible by r_h*r_w, or ``channel_order`` is unknown.
     """
     _arguments.check_tensor("weight", weight)
     factor_h, factor_w = _arguments.pair("upscale_factor", upscale_factor, minimum=1)
     order = _arguments.lookup("channel_order", channel_order, CHANNEL_ORDERS)
     phases = factor_h * factor_w
     if weight.dim() < 2 or weight.shape[0] % phases:
-        raise ValueError(
-            f"weight: expected a first size divisible by {factor_h}*{factor_w}={phases}, got {list(weight.shape)}"
-        )
+        expected = f"a first size divisible by {factor_h}*{factor_w}={phases}"
+        raise ValueError(f"weight: expected {expected}, got {list(weight.shape)}")
     with torch.no_grad():
         shared = weight.new_empty(weight.shape[0] // phases, *weight.shape[1:])
         initializer(shared)

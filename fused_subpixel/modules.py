@@ -16,6 +16,10 @@ from ._arguments import ACTIVATIONS, CHANNEL_ORDERS
 from .functional import subpixel_conv2d
 from .init import icnr_
 
+_DEFAULTS = {
+    "stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros",
+    "activation": None, "negative_slope": 0.01, "clamp": None, "channel_order": "crd",
+}  # fmt: skip
 _PADDING_MODES = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3}
 
 
@@ -31,10 +35,10 @@ class SubpixelConv2d(nn.Module):
         out_channels: C, the channels of the high-resolution output: those of the convolution over r_h*r_w.
         kernel_size: k, or (k_h, k_w).
         upscale_factor: r, or (r_h, r_w).
-        stride, padding, dilation, groups, bias: of the convolution, as in ``nn.Conv2d``; ``padding`` also takes
-            (top, left, bottom, right).
-        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``; all but zeros pad the input
-            in a pass of their own.
+        stride, padding, dilation, groups, bias: of the convolution, as in ``nn.Conv2d``; ``padding`` also
+            takes (top, left, bottom, right).
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``; all but zeros pad the
+            input in a pass of their own.
         activation, negative_slope, clamp, channel_order: see :func:`fused_subpixel.subpixel_conv2d`.
         prelu_parameters: how many slopes the parameter ``activation_weight`` of activation ``"prelu"`` has:
             1, C (after the shuffle) or C*r_h*r_w (before). They start at 0.25, as in ``nn.PReLU``.
@@ -138,10 +142,12 @@ class SubpixelConv2d(nn.Module):
         clamp: Sequence[float | None] | None = None,
         channel_order: str = "crd",
     ) -> SubpixelConv2d:
-        """The module that does what ``conv`` and a pixel shuffle do. It shares their parameters, copies nothing.
+        """Build the module that does what ``conv`` and a pixel shuffle do, on the same parameters.
 
-        Raises TypeError if ``conv`` is not a plain ``nn.Conv2d`` with plain parameters, ValueError if its
-        channels are not divisible by r_h*r_w.
+        ``activation_weight`` is the parameter of the ``nn.PReLU`` between or after them.
+
+        Raises TypeError if ``conv`` is not an ``nn.Conv2d`` with plain parameters, ValueError if its channels
+        are not divisible by r_h*r_w.
         """
         if not isinstance(conv, nn.Conv2d) or not isinstance(conv.weight, nn.Parameter):
             raise TypeError(f"conv: expected an nn.Conv2d whose weight is a Parameter, got {conv}")
@@ -169,15 +175,13 @@ class SubpixelConv2d(nn.Module):
             device="meta",  # nothing is allocated and no random number drawn
         )
         module.weight, module.bias = conv.weight, conv.bias
-        if activation == "prelu":
-            if activation_weight is None:
-                raise ValueError(
-                    "activation_weight: expected a Parameter where activation is 'prelu', got None"
-                )
-            module.activation_weight = activation_weight
+        if (activation == "prelu") != (activation_weight is not None):
+            raise ValueError("activation_weight: expected a Parameter where activation is 'prelu', else None")
+        module.activation_weight = activation_weight
         return module.train(conv.training)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Apply the convolution to ``input``; ``residual`` as in :func:`fused_subpixel.subpixel_conv2d`."""
         padding: Sequence[int] = self.padding
         if self.padding_mode != "zeros":
             top, left, bottom, right = padding
@@ -201,26 +205,12 @@ class SubpixelConv2d(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        parts = [
-            f"{self.in_channels}, {self.out_channels}",
-            f"kernel_size={self.kernel_size}",
-            f"upscale_factor={self.upscale_factor}",
-        ]
-        defaults: tuple[tuple[str, Any], ...] = (
-            ("stride", (1, 1)),
-            ("padding", (0, 0, 0, 0)),
-            ("dilation", (1, 1)),
-            ("groups", 1),
-            ("padding_mode", "zeros"),
-            ("activation", None),
-            ("clamp", None),
-            ("channel_order", "crd"),
-        )
-        parts += [
-            f"{name}={getattr(self, name)!r}" for name, default in defaults if getattr(self, name) != default
-        ]
-        if self.activation == "leaky_relu":
-            parts.append(f"negative_slope={self.negative_slope}")
+        """List the sizes and what differs from the defaults, for ``repr``."""
+        shown: dict[str, Any] = {"kernel_size": self.kernel_size, "upscale_factor": self.upscale_factor}
+        for name, default in _DEFAULTS.items():
+            if getattr(self, name) != default:
+                shown[name] = getattr(self, name)
         if self.bias is None:
-            parts.append("bias=False")
-        return ", ".join(parts)
+            shown["bias"] = False
+        options = (f"{name}={value!r}" for name, value in shown.items())
+        return ", ".join((f"{self.in_channels}, {self.out_channels}", *options))

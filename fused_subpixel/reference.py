@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The same operation in plain PyTorch: the oracle of the tests and the fallback everywhere else.
 
-It runs on any device, for any floating dtype, under any transform, and is differentiable to any order. Shuffles
-are views and one copy, not ``torch.pixel_shuffle``, whose backward fails on empty batches (PyTorch 2.13) and
-which knows neither unequal factors nor the DCR order.
+It runs on any device, for any floating dtype, under any transform, and is differentiable to any order.
+Shuffles are views and one copy, not ``torch.pixel_shuffle``, whose backward fails on empty batches (PyTorch
+2.13) and which knows neither unequal factors nor the DCR order.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ def subpixel_conv2d(
     ``crop``: (top, left, bottom, right) high-resolution pixels taken off the output.
     """
     problem = _arguments.resolve(
-        _arguments.describe(input),  # type: ignore[arg-type]
-        _arguments.describe(weight),  # type: ignore[arg-type]
+        (input.shape, input.dtype, input.device),
+        (weight.shape, weight.dtype, weight.device),
         _arguments.describe(bias),
         _arguments.describe(activation_weight),
         _arguments.describe(residual),
-        upscale_factor, stride, padding, dilation, groups, activation, negative_slope, clamp, channel_order, crop,
+        upscale_factor, stride, padding, dilation, groups, activation, negative_slope, clamp, channel_order,
+        crop,
     )  # fmt: skip
     return run(input, weight, bias, activation_weight, residual, problem.geometry, problem.epilogue)
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import backends, reference
 from ._arguments import DTYPES
+from ._layout import memory_format
 from .functional import subpixel_conv2d
 
 
@@ -27,88 +28,115 @@ class Row(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        return self.error <= self.bound  # False for NaN
+        """Whether the error is within the bound; a NaN is not."""
+        return self.error <= self.bound
 
 
-# name, [N, Ci, H, W], [C*r_h*r_w, Ci/groups, k_h, k_w], options. Sizes are uneven so that no two can be mixed up.
-_CASES: tuple[tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]], ...] = (
-    ("3x3 r=2", (2, 16, 17, 23), (12, 16, 3, 3), {"padding": 1}),
-    ("3x3 r=3 relu", (1, 16, 9, 33), (27, 16, 3, 3), {"upscale_factor": 3, "padding": 1, "activation": "relu"}),
-    ("1x1 r=2 silu", (2, 24, 8, 19), (64, 24, 1, 1), {"activation": "silu"}),
-    ("3x2 r=(2,1) dcr", (2, 8, 11, 13), (10, 8, 3, 2), {"upscale_factor": (2, 1), "channel_order": "dcr"}),
-    ("5x5 groups gelu", (1, 8, 12, 15), (16, 4, 5, 5), {"padding": 2, "groups": 2, "activation": "gelu"}),
-    ("3x3 stride dilation", (1, 6, 21, 19), (8, 6, 3, 3), {"stride": (2, 1), "dilation": (1, 2), "padding": "valid"}),
-    ("3x3 r=4 clamp", (1, 32, 10, 10), (48, 32, 3, 3), {"upscale_factor": 4, "padding": 1, "clamp": (-0.5, 1.0)}),
-)  # fmt: skip
+class Case(NamedTuple):
+    """One problem. Sizes are uneven so that no two can be mixed up."""
+
+    name: str
+    input_shape: tuple[int, int, int, int]  # [N, Ci, H, W]
+    weight_shape: tuple[int, int, int, int]  # [C*r_h*r_w, Ci/groups, k_h, k_w]
+    options: dict[str, Any]
+
+
+CASES = (
+    Case("3x3", (2, 16, 17, 23), (12, 16, 3, 3), {"padding": 1}),
+    Case("r=3 relu", (1, 16, 9, 33), (27, 16, 3, 3), {"upscale_factor": 3, "activation": "relu"}),
+    Case("1x1 silu", (2, 24, 8, 19), (64, 24, 1, 1), {"activation": "silu"}),
+    Case(
+        "3x2 r=(2,1) dcr", (2, 8, 11, 13), (10, 8, 3, 2), {"upscale_factor": (2, 1), "channel_order": "dcr"}
+    ),
+    Case("5x5 groups gelu", (1, 8, 12, 15), (16, 4, 5, 5), {"groups": 2, "activation": "gelu"}),
+    Case("stride dilation", (1, 6, 21, 19), (8, 6, 3, 3), {"stride": (2, 1), "dilation": (1, 2)}),
+    Case(
+        "r=4 clamp", (1, 32, 10, 10), (48, 32, 3, 3), {"upscale_factor": 4, "padding": 1, "clamp": (-0.5, 1)}
+    ),
+)
+
+
+def run() -> list[Row]:
+    """Make all comparisons: output and gradients of every case, dtype, layout and backend."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for case, dtype, channels_last in itertools.product(CASES, DTYPES, (False, True)):
+        tensors = _tensors(case, dtype, channels_last, generator)
+        truth = _outcomes(reference.subpixel_conv2d, [t.double() for t in tensors.values()], case.options)
+        for backend, device in _runnable():
+            on_device = [tensor.to(device) for tensor in tensors.values()]
+            plain = _outcomes(reference.subpixel_conv2d, on_device, case.options)
+            with backends.use_backend(backend):
+                found = _outcomes(subpixel_conv2d, on_device, case.options)
+            rows += [
+                Row(
+                    backend, f"{case.name}, {name}", dtype, channels_last,
+                    _distance(found[name], truth[name]), _bound(name, case, dtype, plain[name], truth[name]),
+                )
+                for name in truth
+            ]  # fmt: skip
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """All rows as text."""
+    lines = [f"{'backend':10} {'case':32} {'dtype':9} {'layout':14} {'max error':>10} {'bound':>10}"]
+    for row in rows:
+        dtype = str(row.dtype).removeprefix("torch.")
+        layout = "channels_last" if row.channels_last else "contiguous"
+        numbers = f"{row.error:10.2e} {row.bound:10.2e}" + ("" if row.passed else "  FAILED")
+        lines.append(f"{row.backend:10} {row.case:32} {dtype:9} {layout:14} {numbers}")
+    return "\n".join(lines)
 
 
 def _runnable() -> Iterator[tuple[str, torch.device]]:
     for name in ("cpu", "cuda"):
         device = torch.device(name)
-        if name == "cuda" and not torch.cuda.is_available():
-            continue
-        if backends.refusal(name, device, torch.float32) is None:
+        exists = name == "cpu" or torch.cuda.is_available()
+        if exists and backends.refusal(name, device, torch.float32) is None:
             yield name, device
     yield "reference", torch.device("cpu")
 
 
-def _outcomes(function: Any, tensors: list[Tensor], options: dict[str, Any]) -> list[Tensor]:
+def _tensors(
+    case: Case, dtype: torch.dtype, channels_last: bool, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Random (input, weight, bias) that are exact in ``dtype``, scaled for outputs of about one."""
+    fan_in = case.weight_shape[1] * case.weight_shape[2] * case.weight_shape[3]
+    input = torch.randn(case.input_shape, generator=generator)
+    weight = torch.randn(case.weight_shape, generator=generator) / fan_in**0.5
+    bias = torch.randn(case.weight_shape[0], generator=generator)
+    input = input.contiguous(memory_format=memory_format(channels_last))
+    return {"input": input.to(dtype), "weight": weight.to(dtype), "bias": bias.to(dtype)}
+
+
+def _outcomes(
+    function: Callable[..., Tensor], tensors: list[Tensor], options: dict[str, Any]
+) -> dict[str, Tensor]:
     """The output and the gradients of (input, weight, bias), all in float64 on the CPU."""
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     output = function(*leaves, **options)
-    # A fixed, uneven direction; zero somewhere, and the same in all dtypes.
-    direction = (
-        (torch.arange(output.numel(), device=output.device) % 5 - 2).view(output.shape).to(output.dtype)
-    )
-    gradients = torch.autograd.grad(output, leaves, direction)
-    return [tensor.detach().double().cpu() for tensor in (output, *gradients)]
+    # An uneven direction of small integers, the same in all dtypes.
+    direction = torch.arange(output.numel(), device=output.device).mul(7).remainder(5).sub(2)
+    gradients = torch.autograd.grad(output, leaves, direction.view(output.shape).to(output.dtype))
+    names = ("output", "input gradient", "weight gradient", "bias gradient")
+    return {n: t.detach().double().cpu() for n, t in zip(names, (output, *gradients), strict=True)}
 
 
-def run() -> list[Row]:
-    """All comparisons. Allowed is twice the error of PyTorch in the same dtype, plus a rounding of the result."""
-    generator = torch.Generator().manual_seed(0)
-    rows = []
-    for (name, shape, weight_shape, options), dtype, channels_last in itertools.product(
-        _CASES, DTYPES, (False, True)
-    ):
-        fan_in = weight_shape[1] * weight_shape[2] * weight_shape[3]
-        tensors = [
-            torch.randn(shape, generator=generator, dtype=torch.float64),
-            torch.randn(weight_shape, generator=generator, dtype=torch.float64) / fan_in**0.5,
-            torch.randn(weight_shape[0], generator=generator, dtype=torch.float64),
-        ]
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        for backend, device in _runnable():
-            rounded = [tensor.to(device, dtype) for tensor in tensors]
-            rounded[0] = rounded[0].contiguous(memory_format=layout)
-            truth = _outcomes(
-                reference.subpixel_conv2d, [tensor.double().cpu() for tensor in rounded], options
-            )
-            plain = _outcomes(reference.subpixel_conv2d, rounded, options)
-            with backends.use_backend(backend):
-                found = _outcomes(subpixel_conv2d, rounded, options)
-            for what, true, other, ours in zip(
-                ("output", "input gradient", "weight gradient", "bias gradient"),
-                truth,
-                plain,
-                found,
-                strict=True,
-            ):
-                scale = float(true.abs().max())
-                bound = 2 * float((other - true).abs().max()) + torch.finfo(dtype).eps * scale
-                error = float((ours - true).abs().max())
-                rows.append(Row(backend, f"{name}, {what}", dtype, channels_last, error, bound))
-    return rows
+def _distance(found: Tensor, truth: Tensor) -> float:
+    return float((found - truth).abs().max())
 
 
-def table(rows: list[Row]) -> str:
-    """The worst row of every case and backend, and all failures, as text."""
-    lines = [f"{'backend':10} {'case':36} {'dtype':9} {'layout':14} {'max error':>10} {'bound':>10}"]
-    for row in rows:
-        verdict = "" if row.passed else "  FAILED"
-        layout = "channels_last" if row.channels_last else "contiguous"
-        dtype = str(row.dtype).removeprefix("torch.")
-        lines.append(
-            f"{row.backend:10} {row.case:36} {dtype:9} {layout:14} {row.error:10.2e} {row.bound:10.2e}{verdict}"
-        )
-    return "\n".join(lines)
+def _bound(name: str, case: Case, dtype: torch.dtype, plain: Tensor, truth: Tensor) -> float:
+    """Twice PyTorch's own error in the same dtype, plus the rounding of the result and of its sum.
+
+    The sum's share, eps*sqrt(terms) in the type that is summed in, matters where PyTorch's error happens to
+    be small: always in float64, against itself.
+    """
+    low_channels, channels, kernel_h, kernel_w = case.weight_shape
+    taps = kernel_h * kernel_w
+    pixels = case.input_shape[0] * case.input_shape[2] * case.input_shape[3]
+    terms = {"output": channels * taps, "input gradient": low_channels * taps}.get(name, pixels)
+    summed_in = torch.float64 if dtype == torch.float64 else torch.float32
+    rounding = torch.finfo(dtype).eps + torch.finfo(summed_in).eps * terms**0.5
+    return 2 * _distance(plain, truth) + rounding * float(truth.abs().max())

@@ -36,6 +36,15 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For thousands of tiny calls: where other processes run, threads would wait for each other each time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def conv_tensors(
     input_shape: tuple[int, ...] = (2, 3, 5, 6),
     weight_shape: tuple[int, ...] = (8, 3, 3, 2),

@@ -53,10 +53,10 @@ WRONG_VALUES = [
     ({"groups": 3}, "weight: expected a first size divisible by groups=3, got [8, 3, 3, 2]"),
     ({"upscale_factor": 3}, "divisible by r_h*r_w = 3*3 = 9, got [8, 3, 3, 2]"),
     ({"upscale_factor": (2, 3)}, "divisible by r_h*r_w = 2*3 = 6, got [8, 3, 3, 2]"),
-    ({"upscale_factor": 0}, "upscale_factor: expected at least 1 and at most 2147483647, got 0"),
+    ({"upscale_factor": 0}, "upscale_factor: expected at least 1 and at most 1073741823, got 0"),
     (
         {"upscale_factor": 2**40},
-        "upscale_factor: expected at least 1 and at most 2147483647, got 1099511627776",
+        "upscale_factor: expected at least 1 and at most 1073741823, got 1099511627776",
     ),
     (
         {"upscale_factor": (2, 2, 2)},
@@ -77,7 +77,10 @@ WRONG_VALUES = [
         "weight: expected a kernel that fits the padded input of 5x6 pixels, got 3x2 with dil",
     ),
     ({"weight": W[:, :, :0]}, "weight: expected sizes of at least 1, got [8, 3, 0, 2]"),
-    ({"padding": 2**31 - 1}, "input: expected an output of less than 2**60 values, got [2, 2, "),
+    (
+        {"padding": 2**30 - 1},
+        "input: expected an output at most 2147483647 pixels high and wide, of less than 2**60 values, got ",
+    ),
     (
         {"activation": "swish"},
         "activation: expected one of None, 'relu', 'leaky_relu', 'prelu', 'silu', 'gelu', ",
@@ -92,7 +95,7 @@ WRONG_VALUES = [
     ({"activation": "prelu"}, "activation_weight: expected a tensor where activation is 'prelu', got None"),
     (
         {"activation": "prelu", "activation_weight": torch.zeros(3)},
-        "activation_weight: expected 1, C=2 (after the shuffle) or C*r_h*r_w=8 (before it) values in one dimension",
+        "activation_weight: expected 1, C=2 (after the shuffle) or C*r_h*r_w=8 (before it) values in one dim",
     ),
     ({"activation_weight": B}, "activation_weight: expected None where activation is None, got [8]"),
     (
@@ -169,7 +172,7 @@ def test_demanded_backend_that_cannot_run() -> None:
     [
         ((4, 4), 2, "input: expected [..., C, H, W], got [4, 4]"),
         ((6, 4, 4), 2, "input: expected channels divisible by 2*2=4, got [6, 4, 4]"),
-        ((6, 4, 4), 2**31 - 1, "input: expected channels divisible by "),
+        ((6, 4, 4), 2**30 - 1, "input: expected channels divisible by "),
         ((6, 4, 4), -1, "upscale_factor: expected at least 1"),
     ],
 )
@@ -179,7 +182,7 @@ def test_pixel_shuffle_refuses(shape: tuple[int, ...], factor: Any, message: str
 
 
 def test_pixel_unshuffle_refuses() -> None:
-    with pytest.raises(ValueError, match="input: expected a size divisible by 2 and 3, got"):
+    with pytest.raises(ValueError, match="input: expected a size divisible by 2 and 3"):
         fs.pixel_unshuffle(torch.zeros(1, 4, 5), (2, 3))
-    with pytest.raises(TypeError, match="input: expected a torch.Tensor"):
+    with pytest.raises(TypeError, match=r"input: expected a torch\.Tensor"):
         fs.pixel_unshuffle([1], 2)  # type: ignore[arg-type]

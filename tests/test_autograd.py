@@ -14,6 +14,8 @@ import fused_subpixel as fs
 from fused_subpixel import autograd, reference
 from fused_subpixel._arguments import ACTIVATIONS, Epilogue, Geometry
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL_INPUT, SMALL_WEIGHT = (2, 2, 3, 4), (4, 2, 3, 2)  # [N, Ci, H, W], [C*4, Ci, k_h, k_w]
 PADDING = (1, 0, 1, 1)  # keeps the size under a 3x2 kernel
 
@@ -49,7 +51,6 @@ def test_geometry(
     check_gradients(lambda *t: fs.subpixel_conv2d(*t, **options), tensors)
 
 
-@needs_cpu_library
 @pytest.mark.parametrize("crop", [(1, 0, 0, 1), (2, 3, 1, 0)])
 def test_crop(crop: tuple[int, int, int, int]) -> None:
     tensors = conv_tensors(SMALL_INPUT, SMALL_WEIGHT, requires_grad=True)

@@ -207,7 +207,7 @@ struct ConvWorker {
         for (int64_t w = 0; w < b.width; w += step) {
           const PixelVector p{n, h, w, static_cast<int>(smaller(step, b.width - w))};
           channel_tile_of<S>(p.count, NV)(packed, strip_at(p), map, sums);
-          PixelVector q = absolute(p, b);
+              PixelVector q = absolute(p, b);
           if (planar) {
             store_transposed(q, NV, first_row, rows);
           } else {

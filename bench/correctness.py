@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The gate before the clock: nobody is timed who computes something else.
+
+The truth is computed here, in float64, tap by tap as matrix products: independent of every contender, and
+without the gigabytes of a float64 conv2d.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fused_subpixel._layout import memory_format
+
+from .peers import YARDSTICK, Peer, Prepared
+from .workloads import Operands, Workload
+
+
+class WrongNumbers(Exception):
+    """A contender is not within the bound, or not in its layout."""
+
+
+def true_outcomes(workload: Workload, operands: Operands, backward: bool) -> dict[str, Tensor]:
+    """The output and, if asked for, the gradients of input, weight and bias, in float64."""
+    n, _, h, w = workload.input_shape
+    c, r, kernel = workload.c, workload.r, workload.kernel
+    before = (kernel - 1) // 2
+    after = kernel - 1 - before
+    sides = (before, after, before, after)
+    image = F.pad(operands.input.double(), sides)  # [N, Ci, H + k - 1, W + k - 1]
+    weight = operands.weight.double()
+    taps = [(a, b) for a in range(kernel) for b in range(kernel)]
+
+    def seen_by(a: int, b: int, image: Tensor = image) -> Tensor:
+        """What a tap sees of a padded image, [N, Ci, H, W]."""
+        return image[:, :, a : a + h, b : b + w]
+
+    low = torch.zeros(n, c * r * r, h * w, dtype=torch.float64)  # before the shuffle
+    if operands.bias is not None:
+        low += operands.bias.double()[:, None]
+    for a, b in taps:
+        low += weight[:, :, a, b] @ seen_by(a, b).flatten(2)
+    output = low.view(n, c, r, r, h, w).permute(0, 1, 4, 2, 5, 3).reshape(workload.output_shape)
+    outcomes = {"output": output.relu() if workload.activation == "relu" else output}
+    if not backward:
+        return outcomes
+
+    gradient = operands.gradient.double()
+    if workload.activation == "relu":
+        gradient = gradient * (output > 0)
+    low_gradient = gradient.view(n, c, h, r, w, r).permute(0, 1, 3, 5, 2, 4).reshape(n, c * r * r, h * w)
+    image_gradient = torch.zeros_like(image)
+    weight_gradient = torch.empty_like(weight)
+    for a, b in taps:
+        weight_gradient[:, :, a, b] = (low_gradient @ seen_by(a, b).flatten(2).transpose(1, 2)).sum(0)
+        seen_by(a, b, image_gradient).add_((weight[:, :, a, b].t() @ low_gradient).view(n, -1, h, w))
+    outcomes["input gradient"] = seen_by(before, before, image_gradient)
+    outcomes["weight gradient"] = weight_gradient
+    if operands.bias is not None:
+        outcomes["bias gradient"] = low_gradient.sum((0, 2))
+    return outcomes
+
+
+def avoid_kink(workload: Workload, operands: Operands) -> Operands:
+    """With relu, no gradient where the output is next to zero: there rounding decides between 0 and all."""
+    if workload.activation != "relu":
+        return operands
+    linear = dataclasses.replace(workload, activation=None)
+    before = true_outcomes(linear, operands, backward=False)["output"]
+    near = before.abs() < torch.finfo(operands.input.dtype).eps ** 0.5
+    return operands._replace(gradient=operands.gradient.masked_fill(near, 0))
+
+
+def check(
+    workload: Workload, operands: Operands, contenders: Mapping[Peer, Prepared], backward: bool
+) -> None:
+    """Raise WrongNumbers unless every contender is as accurate as PyTorch, up to a factor of two."""
+    truth = true_outcomes(workload, operands, backward)
+    dtype = operands.input.dtype
+    yardstick = next(peer for peer in contenders if peer.name == YARDSTICK)
+    errors = {}
+    for peer, prepared in contenders.items():
+        found = _outcomes(prepared, backward)
+        layout = memory_format(peer.channels_last)
+        if not found["output"].is_contiguous(memory_format=layout):
+            raise WrongNumbers(f"{workload.name}: the output of {peer.name} is not in its layout")
+        errors[peer] = {name: _distance(found[name], truth[name]) for name in truth}
+    for peer, name in ((peer, name) for peer in contenders for name in truth):
+        plain, error = errors[yardstick][name], errors[peer][name]
+        bound = 2 * plain + _rounding(name, workload, dtype) * float(truth[name].abs().max())
+        if not error <= bound:  # a NaN is not
+            raise WrongNumbers(
+                f"{workload.name}: the {name} of {peer.name} is off by {error:.2e}, "
+                f"allowed are {bound:.2e} ({YARDSTICK}: {plain:.2e})"
+            )
+
+
+def _rounding(name: str, workload: Workload, dtype: torch.dtype) -> float:
+    """The relative error of a plain sum: of its result, and eps*sqrt(terms) in the type that is summed in.
+
+    PyTorch's NCHW kernels stay below it at times, its channels_last kernels do not: hence this beside the
+    factor of two. `python -m fused_subpixel verify` has the same rule.
+    """
+    n, channels, h, w = workload.input_shape
+    low_channels, taps = workload.c * workload.r**2, workload.kernel**2
+    terms = {"output": channels * taps, "input gradient": low_channels * taps}.get(name, n * h * w)
+    summed_in = torch.float64 if dtype == torch.float64 else torch.float32
+    return torch.finfo(dtype).eps + torch.finfo(summed_in).eps * terms**0.5
+
+
+def _outcomes(prepared: Prepared, backward: bool) -> dict[str, Tensor]:
+    with torch.set_grad_enabled(backward):
+        output = prepared.forward()
+    names = ("input gradient", "weight gradient", "bias gradient")
+    gradients = torch.autograd.grad(output, prepared.leaves, prepared.gradient) if backward else ()
+    return {"output": output.detach(), **dict(zip(names, gradients, strict=False))}
+
+
+def _distance(found: Tensor, truth: Tensor) -> float:
+    return float((found.double() - truth).abs().max())

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How it is measured: contenders take turns, so that whatever the machine does meets them all."""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call: the median of the rounds and their quartiles."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+    @property
+    def spread(self) -> float:
+        """Half the distance of the quartiles: what stands after ±."""
+        return (self.high - self.low) / 2
+
+    @classmethod
+    def of(cls, samples: list[float]) -> Timing:
+        if len(samples) == 1:
+            return cls(samples[0], samples[0], samples[0], 1)
+        low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+        return cls(median, low, high, len(samples))
+
+
+def interleave(
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int,
+    min_time: float,
+    advance: Callable[[], object] = lambda: None,
+) -> dict[str, Timing]:
+    """Time all ``functions`` once per round, each round starting with another one.
+
+    A sample is as many calls in a row as take ``min_time`` seconds, at least one. ``advance`` is called after
+    each sample and after each warm-up.
+    """
+    names = list(functions)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    with _no_garbage_collection():
+        repeats = {}
+        for name in names:
+            once = _seconds_per_call(functions[name], 1)
+            # once more, now a few if they are quick: the very first is slower than those to come
+            once = _seconds_per_call(functions[name], min(10, _calls(min_time, once)))
+            repeats[name] = _calls(min_time, once)
+            advance()
+        for turn in range(rounds):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                samples[name].append(_seconds_per_call(functions[name], repeats[name]))
+                advance()
+    return {name: Timing.of(samples[name]) for name in names}
+
+
+def _calls(min_time: float, once: float) -> int:
+    return max(1, math.ceil(min_time / once))
+
+
+def _seconds_per_call(function: Callable[[], object], calls: int) -> float:
+    start = perf_counter()
+    for _ in range(calls):
+        function()
+    return (perf_counter() - start) / calls
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

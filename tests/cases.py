@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Problems for the kernels, data to run them on, and ways to run them.
+
+Two kinds of data. Small integers, whose sums are exact in every dtype's arithmetic type: results must have
+the oracle's bits, and no misplaced pixel can hide in a tolerance. Random numbers, where our error is compared
+with the error that PyTorch makes in the same dtype.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import oracle
+import torch
+from torch import Tensor
+
+import fused_subpixel as fs
+from fused_subpixel import _library, reference
+from fused_subpixel._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, output_size
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+FORWARD, INPUT_GRAD, WEIGHT_GRAD = range(3)  # passes, as cpu_plan numbers them
+PIXEL_LANES, CHANNEL_LANES = range(2)  # kernels, as in csrc/plan.h
+
+operators = torch.ops.fused_subpixel
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One problem."""
+
+    name: str
+    input: tuple[int, int, int, int]  # [N, Ci, H, W]
+    weight: tuple[int, int, int, int]  # [C*r_h*r_w, Ci/groups, k_h, k_w]
+    upscale: tuple[int, int] = (2, 2)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    crop: tuple[int, int, int, int] = (0, 0, 0, 0)
+    order: str = "crd"
+    activation: str | None = None
+    slopes: int = 0  # of prelu
+    residual: str | None = None  # "high", "nearest" or "low"
+    clamp: tuple[float | None, float | None] | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def geometry(self) -> Geometry:
+        order = CHANNEL_ORDERS[self.order]
+        return Geometry(
+            *self.upscale, *self.stride, *self.padding, *self.dilation, self.groups, *self.crop, order
+        )
+
+    @property
+    def epilogue(self) -> Epilogue:
+        low, high = self.clamp or (None, None)
+        return Epilogue(
+            ACTIVATIONS[self.activation], 0.25, -math.inf if low is None else low, math.inf if high is None else high
+        )
+
+    @property
+    def channels(self) -> int:
+        return self.weight[0] // math.prod(self.upscale)
+
+    @property
+    def output(self) -> tuple[int, int, int, int]:
+        size = output_size(self.geometry, *self.input[2:], *self.weight[2:])
+        return self.input[0], self.channels, *size
+
+    @property
+    def low(self) -> tuple[int, int]:
+        whole = self.geometry._replace(upscale_h=1, upscale_w=1, crop_top=0, crop_left=0, crop_bottom=0, crop_right=0)
+        return output_size(whole, *self.input[2:], *self.weight[2:])
+
+    @property
+    def residual_shape(self) -> tuple[int, ...] | None:
+        if self.residual is None:
+            return None
+        if self.residual == "high":
+            return self.output
+        return self.input[0], self.channels if self.residual == "nearest" else self.weight[0], *self.low
+
+    def options(self) -> dict[str, Any]:
+        """Of the public function and the oracle, but for the names that differ."""
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+            "channel_order": self.order,
+            "activation": self.activation,
+            "negative_slope": 0.25,
+            "clamp": self.clamp,
+        }
+
+
+class Tensors(NamedTuple):
+    """The operator's tensors."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    activation_weight: Tensor | None = None
+    residual: Tensor | None = None
+
+    def to(self, dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format) -> Tensors:
+        """All in ``dtype``, the images in ``layout``."""
+        cast = [None if t is None else t.to(dtype) for t in self]
+        return Tensors(*(t.contiguous(memory_format=layout) if k in (0, 4) and t is not None else t
+                         for k, t in enumerate(cast)))  # fmt: skip
+
+
+# ---- data --------------------------------------------------------------------------------------------------
+
+
+def _tensors(case: Case, draw: Any, slope: Any) -> Tensors:
+    generator = torch.Generator().manual_seed(zlib.crc32(case.name.encode()))
+    fan_in = math.prod(case.weight[1:])
+    return Tensors(
+        draw(case.input, 1.0, generator),
+        draw(case.weight, fan_in**-0.5, generator),
+        draw(case.weight[:1], 1.0, generator),
+        slope(case.slopes, generator) if case.slopes else None,
+        draw(case.residual_shape, 1.0, generator) if case.residual else None,
+    )
+
+
+def _integers(shape: Any, _scale: float, generator: torch.Generator) -> Tensor:
+    return torch.randint(-3, 4, shape, generator=generator).double()
+
+
+def integers(case: Case) -> Tensors:
+    """Small integers (slopes: powers of two) in float64."""
+    return _tensors(case, _integers, lambda n, g: 2.0 ** -torch.randint(-1, 3, (n,), generator=g).double())
+
+
+def randoms(case: Case, dtype: torch.dtype) -> Tensors:
+    """Normal numbers, exact in ``dtype``, for outputs of about one; in float64."""
+
+    def draw(shape: Any, scale: float, generator: torch.Generator) -> Tensor:
+        return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype).double()
+
+    return _tensors(case, draw, lambda n, g: draw((n,), 0.5, g))
+
+
+def by_oracle(case: Case, tensors: Tensors, precision: Any = np.float64) -> np.ndarray:
+    """The oracle's result for a case."""
+    arrays = [None if t is None else t.double().numpy().astype(precision) for t in tensors]
+    return oracle.subpixel_conv2d(
+        *arrays[:3], case.upscale, crop=case.crop, activation_weight=arrays[3], residual=arrays[4], **case.options()
+    )  # fmt: skip
+
+
+@functools.cache
+def exact(case: Case) -> Tensor:
+    """What :func:`integers` must give, in float64."""
+    return torch.from_numpy(by_oracle(case, integers(case)))
+
+
+# ---- running -----------------------------------------------------------------------------------------------
+
+
+def run(case: Case, tensors: Tensors) -> Tensor:
+    """Run the compiled forward: through the public function, or, for what it does not offer, the operator."""
+    if any(case.crop):
+        return operators.subpixel_conv2d(*tensors, *case.geometry, *case.epilogue)
+    return fs.subpixel_conv2d(
+        *tensors[:3], case.upscale, activation_weight=tensors.activation_weight, residual=tensors.residual,
+        backend="cpu", **case.options(),
+    )  # fmt: skip
+
+
+def plain(case: Case, tensors: Tensors) -> Tensor:
+    """Run conv2d, pixel_shuffle and the rest by PyTorch, one after another."""
+    return reference.run(*tensors, case.geometry, case.epilogue)
+
+
+def plan_of(case: Case, dtype: torch.dtype, layout: str, which: int = FORWARD) -> list[int]:
+    """Return csrc/plan.h's CpuPlan, field by field, for the current instruction set and number of threads."""
+    problem = [which, DTYPES.index(dtype), layout == "channels_last", *case.input, case.weight[0], *case.weight[2:]]
+    return operators.cpu_plan([*problem, *case.geometry])
+
+
+def usable_isas() -> list[int]:
+    """Instruction sets (0 portable, 1 AVX2, 2 AVX-512) that can run here; none without the library."""
+    if not _library.libraries["cpu"].loaded:
+        return []
+    mask = operators.cpu_capability()[1]
+    return [isa for isa in range(3) if mask >> isa & 1]
+
+
+@contextlib.contextmanager
+def instruction_set(isa: int) -> Iterator[int]:
+    """Run the kernels of one instruction set inside."""
+    before = operators.cpu_capability()[0]
+    operators.cpu_select_isa(isa)
+    yield isa
+    operators.cpu_select_isa(before)
+
+
+@contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    yield
+    torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def outputs_start_as_nan() -> Iterator[None]:
+    """Memory from torch.empty is filled with NaN: a pixel that is not written shows."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+# ---- views -------------------------------------------------------------------------------------------------
+
+
+def views(x: Tensor) -> dict[str, Tensor]:
+    """The values of ``x`` in all kinds of memory, NaN around them; the expanded ones repeat some of the values."""
+    n, c, h, w = x.shape
+    around = x.new_full((n + 1, c + 2, h + 3, w + 4), math.nan)
+    around[1:, 1:-1, 1:-2, 3:-1] = x
+    sparse = x.new_full((n, 2 * c, 2 * h, 3 * w), math.nan)
+    sparse[:, 1::2, ::2, 1::3] = x
+    last = {"memory_format": torch.channels_last}
+    return {
+        "contiguous": x.contiguous(),
+        "channels_last": x.contiguous(**last),
+        "window": around[1:, 1:-1, 1:-2, 3:-1],
+        "channels_last window": around.contiguous(**last)[1:, 1:-1, 1:-2, 3:-1],
+        "channels_last image window": around[:, 1:-1].contiguous(**last)[1:, :, 1:-2, 3:-1],
+        "every other": sparse[:, 1::2, ::2, 1::3],
+        "channels_last every other": sparse.contiguous(**last)[:, 1::2, ::2, 1::3],
+        "columns first": x.transpose(2, 3).contiguous().transpose(2, 3),
+        "batch last": x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
+        "channels before batch": x.transpose(0, 1).contiguous().transpose(0, 1),
+        "offset by one": torch.cat([x.new_full((1,), math.nan), x.flatten()])[1:].view(x.shape),
+        "one image": x[:1].expand(x.shape),
+        "one channel": x[:, :1].expand(x.shape),
+        "one row": x[:, :, :1].expand(x.shape),
+        "one column": x[..., :1].expand(x.shape),
+        "one value": x[:1, :1, :1, :1].expand(x.shape),
+    }
+
+
+# ---- the problems ------------------------------------------------------------------------------------------
+
+SAME3 = (1, 1, 1, 1)
+GEOMETRIES = (
+    # kernels, factors, both orders; few rows of output channels, so pixels in the lanes
+    Case("3x2", (2, 3, 5, 6), (8, 3, 3, 2)),
+    Case("3x2 dcr", (2, 3, 5, 6), (8, 3, 3, 2), order="dcr"),
+    Case("1x1", (1, 5, 3, 35), (12, 5, 1, 1)),
+    Case("2x2 deconvolution", (1, 4, 6, 17), (12, 4, 2, 2), padding=SAME3, crop=SAME3),
+    Case("5x3", (1, 2, 7, 20), (16, 2, 5, 3), (4, 4), padding=(2, 1, 2, 1)),
+    Case("r=1", (2, 3, 4, 18), (5, 3, 3, 3), (1, 1), padding=SAME3),
+    Case("r=3", (1, 4, 5, 34), (9, 4, 3, 3), (3, 3), padding=SAME3),
+    Case("r=3 colour", (1, 3, 4, 19), (27, 3, 3, 3), (3, 3), padding=SAME3),
+    Case("r=3 colour dcr", (1, 3, 4, 19), (27, 3, 3, 3), (3, 3), padding=SAME3, order="dcr"),
+    Case("r=4", (1, 3, 3, 33), (48, 3, 3, 3), (4, 4), padding=SAME3),
+    Case("r=5", (1, 3, 3, 7), (100, 3, 1, 3), (5, 5), padding=(0, 1, 0, 1)),
+    Case("r=8", (1, 2, 2, 17), (64, 2, 3, 3), (8, 8), padding=SAME3),
+    Case("r=(2,3)", (2, 3, 4, 21), (36, 3, 2, 3), (2, 3), padding=(0, 1, 1, 1)),
+    Case("r=(3,1) dcr", (2, 3, 4, 21), (6, 3, 2, 3), (3, 1), order="dcr"),
+    Case("r=(1,2)", (2, 3, 4, 40), (4, 3, 2, 3), (1, 2)),
+    Case("one of everything", (1, 1, 1, 1), (1, 1, 1, 1), (1, 1)),
+    Case("one column", (2, 3, 9, 1), (12, 3, 3, 1)),
+    # where taps and pixels lie
+    Case("stride", (2, 3, 7, 38), (8, 3, 3, 2), stride=(2, 1)),
+    Case("stride in columns", (1, 3, 5, 39), (8, 3, 3, 3), stride=(1, 2), padding=SAME3),
+    Case("stride past the kernel", (1, 3, 8, 23), (12, 3, 1, 2), stride=(2, 3)),
+    Case("dilation", (1, 3, 9, 29), (8, 3, 3, 2), dilation=(2, 3), padding=(1, 2, 3, 0)),
+    Case("stride and dilation", (2, 2, 9, 29), (9, 2, 2, 3), (3, 3), stride=(3, 2), dilation=(1, 3), padding=(0, 2, 1, 5)),
+    Case("padding past the kernel", (1, 2, 3, 4), (4, 2, 2, 3), padding=(4, 5, 3, 6)),
+    Case("padding only at the end", (1, 2, 3, 17), (8, 2, 2, 2), padding=(0, 0, 1, 1)),
+    Case("crop", (2, 3, 4, 36), (12, 3, 3, 3), padding=SAME3, crop=(1, 1, 1, 1)),
+    Case("uneven crop", (1, 2, 5, 18), (18, 2, 2, 2), (3, 3), crop=(2, 4, 5, 7), order="dcr"),
+    Case("crop of whole vectors", (1, 2, 3, 50), (8, 2, 1, 1), crop=(3, 41, 0, 30)),
+    # groups: within a pixel cell, one per channel, wide ones
+    Case("groups", (2, 6, 4, 19), (24, 2, 3, 2), groups=3),
+    Case("groups that cut a cell", (1, 4, 3, 18), (6, 2, 3, 3), (1, 3), groups=2, padding=SAME3),
+    Case("depthwise", (1, 5, 4, 19), (20, 1, 3, 3), groups=5, padding=SAME3),
+    Case("groups dcr", (1, 4, 3, 18), (16, 2, 2, 2), groups=2, order="dcr"),
+    # many output channels or few pixels, so channels in the lanes
+    Case("wide", (2, 8, 5, 6), (64, 8, 3, 3), padding=SAME3),
+    Case("wide dcr", (2, 8, 5, 6), (64, 8, 3, 3), padding=SAME3, order="dcr"),
+    Case("wide r=3", (1, 20, 4, 7), (144, 20, 3, 2), (3, 3)),
+    Case("wide r=5", (1, 6, 3, 5), (100, 6, 3, 3), (5, 5), padding=SAME3),
+    Case("wide 1x1", (1, 33, 3, 21), (100, 33, 1, 1)),
+    Case("wide r=1", (3, 17, 3, 9), (70, 17, 3, 3), (1, 1), padding=SAME3),
+    Case("wide crop", (2, 9, 4, 5), (132, 9, 2, 2), padding=SAME3, crop=(1, 1, 2, 1)),
+    Case("wide groups", (1, 10, 3, 6), (96, 5, 3, 3), groups=2, padding=SAME3),
+    Case("wide stride", (1, 7, 7, 9), (64, 7, 3, 3), stride=(2, 2), dilation=(1, 2), padding=SAME3),
+    # more than one block: long rows, many channels, many images, a filter too large to stay packed
+    Case("long rows", (1, 3, 2, 600), (12, 3, 1, 3), padding=(0, 1, 0, 1)),
+    Case("long rows wide", (1, 3, 2, 700), (64, 3, 1, 2), padding=(0, 1, 0, 1)),
+    Case("tall", (1, 64, 37, 64), (4, 64, 1, 3), padding=(0, 1, 0, 1)),
+    Case("many images", (9, 3, 4, 5), (12, 3, 3, 3), padding=SAME3),
+    Case("deep", (1, 1024, 2, 40), (4, 1024, 3, 1), padding=(1, 0, 1, 0)),
+    Case("large filter", (1, 130, 3, 4), (64, 130, 3, 3), padding=SAME3),
+)  # fmt: skip
+
+# Both kernels, with rows and columns that do not fill the last vector.
+NARROW = Case("narrow", (2, 3, 4, 37), (12, 3, 3, 3), padding=SAME3)
+WIDE = Case("wide", (2, 5, 3, 7), (72, 5, 3, 3), padding=SAME3)
+BOTH = (NARROW, WIDE)
+
+
+def _with(case: Case, **changes: Any) -> Case:
+    name = ", ".join([case.name, *(f"{value}" if key != "slopes" else f"{value} slopes" for key, value in changes.items())])
+    return dataclasses.replace(case, name=name, **changes)
+
+
+CROP = (1, 1, 2, 3)
+EPILOGUES = tuple(
+    case
+    for base in BOTH
+    for case in (
+        *(_with(base, activation=name) for name in ("relu", "leaky_relu")),
+        *(_with(base, activation="prelu", slopes=n) for n in (1, base.channels, base.weight[0])),
+        *(_with(base, residual=kind) for kind in ("high", "nearest", "low")),
+        *(_with(base, residual=kind, order="dcr", crop=CROP) for kind in ("high", "nearest", "low")),
+        _with(base, clamp=(-4, 9)),
+        _with(base, clamp=(None, 5)),
+        _with(base, activation="prelu", slopes=base.channels, residual="low", clamp=(-2, None), order="dcr"),
+        _with(base, activation="prelu", slopes=base.weight[0], residual="nearest", groups=1, crop=CROP, order="dcr"),
+    )
+)  # fmt: skip
+CURVED = ("silu", "gelu", "tanh", "sigmoid")  # activations that are not exact on integers

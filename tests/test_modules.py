@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""SubpixelConv2d as a drop-in for nn.Conv2d and nn.PixelShuffle; ICNR; explain; the command line."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fused_subpixel as fs
+from fused_subpixel import __main__ as command_line
+from fused_subpixel import verification
+
+X = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(1))
+
+
+def pair_of(**options: Any) -> tuple[nn.Sequential, fs.SubpixelConv2d]:
+    """conv + shuffle, and our module, from the same seed."""
+    torch.manual_seed(7)
+    conv = nn.Conv2d(4, 12, (3, 2), **options)
+    torch.manual_seed(7)
+    return nn.Sequential(conv, nn.PixelShuffle(2)), fs.SubpixelConv2d(4, 3, (3, 2), 2, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": False, "stride": (2, 1)},
+        {"padding": "same", "groups": 2},
+        {"padding": (1, 2), "dilation": (1, 2), "dtype": torch.float64},
+        {"padding": (2, 1), "padding_mode": "reflect"},
+        {"padding": "same", "padding_mode": "replicate"},
+        {"padding": 1, "padding_mode": "circular"},
+    ],
+)
+def test_as_conv2d_from_the_same_seed(backend: str, options: dict[str, Any]) -> None:
+    theirs, ours = pair_of(**options)
+    after_theirs = torch.get_rng_state()
+    assert list(ours.state_dict()) == list(theirs[0].state_dict())
+    for name, value in theirs[0].state_dict().items():
+        assert ours.state_dict()[name].equal(value)
+    x = X.to(options.get("dtype", torch.float32))
+    torch.testing.assert_close(ours(x), theirs(x))
+    pair_of(**options)
+    assert torch.get_rng_state().equal(after_theirs)
+
+
+def test_strict_loading_and_from_conv2d() -> None:
+    torch.manual_seed(3)
+    conv = nn.Conv2d(4, 12, 3, padding=1)
+    expected = F.relu(F.pixel_shuffle(conv(X), 2))
+    loaded = fs.SubpixelConv2d(4, 3, 3, padding=1, activation="relu")
+    loaded.load_state_dict(conv.state_dict(), strict=True)
+    torch.testing.assert_close(loaded(X), expected)
+
+    state = torch.get_rng_state()
+    shared = fs.SubpixelConv2d.from_conv2d(conv.eval(), 2, activation="relu")
+    assert torch.get_rng_state().equal(state)
+    assert shared.weight is conv.weight
+    assert shared.bias is conv.bias
+    assert not shared.training
+    torch.testing.assert_close(shared(X), expected)
+
+    prelu = nn.PReLU(12)
+    shared = fs.SubpixelConv2d.from_conv2d(conv, 2, activation="prelu", activation_weight=prelu.weight)
+    assert shared.activation_weight is prelu.weight
+    torch.testing.assert_close(shared(X), F.pixel_shuffle(prelu(conv(X)), 2))
+
+
+def test_from_conv2d_refuses() -> None:
+    with pytest.raises(
+        TypeError, match=r"conv: expected an nn\.Conv2d whose weight is a Parameter, got Linear"
+    ):
+        fs.SubpixelConv2d.from_conv2d(nn.Linear(1, 1))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="whose weight is a Parameter"):
+        fs.SubpixelConv2d.from_conv2d(nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 4, 1)))
+    with pytest.raises(ValueError, match=r"conv: expected out_channels divisible by 3\*3, got 12"):
+        fs.SubpixelConv2d.from_conv2d(nn.Conv2d(4, 12, 3), 3)
+    with pytest.raises(
+        ValueError, match="activation_weight: expected a Parameter where activation is 'prelu', els"
+    ):
+        fs.SubpixelConv2d.from_conv2d(nn.Conv2d(4, 12, 3), activation="prelu")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernel_size": 0}, "kernel_size: expected at least 1"),
+        ({"out_channels": -1}, "out_channels: expected at least 1"),
+        ({"groups": 3}, "groups: expected a divisor of in_channels=4 and of out_channels*r_h*r_w=8, got 3"),
+        (
+            {"padding_mode": "zero"},
+            "padding_mode: expected one of 'zeros', 'reflect', 'replicate', 'circular'",
+        ),
+        ({"padding": "same", "stride": 2}, "padding: expected ints or 'valid' where stride is not 1"),
+        ({"activation": "mish"}, "activation: expected one of None, 'relu'"),
+        ({"activation": "prelu", "prelu_parameters": 3}, "prelu_parameters: expected 1, 2 or 8, got 3"),
+        ({"clamp": (1, 0)}, "clamp: expected lowest <= highest"),
+    ],
+)
+def test_constructor_refuses(options: dict[str, Any], message: str) -> None:
+    import re
+
+    arguments: dict[str, Any] = {"in_channels": 4, "out_channels": 2, "kernel_size": 3, **options}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fs.SubpixelConv2d(**arguments)
+
+
+def test_options_reach_the_function() -> None:
+    module = fs.SubpixelConv2d(
+        4, 3, 3, (1, 2), 2, 1, activation="leaky_relu", negative_slope=0.3, clamp=(-1, 1), channel_order="dcr"
+    )
+    residual = torch.randn(2, 3, 3, 6)
+    expected = fs.pixel_shuffle(F.conv2d(X, module.weight, module.bias, 2, 1), (1, 2), "dcr")
+    expected = (F.leaky_relu(expected, 0.3) + residual).clamp(-1, 1)
+    torch.testing.assert_close(module(X, residual), expected)
+    assert repr(module) == (
+        "SubpixelConv2d(4, 3, kernel_size=(3, 3), upscale_factor=(1, 2), stride=(2, 2), "
+        "padding=(1, 1, 1, 1), activation='leaky_relu', negative_slope=0.3, clamp=(-1.0, 1.0), "
+        "channel_order='dcr')"
+    )
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_copies(duplicate: Any) -> None:
+    module = fs.SubpixelConv2d(4, 3, 3, activation="prelu", prelu_parameters=3)
+    other = duplicate(module)
+    assert other(X).equal(module(X))
+    assert other.weight is not module.weight
+    assert repr(other) == repr(module)
+
+
+@pytest.mark.parametrize(
+    "parametrize",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        pytest.param(
+            nn.utils.weight_norm, marks=pytest.mark.filterwarnings("ignore")
+        ),  # deprecated, and in use
+    ],
+)
+def test_weight_parametrizations(backend: str, parametrize: Any) -> None:
+    theirs, ours = pair_of()
+    torch.manual_seed(0)
+    parametrize(theirs[0])
+    torch.manual_seed(0)
+    parametrize(ours)
+    found, expected = ours(X), theirs(X)
+    torch.testing.assert_close(found, expected)
+    gradients = torch.autograd.grad(found.square().sum(), list(ours.parameters()))
+    torch.testing.assert_close(
+        gradients, torch.autograd.grad(expected.square().sum(), list(theirs.parameters()))
+    )
+
+
+def test_memory_format_and_dtype(backend: str) -> None:
+    module = fs.SubpixelConv2d(4, 3, 3).to(torch.bfloat16, memory_format=torch.channels_last)
+    assert module.weight.is_contiguous(memory_format=torch.channels_last)
+    x = X.to(torch.bfloat16, memory_format=torch.channels_last)
+    output = module(x)
+    assert output.dtype == torch.bfloat16
+    assert output.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_trains_as_conv2d_does(backend: str) -> None:
+    theirs, ours = pair_of()
+    target = torch.randn_like(theirs(X))
+    for module in (theirs, ours):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.mse_loss(module(X), target).backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, theirs[0].weight)
+    torch.testing.assert_close(ours.bias, theirs[0].bias)
+
+
+# ---- ICNR --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["crd", "dcr"])
+@pytest.mark.parametrize("factor", [2, (1, 3)])
+def test_icnr_starts_as_nearest_neighbour(order: str, factor: Any) -> None:
+    r_h, r_w = factor if isinstance(factor, tuple) else (factor, factor)
+    weight = torch.empty(3 * r_h * r_w, 4, 3, 3)
+    assert fs.icnr_(weight, factor, channel_order=order) is weight
+    output = fs.subpixel_conv2d(X, weight, None, factor, channel_order=order)
+    small = output[:, :, ::r_h, ::r_w]
+    assert output.equal(small.repeat_interleave(r_h, 2).repeat_interleave(r_w, 3))
+    assert weight.std() > 0.1
+    assert fs.SubpixelConv2d(4, 3, 3, factor, icnr=True, channel_order=order)(X).shape == output.shape
+
+
+def test_icnr_takes_an_initializer_and_refuses_what_does_not_divide() -> None:
+    weight = nn.Parameter(torch.zeros(4, 1, 1, 1))
+    fs.icnr_(weight, 2, nn.init.ones_)
+    assert weight.eq(1).all()
+    with pytest.raises(
+        ValueError, match=r"weight: expected a first size divisible by 3\*3=9, got \[4, 1, 1, 1\]"
+    ):
+        fs.icnr_(weight, 3)
+
+
+# ---- explain and the command line --------------------------------------------------------------------------
+
+
+def test_explain_names_the_backend_and_the_reasons(backend: str) -> None:
+    module = fs.SubpixelConv2d(4, 3, 3)
+    explanation = fs.explain(X, module.weight, module.bias, activation="silu")
+    assert explanation.backend == backend
+    refused = {c.name: c.reason for c in explanation.candidates if not c.accepted}
+    assert refused["cuda"] == "the tensors are on cpu"
+    if backend == "reference":
+        assert refused["cpu"]
+    else:
+        assert "pre-activation" in explanation.epilogue_gradient
+    text = str(explanation)
+    assert text.startswith(f"backend {backend}\n")
+    for line in ("forward: ", "input gradient: ", "weight gradient: ", "epilogue gradient: "):
+        assert line in text
+
+
+def test_explain_refuses_as_the_function_does() -> None:
+    with pytest.raises(ValueError, match="input: expected 4 channels"):
+        fs.explain(X[:, :3], torch.zeros(4, 4, 1, 1))
+
+
+def test_explain_tells_of_transforms() -> None:
+    reasons: list[str] = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        explanation = fs.explain(x, torch.zeros(4, 4, 1, 1))
+        reasons.extend(c.reason for c in explanation.candidates)
+        return x
+
+    torch.vmap(function)(X[None])
+    assert "under torch.func transforms only the reference runs" in reasons or "not built" in str(reasons)
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["info"]) == 0
+    text = capsys.readouterr().out
+    for word in (fs.__version__, torch.__version__, "cpu ", "cuda ", "reference"):
+        assert word in text
+
+
+def test_verify(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "CASES", verification.CASES[3:5])
+    assert command_line.main(["verify"]) == 0
+    assert " checks passed" in capsys.readouterr().out
+
+
+def test_verify_finds_a_wrong_result(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "CASES", verification.CASES[:1])
+    monkeypatch.setattr(verification, "subpixel_conv2d", lambda *t, **o: fs.subpixel_conv2d(*t, **o) * 1.1)
+    assert command_line.main(["verify"]) == 1
+    assert "FAILED" in capsys.readouterr().out
