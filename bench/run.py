@@ -78,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             tqdm.write("Interrupted.", file=sys.stderr)
             status = 130
-    print(report.summary(results))
+    if summary := report.summary(results):
+        print(summary)
     print(f"written: {path}")
     return status
 

@@ -17,6 +17,8 @@ constexpr int64_t kStripShareOfL2 = 4, kStripShareOfL2Repacking = 2, kFilterShar
 constexpr double kFilterElement = 0.5;
 // Memory wants long rows: narrower blocks would pack fewer halo rows and still be slower.
 constexpr int64_t kNarrowEnough = 256;
+// Rows of transformed sums that are kept at a time.
+constexpr int64_t kWinogradPanelRows = 32;
 // Multiply-adds below which one thread is faster than waking the others (about 20 us of work).
 constexpr double kParallelMinimum = 1e6;
 
@@ -38,6 +40,8 @@ double multiply_adds(const CpuProblem& p) {
 }
 
 // Measured on AVX-512: cycles to finish and store one vector of sums.
+constexpr double kWinogradInput = 110, kWinogradOutput = 60;  // one vector of tiles, transformed
+constexpr double kWinogradFilter = 8;                        // one 3x3 filter, packed and transformed
 constexpr double kStoreRun = 3, kStoreDense = 3, kStoreTransposed = 14, kStoreScalarPerLane = 2;
 
 struct Choice {
@@ -72,29 +76,53 @@ Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
            tiles * image_rows * static_cast<double>(splits) *
                (k * step_cycles(pixels * nv, pixels, nv) + nv * stored)});
   }
+  // A filter that is transformed for every part of a block must be so in whole vectors of rows.
+  const int64_t panel_bytes = 16 * p.channels * std::min(p.rows, kWinogradPanelRows) * t.element_bytes;
+  const bool fits_winograd = panel_bytes <= t.l2_bytes / kFilterShareOfL2 && p.kernel_h == 3 && p.kernel_w == 3 && p.stride_h == 1 && p.stride_w == 1 &&
+                             p.dilation_h == 1 && p.dilation_w == 1 && t.element_bytes == 4;
+  if (fits_winograd) {
+    const double vectors = static_cast<double>(p.batch * ceil_div(p.conv_h, 2) * ceil_div(p.conv_w, 2 * t.lanes));
+    const double channels = static_cast<double>(p.channels), stored = static_cast<double>(p.rows);
+    const double store = in_registers ? kStoreRun : kStoreScalarPerLane * t.lanes;
+    for (int rows : kTileRows) {
+      const int v = pixel_vectors(rows, t.registers);
+      const double tiles = static_cast<double>(ceil_div(p.rows, rows));
+      offer({CpuKernel::kWinograd, rows, v,
+             vectors * (tiles / v * 16 * channels * step_cycles(rows * v, rows, v) + channels * kWinogradInput +
+                        stored * (kWinogradOutput + 4 * store)) +
+                 channels * stored * kWinogradFilter});
+    }
+  }
   return best;
 }
 
 // Splits `size` into at least `parts` equal pieces, a multiple of `quantum` each.
 int64_t piece(int64_t size, int64_t parts, int64_t quantum) { return round_up(ceil_div(size, parts), quantum); }
 
+StripShape strip_of(CpuKernel kernel, const CpuProblem& p, int64_t h, int64_t w, int lanes) {
+  return kernel == CpuKernel::kWinograd ? winograd_strip(p, h, w, lanes) : strip_shape(p, h, w, lanes);
+}
+
 void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elements_per_pixel, CpuPlan& plan) {
   const int64_t share = plan.filter_resident ? kStripShareOfL2 : kStripShareOfL2Repacking;
   const int64_t budget = std::max<int64_t>(t.l2_bytes / share / t.element_bytes, 1 << 14);  // in elements
-  const int64_t quantum = plan.kernel == CpuKernel::kPixelLanes ? t.lanes : plan.tile_pixels;
+  const bool winograd = plan.kernel == CpuKernel::kWinograd;
+  const int64_t quantum = winograd                                ? 2 * t.lanes
+                          : plan.kernel == CpuKernel::kPixelLanes ? t.lanes
+                                                                  : plan.tile_pixels;
   const int64_t H = std::max<int64_t>(p.conv_h, 1), W = std::max<int64_t>(p.conv_w, 1), N = std::max<int64_t>(p.batch, 1);
   const double repacked = plan.filter_resident
                               ? 0.0
                               : kFilterElement * static_cast<double>(p.rows * p.channels * p.kernel_h * p.kernel_w);
   const auto strip_elements = [&](int64_t h, int64_t w) {
-    return strip_shape(p, h, w, t.lanes).image_step + h * round_up(w, t.lanes) * extra_elements_per_pixel;
+    return strip_of(plan.kernel, p, h, w, t.lanes).image_step + h * round_up(w, t.lanes) * extra_elements_per_pixel;
   };
   // Of all widths, each with the tallest block that fits, the one with the least packing per pixel.
   int64_t w = W, h = 1;
   double best = -1;
   for (int64_t splits = 1;; ++splits) {
     const int64_t width = std::min(W, piece(W, splits, quantum));
-    const int64_t one = strip_elements(1, width), row = strip_elements(2, width) - one;
+    const int64_t one = strip_elements(1, width), row = (strip_elements(3, width) - one) / 2;
     const int64_t height = std::clamp<int64_t>((budget - one) / std::max<int64_t>(row, 1) + 1, 1, H);
     const double cost = (static_cast<double>(strip_elements(height, width)) + repacked) / static_cast<double>(height * width);
     const bool fits = one <= budget;
@@ -103,7 +131,7 @@ void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elemen
     if (width <= quantum) break;
   }
   int64_t n = 1;
-  if (h == H && w == W) n = std::clamp<int64_t>(budget / strip_elements(h, w), 1, N);
+  if (h == H && w == W && !winograd) n = std::clamp<int64_t>(budget / strip_elements(h, w), 1, N);
 
   plan.parallel = t.threads > 1 && multiply_adds(p) >= kParallelMinimum;
   if (plan.parallel) {
@@ -123,12 +151,17 @@ void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elemen
   } else {
     h = ceil_div(H, ceil_div(H, h));
   }
+  if (winograd) h = std::min(round_up(h, 2), H);
   plan.block_n = n, plan.block_h = h, plan.block_w = w;
   plan.blocks_n = ceil_div(p.batch, n), plan.blocks_h = ceil_div(p.conv_h, h), plan.blocks_w = ceil_div(p.conv_w, w);
   plan.items = p.groups * plan.blocks_n * plan.blocks_h * plan.blocks_w;
 }
 
 }  // namespace
+
+StripShape winograd_strip(const CpuProblem& p, int64_t block_h, int64_t block_w, int lanes) {
+  return strip_shape(p, round_up(block_h, 2), round_up(block_w, 2 * lanes), lanes);
+}
 
 StripShape strip_shape(const CpuProblem& p, int64_t block_h, int64_t block_w, int lanes) {
   StripShape s;
@@ -148,14 +181,29 @@ CpuPlan plan_cpu_conv(const CpuProblem& p, const CpuTarget& t) {
   CpuPlan plan{};
   plan.kernel = choice.kernel, plan.tile_rows = choice.tile_rows, plan.tile_pixels = choice.tile_pixels;
   const int64_t tiles = ceil_div(p.rows, plan.tile_rows);
-  const int64_t tile_bytes = p.channels * p.kernel_h * p.kernel_w * plan.tile_rows * t.element_bytes;
+  const bool winograd = plan.kernel == CpuKernel::kWinograd;
+  const int64_t taps = winograd ? 16 : p.kernel_h * p.kernel_w;
+  const int64_t tile_bytes = p.channels * taps * plan.tile_rows * t.element_bytes;
   plan.filter_resident = tiles * tile_bytes <= t.l2_bytes / kFilterShareOfL2;
   plan.panel_tiles = 1;
-  if (plan.kernel == CpuKernel::kPixelLanes && interleaves_in_registers(p.run)) {
+  if (plan.kernel != CpuKernel::kChannelLanes && interleaves_in_registers(p.run)) {
     // whole runs in every panel, so that they interleave in registers
     while (plan.panel_tiles < tiles && plan.panel_tiles * plan.tile_rows % p.run != 0) ++plan.panel_tiles;
   }
+  if (winograd) {
+    // the transformed input of a part passes once per panel: panels as large as the filter's share of the cache
+    const int64_t whole = plan.panel_tiles;  // tiles that keep runs together
+    const int64_t most = std::min(kWinogradPanelRows / plan.tile_rows, t.l2_bytes / kFilterShareOfL2 / tile_bytes);
+    const int64_t panels = ceil_div(tiles, std::max(whole, most / whole * whole));
+    plan.panel_tiles = static_cast<int>(round_up(ceil_div(tiles, panels), whole));
+  }
   choose_blocks(p, t, 0, plan);
+  plan.part_h = plan.block_h;
+  if (winograd) {
+    const int64_t pair_tiles = ceil_div(plan.block_w, 2 * t.lanes) * t.lanes;
+    const int64_t pair_bytes = 16 * (p.channels + plan.panel_tiles * plan.tile_rows) * pair_tiles * t.element_bytes;
+    plan.part_h = std::clamp<int64_t>(t.l2_bytes / 2 / pair_bytes, 1, ceil_div(plan.block_h, 2)) * 2;
+  }
   return plan;
 }
 

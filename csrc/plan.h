@@ -10,6 +10,7 @@ namespace fused_subpixel {
 enum class CpuKernel : int32_t {
   kPixelLanes,    // neighbouring pixels in the vector lanes: few output channels
   kChannelLanes,  // output channels in the vector lanes: wide layers, small images
+  kWinograd,      // 3x3 in float arithmetic: pixel lanes over transformed tiles of 2x2 pixels
 };
 
 // Tile heights of the pixel-lane kernels, and how many pixel vectors go with each: sums + pixels + one broadcast
@@ -52,9 +53,10 @@ struct CpuProblem {
 struct CpuPlan {
   CpuKernel kernel;
   int tile_rows;     // rows per register tile (kChannelLanes: row vectors * lanes)
-  int tile_pixels;   // kPixelLanes: pixel vectors; kChannelLanes: the most pixels
-  int panel_tiles;   // row tiles whose sums are stored together
+  int tile_pixels;   // vectors of pixels (kWinograd: of tiles); kChannelLanes: the most pixels
+  int panel_tiles;   // row tiles that are stored together
   int64_t block_n, block_h, block_w;
+  int64_t part_h;    // kWinograd: rows of a block that are transformed at a time
   int64_t blocks_n, blocks_h, blocks_w;
   int64_t items;
   bool filter_resident;  // all row tiles of a group are packed at once and kept over the blocks
@@ -70,5 +72,7 @@ struct StripShape {
   int64_t rows, phases, phase_columns, row_step, channel_step, image_step;  // steps in elements
 };
 StripShape strip_shape(const CpuProblem& problem, int64_t block_h, int64_t block_w, int lanes);
+// The same for whole 2x2 tiles.
+StripShape winograd_strip(const CpuProblem& problem, int64_t block_h, int64_t block_w, int lanes);
 
 }  // namespace fused_subpixel

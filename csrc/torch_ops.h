@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <limits>
@@ -35,12 +36,15 @@ void check(bool ok, const Parts&... parts) {
   throw std::runtime_error(text.str());
 }
 
-inline std::string shape_of(const Tensor& t) {
-  std::ostringstream text;
+// Prints the shape if and when the message is made: a check that passes must cost nothing.
+struct ShapeOf {
+  const Tensor& tensor;
+};
+inline ShapeOf shape_of(const Tensor& t) { return {t}; }
+inline std::ostream& operator<<(std::ostream& text, const ShapeOf& shape) {
   text << '[';
-  for (int64_t d = 0; d < t.dim(); ++d) text << (d ? ", " : "") << t.size(d);
-  text << ']';
-  return text.str();
+  for (int64_t d = 0; d < shape.tensor.dim(); ++d) text << (d ? ", " : "") << shape.tensor.size(d);
+  return text << ']';
 }
 
 inline DType dtype_of(const Tensor& t) {
@@ -74,16 +78,14 @@ inline Tensor new_tensor(const std::array<int64_t, 4>& size, const Tensor& like,
                               channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
-// The 16 integers that every operator takes, in schema order.
-#define FS_GEOMETRY_PARAMETERS                                                                                      \
-  int64_t upscale_h, int64_t upscale_w, int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_left,      \
-      int64_t pad_bottom, int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t groups,                \
-      int64_t crop_top, int64_t crop_left, int64_t crop_bottom, int64_t crop_right, int64_t channel_order
-#define FS_GEOMETRY_VALUES                                                                                          \
-  std::array<int64_t, 16> {                                                                                         \
-    upscale_h, upscale_w, stride_h, stride_w, pad_top, pad_left, pad_bottom, pad_right, dilation_h, dilation_w,     \
-        groups, crop_top, crop_left, crop_bottom, crop_right, channel_order                                         \
-  }
+// The 16 integers that every operator takes, in the order of Geometry in _arguments.py. One list: as plain integers
+// they would cost 3 us per call.
+inline std::array<int64_t, 16> geometry_values(const std::vector<int64_t>& geometry) {
+  check(geometry.size() == 16, "geometry takes 16 numbers, got ", geometry.size());
+  std::array<int64_t, 16> values;
+  std::copy(geometry.begin(), geometry.end(), values.begin());
+  return values;
+}
 
 struct Sizes {
   int64_t batch, in_channels, in_h, in_w;

@@ -24,11 +24,11 @@ from torch.utils.flop_counter import register_flop_formula
 from ._arguments import Geometry, low_size, output_size
 from ._layout import is_channels_last, memory_format
 
-GEOMETRY_SCHEMA = ", ".join(f"int {name}" for name in Geometry._fields)
+GEOMETRY_SCHEMA = "int[] geometry"  # the fields of Geometry
 EPILOGUE_SCHEMA = "int activation, float negative_slope, float clamp_min, float clamp_max"
 
-# Plain ints one by one: a microsecond cheaper per call than lists. The object must live as long as the
-# process.
+# The geometry is one list: its 16 ints one by one would cost 3 µs per call. The object must live as long as
+# the process.
 definitions = torch.library.Library("fused_subpixel", "FRAGMENT")
 for _schema in (
     "subpixel_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? activation_weight, Tensor? residual, "
@@ -58,9 +58,10 @@ def _(
     bias: Tensor | None,
     activation_weight: Tensor | None,
     residual: Tensor | None,
-    *geometry_and_epilogue: float,
+    numbers: Sequence[int],
+    *epilogue: float,
 ) -> Tensor:
-    geometry = Geometry(*geometry_and_epilogue[:16])  # type: ignore[arg-type]
+    geometry = Geometry(*numbers)
     batch, _, height, width = input.shape
     low_channels, _, kernel_h, kernel_w = weight.shape
     size = output_size(geometry, height, width, kernel_h, kernel_w)
@@ -69,16 +70,19 @@ def _(
 
 
 @torch.library.register_fake("fused_subpixel::subpixel_conv2d_input_grad")
-def _(grad_output: Tensor, weight: Tensor, height: int, width: int, *geometry_and_layout: int) -> Tensor:
-    *ints, channels_last = geometry_and_layout
-    groups = Geometry(*ints).groups
+def _(
+    grad_output: Tensor, weight: Tensor, height: int, width: int, numbers: Sequence[int], channels_last: bool
+) -> Tensor:
+    groups = Geometry(*numbers).groups
     shape = (grad_output.shape[0], weight.shape[1] * groups, height, width)
-    return _empty(grad_output, shape, bool(channels_last))
+    return _empty(grad_output, shape, channels_last)
 
 
 @torch.library.register_fake("fused_subpixel::subpixel_conv2d_weight_grad")
-def _(grad_output: Tensor, input: Tensor, kernel_h: int, kernel_w: int, *ints: int) -> tuple[Tensor, Tensor]:
-    geometry = Geometry(*ints)
+def _(
+    grad_output: Tensor, input: Tensor, kernel_h: int, kernel_w: int, numbers: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    geometry = Geometry(*numbers)
     low_channels = grad_output.shape[1] * geometry.upscale_h * geometry.upscale_w
     weight_shape = (low_channels, input.shape[1] // geometry.groups, kernel_h, kernel_w)
     return grad_output.new_empty(weight_shape), grad_output.new_empty(low_channels)
@@ -89,17 +93,17 @@ def _(grad_output: Tensor, input: Tensor, kernel_h: int, kernel_w: int, *ints: i
 
 @register_flop_formula(torch.ops.fused_subpixel.subpixel_conv2d)
 def _(input: torch.Size, weight: torch.Size, *rest: Any, **_: Any) -> int:
-    return _flops(Geometry(*rest[3:19]), input[0], (input[2], input[3]), weight)
+    return _flops(Geometry(*rest[3]), input[0], (input[2], input[3]), weight)
 
 
 @register_flop_formula(torch.ops.fused_subpixel.subpixel_conv2d_input_grad)
 def _(grad_output: torch.Size, weight: torch.Size, height: int, width: int, *rest: Any, **_: Any) -> int:
-    return _flops(Geometry(*rest[:16]), grad_output[0], (height, width), weight)
+    return _flops(Geometry(*rest[0]), grad_output[0], (height, width), weight)
 
 
 @register_flop_formula(torch.ops.fused_subpixel.subpixel_conv2d_weight_grad)
 def _(grad_output: torch.Size, input: torch.Size, *rest: Any, out_shape: Any, **_: Any) -> int:
-    return _flops(Geometry(*rest[2:18]), input[0], (input[2], input[3]), out_shape[0])
+    return _flops(Geometry(*rest[2]), input[0], (input[2], input[3]), out_shape[0])
 
 
 def _flops(geometry: Geometry, batch: int, size: tuple[int, int], weight: Sequence[int]) -> int:

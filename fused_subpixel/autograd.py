@@ -16,6 +16,7 @@ better, are not there, or need gradients themselves.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -120,13 +121,13 @@ def convolution_gradients(
         if need_input and plan.input_grad:
             assert weight is not None
             grad_input = _input_grad_operator(
-                grad, weight, input_shape[2], input_shape[3], *geometry, channels_last
+                grad, weight, input_shape[2], input_shape[3], tuple(geometry), channels_last
             )
             need_input = False
         if need_weight and plan.weight_grad:
             assert input is not None
             grad_weight, grad_bias = _weight_grad_operator(
-                grad, input, weight_shape[2], weight_shape[3], *geometry
+                grad, input, weight_shape[2], weight_shape[3], tuple(geometry)
             )
             if not need_bias:
                 grad_bias = None
@@ -230,9 +231,9 @@ class SubpixelConv2dFunction(torch.autograd.Function):
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, bias, activation_weight, residual, *numbers = inputs
-    ctx.geometry = Geometry(*numbers[:16])
-    ctx.epilogue = Epilogue(*numbers[16:])
+    input, weight, bias, activation_weight, residual, numbers, *epilogue = inputs
+    ctx.geometry = Geometry(*numbers)
+    ctx.epilogue = Epilogue(*epilogue)
     ctx.input_shape, ctx.weight_shape = input.shape, weight.shape
     ctx.residual_shape = None if residual is None else residual.shape
     ctx.channels_last = is_channels_last(input)
@@ -289,7 +290,7 @@ def _epilogue_gradients(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of (pre-activation, activation_weight, residual): compute the former again, differentiate."""
     create_graph = torch.is_grad_enabled()
-    hidden = _operator(input, weight, bias, None, None, *geometry, *_NO_EPILOGUE)
+    hidden = _operator(input, weight, bias, None, None, tuple(geometry), *_NO_EPILOGUE)
     with torch.enable_grad():
         if not create_graph:
             hidden = hidden.detach().requires_grad_()
@@ -324,15 +325,18 @@ def _plain_subpixel_conv2d(
     bias: Tensor | None,
     activation_weight: Tensor | None,
     residual: Tensor | None,
-    *numbers: Any,
+    numbers: Sequence[int],
+    *epilogue: Any,
 ) -> Tensor:
-    geometry, epilogue = Geometry(*numbers[:16]), Epilogue(*numbers[16:])
-    return reference.run(input, weight, bias, activation_weight, residual, geometry, epilogue)
+    return reference.run(
+        input, weight, bias, activation_weight, residual, Geometry(*numbers), Epilogue(*epilogue)
+    )
 
 
-def _plain_input_grad(grad: Tensor, weight: Tensor, height: int, width: int, *numbers: Any) -> Tensor:
-    *geometry_numbers, channels_last = numbers
-    geometry = Geometry(*geometry_numbers)
+def _plain_input_grad(
+    grad: Tensor, weight: Tensor, height: int, width: int, numbers: Sequence[int], channels_last: bool
+) -> Tensor:
+    geometry = Geometry(*numbers)
     input_shape = (grad.shape[0], weight.shape[1] * geometry.groups, height, width)
     gradients = pytorch_convolution_gradients(
         grad, None, weight, geometry, input_shape, weight.shape, (True, False, False)
@@ -342,7 +346,7 @@ def _plain_input_grad(grad: Tensor, weight: Tensor, height: int, width: int, *nu
 
 
 def _plain_weight_grad(
-    grad: Tensor, input: Tensor, kernel_h: int, kernel_w: int, *numbers: int
+    grad: Tensor, input: Tensor, kernel_h: int, kernel_w: int, numbers: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     geometry = Geometry(*numbers)
     low_channels = grad.shape[1] * geometry.upscale_h * geometry.upscale_w

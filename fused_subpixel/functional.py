@@ -135,7 +135,7 @@ class Call(NamedTuple):
 
     problem: Problem
     backend: str
-    numbers: tuple[float, ...]  # the operator's arguments after the tensors
+    numbers: tuple[Any, ...]  # the operator's arguments after the tensors
     plan: BackwardPlan
     # Where the epilogue's gradient needs what comes before the epilogue: the same call without it.
     linear: Any = None  # Call | None
@@ -157,8 +157,8 @@ def prepare(
     linear = None
     if not recoverable(problem.epilogue, residual is not None):
         without = problem._replace(epilogue=Epilogue())
-        linear = Call(without, backend, (*without.geometry, *without.epilogue), plan)
-    return Call(problem, backend, (*problem.geometry, *problem.epilogue), plan, linear)
+        linear = Call(without, backend, (tuple(without.geometry), *without.epilogue), plan)
+    return Call(problem, backend, (tuple(problem.geometry), *problem.epilogue), plan, linear)
 
 
 # typed: True and 1.0 equal 1, but are refused where an int belongs.

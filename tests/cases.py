@@ -23,12 +23,14 @@ from torch import Tensor
 
 import fused_subpixel as fs
 from fused_subpixel import _library, reference
-from fused_subpixel._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, output_size
+from fused_subpixel._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, low_size, output_size
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = range(3)  # passes, as cpu_plan numbers them
-PIXEL_LANES, CHANNEL_LANES = range(2)  # kernels, as in csrc/plan.h
+PIXEL_LANES, CHANNEL_LANES = range(2)  # kernels, as in csrc/plan.h; others may follow
+
+SLOPE = 0.25  # of leaky_relu
 
 operators = torch.ops.fused_subpixel
 
@@ -66,7 +68,10 @@ class Case:
     def epilogue(self) -> Epilogue:
         low, high = self.clamp or (None, None)
         return Epilogue(
-            ACTIVATIONS[self.activation], 0.25, -math.inf if low is None else low, math.inf if high is None else high
+            ACTIVATIONS[self.activation],
+            0.25,
+            -math.inf if low is None else low,
+            math.inf if high is None else high,
         )
 
     @property
@@ -80,8 +85,8 @@ class Case:
 
     @property
     def low(self) -> tuple[int, int]:
-        whole = self.geometry._replace(upscale_h=1, upscale_w=1, crop_top=0, crop_left=0, crop_bottom=0, crop_right=0)
-        return output_size(whole, *self.input[2:], *self.weight[2:])
+        """(P, Q), the size before the shuffle."""
+        return low_size(self.geometry, *self.input[2:], *self.weight[2:])
 
     @property
     def residual_shape(self) -> tuple[int, ...] | None:
@@ -100,7 +105,7 @@ class Case:
             "groups": self.groups,
             "channel_order": self.order,
             "activation": self.activation,
-            "negative_slope": 0.25,
+            "negative_slope": SLOPE,
             "clamp": self.clamp,
         }
 
@@ -116,9 +121,15 @@ class Tensors(NamedTuple):
 
     def to(self, dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format) -> Tensors:
         """All in ``dtype``, the images in ``layout``."""
-        cast = [None if t is None else t.to(dtype) for t in self]
-        return Tensors(*(t.contiguous(memory_format=layout) if k in (0, 4) and t is not None else t
-                         for k, t in enumerate(cast)))  # fmt: skip
+        cast = Tensors(*(None if t is None else t.to(dtype) for t in self))
+        image, residual = (
+            None if t is None else t.contiguous(memory_format=layout) for t in (cast.input, cast.residual)
+        )
+        return cast._replace(input=image, residual=residual)
+
+    def double(self) -> Tensors:
+        """All in float64, strides kept."""
+        return Tensors(*(None if t is None else t.double() for t in self))
 
 
 # ---- data --------------------------------------------------------------------------------------------------
@@ -158,8 +169,13 @@ def by_oracle(case: Case, tensors: Tensors, precision: Any = np.float64) -> np.n
     """The oracle's result for a case."""
     arrays = [None if t is None else t.double().numpy().astype(precision) for t in tensors]
     return oracle.subpixel_conv2d(
-        *arrays[:3], case.upscale, crop=case.crop, activation_weight=arrays[3], residual=arrays[4], **case.options()
-    )  # fmt: skip
+        *arrays[:3],
+        case.upscale,
+        crop=case.crop,
+        activation_weight=arrays[3],
+        residual=arrays[4],
+        **case.options(),
+    )
 
 
 @functools.cache
@@ -186,10 +202,29 @@ def plain(case: Case, tensors: Tensors) -> Tensor:
     return reference.run(*tensors, case.geometry, case.epilogue)
 
 
-def plan_of(case: Case, dtype: torch.dtype, layout: str, which: int = FORWARD) -> list[int]:
-    """Return csrc/plan.h's CpuPlan, field by field, for the current instruction set and number of threads."""
-    problem = [which, DTYPES.index(dtype), layout == "channels_last", *case.input, case.weight[0], *case.weight[2:]]
-    return operators.cpu_plan([*problem, *case.geometry])
+class Plan(NamedTuple):
+    """csrc/plan.h's CpuPlan, as far as tests care."""
+
+    kernel: int
+    tile_rows: int
+    tile_pixels: int
+    panel_tiles: int
+    block_n: int
+    block_h: int
+    block_w: int
+    blocks_n: int
+    blocks_h: int
+    blocks_w: int
+    items: int
+    filter_resident: int
+    parallel: int
+
+
+def plan_of(case: Case, dtype: torch.dtype, layout: str, which: int = FORWARD) -> Plan:
+    """The plan for a case with the current instruction set and number of threads."""
+    sizes = (*case.input, case.weight[0], *case.weight[2:])
+    problem = [which, DTYPES.index(dtype), layout == "channels_last", *sizes, *case.geometry]
+    return Plan(*operators.cpu_plan(problem)[: len(Plan._fields)])
 
 
 def usable_isas() -> list[int]:
@@ -230,7 +265,7 @@ def outputs_start_as_nan() -> Iterator[None]:
 
 
 def views(x: Tensor) -> dict[str, Tensor]:
-    """The values of ``x`` in all kinds of memory, NaN around them; the expanded ones repeat some of the values."""
+    """The values of ``x`` (where expanded: some of them) in all kinds of memory, with NaN around them."""
     n, c, h, w = x.shape
     around = x.new_full((n + 1, c + 2, h + 3, w + 4), math.nan)
     around[1:, 1:-1, 1:-2, 3:-1] = x
@@ -284,7 +319,7 @@ GEOMETRIES = (
     Case("stride in columns", (1, 3, 5, 39), (8, 3, 3, 3), stride=(1, 2), padding=SAME3),
     Case("stride past the kernel", (1, 3, 8, 23), (12, 3, 1, 2), stride=(2, 3)),
     Case("dilation", (1, 3, 9, 29), (8, 3, 3, 2), dilation=(2, 3), padding=(1, 2, 3, 0)),
-    Case("stride and dilation", (2, 2, 9, 29), (9, 2, 2, 3), (3, 3), stride=(3, 2), dilation=(1, 3), padding=(0, 2, 1, 5)),
+    Case("both", (2, 2, 9, 29), (9, 2, 2, 3), (3, 3), stride=(3, 2), dilation=(1, 3), padding=(0, 2, 1, 5)),
     Case("padding past the kernel", (1, 2, 3, 4), (4, 2, 2, 3), padding=(4, 5, 3, 6)),
     Case("padding only at the end", (1, 2, 3, 17), (8, 2, 2, 2), padding=(0, 0, 1, 1)),
     Case("crop", (2, 3, 4, 36), (12, 3, 3, 3), padding=SAME3, crop=(1, 1, 1, 1)),
@@ -301,6 +336,7 @@ GEOMETRIES = (
     Case("wide r=3", (1, 20, 4, 7), (144, 20, 3, 2), (3, 3)),
     Case("wide r=5", (1, 6, 3, 5), (100, 6, 3, 3), (5, 5), padding=SAME3),
     Case("wide 1x1", (1, 33, 3, 21), (100, 33, 1, 1)),
+    Case("wide, two columns", (2, 40, 3, 2), (64, 40, 3, 3), padding=SAME3),
     Case("wide r=1", (3, 17, 3, 9), (70, 17, 3, 3), (1, 1), padding=SAME3),
     Case("wide crop", (2, 9, 4, 5), (132, 9, 2, 2), padding=SAME3, crop=(1, 1, 2, 1)),
     Case("wide groups", (1, 10, 3, 6), (96, 5, 3, 3), groups=2, padding=SAME3),
@@ -316,28 +352,31 @@ GEOMETRIES = (
 
 # Both kernels, with rows and columns that do not fill the last vector.
 NARROW = Case("narrow", (2, 3, 4, 37), (12, 3, 3, 3), padding=SAME3)
-WIDE = Case("wide", (2, 5, 3, 7), (72, 5, 3, 3), padding=SAME3)
+WIDE = Case("wide", (2, 40, 3, 7), (72, 40, 3, 3), padding=SAME3)
 BOTH = (NARROW, WIDE)
 
 
-def _with(case: Case, **changes: Any) -> Case:
-    name = ", ".join([case.name, *(f"{value}" if key != "slopes" else f"{value} slopes" for key, value in changes.items())])
+def variant(case: Case, **changes: Any) -> Case:
+    name = ", ".join(
+        [case.name, *(f"{value}" if key != "slopes" else f"{value} slopes" for key, value in changes.items())]
+    )
     return dataclasses.replace(case, name=name, **changes)
 
 
-CROP = (1, 1, 2, 3)
+KINDS = ("high", "nearest", "low")
+CROP = {"crop": (1, 1, 2, 3), "order": "dcr"}
 EPILOGUES = tuple(
     case
     for base in BOTH
     for case in (
-        *(_with(base, activation=name) for name in ("relu", "leaky_relu")),
-        *(_with(base, activation="prelu", slopes=n) for n in (1, base.channels, base.weight[0])),
-        *(_with(base, residual=kind) for kind in ("high", "nearest", "low")),
-        *(_with(base, residual=kind, order="dcr", crop=CROP) for kind in ("high", "nearest", "low")),
-        _with(base, clamp=(-4, 9)),
-        _with(base, clamp=(None, 5)),
-        _with(base, activation="prelu", slopes=base.channels, residual="low", clamp=(-2, None), order="dcr"),
-        _with(base, activation="prelu", slopes=base.weight[0], residual="nearest", groups=1, crop=CROP, order="dcr"),
+        *(variant(base, activation=name) for name in ("relu", "leaky_relu")),
+        *(variant(base, activation="prelu", slopes=n) for n in (1, base.channels, base.weight[0])),
+        *(variant(base, residual=kind) for kind in KINDS),
+        *(variant(base, residual=kind, **CROP) for kind in KINDS),
+        variant(base, clamp=(-4, 9)),
+        variant(base, clamp=(None, 5)),
+        variant(base, activation="prelu", slopes=base.channels, residual="low", clamp=(-2, None)),
+        variant(base, activation="prelu", slopes=base.weight[0], residual="nearest", **CROP),
     )
-)  # fmt: skip
+)
 CURVED = ("silu", "gelu", "tanh", "sigmoid")  # activations that are not exact on integers

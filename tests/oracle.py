@@ -66,7 +66,10 @@ def subpixel_conv2d(
             else:
                 values += residual[n, :, p, q]
         if clamp is not None:
-            low, high = (-math.inf if clamp[0] is None else clamp[0], math.inf if clamp[1] is None else clamp[1])
+            low, high = (
+                -math.inf if clamp[0] is None else clamp[0],
+                math.inf if clamp[1] is None else clamp[1],
+            )
             values = np.minimum(np.maximum(values, low), high)
         output[n, c[inside], y[inside], x[inside]] = values[inside]
     return output

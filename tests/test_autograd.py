@@ -40,7 +40,7 @@ def run_crop(*tensors: Any, crop: tuple[int, int, int, int]) -> Tensor:
     geometry = Geometry(2, 2, 1, 1, 1, 1, 1, 1)._replace(
         crop_top=crop[0], crop_left=crop[1], crop_bottom=crop[2], crop_right=crop[3]
     )
-    return torch.ops.fused_subpixel.subpixel_conv2d(*tensors, None, None, *geometry, *Epilogue())
+    return torch.ops.fused_subpixel.subpixel_conv2d(*tensors, None, None, tuple(geometry), *Epilogue())
 
 
 @pytest.mark.parametrize(("options", "input_shape", "weight_shape"), GEOMETRIES)
@@ -97,7 +97,7 @@ def test_epilogue(
             float("inf") if highest is None else highest,
         )
         operator = torch.ops.fused_subpixel.subpixel_conv2d
-        check_gradients(lambda *t: operator(*t, *geometry, *epilogue), tensors)
+        check_gradients(lambda *t: operator(*t, tuple(geometry), *epilogue), tensors)
 
 
 @pytest.mark.parametrize("frozen", ["input", "weight", "bias", "input weight", "weight bias", "input bias"])

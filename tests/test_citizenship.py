@@ -376,14 +376,15 @@ def test_opcheck_forward(
 ) -> None:
     tensors = [tensor.requires_grad_() for tensor in operator_tensors(geometry, channels_last)]
     epilogue = Epilogue(ACTIVATIONS[activation], clamp_max=clamp_max)
-    torch.library.opcheck(ops.subpixel_conv2d, (*tensors, None, None, *geometry, *epilogue))
+    torch.library.opcheck(ops.subpixel_conv2d, (*tensors, None, None, tuple(geometry), *epilogue))
 
 
 @pytest.mark.parametrize(("geometry", "channels_last"), [(PLAIN, False), (UNEVEN, True)])
 def test_opcheck_gradients(geometry: Geometry, channels_last: bool) -> None:
     x, weight, _ = operator_tensors(geometry, channels_last)
-    output = ops.subpixel_conv2d(x, weight, None, None, None, *geometry, *Epilogue())
+    output = ops.subpixel_conv2d(x, weight, None, None, None, tuple(geometry), *Epilogue())
     torch.library.opcheck(
-        ops.subpixel_conv2d_input_grad, (output, weight, x.shape[2], x.shape[3], *geometry, channels_last)
+        ops.subpixel_conv2d_input_grad,
+        (output, weight, x.shape[2], x.shape[3], tuple(geometry), channels_last),
     )
-    torch.library.opcheck(ops.subpixel_conv2d_weight_grad, (output, x, 3, 2, *geometry))
+    torch.library.opcheck(ops.subpixel_conv2d_weight_grad, (output, x, 3, 2, tuple(geometry)))

@@ -69,6 +69,49 @@ struct PixelCursor {
   }
 };
 
+// The rows of one group: where each goes, and its constants.
+template <class T>
+struct GroupRows {
+  using S = Compute<T>;
+  const ConvTask& task;
+  int64_t *dest, *residual;
+  int32_t *fine_row, *fine_col;
+  S *bias, *slope;
+
+  static size_t bytes(int64_t padded) {
+    return 2 * Arena::bytes<int64_t>(padded) + 2 * Arena::bytes<int32_t>(padded) + 2 * Arena::bytes<S>(padded);
+  }
+  void place(Arena& arena, int64_t padded) {
+    dest = arena.take<int64_t>(padded), residual = arena.take<int64_t>(padded);
+    fine_row = arena.take<int32_t>(padded), fine_col = arena.take<int32_t>(padded);
+    bias = arena.take<S>(padded), slope = arena.take<S>(padded);
+  }
+  RowTable<S> enter(int64_t g) {
+    const Destination& d = task.dest;
+    const TaskEpilogue& e = task.epilogue;
+    const Strides& r = e.residual_stride;
+    for (int64_t row = 0; row < d.rows; ++row) {
+      const Phase p = d.row_phase[g * d.rows + row];
+      const int64_t o = d.row_channel[g * d.rows + row];
+      const int64_t i = p.i - d.crop_top, j = p.j - d.crop_left;
+      fine_row[row] = static_cast<int32_t>(i), fine_col[row] = static_cast<int32_t>(j);
+      dest[row] = p.c * d.stride.c + i * d.stride.h + j * d.stride.w;
+      residual[row] = e.residual_kind == ResidualKind::kHighRes  ? p.c * r.c + i * r.h + j * r.w
+                      : e.residual_kind == ResidualKind::kLowRes ? o * r.c
+                                                                 : p.c * r.c;
+      bias[row] = e.bias ? S(widen(static_cast<const T*>(e.bias)[o])) : S(0);
+      slope[row] = e.prelu ? S(widen(static_cast<const T*>(e.prelu)[e.prelu_c * p.c + e.prelu_o * o]))
+                           : static_cast<S>(e.negative_slope);
+    }
+    return {d.rows, dest, residual, fine_row, fine_col, bias, slope};
+  }
+};
+
+FS_INLINE PixelVector absolute(PixelVector p, const Block& b) {
+  p.n += b.n, p.h += b.h, p.w += b.w;
+  return p;
+}
+
 template <class T>
 struct ConvWorker {
   using S = Compute<T>;
@@ -78,19 +121,16 @@ struct ConvWorker {
   StripShape shape;
   StripMap map;
   Store<T> out;
+  GroupRows<T> rows;
   S *strip, *filter, *sums;
-  int64_t *dest_offset, *residual_offset;
-  int32_t *fine_row, *fine_col;
-  S *bias, *slope;
   int64_t tiles, k, group = -1;
   bool resident;  // all filter tiles of a group fit the scratch: packed once, not once per block
 
   explicit ConvWorker(const ConvTask& t)
       : task(t), plan(t.plan), shape(strip_shape(strip_problem(t.window), plan.block_h, plan.block_w, L)),
-        out(t.dest, t.epilogue) {
+        out(t.dest, t.epilogue), rows{t, {}, {}, {}, {}, {}, {}} {
     const Window& w = task.window;
-    const int64_t rows = task.dest.rows;
-    tiles = ceil_div(rows, plan.tile_rows);
+    tiles = ceil_div(task.dest.rows, plan.tile_rows);
     k = w.channels * w.taps();
     const int64_t padded = tiles * plan.tile_rows + L;
     resident = plan.filter_resident;
@@ -99,57 +139,34 @@ struct ConvWorker {
     const int64_t filter_size = kept_tiles * k * plan.tile_rows + L;
     const int64_t sums_size = int64_t{plan.panel_tiles} * plan.tile_rows * plan.tile_pixels *
                                   (plan.kernel == CpuKernel::kPixelLanes ? L : 1) + L;
-    Arena arena{static_cast<char*>(thread_scratch(
-        Arena::bytes<int64_t>(w.taps()) + Arena::bytes<S>(strip_size) + Arena::bytes<S>(filter_size) +
-        Arena::bytes<S>(sums_size) + 2 * Arena::bytes<int64_t>(padded) + 2 * Arena::bytes<int32_t>(padded) +
-        2 * Arena::bytes<S>(padded)))};
+    Arena arena{static_cast<char*>(
+        thread_scratch(Arena::bytes<int64_t>(w.taps()) + Arena::bytes<S>(strip_size) + Arena::bytes<S>(filter_size) +
+                       Arena::bytes<S>(sums_size) + GroupRows<T>::bytes(padded)))};
     int64_t* tap = arena.take<int64_t>(w.taps());
     strip = arena.take<S>(strip_size), filter = arena.take<S>(filter_size), sums = arena.take<S>(sums_size);
-    dest_offset = arena.take<int64_t>(padded), residual_offset = arena.take<int64_t>(padded);
-    fine_row = arena.take<int32_t>(padded), fine_col = arena.take<int32_t>(padded);
-    bias = arena.take<S>(padded), slope = arena.take<S>(padded);
+    rows.place(arena, padded);
     tap_offsets(w, shape, tap);
-    map = {tap, w.taps(), w.channels, shape.channel_step};
+    map = {tap, w.taps(), w.channels, shape.channel_step, plan.tile_rows, plan.tile_pixels * L};
     for (int64_t l = 0; l < 2 * L; ++l) strip[plan.block_n * shape.image_step + l] = S(0);  // vector over-read
   }
 
   void enter_group(int64_t g) {
     group = g;
-    const Destination& d = task.dest;
-    const TaskEpilogue& e = task.epilogue;
-    const Strides& r = e.residual_stride;
-    for (int64_t row = 0; row < d.rows; ++row) {
-      const Phase p = d.row_phase[g * d.rows + row];
-      const int64_t o = d.row_channel[g * d.rows + row];
-      const int64_t i = p.i - d.crop_top, j = p.j - d.crop_left;
-      fine_row[row] = static_cast<int32_t>(i), fine_col[row] = static_cast<int32_t>(j);
-      dest_offset[row] = p.c * d.stride.c + i * d.stride.h + j * d.stride.w;
-      residual_offset[row] = e.residual_kind == ResidualKind::kHighRes ? p.c * r.c + i * r.h + j * r.w
-                             : e.residual_kind == ResidualKind::kLowRes ? o * r.c
-                                                                        : p.c * r.c;
-      bias[row] = e.bias ? S(widen(static_cast<const T*>(e.bias)[o])) : S(0);
-      slope[row] = e.prelu ? S(widen(static_cast<const T*>(e.prelu)[e.prelu_c * p.c + e.prelu_o * o]))
-                           : static_cast<S>(e.negative_slope);
-    }
-    out.table = {d.rows, dest_offset, residual_offset, fine_row, fine_col, bias, slope};
+    out.table = rows.enter(g);
     if (resident) pack_tiles(0, tiles);
   }
 
   void pack_tiles(int64_t first, int64_t count) {
-    const int64_t rows = task.dest.rows;
+    const int64_t all = task.dest.rows;
     for (int64_t t = 0; t < count; ++t) {
       const int64_t row = (first + t) * plan.tile_rows;
-      pack_filter<T>(task.filter, task.window, group, group * rows + row, smaller<int64_t>(plan.tile_rows, rows - row),
+      pack_filter<T>(task.filter, task.window, group, group * all + row, smaller<int64_t>(plan.tile_rows, all - row),
                      plan.tile_rows, filter + t * k * plan.tile_rows);
     }
   }
 
   const S* strip_at(const PixelVector& p) const {
     return strip + p.n * shape.image_step + p.h * task.window.stride_h * shape.row_step + p.w;
-  }
-  static PixelVector absolute(PixelVector p, const Block& b) {
-    p.n += b.n, p.h += b.h, p.w += b.w;
-    return p;
   }
 
   void run(int64_t begin, int64_t end) {
@@ -175,7 +192,7 @@ struct ConvWorker {
     const int V = plan.tile_pixels;
     const PixelTile<S> run_tile = pixel_tile_of<S>(plan.tile_rows);
     const int64_t first_row = tile * plan.tile_rows;
-    const int64_t rows = smaller(count * plan.tile_rows, task.dest.rows - first_row);
+    const int64_t stored = smaller(count * plan.tile_rows, task.dest.rows - first_row);
     const int64_t vectors = b.images * b.height * ceil_div(b.width, L);
     PixelCursor cursor{b, L};
     for (int64_t v0 = 0; v0 < vectors; v0 += V) {
@@ -192,14 +209,14 @@ struct ConvWorker {
       }
       for (int64_t t = 0; t < count; ++t)
         run_tile(packed + t * k * plan.tile_rows, at, map, sums + t * plan.tile_rows * V * L);
-      out.store_planar(sums, V * L, first_row, rows, pixels, valid);
+      out.store_planar(sums, V * L, first_row, stored, pixels, valid);
     }
   }
 
   void channel_panel(const Block& b, const S* packed, int64_t tile) {
     const int NV = plan.tile_rows / L;
     const int64_t first_row = tile * plan.tile_rows;
-    const int64_t rows = smaller<int64_t>(plan.tile_rows, task.dest.rows - first_row);
+    const int64_t stored = smaller<int64_t>(plan.tile_rows, task.dest.rows - first_row);
     const int64_t splits = ceil_div(b.width, plan.tile_pixels), step = ceil_div(b.width, splits);
     const bool planar = !task.dest.rows_dense;
     for (int64_t n = 0; n < b.images; ++n) {
@@ -209,11 +226,11 @@ struct ConvWorker {
           channel_tile_of<S>(p.count, NV)(packed, strip_at(p), map, sums);
               PixelVector q = absolute(p, b);
           if (planar) {
-            store_transposed(q, NV, first_row, rows);
+            store_transposed(q, NV, first_row, stored);
           } else {
             q.count = 1;
             for (int x = 0; x < p.count; ++x, ++q.w)
-              out.store_pixel(sums + x * plan.tile_rows, first_row, rows, q);
+              out.store_pixel(sums + x * plan.tile_rows, first_row, stored, q);
           }
         }
       }
@@ -221,7 +238,7 @@ struct ConvWorker {
   }
 
   // [pixel][row] sums to [row][pixel], a square of lanes at a time.
-  void store_transposed(const PixelVector& p, int NV, int64_t first_row, int64_t rows) {
+  void store_transposed(const PixelVector& p, int NV, int64_t first_row, int64_t stored) {
     alignas(64) S part[4 * L * L];
     for (int x = 0; x < p.count; x += L) {
       const PixelVector q{p.n, p.h, p.w + x, smaller(L, p.count - x)};
@@ -234,14 +251,9 @@ struct ConvWorker {
         FS_UNROLL
         for (int l = 0; l < L; ++l) store<S>(part + (v * L + l) * L, square[l]);
       }
-      out.store_planar(part, L, first_row, rows, &q, 1);
+      out.store_planar(part, L, first_row, stored, &q, 1);
     }
   }
 };
-
-template <class T>
-void conv(const ConvTask& task, int64_t begin, int64_t end) {
-  ConvWorker<T>(task).run(begin, end);
-}
 
 }  // namespace fused_subpixel::cpu::FS_ISA

@@ -3,6 +3,7 @@
 // or avx512 and the matching flags; everything in it lives in that namespace.
 #include "task.h"
 #include "weight_grad.h"
+#include "winograd.h"
 
 namespace fused_subpixel::cpu::FS_ISA {
 namespace {
@@ -18,7 +19,13 @@ void with_type(DType dtype, F&& f) {
 }
 
 void run_conv(const ConvTask& task, int64_t begin, int64_t end) {
-  with_type(task.dtype, [&](auto t) { conv<decltype(t)>(task, begin, end); });
+  with_type(task.dtype, [&](auto t) {
+    using T = decltype(t);
+    if constexpr (__is_same(Compute<T>, float)) {
+      if (task.plan.kernel == CpuKernel::kWinograd) return WinogradWorker<T>(task).run(begin, end);
+    }
+    ConvWorker<T>(task).run(begin, end);
+  });
 }
 void run_weight_grad(const WeightGradTask& task, int64_t slot, int64_t begin, int64_t end) {
   with_type(task.dtype, [&](auto t) { weight_grad<decltype(t)>(task, slot, begin, end); });

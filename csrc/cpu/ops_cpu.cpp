@@ -34,9 +34,9 @@ Tensor dense_vector(const char* name, const Tensor& t, const Tensor& input) {
 
 Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                        const OptionalTensor& activation_weight, const OptionalTensor& residual,
-                       FS_GEOMETRY_PARAMETERS, int64_t activation, double negative_slope, double clamp_min,
+                       std::vector<int64_t> geometry, int64_t activation, double negative_slope, double clamp_min,
                        double clamp_max) {
-  const Geometry g = forward_geometry(input, weight, FS_GEOMETRY_VALUES);
+  const Geometry g = forward_geometry(input, weight, geometry_values(geometry));
   check(activation >= 0 && activation <= static_cast<int64_t>(Activation::kSigmoid), "unknown activation ",
         activation);
   ForwardArguments a{};
@@ -80,13 +80,14 @@ Geometry backward_geometry(const Tensor& grad_output, const Sizes& sizes, const 
 }
 
 Tensor input_grad(const Tensor& grad_output, const Tensor& weight, int64_t height, int64_t width,
-                  FS_GEOMETRY_PARAMETERS, bool channels_last) {
+                  std::vector<int64_t> geometry, bool channels_last) {
   check(grad_output.dim() == 4 && weight.dim() == 4, "expected grad_output and weight of 4 dimensions");
   check_like("weight", weight, grad_output);
+  const std::array<int64_t, 16> values = geometry_values(geometry);
   const Geometry g = backward_geometry(
       grad_output,
-      {grad_output.size(0), weight.size(1) * groups, height, width, weight.size(0), weight.size(2), weight.size(3)},
-      FS_GEOMETRY_VALUES);
+      {grad_output.size(0), weight.size(1) * values[10], height, width, weight.size(0), weight.size(2), weight.size(3)},
+      values);
   check(g.stride_h == 1 && g.stride_w == 1, "the input gradient kernel needs stride 1");
   Tensor grad_input = new_tensor({g.batch, g.in_channels, g.in_h, g.in_w}, grad_output, channels_last);
   if (grad_input.numel() == 0) return grad_input;
@@ -96,13 +97,14 @@ Tensor input_grad(const Tensor& grad_output, const Tensor& weight, int64_t heigh
 }
 
 std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& input, int64_t kernel_h,
-                                       int64_t kernel_w, FS_GEOMETRY_PARAMETERS) {
+                                       int64_t kernel_w, std::vector<int64_t> geometry) {
   check(grad_output.dim() == 4 && input.dim() == 4, "expected grad_output and input of 4 dimensions");
   check_like("input", input, grad_output);
+  const std::array<int64_t, 16> values = geometry_values(geometry);
   const Geometry g = backward_geometry(grad_output,
                                        {input.size(0), input.size(1), input.size(2), input.size(3),
-                                        grad_output.size(1) * upscale_h * upscale_w, kernel_h, kernel_w},
-                                       FS_GEOMETRY_VALUES);
+                                        grad_output.size(1) * values[0] * values[1], kernel_h, kernel_w},
+                                       values);
   Tensor grad_weight =
       new_tensor({g.conv_channels(), g.in_channels / g.groups, g.kernel_h, g.kernel_w}, grad_output, false);
   const std::array<int64_t, 1> rows{g.conv_channels()};

@@ -1,25 +1,26 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The register tiles: the only loops that count. Each runs over k = (channel, tap) of one group and leaves its sums
-// in a small buffer; bias, activation and the shuffle follow in store.h. Included by kernels.cpp only.
+// in memory; bias, activation and the shuffle follow in store.h. Included by kernels.cpp only.
 //
-//   pixel_tile<T, V>    T rows x V vectors of neighbouring pixels; weights are broadcast.  buffer[T][V][lanes]
-//   channel_tile<P, NV> P neighbouring pixels x NV vectors of rows; pixels are broadcast.  buffer[P][NV][lanes]
-//   gradient_tile<T, V> T rows x V (channel, tap) columns, summed over pixel vectors.      buffer[T][V]
+//   pixel_tile<T, V>    T rows x V vectors of neighbouring pixels; weights are broadcast.  sums[T][V][lanes]
+//   channel_tile<P, NV> P neighbouring pixels x NV vectors of rows; pixels are broadcast.  sums[P][NV][lanes]
+//   gradient_tile<T, V> T rows x V (channel, tap) columns, summed over pixel vectors.      sums[T][V]
 #pragma once
 
 #include "vec.h"
 
 namespace fused_subpixel::cpu::FS_ISA {
 
-// Strip addressing: value of (pixel p, channel c, tap t) is at strip[p + c * channel_step + tap[t]].
+// Strip addressing: value of (pixel p, channel c, tap t) is at strip[p + c * channel_step + tap[t]]; the filter moves
+// on by filter_step elements with every (channel, tap). Sums of a pixel tile's rows lie sums_step apart.
 struct StripMap {
   const int64_t* tap;
-  int64_t taps, channels, channel_step;
+  int64_t taps, channels, channel_step, filter_step, sums_step;
 };
 
-// Filter is packed [channels * taps][T]; registers: T * V sums, V pixel vectors, one broadcast.
+// Filter is packed [channels * taps][filter_step], T of them used; registers: T * V sums, V pixel vectors, one broadcast.
 template <class S, int T, int V>
-void pixel_tile(const S* filter, const S* const* pixels, const StripMap& map, S* buffer) {
+void pixel_tile(const S* filter, const S* const* pixels, const StripMap& map, S* sums) {
   Vec<S> sum[T][V];
   FS_UNROLL
   for (int t = 0; t < T; ++t) {
@@ -41,7 +42,7 @@ void pixel_tile(const S* filter, const S* const* pixels, const StripMap& map, S*
         FS_UNROLL
         for (int v = 0; v < V; ++v) sum[t][v] += w * x[v];
       }
-      filter += T;
+      filter += map.filter_step;
     }
     FS_UNROLL
     for (int v = 0; v < V; ++v) p[v] += map.channel_step;
@@ -49,13 +50,13 @@ void pixel_tile(const S* filter, const S* const* pixels, const StripMap& map, S*
   FS_UNROLL
   for (int t = 0; t < T; ++t) {
     FS_UNROLL
-    for (int v = 0; v < V; ++v) store<S>(buffer + (t * V + v) * kLanes<S>, sum[t][v]);
+    for (int v = 0; v < V; ++v) store<S>(sums + t * map.sums_step + v * kLanes<S>, sum[t][v]);
   }
 }
 
 // Filter is packed [channels * taps][NV * lanes]; registers: P * NV sums, NV filter vectors, one broadcast.
 template <class S, int P, int NV>
-void channel_tile(const S* filter, const S* pixels, const StripMap& map, S* buffer) {
+void channel_tile(const S* filter, const S* pixels, const StripMap& map, S* sums) {
   Vec<S> sum[P][NV];
   FS_UNROLL
   for (int p = 0; p < P; ++p) {
@@ -81,7 +82,7 @@ void channel_tile(const S* filter, const S* pixels, const StripMap& map, S* buff
   FS_UNROLL
   for (int p = 0; p < P; ++p) {
     FS_UNROLL
-    for (int v = 0; v < NV; ++v) store<S>(buffer + (p * NV + v) * kLanes<S>, sum[p][v]);
+    for (int v = 0; v < NV; ++v) store<S>(sums + (p * NV + v) * kLanes<S>, sum[p][v]);
   }
 }
 

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Runs every case on tensors that end, or begin, where the readable memory does.
+
+A program of its own: a stray read is the end of the process. Under glibc's MALLOC_CHECK_=3 so is a write next to
+an output; see test_memory.py.
+
+    python guarded.py               all cases
+    python guarded.py read | write  do what the kernels must not, to show that it would be noticed
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import mmap
+import sys
+
+import cases
+import torch
+from torch import Tensor
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def guarded(tensor: Tensor, at_end: bool) -> Tensor:
+    """A copy of a dense tensor right before, or right after, a page that must not be touched."""
+    page, size = mmap.PAGESIZE, tensor.untyped_storage().nbytes()
+    room = -(-size // page) * page
+    memory = mmap.mmap(-1, room + 2 * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for address in (start, start + page + room):
+        assert libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(page), 0) == 0  # PROT_NONE
+    offset = page + (room - size if at_end else 0)
+    flat = torch.frombuffer(memory, dtype=tensor.dtype, count=size // tensor.element_size(), offset=offset)
+    return flat.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+
+
+def run_all(dtype: torch.dtype, layout: torch.memory_format, at_end: bool) -> None:
+    for case in (*cases.GEOMETRIES, *cases.EPILOGUES):
+        tensors = cases.integers(case).to(dtype, layout)
+        tensors = cases.Tensors(*(None if t is None else guarded(t, at_end) for t in tensors))
+        output = cases.run(case, tensors)
+        grad = guarded(output, at_end)
+        cases.operators.subpixel_conv2d_weight_grad(grad, tensors.input, *case.weight[2:], *case.geometry)
+        if case.stride == (1, 1):
+            channels_last = layout == torch.channels_last
+            cases.operators.subpixel_conv2d_input_grad(
+                grad, tensors.weight, *case.input[2:], *case.geometry, channels_last
+            )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if "read" in sys.argv:
+        ctypes.string_at(guarded(torch.zeros(3), at_end=True).data_ptr() + 12, 1)
+    elif "write" in sys.argv:
+        output = torch.zeros(30)
+        ctypes.memset(output.data_ptr() + 120, 1, 1)
+        del output
+    else:
+        for isa in cases.usable_isas():
+            with cases.instruction_set(isa):
+                for choice in itertools.product(cases.DTYPES, cases.LAYOUTS.values(), (False, True)):
+                    run_all(*choice)
+    print("done")

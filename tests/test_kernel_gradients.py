@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The compiled CPU gradients, as raw operators, against float64 autograd of the reference."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+
+import cases
+import pytest
+import torch
+from cases import BOTH, DTYPES, GEOMETRIES, LAYOUTS, Case, variant
+from conftest import needs_cpu_library
+from torch import Tensor
+
+pytestmark = [needs_cpu_library, pytest.mark.usefixtures("one_thread")]
+
+STRIDE_1 = tuple(case for case in GEOMETRIES if case.stride == (1, 1))
+NAMES = ("input", "weight", "bias")
+
+
+@pytest.fixture(params=cases.usable_isas(), ids=lambda isa: ("portable", "avx2", "avx512")[isa])
+def isa(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Runs the test once per instruction set that can run here."""
+    with cases.instruction_set(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def input_grad(case: Case, grad: Tensor, weight: Tensor, channels_last: bool = False) -> Tensor:
+    return cases.operators.subpixel_conv2d_input_grad(
+        grad, weight, *case.input[2:], *case.geometry, channels_last
+    )
+
+
+def weight_grad(case: Case, grad: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
+    return cases.operators.subpixel_conv2d_weight_grad(grad, input, *case.weight[2:], *case.geometry)
+
+
+def by_autograd(case: Case, grad: Tensor, tensors: cases.Tensors) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of (input, weight, bias) by PyTorch, in the tensors' dtype."""
+    leaves = [t.detach().requires_grad_() for t in tensors[:3]]
+    return torch.autograd.grad(cases.plain(case, cases.Tensors(*leaves)), leaves, grad)
+
+
+def integer_gradient(case: Case) -> Tensor:
+    """Of the output, in float64."""
+    return torch.randint(-3, 4, case.output, generator=torch.Generator().manual_seed(1)).double()
+
+
+@functools.cache
+def exact(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """What integers must give, in float64."""
+    return by_autograd(case, integer_gradient(case), cases.integers(case))
+
+
+# ---- right -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", STRIDE_1, ids=str)
+def test_input_gradient_is_exact_on_integers(case: Case, isa: int, dtype: torch.dtype, layout: str) -> None:
+    grad = integer_gradient(case).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+    weight = cases.integers(case).weight.to(dtype)
+    for channels_last in (False, True):
+        with cases.outputs_start_as_nan():
+            found = input_grad(case, grad, weight, channels_last)
+        assert found.equal(exact(case)[0].to(dtype))
+        assert found.is_contiguous(memory_format=LAYOUTS["channels_last" if channels_last else "contiguous"])
+
+
+@pytest.mark.parametrize("case", GEOMETRIES, ids=str)
+def test_weight_gradient_is_exact_on_integers(case: Case, isa: int, dtype: torch.dtype, layout: str) -> None:
+    """With the input in the gradient's layout, and in the other one."""
+    grad = integer_gradient(case).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+    for memory_format in LAYOUTS.values():
+        x = cases.integers(case).input.to(dtype).contiguous(memory_format=memory_format)
+        with cases.outputs_start_as_nan():
+            found = weight_grad(case, grad, x)
+        for gradient, expected in zip(found, exact(case)[1:], strict=True):
+            assert gradient.dtype == dtype
+            assert gradient.is_contiguous()
+            assert gradient.equal(expected.to(dtype))
+
+
+def error(found: Tensor, truth: Tensor) -> float:
+    return float((found.double() - truth).abs().max())
+
+
+@pytest.mark.parametrize("case", GEOMETRIES, ids=str)
+def test_as_accurate_as_pytorch(case: Case, isa: int, dtype: torch.dtype, layout: str) -> None:
+    """At most twice the error of PyTorch's autograd in the same dtype, against float64.
+
+    Plus a rounding for every doubling of the number of products, of the size of the largest gradient: as many
+    as the best order of summation can take, and PyTorch happens to do better than that on small problems. In
+    float64 this rounding is the test, for the truth is no better.
+    """
+    tensors = cases.randoms(case, dtype)
+    grad = torch.randn(case.output, dtype=torch.float64).to(dtype)
+    truths = by_autograd(case, grad.double(), tensors)
+    tensors = tensors.to(dtype, LAYOUTS[layout])
+    grad = grad.contiguous(memory_format=LAYOUTS[layout])
+    found = dict(zip(NAMES[1:], weight_grad(case, grad, tensors.input), strict=True))
+    if case in STRIDE_1:
+        found["input"] = input_grad(case, grad, tensors.weight)
+    eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    pixels = case.input[0] * math.prod(case.low)
+    products = {"input": math.prod(case.weight) // case.weight[1], "weight": pixels, "bias": pixels}
+    for name, truth, plain in zip(NAMES, truths, by_autograd(case, grad, tensors), strict=True):
+        if name in found:
+            rounding = eps * (2 + math.log2(products[name])) * float(truth.abs().max())
+            assert error(found[name], truth) <= 2 * error(plain, truth) + rounding, name
+
+
+# ---- every tile --------------------------------------------------------------------------------------------
+
+
+def tile_cases(which: int, dtype: torch.dtype, layout: str) -> Iterator[tuple[cases.Plan, Case]]:
+    """One problem for each (kernel, tile rows, tile pixels) that a pass takes somewhere on a grid."""
+    seen = set()
+    grid = itertools.product(
+        (*range(1, 21), 32, 48, 64, 100),  # rows
+        (1, 2, 3, 5, 8, 12, 17, 32, 100),  # channels
+        (1, 3, 8, 20, 37),  # columns of pixels
+        (1, 3),  # kernel
+    )
+    for rows, channels, width, kernel in grid:
+        weight = (rows, channels, kernel, kernel)
+        case = Case(f"{rows} rows", (1, channels, 2, width), weight, (1, 1), padding=(kernel // 2,) * 4)
+        plan = cases.plan_of(case, dtype, layout, which)
+        if plan[:3] not in seen:
+            seen.add(plan[:3])
+            yield plan, case
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("which", [cases.INPUT_GRAD, cases.WEIGHT_GRAD], ids=["input", "weight"])
+def test_every_tile_that_the_plan_chooses(isa: int, which: int, dtype: torch.dtype, layout: str) -> None:
+    heights = set()
+    for plan, case in tile_cases(which, dtype, layout):
+        heights.add(plan.tile_rows)
+        tensors, grad = cases.integers(case), integer_gradient(case)
+        expected = by_autograd(case, grad, tensors)
+        tensors = tensors.to(dtype, LAYOUTS[layout])
+        grad = grad.to(dtype).contiguous(memory_format=LAYOUTS[layout])
+        if which == cases.INPUT_GRAD:
+            assert input_grad(case, grad, tensors.weight, layout == "channels_last").equal(
+                expected[0].to(dtype)
+            )
+        else:
+            found = weight_grad(case, grad, tensors.input)
+            assert all(a.equal(b.to(dtype)) for a, b in zip(found, expected[1:], strict=True)), case
+    assert len(heights) >= (5 if which == cases.INPUT_GRAD else 3), "few heights of tiles: widen the grid"
+
+
+# ---- any memory --------------------------------------------------------------------------------------------
+
+VIEWS = tuple(cases.views(torch.zeros(1, 1, 1, 1)))
+VIEWED = tuple(
+    case for base in BOTH for case in (base, variant(base, crop=(1, 2, 0, 1)), variant(base, order="dcr"))
+)
+
+
+@pytest.mark.parametrize("case", VIEWED, ids=str)
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_views(case: Case, view: str, dtype: torch.dtype) -> None:
+    """Every tensor in turn as a view; "one value" is what `.sum().backward()` sends."""
+    tensors = cases.integers(case).to(dtype)
+    grad = integer_gradient(case).to(dtype)
+    for name in ("grad", "input", "weight"):
+        g = cases.views(grad)[view] if name == "grad" else grad
+        x = cases.views(tensors.input)[view] if name == "input" else tensors.input
+        w = cases.views(tensors.weight)[view] if name == "weight" else tensors.weight
+        expected = by_autograd(case, g.double(), cases.Tensors(x.double(), w.double(), tensors.bias.double()))
+        before = [t.clone() for t in (g, x, w)]
+        for isa in cases.usable_isas():
+            with cases.instruction_set(isa):
+                found = (input_grad(case, g, w), *weight_grad(case, g, x))
+            for gradient, truth in zip(found, expected, strict=True):
+                assert gradient.equal(truth.to(dtype)), name
+        assert all(t.equal(b) for t, b in zip((g, x, w), before, strict=True)), "an input was written to"
+
+
+@pytest.mark.parametrize("dim", range(4))
+def test_offsets_past_32_bits(isa: int, dim: int) -> None:
+    """Images, channels, rows or columns that lie 2**31 elements apart, in memory that is hardly touched."""
+    case = Case("far", (2, 3, 4, 37), (12, 3, 3, 3), padding=cases.SAME3)
+    tensors, grad = cases.integers(case).to(torch.bfloat16), integer_gradient(case).to(torch.bfloat16)
+    room = torch.empty(2**31 + 2**26, dtype=torch.bfloat16)
+
+    def far(tensor: Tensor) -> Tensor:
+        strides = [1, 1 << 7, 1 << 14]
+        strides.insert(dim, 2**31 // (tensor.shape[dim] - 1) + 1)
+        return room.as_strided(tensor.shape, strides).copy_(tensor)
+
+    expected = [t.to(torch.bfloat16) for t in exact(case)]
+    assert input_grad(case, far(grad), tensors.weight).equal(expected[0])
+    assert weight_grad(case, far(grad), tensors.input)[0].equal(expected[1])
+    assert weight_grad(case, grad, far(tensors.input))[0].equal(expected[1])
+
+
+# ---- edges -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [c for c in GEOMETRIES if c.stride != (1, 1)], ids=str)
+def test_input_gradient_refuses_strides(case: Case) -> None:
+    with pytest.raises(RuntimeError, match="needs stride 1"):
+        input_grad(case, integer_gradient(case), cases.integers(case).weight)
+
+
+def test_a_gradient_of_another_size_is_refused() -> None:
+    case = BOTH[0]
+    grad, tensors = integer_gradient(case)[..., 1:], cases.integers(case)
+    for call in (
+        lambda: input_grad(case, grad, tensors.weight),
+        lambda: weight_grad(case, grad, tensors.input),
+    ):
+        with pytest.raises(RuntimeError, match=r"grad_output \[2, 3, 8, 73\] does not fit"):
+            call()
+
+
+def test_no_images(isa: int) -> None:
+    case = Case("no images", (0, 3, 4, 5), (12, 3, 3, 3))
+    grad, tensors = integer_gradient(case).float(), cases.integers(case).to(torch.float32)
+    assert input_grad(case, grad, tensors.weight).shape == case.input
+    for gradient in weight_grad(case, grad, tensors.input):
+        assert gradient.abs().sum() == 0
+
+
+def test_nothing_left_of_the_output(isa: int) -> None:
+    """A gradient without pixels: all gradients are zero."""
+    case = Case("all cropped", (2, 3, 4, 5), (12, 3, 3, 3), crop=(4, 1, 0, 0))
+    grad, tensors = integer_gradient(case).float(), cases.integers(case).to(torch.float32)
+    assert grad.numel() == 0
+    for gradient in (input_grad(case, grad, tensors.weight), *weight_grad(case, grad, tensors.input)):
+        assert gradient.numel()
+        assert gradient.abs().sum() == 0
+
+
+@pytest.mark.parametrize("base", BOTH, ids=str)
+def test_nan_in_the_gradient_stays_where_it_belongs(
+    isa: int, dtype: torch.dtype, layout: str, base: Case
+) -> None:
+    """In the pixels its window covers; in the rows of the weight that made it."""
+    tensors, grad = cases.integers(base), integer_gradient(base)
+    tensors = tensors._replace(weight=tensors.weight.abs() + 1)
+    grad[1, 0, 3, -2] = math.nan
+    expected = by_autograd(base, grad, tensors)
+    tensors, grad = tensors.to(dtype), grad.to(dtype).contiguous(memory_format=LAYOUTS[layout])
+    found = input_grad(base, grad, tensors.weight)
+    torch.testing.assert_close(found, expected[0].to(dtype), rtol=0, atol=0, equal_nan=True)
+    found, bias = weight_grad(base, grad, tensors.input)
+    torch.testing.assert_close(bias, expected[2].to(dtype), rtol=0, atol=0, equal_nan=True)
+    clean = bias.isfinite()
+    assert clean.sum() == len(bias) - 1
+    assert found[clean].equal(expected[1][clean].to(dtype))
+
+
+@pytest.mark.parametrize("base", BOTH, ids=str)
+def test_nan_in_the_input_stays_in_its_channel(isa: int, layout: str, base: Case) -> None:
+    """All taps of that channel may catch it: lanes past the right edge multiply it by zero."""
+    tensors, grad = cases.integers(base), integer_gradient(base)
+    tensors.input[0, 1, 1, -1] = math.nan
+    found, bias = weight_grad(base, grad, tensors.input.contiguous(memory_format=LAYOUTS[layout]))
+    assert found[:, 1].isnan().any()
+    found[:, 1] = exact(base)[1][:, 1]
+    assert found.equal(exact(base)[1])
+    assert bias.equal(exact(base)[2])
+
+
+# ---- always the same ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", BOTH, ids=str)
+def test_repetition_changes_nothing(dtype: torch.dtype, layout: str, base: Case) -> None:
+    """For any number of threads; the input gradient does not depend on that number either."""
+    case = Case(base.name, (3, 16, 33, 70), (base.weight[0], 16, 3, 3), padding=cases.SAME3)
+    tensors = cases.randoms(case, dtype).to(dtype, LAYOUTS[layout])
+    grad = torch.randn(case.output).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+    first = input_grad(case, grad, tensors.weight)
+    for number in (1, 2, 3):
+        with cases.threads(number):
+            plan = cases.plan_of(case, dtype, layout, cases.WEIGHT_GRAD)
+            assert plan.parallel == (number > 1), "not a problem for several threads"
+            assert input_grad(case, grad, tensors.weight).equal(first)
+            once = weight_grad(case, grad, tensors.input)
+            for _ in range(5):
+                again = weight_grad(case, grad, tensors.input)
+                assert all(a.equal(b) for a, b in zip(again, once, strict=True))

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The compiled CPU forward against the loop-nest oracle: every instruction set, dtype, layout and tile."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import cases
+import numpy as np
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import BOTH, CURVED, DTYPES, EPILOGUES, GEOMETRIES, LAYOUTS, NARROW, Case, variant
+from conftest import needs_cpu_library
+from torch import Tensor
+
+pytestmark = [needs_cpu_library, pytest.mark.usefixtures("one_thread")]
+
+
+@pytest.fixture(params=cases.usable_isas(), ids=lambda isa: ("portable", "avx2", "avx512")[isa])
+def isa(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Runs the test once per instruction set that can run here."""
+    with cases.instruction_set(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+# ---- the oracle --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("upscale", [1, 2, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stride": (2, 1), "padding": (1, 2)},
+        {"dilation": (1, 2), "groups": 3},
+    ],
+)
+def test_oracle_is_what_people_write(upscale: int, options: dict[str, tuple[int, int]]) -> None:
+    groups = options.get("groups", 1)
+    x, bias = torch.randn(2, 3, 5, 6, dtype=torch.float64), torch.randn(6 * upscale**2, dtype=torch.float64)
+    weight = torch.randn(6 * upscale**2, 3 // groups, 3, 2, dtype=torch.float64)
+    expected = F.pixel_shuffle(F.conv2d(x, weight, bias, **options), upscale)
+    if "padding" in options:
+        options = {**options, "padding": options["padding"] * 2}
+    found = oracle.subpixel_conv2d(x.numpy(), weight.numpy(), bias.numpy(), (upscale, upscale), **options)
+    torch.testing.assert_close(torch.from_numpy(found), expected)
+
+
+@pytest.mark.parametrize("case", (*GEOMETRIES, *EPILOGUES), ids=str)
+def test_oracle_is_the_reference(case: Case) -> None:
+    assert cases.plain(case, cases.integers(case)).equal(cases.exact(case))
+
+
+# ---- right -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", (*GEOMETRIES, *EPILOGUES), ids=str)
+def test_exact_on_integers(case: Case, isa: int, dtype: torch.dtype, layout: str) -> None:
+    """Sums are exact, so only the one rounding to the output's dtype is allowed; all pixels are written."""
+    tensors = cases.integers(case).to(dtype, LAYOUTS[layout])
+    with cases.outputs_start_as_nan():
+        found = cases.run(case, tensors)
+    assert found.dtype == dtype
+    assert found.equal(cases.exact(case).to(dtype))
+    assert found.is_contiguous(memory_format=LAYOUTS[layout]) or tensors.input.is_contiguous()
+
+
+def error(found: Tensor, truth: np.ndarray) -> float:
+    return float(np.abs(found.double().numpy() - truth).max())
+
+
+CURVED_CASES = tuple(
+    case
+    for base in BOTH
+    for case in (
+        *(variant(base, activation=name) for name in CURVED),
+        variant(base, activation="prelu", slopes=base.channels),
+        variant(base, activation="silu", residual="high", clamp=(-0.5, 1.5)),
+    )
+)
+
+
+def products(case: Case) -> int:
+    """How many products one output is the sum of."""
+    return math.prod(case.weight[1:])
+
+
+@pytest.mark.parametrize("case", [c for c in (*GEOMETRIES, *CURVED_CASES) if products(c) < 400], ids=str)
+def test_as_accurate_as_pytorch(case: Case, isa: int, dtype: torch.dtype, layout: str) -> None:
+    """At most twice the error of conv2d and pixel_shuffle in the same dtype.
+
+    Plus two roundings in the arithmetic type, of the size of the largest output: where PyTorch happens to
+    round every sum the right way (a handful of products, a handful of pixels), nobody else can.
+    """
+    tensors = cases.randoms(case, dtype)
+    if dtype == torch.float64:  # whose own truth needs more digits
+        truth = cases.by_oracle(case, tensors, np.longdouble)
+    else:
+        truth = cases.plain(case, tensors).numpy()
+    tensors = tensors.to(dtype, LAYOUTS[layout])
+    arithmetic = torch.promote_types(dtype, torch.float32)
+    rounding = 2 * torch.finfo(arithmetic).eps * float(np.abs(truth).max())
+    assert error(cases.run(case, tensors), truth) <= 2 * error(cases.plain(case, tensors), truth) + rounding
+
+
+@pytest.mark.xfail(reason="all products run in one chain; PyTorch cuts sums into blocks of some 400")
+@pytest.mark.parametrize("rows", [12, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_long_sums_are_as_accurate(rows: int, dtype: torch.dtype, isa: int) -> None:
+    """In the root mean square, which luck moves little."""
+    case = Case("256 channels", (1, 256, 6, 20), (rows, 256, 3, 3))
+    tensors = cases.randoms(case, dtype)
+    truth = cases.by_oracle(case, tensors, np.longdouble)
+    tensors = tensors.to(dtype)
+    ours, pytorch = (
+        float(np.square(f(case, tensors).double().numpy() - truth).mean() ** 0.5)
+        for f in (cases.run, cases.plain)
+    )
+    assert ours <= 2 * pytorch
+
+
+# ---- every tile --------------------------------------------------------------------------------------------
+
+
+def tile_cases(dtype: torch.dtype, layout: str) -> Iterator[tuple[cases.Plan, Case]]:
+    """One problem for every (kernel, tile rows, tile pixels) that the plan chooses somewhere on a grid."""
+    seen = set()
+    grid = itertools.product(
+        (*range(1, 41), 48, 64, 96, 100, 128, 192),  # rows
+        (*range(1, 21), 31, 35, 64),  # columns of pixels
+        ((1, 1), (6, 1), (160, 1), (2, 3), (24, 3)),  # channels and kernel
+    )
+    for rows, width, (channels, kernel) in grid:
+        r = next(r for r in (4, 3, 2, 1) if rows % r**2 == 0)
+        pad = (kernel // 2,) * 4
+        shape = (1, channels, 2, width)
+        case = Case(f"{rows} rows", shape, (rows, channels, kernel, kernel), (r, r), padding=pad)
+        plan = cases.plan_of(case, dtype, layout)
+        if plan[:3] not in seen:
+            seen.add(plan[:3])
+            yield plan, case
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_tile_that_the_plan_chooses(isa: int, dtype: torch.dtype, layout: str) -> None:
+    heights: dict[int, set[int]] = {}
+    for plan, case in tile_cases(dtype, layout):
+        heights.setdefault(plan.kernel, set()).add(plan.tile_rows)
+        tensors = cases.integers(case)
+        expected = cases.plain(case, tensors).to(dtype)
+        with cases.outputs_start_as_nan():
+            assert cases.run(case, tensors.to(dtype, LAYOUTS[layout])).equal(expected), case
+    assert len(heights[cases.PIXEL_LANES]) >= 4, "few heights of pixel-lane tiles: widen the grid"
+    assert len(heights[cases.CHANNEL_LANES]) >= 2, "few widths of channel-lane tiles: widen the grid"
+
+
+def test_the_cases_take_every_way_through_the_plan(isa: int) -> None:
+    """Both kernels; blocks of several images, several blocks of rows and of columns; panels of several tiles;
+    filters that do not stay packed. Sizes are for L2 caches of up to 2 MB; with more, blocks are larger.
+    """
+    plans = [
+        cases.plan_of(case, dtype, layout)
+        for case in GEOMETRIES
+        for dtype in (torch.float32, torch.float64)
+        for layout in LAYOUTS
+    ]
+    assert {cases.PIXEL_LANES, cases.CHANNEL_LANES} <= {plan.kernel for plan in plans}
+    assert any(plan.block_n > 1 for plan in plans)
+    assert any(plan.panel_tiles > 1 for plan in plans)
+    if cases.operators.cpu_capability()[2] <= 2 << 20:
+        assert any(plan.blocks_h > 1 for plan in plans)
+        assert any(plan.blocks_w > 1 for plan in plans)
+        assert not all(plan.filter_resident for plan in plans)
+
+
+@pytest.mark.parametrize("base", BOTH, ids=str)
+@pytest.mark.parametrize("upscale", [1, 2, 3, 4])
+def test_every_ragged_width(isa: int, layout: str, base: Case, upscale: int) -> None:
+    rows = base.weight[0] // 4 * upscale**2
+    for width in range(1, 36):
+        shape = (1, 2, 2, width)
+        case = Case(f"width {width}", shape, (rows, 2, 2, 2), (upscale, upscale), padding=(0, 0, 1, 1))
+        tensors = cases.integers(case)
+        found = cases.run(case, tensors.to(torch.float32, LAYOUTS[layout]))
+        assert found.double().equal(cases.plain(case, tensors)), width
+
+
+# ---- any memory --------------------------------------------------------------------------------------------
+
+VIEWS = tuple(cases.views(torch.zeros(1, 1, 1, 1)))
+VIEWED = tuple(
+    variant(base, residual=kind, crop=crop, order=order)
+    for base in BOTH
+    for kind, crop, order in (
+        ("high", (0, 0, 0, 0), "crd"),
+        ("low", (1, 2, 0, 1), "dcr"),
+        ("nearest", (0, 0, 0, 0), "crd"),
+    )
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VIEWED, ids=str)
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("name", ["input", "weight", "residual"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_views(case: Case, name: str, view: str, dtype: torch.dtype) -> None:
+    """Around every view lies NaN, and nothing that is not in it counts."""
+    tensors = cases.integers(case).to(dtype)
+    tensors = tensors._replace(**{name: cases.views(getattr(tensors, name))[view]})
+    before = [None if t is None else t.clone() for t in tensors]
+    expected = cases.plain(case, tensors.double()).to(dtype)
+    for isa in cases.usable_isas():
+        with cases.instruction_set(isa):
+            assert cases.run(case, tensors).equal(expected)
+    assert all(t is None or t.equal(b) for t, b in zip(tensors, before, strict=True)), (
+        "an input was written to"
+    )
+
+
+@pytest.mark.parametrize(
+    "case", [variant(base, activation="prelu", slopes=base.weight[0]) for base in BOTH], ids=str
+)
+def test_views_of_vectors(case: Case, isa: int) -> None:
+    tensors = cases.integers(case).to(torch.float32)
+    expected = cases.run(case, tensors)
+    spread = [
+        torch.stack([t, torch.full_like(t, math.nan)], 1)[:, 0]
+        for t in (tensors.bias, tensors.activation_weight)
+    ]
+    assert cases.run(case, tensors._replace(bias=spread[0], activation_weight=spread[1])).equal(expected)
+    same = tensors._replace(bias=tensors.bias[:1].expand(case.weight[0]))
+    assert cases.run(case, same).equal(cases.run(case, same._replace(bias=same.bias.clone())))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", VIEWED, ids=str)
+def test_residual_in_the_other_layout(case: Case, isa: int, layout: str) -> None:
+    tensors = cases.integers(case).to(torch.float32, LAYOUTS[layout])
+    other = next(format for name, format in LAYOUTS.items() if name != layout)
+    tensors = tensors._replace(residual=tensors.residual.contiguous(memory_format=other))
+    assert cases.run(case, tensors).double().equal(cases.exact(case))
+
+
+@pytest.mark.parametrize("dim", range(4))
+def test_offsets_past_32_bits(isa: int, dim: int) -> None:
+    """Images, channels, rows or columns that lie 2**31 elements apart, in memory that is hardly touched."""
+    case = variant(NARROW, residual="high")
+    tensors = cases.integers(case).to(torch.bfloat16)
+    room = torch.empty(2**31 + 2**26, dtype=torch.bfloat16)
+    expected = cases.exact(case).to(torch.bfloat16)
+    for name in ("input", "weight", "residual"):
+        tensor = getattr(tensors, name)
+        strides = [1, 1 << 7, 1 << 14]
+        strides.insert(dim, 2**31 // (tensor.shape[dim] - 1) + 1)
+        far = room.as_strided(tensor.shape, strides)
+        far.copy_(tensor)
+        assert cases.run(case, tensors._replace(**{name: far})).equal(expected), name
+
+
+@pytest.mark.slow
+def test_output_past_32_bits() -> None:
+    """The last images of a batch whose output has more than 2**31 elements; all images are the same one."""
+    if available_bytes() < 6 << 30:
+        pytest.skip("needs 6 GB of memory")
+    images, side = 2**11 + 1, 2**9
+    case = Case("huge", (images, 1, side, side), (4, 1, 1, 1))
+    one = cases.integers(Case("huge", (1, 1, side, side), (4, 1, 1, 1))).to(torch.bfloat16)
+    found = cases.run(case, one._replace(input=one.input.expand(case.input)))
+    assert found.numel() > 2**31
+    expected = cases.plain(case, one)[0]
+    for n in (0, 1, images // 2 - 1, images // 2, images - 2, images - 1):
+        assert found[n].equal(expected), n
+
+
+def available_bytes() -> int:
+    with open("/proc/meminfo") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
+
+
+# ---- edges -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("base", BOTH, ids=str)
+def test_special_values_go_where_a_window_covers_them(
+    isa: int, dtype: torch.dtype, layout: str, base: Case, value: float
+) -> None:
+    """And nowhere else: lanes past an edge, which read neighbouring pixels, are dropped."""
+    case = variant(base, stride=(1, 2), padding=(0, 1, 1, 0), crop=(1, 0, 0, 1))
+    tensors = cases.integers(case)
+    tensors = tensors._replace(weight=tensors.weight.abs() + 1)  # no 0 * inf
+    for n, c, y, x in ((0, 0, 0, 0), (1, 2, 2, case.input[3] - 1), (0, 1, 1, case.input[3] // 2)):
+        tensors.input[n, c, y, x] = value
+    expected = torch.from_numpy(cases.by_oracle(case, tensors)).to(dtype)
+    found = cases.run(case, tensors.to(dtype, LAYOUTS[layout]))
+    assert not found.isfinite().all()
+    assert found.isfinite().any()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "prelu", *CURVED])
+@pytest.mark.parametrize("base", BOTH, ids=str)
+def test_activations_of_special_values(isa: int, base: Case, activation: str | None) -> None:
+    """NaN, infinities and what overflows exp, with a clamp that NaN must pass."""
+    for clamp in (None, (-2, 2)):
+        case = variant(base, activation=activation, slopes=1 if activation == "prelu" else 0, clamp=clamp)
+        tensors = cases.integers(case).to(torch.float32)
+        tensors.weight.zero_()
+        special = torch.tensor([math.nan, math.inf, -math.inf, 1e30, -1e30, 200.0, -200.0, 0.0, -0.0, 1e-40])
+        tensors = tensors._replace(bias=special.repeat(8)[: case.weight[0]])
+        # in float64: PyTorch's vectorised float32 gelu makes NaN of infinity
+        expected = cases.plain(case, tensors.double()).float()
+        torch.testing.assert_close(cases.run(case, tensors), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_images(layout: str) -> None:
+    case = Case("no images", (0, 3, 4, 5), (12, 3, 3, 3))
+    found = cases.run(case, cases.integers(case).to(torch.float32, LAYOUTS[layout]))
+    assert found.shape == (0, 3, 4, 6)
+
+
+@pytest.mark.parametrize("crop", [(4, 0, 0, 0), (1, 1, 3, 1), (0, 6, 0, 0), (2, 2, 2, 4)])
+def test_nothing_left_of_the_output(crop: tuple[int, int, int, int]) -> None:
+    case = Case("all cropped", (2, 3, 4, 5), (12, 3, 3, 3), crop=crop)
+    assert cases.run(case, cases.integers(case).to(torch.float32)).shape == case.output
+    assert 0 in case.output
+
+
+@pytest.mark.parametrize("size", [(0, 5), (4, 0), (0, 0)])
+def test_only_padding(size: tuple[int, int]) -> None:
+    """An image without pixels, padded: every output is its bias."""
+    case = Case("only padding", (2, 3, *size), (12, 3, 2, 2), padding=(1, 2, 3, 2))
+    tensors = cases.integers(case)
+    found = cases.operators.subpixel_conv2d(*tensors.to(torch.float32), *case.geometry, *case.epilogue)
+    assert found.double().equal(cases.exact(case))
+
+
+# ---- always the same ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", BOTH, ids=str)
+def test_threads_and_repetition_change_nothing(dtype: torch.dtype, layout: str, base: Case) -> None:
+    shape = (3, 16, 33, 70)
+    case = Case(base.name, shape, (base.weight[0], 16, 3, 3), padding=cases.SAME3, activation="silu")
+    tensors = cases.randoms(case, dtype).to(dtype, LAYOUTS[layout])
+    first = cases.run(case, tensors)
+    for number in (1, 2, 3):
+        with cases.threads(number):
+            assert cases.plan_of(case, dtype, layout).parallel == (number > 1), (
+                "not a problem for several threads"
+            )
+            assert cases.run(case, tensors).equal(first), number
+
+
+def test_a_missing_instruction_set_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="lacks instruction set"):
+        cases.operators.cpu_select_isa(3)

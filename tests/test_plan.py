@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The pure host logic of csrc, without any kernel: the index map, the plan, the strip."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import fused_subpixel as fs
+
+host: Any = pytest.importorskip("fused_subpixel_host", reason="not built: python setup.py build_host_tests")
+
+ORDERS = {"crd": host.ChannelOrder.CRD, "dcr": host.ChannelOrder.DCR}
+
+
+# ---- the index map -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("r_h", [1, 2, 3])
+@pytest.mark.parametrize("r_w", [1, 2, 4])
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_index_map_is_the_shuffle(order: str, channels: int, r_h: int, r_w: int) -> None:
+    """Shuffle an image whose values are their channels, and look where each one lands. And back."""
+    rows = channels * r_h * r_w
+    low = torch.arange(rows, dtype=torch.float64).view(1, rows, 1, 1)
+    shuffled = fs.pixel_shuffle(low, (r_h, r_w), order)
+    if order == "crd" and r_h == r_w:
+        assert shuffled.equal(torch.pixel_shuffle(low, r_h))
+    for row in range(rows):
+        c, i, j = host.phase_of_channel(row, channels, r_h, r_w, ORDERS[order])
+        assert shuffled[0, c, i, j] == row
+        assert host.channel_of_phase(c, i, j, channels, r_h, r_w, ORDERS[order]) == row
+
+
+# ---- problems and targets ----------------------------------------------------------------------------------
+
+
+def make(Class: Any, **fields: Any) -> Any:
+    made = Class()
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made
+
+
+SIZES = st.integers(1, 70) | st.integers(1, 3000)
+problems = st.builds(
+    lambda **fields: make(host.CpuProblem, **fields),
+    batch=st.integers(0, 40),
+    groups=st.integers(1, 8),
+    channels=SIZES,
+    rows=SIZES,
+    conv_h=SIZES,
+    conv_w=SIZES,
+    kernel_h=st.integers(1, 7),
+    kernel_w=st.integers(1, 7),
+    stride_h=st.integers(1, 4),
+    stride_w=st.integers(1, 4),
+    dilation_h=st.integers(1, 9),
+    dilation_w=st.integers(1, 9),
+    run=st.sampled_from([0, 1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 24, 48]),
+    rows_dense=st.booleans(),
+)
+targets = st.builds(
+    lambda bytes_and_lanes, **fields: make(
+        host.CpuTarget, element_bytes=bytes_and_lanes[0], lanes=bytes_and_lanes[1], **fields
+    ),
+    bytes_and_lanes=st.sampled_from([(4, 4), (4, 8), (4, 16), (8, 2), (8, 4), (8, 8)]),
+    registers=st.sampled_from([16, 32]),
+    l2_bytes=st.sampled_from([1 << 17, 1 << 18, 1 << 20, 5 << 18, 1 << 21, 1 << 24]),
+    threads=st.sampled_from([1, 2, 3, 16, 64]),
+)
+PLANS = {"conv": host.plan_cpu_conv, "weight_grad": host.plan_cpu_weight_grad}
+AVX512 = make(host.CpuTarget, lanes=16, registers=32, l2_bytes=1 << 21, threads=2, element_bytes=4)
+
+
+def image_problem(**fields: Any) -> Any:
+    """A 3x3 head on a small image, but for ``fields``."""
+    default = {
+        "batch": 1, "groups": 1, "channels": 64, "rows": 12, "conv_h": 64, "conv_w": 64, "kernel_h": 3,
+        "kernel_w": 3, "stride_h": 1, "stride_w": 1, "dilation_h": 1, "dilation_w": 1, "run": 2,
+        "rows_dense": False,
+    }  # fmt: skip
+    return make(host.CpuProblem, **{**default, **fields})
+
+
+# ---- properties of every plan ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", PLANS)
+@given(problem=problems, target=targets)
+@settings(max_examples=400, deadline=None)
+def test_blocks_cover_the_output_once(which: str, problem: Any, target: Any) -> None:
+    """Blocks of equal size, none of them empty, the last one cut off at the edge."""
+    plan = PLANS[which](problem, target)
+    for size, block, blocks in (
+        (problem.batch, plan.block_n, plan.blocks_n),
+        (problem.conv_h, plan.block_h, plan.blocks_h),
+        (problem.conv_w, plan.block_w, plan.blocks_w),
+    ):
+        assert block >= 1
+        assert block <= max(size, 1)
+        assert blocks == -(-size // block)
+    assert plan.items == problem.groups * plan.blocks_n * plan.blocks_h * plan.blocks_w
+
+
+@given(problem=problems, target=targets)
+@settings(max_examples=400, deadline=None)
+def test_tiles_exist_and_fit_the_registers(problem: Any, target: Any) -> None:
+    """What the plan chooses is in the kernels' tables: sums and operands fit the register file."""
+    plan = host.plan_cpu_conv(problem, target)
+    if plan.kernel == host.CHANNEL_LANES:
+        vectors, rest = divmod(plan.tile_rows, target.lanes)
+        assert rest == 0
+        assert 1 <= vectors <= 4
+        assert 1 <= plan.tile_pixels <= host.channel_pixels(vectors, target.registers)
+        assert plan.tile_pixels * vectors + vectors + 1 <= target.registers
+        assert plan.panel_tiles == 1, "the channel-lane kernel stores tile by tile"
+    else:
+        assert plan.tile_rows in host.TILE_ROWS
+        assert plan.tile_pixels == host.pixel_vectors(plan.tile_rows, target.registers)
+        assert plan.tile_pixels * (plan.tile_rows + 1) + 1 <= target.registers
+    plan = host.plan_cpu_weight_grad(problem, target)
+    assert plan.tile_rows in host.TILE_ROWS
+    assert plan.tile_pixels == host.gradient_columns(plan.tile_rows, target.registers)
+
+
+@given(problem=problems, target=targets)
+@settings(max_examples=400, deadline=None)
+def test_panels_hold_whole_runs(problem: Any, target: Any) -> None:
+    """Rows that interleave in registers are in the sums together; panels hold no more than all rows."""
+    plan = host.plan_cpu_conv(problem, target)
+    tiles = -(-problem.rows // plan.tile_rows)
+    assert 1 <= plan.panel_tiles <= tiles
+    in_registers = problem.run in (1, 2, 3, 4, 6, 8, 9, 12, 16)
+    if plan.kernel != host.CHANNEL_LANES and in_registers and problem.rows % problem.run == 0:
+        panel = plan.panel_tiles * plan.tile_rows
+        assert panel % problem.run == 0 or plan.panel_tiles == tiles
+
+
+@given(problem=problems, target=targets)
+@settings(max_examples=400, deadline=None)
+def test_strips_fit_their_share_of_the_cache(problem: Any, target: Any) -> None:
+    """A quarter of L2, half of it where the filter does not stay, 2**14 values at least; unless the block cannot
+    be smaller. Channels are rounded up to an odd number of vectors; that comes on top.
+    """
+    plan = host.plan_cpu_conv(problem, target)
+    assume(plan.kernel in (host.PIXEL_LANES, host.CHANNEL_LANES))
+    strip = host.strip_shape(problem, plan.block_h, plan.block_w, target.lanes)
+    rounding = 2 * target.lanes * problem.channels
+    size = plan.block_n * (strip.image_step - rounding) * target.element_bytes
+    budget = max(target.l2_bytes // (4 if plan.filter_resident else 2), target.element_bytes << 14)
+    quantum = target.lanes if plan.kernel == host.PIXEL_LANES else plan.tile_pixels
+    smallest = plan.block_n == plan.block_h == 1 and plan.block_w <= quantum
+    assert size <= budget or smallest
+
+
+@given(problem=problems, target=targets)
+@settings(max_examples=200, deadline=None)
+def test_strip_holds_all_that_the_taps_read(problem: Any, target: Any) -> None:
+    """For every pixel of a block rounded up to whole vectors; channels do not overlap."""
+    plan = host.plan_cpu_conv(problem, target)
+    strip = host.strip_shape(problem, plan.block_h, plan.block_w, target.lanes)
+    last_row = (plan.block_h - 1) * problem.stride_h + (problem.kernel_h - 1) * problem.dilation_h
+    assert strip.rows == last_row + 1
+    assert strip.phases == problem.stride_w
+    width = -(-plan.block_w // target.lanes) * target.lanes
+    for tap in range(problem.kernel_w):
+        column = tap * problem.dilation_w
+        assert column // problem.stride_w + width <= strip.phase_columns
+    assert strip.row_step == strip.phases * strip.phase_columns
+    assert strip.channel_step >= strip.rows * strip.row_step
+    assert strip.channel_step % target.lanes == 0
+    assert strip.channel_step // target.lanes % 2 == 1, "neighbouring channels share their cache sets"
+    assert strip.image_step == problem.channels * strip.channel_step
+
+
+@pytest.mark.parametrize("which", PLANS)
+@given(problem=problems, target=targets)
+@settings(max_examples=200, deadline=None)
+def test_parallel_only_where_it_pays(which: str, problem: Any, target: Any) -> None:
+    plan = PLANS[which](problem, target)
+    work = math.prod(
+        (problem.batch, problem.groups, problem.channels, problem.rows, problem.conv_h, problem.conv_w)
+    )
+    work *= problem.kernel_h * problem.kernel_w
+    if target.threads == 1 or work < 2e5:
+        assert not plan.parallel
+    if target.threads > 1 and work > 1e7:
+        assert plan.parallel
+
+
+# ---- single decisions --------------------------------------------------------------------------------------
+
+
+def test_few_rows_take_pixel_lanes_and_wide_layers_channel_lanes() -> None:
+    narrow = image_problem(kernel_h=5, kernel_w=5)
+    wide = image_problem(kernel_h=5, kernel_w=5, rows=256, conv_h=8, conv_w=8, run=512, rows_dense=True)
+    assert host.plan_cpu_conv(narrow, AVX512).kernel == host.PIXEL_LANES
+    assert host.plan_cpu_conv(wide, AVX512).kernel == host.CHANNEL_LANES
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4, 8, 16])
+@pytest.mark.parametrize("shape", [(1, 360, 640), (1, 64, 64), (16, 24, 24), (5, 33, 70)])
+def test_threads_get_even_shares(threads: int, shape: tuple[int, int, int]) -> None:
+    """The slowest thread does at most a quarter more than the average one."""
+    batch, conv_h, conv_w = shape
+    target = make(host.CpuTarget, lanes=16, registers=32, l2_bytes=1 << 21, threads=threads, element_bytes=4)
+    problem = image_problem(batch=batch, conv_h=conv_h, conv_w=conv_w)
+    plan = host.plan_cpu_conv(problem, target)
+    assert plan.parallel
+    shares = -(-plan.items // threads)  # items of the thread that has most
+    block = plan.block_n * plan.block_h * plan.block_w
+    assert shares * block * threads <= 1.25 * batch * conv_h * conv_w + block
+
+
+def test_a_small_filter_stays_and_a_large_one_does_not() -> None:
+    assert host.plan_cpu_conv(image_problem(), AVX512).filter_resident
+    assert not host.plan_cpu_conv(image_problem(channels=512, rows=512), AVX512).filter_resident
+
+
+# ---- absurd sizes ------------------------------------------------------------------------------------------
+
+HUGE = 2**31 - 1
+
+
+@pytest.mark.parametrize("which", PLANS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"conv_h": HUGE},
+        {"conv_w": HUGE},
+        {"conv_h": HUGE, "conv_w": HUGE, "channels": 1, "kernel_h": 1, "kernel_w": 1},
+        {"batch": HUGE, "conv_h": 2**14, "conv_w": 2**14},
+        {"channels": HUGE, "rows": 1, "conv_h": 1, "conv_w": 1},
+        {"rows": HUGE, "channels": 1, "run": 1},
+        {"kernel_h": 2**15, "kernel_w": 2**15, "conv_h": 2, "conv_w": 3},
+        {"dilation_h": 2**20, "dilation_w": 2**20, "channels": 3},
+        {"stride_h": 2**20, "stride_w": 2**20, "channels": 3},
+        {"groups": 2**20, "channels": 1, "rows": 4},
+    ],
+    ids=str,
+)
+def test_absurd_sizes_neither_overflow_nor_take_long(which: str, fields: dict[str, int]) -> None:
+    problem = image_problem(**fields)
+    start = time.perf_counter()
+    plan = PLANS[which](problem, AVX512)
+    assert time.perf_counter() - start < 0.1
+    assert plan.items > 0
+    assert plan.items == problem.groups * plan.blocks_n * plan.blocks_h * plan.blocks_w
+    assert plan.blocks_h == -(-problem.conv_h // plan.block_h)
+    assert plan.blocks_w == -(-problem.conv_w // plan.block_w)
+    assert host.strip_shape(problem, plan.block_h, plan.block_w, AVX512.lanes).image_step > 0
+
+
+@pytest.mark.parametrize("width", [640, 4096, 65536])
+def test_planning_is_fast(width: int) -> None:
+    """It happens on every call: 50 us of it would be more than a small convolution takes."""
+    problem = image_problem(conv_h=64, conv_w=width)
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        host.plan_cpu_conv(problem, AVX512)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 50e-6
