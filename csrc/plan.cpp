@@ -140,7 +140,7 @@ void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elemen
     n = ceil_div(N, round_up(ceil_div(N, n), p.groups % t.threads == 0 || ceil_div(N, n) == N ? 1 : t.threads));
     const int64_t others = p.groups * ceil_div(N, n) * ceil_div(W, w);
     int64_t parts = ceil_div(H, h);
-    for (int64_t more = parts; more < parts + t.threads && more <= H; ++more) {
+    for (int64_t more = parts; more <= std::min(2 * parts + t.threads, H); ++more) {
       const int64_t real = ceil_div(H, ceil_div(H, more));
       if (others * real % t.threads == 0) {
         parts = real;

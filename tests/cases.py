@@ -28,7 +28,7 @@ from fused_subpixel._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geo
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = range(3)  # passes, as cpu_plan numbers them
-PIXEL_LANES, CHANNEL_LANES = range(2)  # kernels, as in csrc/plan.h; others may follow
+PIXEL_LANES, CHANNEL_LANES, WINOGRAD = range(3)  # kernels, as in csrc/plan.h
 
 SLOPE = 0.25  # of leaky_relu
 
@@ -67,12 +67,8 @@ class Case:
     @property
     def epilogue(self) -> Epilogue:
         low, high = self.clamp or (None, None)
-        return Epilogue(
-            ACTIVATIONS[self.activation],
-            0.25,
-            -math.inf if low is None else low,
-            math.inf if high is None else high,
-        )
+        least, most = -math.inf if low is None else low, math.inf if high is None else high
+        return Epilogue(ACTIVATIONS[self.activation], SLOPE, least, most)
 
     @property
     def channels(self) -> int:
@@ -190,7 +186,7 @@ def exact(case: Case) -> Tensor:
 def run(case: Case, tensors: Tensors) -> Tensor:
     """Run the compiled forward: through the public function, or, for what it does not offer, the operator."""
     if any(case.crop):
-        return operators.subpixel_conv2d(*tensors, *case.geometry, *case.epilogue)
+        return operators.subpixel_conv2d(*tensors, case.geometry, *case.epilogue)
     return fs.subpixel_conv2d(
         *tensors[:3], case.upscale, activation_weight=tensors.activation_weight, residual=tensors.residual,
         backend="cpu", **case.options(),

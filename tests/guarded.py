@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Runs every case on tensors that end, or begin, where the readable memory does.
 
-A program of its own: a stray read is the end of the process. Under glibc's MALLOC_CHECK_=3 so is a write next to
-an output; see test_memory.py.
+A program of its own, for a stray read ends the process. Under glibc's MALLOC_CHECK_=3 so does a write next to an
+output; see test_memory.py.
 
     python guarded.py               all cases
     python guarded.py read | write  do what the kernels must not, to show that it would be noticed
@@ -41,11 +41,11 @@ def run_all(dtype: torch.dtype, layout: torch.memory_format, at_end: bool) -> No
         tensors = cases.Tensors(*(None if t is None else guarded(t, at_end) for t in tensors))
         output = cases.run(case, tensors)
         grad = guarded(output, at_end)
-        cases.operators.subpixel_conv2d_weight_grad(grad, tensors.input, *case.weight[2:], *case.geometry)
+        cases.operators.subpixel_conv2d_weight_grad(grad, tensors.input, *case.weight[2:], case.geometry)
         if case.stride == (1, 1):
             channels_last = layout == torch.channels_last
             cases.operators.subpixel_conv2d_input_grad(
-                grad, tensors.weight, *case.input[2:], *case.geometry, channels_last
+                grad, tensors.weight, *case.input[2:], case.geometry, channels_last
             )
 
 

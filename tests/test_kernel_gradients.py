@@ -40,12 +40,12 @@ def layout(request: pytest.FixtureRequest) -> str:
 
 def input_grad(case: Case, grad: Tensor, weight: Tensor, channels_last: bool = False) -> Tensor:
     return cases.operators.subpixel_conv2d_input_grad(
-        grad, weight, *case.input[2:], *case.geometry, channels_last
+        grad, weight, *case.input[2:], case.geometry, channels_last
     )
 
 
 def weight_grad(case: Case, grad: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
-    return cases.operators.subpixel_conv2d_weight_grad(grad, input, *case.weight[2:], *case.geometry)
+    return cases.operators.subpixel_conv2d_weight_grad(grad, input, *case.weight[2:], case.geometry)
 
 
 def by_autograd(case: Case, grad: Tensor, tensors: cases.Tensors) -> tuple[Tensor, Tensor, Tensor]:

@@ -346,7 +346,7 @@ def test_only_padding(size: tuple[int, int]) -> None:
     """An image without pixels, padded: every output is its bias."""
     case = Case("only padding", (2, 3, *size), (12, 3, 2, 2), padding=(1, 2, 3, 2))
     tensors = cases.integers(case)
-    found = cases.operators.subpixel_conv2d(*tensors.to(torch.float32), *case.geometry, *case.epilogue)
+    found = cases.operators.subpixel_conv2d(*tensors.to(torch.float32), case.geometry, *case.epilogue)
     assert found.double().equal(cases.exact(case))
 
 

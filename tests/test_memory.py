@@ -63,12 +63,12 @@ def test_gradients_allocate_no_unshuffled_copy(case: Case, layout: str) -> None:
     x, weight, bias, *_ = tensors
     assert bias is not None
     found = allocations(
-        lambda: cases.operators.subpixel_conv2d_input_grad(grad, weight, *x.shape[2:], *case.geometry, False)
+        lambda: cases.operators.subpixel_conv2d_input_grad(grad, weight, *x.shape[2:], case.geometry, False)
     )
     assert found == [x.nbytes]
     with cases.threads(2):
         found = allocations(
-            lambda: cases.operators.subpixel_conv2d_weight_grad(grad, x, *weight.shape[2:], *case.geometry)
+            lambda: cases.operators.subpixel_conv2d_weight_grad(grad, x, *weight.shape[2:], case.geometry)
         )
     # and one partial sum per thread
     assert sorted(found)[:1] == [bias.nbytes]

@@ -146,7 +146,7 @@ struct ConvWorker {
     strip = arena.take<S>(strip_size), filter = arena.take<S>(filter_size), sums = arena.take<S>(sums_size);
     rows.place(arena, padded);
     tap_offsets(w, shape, tap);
-    map = {tap, w.taps(), w.channels, shape.channel_step, plan.tile_rows, plan.tile_pixels * L};
+    map = {tap, w.taps(), w.channels, shape.channel_step, plan.tile_rows, plan.tile_pixels * L, false};
     for (int64_t l = 0; l < 2 * L; ++l) strip[plan.block_n * shape.image_step + l] = S(0);  // vector over-read
   }
 
@@ -187,6 +187,20 @@ struct ConvWorker {
     }
   }
 
+  // Calls tile(filter offset, strip offset, map) for slices of the channels. One chain of sums over a wide layer
+  // would lose digits: its rounding error grows with its length, that of slices added up hardly does.
+  template <class F>
+  FS_INLINE void in_slices(F&& tile) const {
+    constexpr int64_t kChain = 384;
+    const int64_t step = larger<int64_t>(kChain / map.taps, 1);
+    StripMap slice = map;
+    for (int64_t c = 0; c < map.channels; c += step) {
+      slice.channels = smaller(step, map.channels - c);
+      slice.add = c > 0;
+      tile(c * map.taps * map.filter_step, c * map.channel_step, slice);
+    }
+  }
+
   void pixel_panel(const Block& b, const S* packed, int64_t tile, int64_t count) {
     constexpr int kMost = 8;
     const int V = plan.tile_pixels;
@@ -207,8 +221,12 @@ struct ConvWorker {
           at[v] = at[valid - 1];  // the last tile of a block repeats a vector and drops it
         }
       }
-      for (int64_t t = 0; t < count; ++t)
-        run_tile(packed + t * k * plan.tile_rows, at, map, sums + t * plan.tile_rows * V * L);
+      in_slices([&](int64_t filter_at, int64_t strip_offset, const StripMap& slice) {
+        const S* from[kMost];
+        for (int v = 0; v < V; ++v) from[v] = at[v] + strip_offset;
+        for (int64_t t = 0; t < count; ++t)
+          run_tile(packed + t * k * plan.tile_rows + filter_at, from, slice, sums + t * plan.tile_rows * V * L);
+      });
       out.store_planar(sums, V * L, first_row, stored, pixels, valid);
     }
   }
@@ -223,15 +241,15 @@ struct ConvWorker {
       for (int64_t h = 0; h < b.height; ++h) {
         for (int64_t w = 0; w < b.width; w += step) {
           const PixelVector p{n, h, w, static_cast<int>(smaller(step, b.width - w))};
-          channel_tile_of<S>(p.count, NV)(packed, strip_at(p), map, sums);
-              PixelVector q = absolute(p, b);
-          if (planar) {
-            store_transposed(q, NV, first_row, stored);
-          } else {
-            q.count = 1;
-            for (int x = 0; x < p.count; ++x, ++q.w)
-              out.store_pixel(sums + x * plan.tile_rows, first_row, stored, q);
-          }
+          const S* from = strip_at(p);
+          const ChannelTile<S> run_tile = channel_tile_of<S>(p.count, NV);
+          in_slices([&](int64_t filter_at, int64_t strip_offset, const StripMap& slice) {
+            run_tile(packed + filter_at, from + strip_offset, slice, sums);
+          });
+          if (planar)
+            store_transposed(absolute(p, b), NV, first_row, stored);
+          else
+            out.store_pixels(sums, plan.tile_rows, first_row, stored, absolute(p, b));
         }
       }
     }

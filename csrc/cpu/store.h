@@ -187,40 +187,45 @@ struct Store {
       if (col_inside(p.w + l, row)) to[l * step] = narrow<T>(part[l]);
   }
 
-  // Row-major sums of one pixel (a PixelVector of count 1), sums[row - first_row].
-  void store_pixel(const S* sums, int64_t first_row, int64_t rows, const PixelVector& p) const {
-    T* to = static_cast<T*>(dest.data) + dest_pixel(p);
-    const T* from = static_cast<const T*>(epilogue.residual) + (epilogue.residual ? residual_pixel(p) : 0);
-    const bool inside = cell_inside(p.w);
+  // Row-major sums of neighbouring pixels, sums[x * pixel_step + row - first_row].
+  void store_pixels(const S* sums, int64_t pixel_step, int64_t first_row, int64_t rows, const PixelVector& p) const {
     const bool high = epilogue.residual_kind == ResidualKind::kHighRes;
+    const int64_t dest_step = dest.r_w * dest.stride.w;
     for (int64_t row = first_row; row < first_row + rows; row += L) {
       const int n = static_cast<int>(smaller<int64_t>(L, first_row + rows - row));
-      Vec<S> v = finish(load<S>(sums + row - first_row), load<S>(table.bias + row), load<S>(table.slope + row));
-      // one store if the whole vector stays within a run that lies in the window
-      const bool dense = n == L && inside && dest.run > 0 && row / dest.run == (row + L - 1) / dest.run;
-      if (dense && !row_inside(p, row)) continue;
-      if (epilogue.residual) {
-        // with channels side by side the two ends tell: any step in between would show in their distance
-        const bool side_by_side =
-            epilogue.residual_stride.c == 1 && epilogue.residual_kind != ResidualKind::kLowRes;
-        if (dense && side_by_side && table.residual[row + L - 1] - table.residual[row] == L - 1) {
-          v += load_widened<T>(from + table.residual[row]);
-        } else {
-          S part[L] = {};
-          for (int l = 0; l < n; ++l)
-            if (!high || (row_inside(p, row + l) && col_inside(p.w, row + l)))
-              part[l] = widen(from[table.residual[row + l]]);
-          v += load<S>(part);
+      const Vec<S> bias = load<S>(table.bias + row), slope = load<S>(table.slope + row);
+      // One store if the whole vector stays within a run; likewise one load of the residual: with channels side by
+      // side the two ends tell, any step in between would show in their distance.
+      const bool within_run = n == L && dest.run > 0 && row / dest.run == (row + L - 1) / dest.run;
+      const bool residual_dense = within_run && epilogue.residual_stride.c == 1 &&
+                                  epilogue.residual_kind != ResidualKind::kLowRes &&
+                                  table.residual[row + L - 1] - table.residual[row] == L - 1;
+      if (within_run && !row_inside(p, row)) continue;
+      T* to = static_cast<T*>(dest.data) + dest_pixel(p);
+      const T* from = static_cast<const T*>(epilogue.residual) + (epilogue.residual ? residual_pixel(p) : 0);
+      for (int x = 0; x < p.count; ++x, to += dest_step, from += residual_col) {
+        const bool dense = within_run && cell_inside(p.w + x);
+        Vec<S> v = finish(load<S>(sums + x * pixel_step + row - first_row), bias, slope);
+        if (epilogue.residual) {
+          if (dense && residual_dense) {
+            v += load_widened<T>(from + table.residual[row]);
+          } else {
+            S part[L] = {};
+            for (int l = 0; l < n; ++l)
+              if (!high || (row_inside(p, row + l) && col_inside(p.w + x, row + l)))
+                part[l] = widen(from[table.residual[row + l]]);
+            v += load<S>(part);
+          }
         }
-      }
-      v = clamp(v);
-      if (dense) {
-        store_narrowed<T>(to + table.dest[row], v);
-      } else {
-        S part[L];
-        store<S>(part, v);
-        for (int l = 0; l < n; ++l)
-          if (row_inside(p, row + l) && col_inside(p.w, row + l)) to[table.dest[row + l]] = narrow<T>(part[l]);
+        v = clamp(v);
+        if (dense) {
+          store_narrowed<T>(to + table.dest[row], v);
+        } else {
+          S part[L];
+          store<S>(part, v);
+          for (int l = 0; l < n; ++l)
+            if (row_inside(p, row + l) && col_inside(p.w + x, row + l)) to[table.dest[row + l]] = narrow<T>(part[l]);
+        }
       }
     }
   }

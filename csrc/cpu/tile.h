@@ -16,6 +16,7 @@ namespace fused_subpixel::cpu::FS_ISA {
 struct StripMap {
   const int64_t* tap;
   int64_t taps, channels, channel_step, filter_step, sums_step;
+  bool add;  // to the sums that are there, instead of replacing them
 };
 
 // Filter is packed [channels * taps][filter_step], T of them used; registers: T * V sums, V pixel vectors, one broadcast.
@@ -50,7 +51,10 @@ void pixel_tile(const S* filter, const S* const* pixels, const StripMap& map, S*
   FS_UNROLL
   for (int t = 0; t < T; ++t) {
     FS_UNROLL
-    for (int v = 0; v < V; ++v) store<S>(sums + t * map.sums_step + v * kLanes<S>, sum[t][v]);
+    for (int v = 0; v < V; ++v) {
+      S* to = sums + t * map.sums_step + v * kLanes<S>;
+      store<S>(to, map.add ? load<S>(to) + sum[t][v] : sum[t][v]);
+    }
   }
 }
 
@@ -82,7 +86,10 @@ void channel_tile(const S* filter, const S* pixels, const StripMap& map, S* sums
   FS_UNROLL
   for (int p = 0; p < P; ++p) {
     FS_UNROLL
-    for (int v = 0; v < NV; ++v) store<S>(sums + (p * NV + v) * kLanes<S>, sum[p][v]);
+    for (int v = 0; v < NV; ++v) {
+      S* to = sums + (p * NV + v) * kLanes<S>;
+      store<S>(to, map.add ? load<S>(to) + sum[p][v] : sum[p][v]);
+    }
   }
 }
 

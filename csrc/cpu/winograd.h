@@ -147,7 +147,7 @@ struct WinogradWorker {
 
   void multiply(const S* transformed, int position, int64_t vectors, int64_t stored) {
     static constexpr int64_t kNoTap = 0;
-    const StripMap map{&kNoTap, 1, channels, tile_step, panel_rows, kPositions * tile_step};
+    const StripMap map{&kNoTap, 1, channels, tile_step, panel_rows, kPositions * tile_step, false};
     const PixelTile<S> run_tile = pixel_tile_of<S>(plan.tile_rows);
     const S* from = input + position * channels * tile_step;
     const S* weights = transformed + position * position_step;
