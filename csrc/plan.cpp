@@ -120,7 +120,7 @@ void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elemen
   // Of all widths, each with the tallest block that fits, the one with the least packing per pixel.
   int64_t w = W, h = 1;
   double best = -1;
-  for (int64_t splits = 1;; ++splits) {
+  for (int64_t splits = 1;; splits += std::max<int64_t>(1, splits / 8)) {
     const int64_t width = std::min(W, piece(W, splits, quantum));
     const int64_t one = strip_elements(1, width), row = (strip_elements(3, width) - one) / 2;
     const int64_t height = std::clamp<int64_t>((budget - one) / std::max<int64_t>(row, 1) + 1, 1, H);
@@ -135,17 +135,18 @@ void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elemen
 
   plan.parallel = t.threads > 1 && multiply_adds(p) >= kParallelMinimum;
   if (plan.parallel) {
-    // Even shares: split images first, then rows, until the items divide by the threads (or nothing is left to split).
+    // Even shares: split images first, then rows, for the number of items that keeps the threads busiest.
     n = std::min(n, ceil_div(N, t.threads));
     n = ceil_div(N, round_up(ceil_div(N, n), p.groups % t.threads == 0 || ceil_div(N, n) == N ? 1 : t.threads));
     const int64_t others = p.groups * ceil_div(N, n) * ceil_div(W, w);
     int64_t parts = ceil_div(H, h);
-    for (int64_t more = parts; more <= std::min(2 * parts + t.threads, H); ++more) {
-      const int64_t real = ceil_div(H, ceil_div(H, more));
-      if (others * real % t.threads == 0) {
-        parts = real;
-        break;
-      }
+    double best_use = 0;
+    const int64_t most = std::min({2 * parts, parts + 4 * t.threads, H});
+    for (int64_t more = parts; more <= most; ++more) {
+      const int64_t real = ceil_div(H, ceil_div(H, more)), items = others * real;
+      const double use = static_cast<double>(items) / static_cast<double>(round_up(items, t.threads));
+      if (use > best_use) best_use = use, parts = real;
+      if (use == 1) break;
     }
     h = ceil_div(H, parts);
   } else {

@@ -53,7 +53,7 @@ class FusedSRVGGNetCompact(SRVGGNetCompact):
         """Which of the package's implementations computes the head here."""
         last = self.body[-1]
         how = fs.explain(features, last.weight, last.bias, self.upscale, padding=1, residual=x)
-        return f"backend {how.backend}, kernel {how.kernel}"
+        return f"backend {how.backend}: {how.forward}"
 
 
 class Upscaler(nn.Module):

@@ -114,7 +114,11 @@ def explain(
 
 # As the enumerations in csrc: DType of problem.h and CpuKernel of plan.h.
 _PLAN_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_CPU_KERNELS = ("pixels in the vector lanes", "output channels in the vector lanes")
+_CPU_KERNELS = (
+    "pixels in the vector lanes",
+    "output channels in the vector lanes",
+    "Winograd F(2x2, 3x3), tiles in the vector lanes",
+)
 
 
 def _kernels(call: functional.Call, channels_last: bool) -> list[str]:

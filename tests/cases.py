@@ -337,6 +337,14 @@ GEOMETRIES = (
     Case("wide crop", (2, 9, 4, 5), (132, 9, 2, 2), padding=SAME3, crop=(1, 1, 2, 1)),
     Case("wide groups", (1, 10, 3, 6), (96, 5, 3, 3), groups=2, padding=SAME3),
     Case("wide stride", (1, 7, 7, 9), (64, 7, 3, 3), stride=(2, 2), dilation=(1, 2), padding=SAME3),
+    # 3x3 over many pixels and channels, so Winograd tiles (but for float64)
+    Case("large r=3 dcr", (1, 48, 6, 70), (72, 48, 3, 3), (3, 3), padding=SAME3, order="dcr"),
+    Case("large r=1", (1, 40, 8, 66), (60, 40, 3, 3), (1, 1), padding=SAME3),
+    Case("large r=4 crop", (1, 40, 9, 69), (48, 40, 3, 3), (4, 4), padding=(2, 0, 1, 3), crop=(5, 1, 2, 7)),
+    Case("large groups", (1, 96, 6, 67), (128, 48, 3, 3), groups=2),
+    Case("large, one row", (3, 40, 3, 130), (80, 40, 3, 3), padding=(0, 1, 0, 1)),
+    Case("large blocks", (1, 48, 61, 66), (60, 48, 3, 3), padding=SAME3, order="dcr"),
+    Case("large long rows", (1, 40, 4, 620), (64, 40, 3, 3), (4, 4), padding=SAME3),
     # more than one block: long rows, many channels, many images, a filter too large to stay packed
     Case("long rows", (1, 3, 2, 600), (12, 3, 1, 3), padding=(0, 1, 0, 1)),
     Case("long rows wide", (1, 3, 2, 700), (64, 3, 1, 2), padding=(0, 1, 0, 1)),
@@ -346,10 +354,12 @@ GEOMETRIES = (
     Case("large filter", (1, 130, 3, 4), (64, 130, 3, 3), padding=SAME3),
 )  # fmt: skip
 
-# Both kernels, with rows and columns that do not fill the last vector.
+# One for each kernel, with rows and columns that do not fill the last tile or vector.
 NARROW = Case("narrow", (2, 3, 4, 37), (12, 3, 3, 3), padding=SAME3)
-WIDE = Case("wide", (2, 40, 3, 7), (72, 40, 3, 3), padding=SAME3)
-BOTH = (NARROW, WIDE)
+WIDE = Case("wide", (2, 40, 3, 7), (72, 40, 3, 2), padding=(1, 0, 1, 1))
+LARGE = Case("large", (1, 44, 7, 61), (60, 44, 3, 3), padding=SAME3)
+BASES = (NARROW, WIDE, LARGE)
+KERNELS = dict(zip(BASES, (PIXEL_LANES, CHANNEL_LANES, WINOGRAD), strict=True))  # in float32, channels_last
 
 
 def variant(case: Case, **changes: Any) -> Case:
@@ -363,7 +373,7 @@ KINDS = ("high", "nearest", "low")
 CROP = {"crop": (1, 1, 2, 3), "order": "dcr"}
 EPILOGUES = tuple(
     case
-    for base in BOTH
+    for base in BASES
     for case in (
         *(variant(base, activation=name) for name in ("relu", "leaky_relu")),
         *(variant(base, activation="prelu", slopes=n) for n in (1, base.channels, base.weight[0])),
@@ -375,4 +385,15 @@ EPILOGUES = tuple(
         variant(base, activation="prelu", slopes=base.weight[0], residual="nearest", **CROP),
     )
 )
+
+
+def products(case: Case) -> int:
+    """How many products one output is the sum of."""
+    return math.prod(case.weight[1:])
+
+
+def multiply_adds(case: Case) -> int:
+    return case.input[0] * case.weight[0] * math.prod(case.low) * products(case)
+
+
 CURVED = ("silu", "gelu", "tanh", "sigmoid")  # activations that are not exact on integers

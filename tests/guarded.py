@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Runs every case on tensors that end, or begin, where the readable memory does.
 
-A program of its own, for a stray read ends the process. Under glibc's MALLOC_CHECK_=3 so does a write next to an
-output; see test_memory.py.
+A program of its own, for a stray read ends the process. Under glibc's MALLOC_CHECK_=3 so does a write next to
+an output; see test_memory.py.
 
     python guarded.py               all cases
     python guarded.py read | write  do what the kernels must not, to show that it would be noticed

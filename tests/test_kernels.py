@@ -13,7 +13,7 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import BOTH, CURVED, DTYPES, EPILOGUES, GEOMETRIES, LAYOUTS, NARROW, Case, variant
+from cases import BASES, CURVED, DTYPES, EPILOGUES, GEOMETRIES, LARGE, LAYOUTS, NARROW, WIDE, Case, variant
 from conftest import needs_cpu_library
 from torch import Tensor
 
@@ -85,7 +85,7 @@ def error(found: Tensor, truth: np.ndarray) -> float:
 
 CURVED_CASES = tuple(
     case
-    for base in BOTH
+    for base in BASES
     for case in (
         *(variant(base, activation=name) for name in CURVED),
         variant(base, activation="prelu", slopes=base.channels),
@@ -94,17 +94,16 @@ CURVED_CASES = tuple(
 )
 
 
-def products(case: Case) -> int:
-    """How many products one output is the sum of."""
-    return math.prod(case.weight[1:])
+# What took long would show nothing that the others do not.
+RANDOM_CASES = [case for case in GEOMETRIES if cases.multiply_adds(case) < 5e6]
 
 
-@pytest.mark.parametrize("case", [c for c in (*GEOMETRIES, *CURVED_CASES) if products(c) < 400], ids=str)
+@pytest.mark.parametrize("case", [*RANDOM_CASES, LARGE, *CURVED_CASES], ids=str)
 def test_as_accurate_as_pytorch(case: Case, isa: int, dtype: torch.dtype, layout: str) -> None:
     """At most twice the error of conv2d and pixel_shuffle in the same dtype.
 
-    Plus two roundings in the arithmetic type, of the size of the largest output: where PyTorch happens to
-    round every sum the right way (a handful of products, a handful of pixels), nobody else can.
+    Plus what the order of summation may do: one rounding per product, in the arithmetic type, adds up like a
+    random walk; PyTorch's happens to be short where there are few outputs.
     """
     tensors = cases.randoms(case, dtype)
     if dtype == torch.float64:  # whose own truth needs more digits
@@ -113,15 +112,14 @@ def test_as_accurate_as_pytorch(case: Case, isa: int, dtype: torch.dtype, layout
         truth = cases.plain(case, tensors).numpy()
     tensors = tensors.to(dtype, LAYOUTS[layout])
     arithmetic = torch.promote_types(dtype, torch.float32)
-    rounding = 2 * torch.finfo(arithmetic).eps * float(np.abs(truth).max())
-    assert error(cases.run(case, tensors), truth) <= 2 * error(cases.plain(case, tensors), truth) + rounding
+    walk = max(2, cases.products(case) ** 0.5 / 4) * torch.finfo(arithmetic).eps * float(np.abs(truth).max())
+    assert error(cases.run(case, tensors), truth) <= 2 * error(cases.plain(case, tensors), truth) + walk
 
 
-@pytest.mark.xfail(reason="all products run in one chain; PyTorch cuts sums into blocks of some 400")
 @pytest.mark.parametrize("rows", [12, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_long_sums_are_as_accurate(rows: int, dtype: torch.dtype, isa: int) -> None:
-    """In the root mean square, which luck moves little."""
+    """In the root mean square, which luck moves little. PyTorch cuts sums into blocks of some 400 products."""
     case = Case("256 channels", (1, 256, 6, 20), (rows, 256, 3, 3))
     tensors = cases.randoms(case, dtype)
     truth = cases.by_oracle(case, tensors, np.longdouble)
@@ -169,7 +167,7 @@ def test_every_tile_that_the_plan_chooses(isa: int, dtype: torch.dtype, layout: 
 
 
 def test_the_cases_take_every_way_through_the_plan(isa: int) -> None:
-    """Both kernels; blocks of several images, several blocks of rows and of columns; panels of several tiles;
+    """All kernels; blocks of several images, several blocks of rows and of columns; panels of several tiles;
     filters that do not stay packed. Sizes are for L2 caches of up to 2 MB; with more, blocks are larger.
     """
     plans = [
@@ -178,7 +176,7 @@ def test_the_cases_take_every_way_through_the_plan(isa: int) -> None:
         for dtype in (torch.float32, torch.float64)
         for layout in LAYOUTS
     ]
-    assert {cases.PIXEL_LANES, cases.CHANNEL_LANES} <= {plan.kernel for plan in plans}
+    assert {plan.kernel for plan in plans} == set(cases.KERNELS.values())
     assert any(plan.block_n > 1 for plan in plans)
     assert any(plan.panel_tiles > 1 for plan in plans)
     if cases.operators.cpu_capability()[2] <= 2 << 20:
@@ -187,7 +185,12 @@ def test_the_cases_take_every_way_through_the_plan(isa: int) -> None:
         assert not all(plan.filter_resident for plan in plans)
 
 
-@pytest.mark.parametrize("base", BOTH, ids=str)
+@pytest.mark.parametrize(("base", "kernel"), cases.KERNELS.items(), ids=str)
+def test_the_bases_take_every_kernel(isa: int, base: Case, kernel: int) -> None:
+    assert cases.plan_of(base, torch.float32, "channels_last").kernel == kernel
+
+
+@pytest.mark.parametrize("base", [NARROW, WIDE], ids=str)
 @pytest.mark.parametrize("upscale", [1, 2, 3, 4])
 def test_every_ragged_width(isa: int, layout: str, base: Case, upscale: int) -> None:
     rows = base.weight[0] // 4 * upscale**2
@@ -204,7 +207,7 @@ def test_every_ragged_width(isa: int, layout: str, base: Case, upscale: int) -> 
 VIEWS = tuple(cases.views(torch.zeros(1, 1, 1, 1)))
 VIEWED = tuple(
     variant(base, residual=kind, crop=crop, order=order)
-    for base in BOTH
+    for base in BASES
     for kind, crop, order in (
         ("high", (0, 0, 0, 0), "crd"),
         ("low", (1, 2, 0, 1), "dcr"),
@@ -232,7 +235,7 @@ def test_views(case: Case, name: str, view: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [variant(base, activation="prelu", slopes=base.weight[0]) for base in BOTH], ids=str
+    "case", [variant(base, activation="prelu", slopes=base.weight[0]) for base in BASES], ids=str
 )
 def test_views_of_vectors(case: Case, isa: int) -> None:
     tensors = cases.integers(case).to(torch.float32)
@@ -295,7 +298,7 @@ def available_bytes() -> int:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("base", BOTH, ids=str)
+@pytest.mark.parametrize("base", [NARROW, WIDE], ids=str)
 def test_special_values_go_where_a_window_covers_them(
     isa: int, dtype: torch.dtype, layout: str, base: Case, value: float
 ) -> None:
@@ -312,8 +315,24 @@ def test_special_values_go_where_a_window_covers_them(
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_special_values_stay_in_their_winograd_tiles(isa: int, layout: str, value: float) -> None:
+    """2x2 pixels before the shuffle, whose values mix all that their windows cover."""
+    tensors = cases.integers(LARGE)
+    tensors = tensors._replace(weight=tensors.weight.abs() + 1)
+    clean = cases.plain(LARGE, tensors).float()
+    tensors.input[0, 7, 3, 30] = value
+    covered = ~cases.plain(LARGE, tensors).isfinite()
+    found = cases.run(LARGE, tensors.to(torch.float32, LAYOUTS[layout]))
+    tiles = torch.zeros_like(covered)
+    tiles[:, :, 2 * 2 : 2 * 6, 2 * 28 : 2 * 32] = True  # those of pixels 2..4, 29..31, shuffled by 2
+    assert tiles[covered].all()
+    assert not found[covered].isfinite().any()
+    assert found[~tiles].equal(clean[~tiles])
+
+
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "prelu", *CURVED])
-@pytest.mark.parametrize("base", BOTH, ids=str)
+@pytest.mark.parametrize("base", BASES, ids=str)
 def test_activations_of_special_values(isa: int, base: Case, activation: str | None) -> None:
     """NaN, infinities and what overflows exp, with a clamp that NaN must pass."""
     for clamp in (None, (-2, 2)):
@@ -353,7 +372,7 @@ def test_only_padding(size: tuple[int, int]) -> None:
 # ---- always the same ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("base", BOTH, ids=str)
+@pytest.mark.parametrize("base", BASES, ids=str)
 def test_threads_and_repetition_change_nothing(dtype: torch.dtype, layout: str, base: Case) -> None:
     shape = (3, 16, 33, 70)
     case = Case(base.name, shape, (base.weight[0], 16, 3, 3), padding=cases.SAME3, activation="silu")

@@ -93,49 +93,35 @@ void channel_tile(const S* filter, const S* pixels, const StripMap& map, S* sums
   }
 }
 
-template <class S>
-FS_INLINE S horizontal_sum(Vec<S> v) {
-  S part[kLanes<S>];
-  store<S>(part, v);
-  FS_UNROLL
-  for (int half = kLanes<S> / 2; half > 0; half /= 2) {
-    FS_UNROLL
-    for (int l = 0; l < half; ++l) part[l] += part[l + half];
-  }
-  return part[0];
-}
-
-// Adds sum over pixel vectors of gradient[t] * input[v] to buffer[t * row_step + v] (V columns side by side).
-// gradient: T rows, gradient_step apart; both strips share the vector offsets `at_gradient`, `at_input`.
+// out[t * V + v] = sum over pixel vectors of gradient row t times input column v; out has room for whole vectors.
+// gradient: T rows, gradient_step apart; both strips are read at the vector offsets `at_gradient`, `at_input`.
 template <class S, int T, int V>
 void gradient_tile(const S* gradient, int64_t gradient_step, const S* const* input, const int32_t* at_gradient,
-                   const int32_t* at_input, int64_t vectors, int columns, S* out, int64_t row_step) {
-  Vec<S> sum[T][V];
+                   const int32_t* at_input, int64_t vectors, S* out) {
+  constexpr int L = kLanes<S>, kGroups = (T * V + L - 1) / L;
+  Vec<S> sum[kGroups * L];
   FS_UNROLL
-  for (int t = 0; t < T; ++t) {
-    FS_UNROLL
-    for (int v = 0; v < V; ++v) sum[t][v] = Vec<S>{};
-  }
+  for (int q = 0; q < kGroups * L; ++q) sum[q] = Vec<S>{};
   const S* column[V];
   FS_UNROLL
   for (int v = 0; v < V; ++v) column[v] = input[v];
   for (int64_t n = 0; n < vectors; ++n) {
     const S* g = gradient + at_gradient[n];
+    const int64_t at = at_input[n];
     Vec<S> x[V];
     FS_UNROLL
-    for (int v = 0; v < V; ++v) x[v] = load<S>(column[v] + at_input[n]);
+    for (int v = 0; v < V; ++v) x[v] = load<S>(column[v] + at);
     FS_UNROLL
     for (int t = 0; t < T; ++t) {
       const Vec<S> b = load<S>(g + t * gradient_step);
       FS_UNROLL
-      for (int v = 0; v < V; ++v) sum[t][v] += b * x[v];
+      for (int v = 0; v < V; ++v) sum[t * V + v] += b * x[v];
     }
   }
   FS_UNROLL
-  for (int t = 0; t < T; ++t) {
-    FS_UNROLL
-    for (int v = 0; v < V; ++v)
-      if (v < columns) out[t * row_step + v] += horizontal_sum<S>(sum[t][v]);
+  for (int q = 0; q < kGroups; ++q) {
+    fold<S>(sum + q * L);
+    store<S>(out + q * L, sum[q * L]);
   }
 }
 
@@ -145,8 +131,7 @@ using PixelTile = void (*)(const S*, const S* const*, const StripMap&, S*);
 template <class S>
 using ChannelTile = void (*)(const S*, const S*, const StripMap&, S*);
 template <class S>
-using GradientTile = void (*)(const S*, int64_t, const S* const*, const int32_t*, const int32_t*, int64_t, int, S*,
-                              int64_t);
+using GradientTile = void (*)(const S*, int64_t, const S* const*, const int32_t*, const int32_t*, int64_t, S*);
 
 template <class S>
 PixelTile<S> pixel_tile_of(int rows) {

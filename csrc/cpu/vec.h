@@ -297,4 +297,17 @@ FS_INLINE void transpose(Vec<S>* v) {
   }
 }
 
+// Sums of `lanes` vectors at once: lane l of v[0] becomes the sum over the lanes of v[l].
+template <class S, int D = 1>
+FS_INLINE void fold(Vec<S>* v) {
+  if constexpr (D < kLanes<S>) {
+    FS_UNROLL
+    for (int q = 0; q < kLanes<S>; q += 2 * D) {
+      swap_bit<S, D>(v[q], v[q + D], Lanes<S>{});
+      v[q] += v[q + D];
+    }
+    fold<S, 2 * D>(v);
+  }
+}
+
 }  // namespace fused_subpixel::cpu::FS_ISA

@@ -70,8 +70,8 @@ void weight_grad(const WeightGradTask& task, int64_t slot, int64_t begin, int64_
           const int64_t column = c + smaller(v, valid - 1);
           at[v] = in_strip + column / taps * in.channel_step + tap[column % taps];
         }
-        S tile[12 * 8] = {};
-        run_tile(gradient, out.channel_step, at, at_out, at_in, vectors, valid, tile, V);
+        S tile[12 * 8];
+        run_tile(gradient, out.channel_step, at, at_out, at_in, vectors, tile);
         for (int64_t t = keep; t < T_rows && first + t < task.rows; ++t) {
           for (int v = 0; v < valid; ++v) group_sums[(first + t) * row_step + c + v] += tile[t * V + v];
         }
@@ -80,7 +80,9 @@ void weight_grad(const WeightGradTask& task, int64_t slot, int64_t begin, int64_
     for (int64_t row = 0; row < task.rows; ++row) {
       Vec<S> total{};
       for (int64_t n = 0; n < vectors; ++n) total += load<S>(out_strip + row * out.channel_step + at_out[n]);
-      group_sums[row * row_step + columns] += horizontal_sum<S>(total);
+      Vec<S> one[L] = {total};
+      fold<S>(one);
+      group_sums[row * row_step + columns] += one[0][0];
     }
   }
 }

@@ -27,6 +27,7 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
 
   m.attr("PIXEL_LANES") = static_cast<int>(CpuKernel::kPixelLanes);
   m.attr("CHANNEL_LANES") = static_cast<int>(CpuKernel::kChannelLanes);
+  m.attr("WINOGRAD") = static_cast<int>(CpuKernel::kWinograd);
 
 #define FS_FIELD(Class, field) def_readwrite(#field, &Class::field)
   py::class_<CpuTarget>(m, "CpuTarget")
@@ -60,6 +61,7 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(CpuPlan, block_n)
       .FS_FIELD(CpuPlan, block_h)
       .FS_FIELD(CpuPlan, block_w)
+      .FS_FIELD(CpuPlan, part_h)
       .FS_FIELD(CpuPlan, blocks_n)
       .FS_FIELD(CpuPlan, blocks_h)
       .FS_FIELD(CpuPlan, blocks_w)
@@ -77,4 +79,5 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
   m.def("plan_cpu_conv", &plan_cpu_conv);
   m.def("plan_cpu_weight_grad", &plan_cpu_weight_grad);
   m.def("strip_shape", &strip_shape);
+  m.def("winograd_strip", &winograd_strip);
 }
