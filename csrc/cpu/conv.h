@@ -191,7 +191,7 @@ struct ConvWorker {
   // would lose digits: its rounding error grows with its length, that of slices added up hardly does.
   template <class F>
   FS_INLINE void in_slices(F&& tile) const {
-    constexpr int64_t kChain = 384;
+    constexpr int64_t kChain = 256;
     const int64_t step = larger<int64_t>(kChain / map.taps, 1);
     StripMap slice = map;
     for (int64_t c = 0; c < map.channels; c += step) {
