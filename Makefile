@@ -46,7 +46,7 @@ demo: $(call extras,examples) compile $(weights)  ## upscale a photograph: examp
 $(weights):
 	$(py) examples/fetch_weights.py
 
-test: $(call extras,test) compile  ## pytest, C++ included
+test: $(call extras,test) compile $(weights)  ## pytest, C++ included
 	$(py) setup.py --quiet build_host_tests
 	$(py) -m pytest $(ARGS)
 

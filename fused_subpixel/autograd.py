@@ -16,6 +16,7 @@ better, are not there, or need gradients themselves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -87,7 +88,7 @@ class BackwardPlan(NamedTuple):
     weight_grad: bool
 
 
-_NARROW_ROWS, _LARGE_IMAGE = 48, 1024
+_NARROW_ROWS, _LARGE_IMAGE, _TINY_WORK = 48, 1024, 1_000_000
 
 
 def plan_backward(
@@ -102,10 +103,13 @@ def plan_backward(
     if backend == "reference" or (g.stride_h, g.stride_w) != (1, 1) or g.groups != 1:
         return BackwardPlan(False, False)
     # Measured on AVX-512: up to 48 rows of weight over images of some size, ours take 0.6 to 1.1 times what
-    # PyTorch does with its unshuffled copy; on wider layers and tiny images its blocked kernels win. In float16 it
-    # has none on CPUs and takes a thousand times longer.
-    narrow = weight_shape[0] <= _NARROW_ROWS and input_shape[2] * input_shape[3] >= _LARGE_IMAGE
-    ours = narrow or dtype == torch.float16
+    # PyTorch does with its unshuffled copy; on wider layers and small images its blocked kernels win. In
+    # float16 it has none on CPUs and takes a thousand times longer.
+    pixels = input_shape[2] * input_shape[3]
+    narrow = weight_shape[0] <= _NARROW_ROWS and pixels >= _LARGE_IMAGE
+    # Tiny problems wait for Python: two operators are called sooner than PyTorch's three.
+    tiny = input_shape[0] * pixels * math.prod(weight_shape) <= _TINY_WORK
+    ours = narrow or tiny or dtype == torch.float16
     return BackwardPlan(ours, ours)
 
 

@@ -119,7 +119,7 @@ def test_as_accurate_as_pytorch(case: Case, isa: int, dtype: torch.dtype, layout
 @pytest.mark.parametrize("rows", [12, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_long_sums_are_as_accurate(rows: int, dtype: torch.dtype, isa: int) -> None:
-    """In the root mean square, which luck moves little. PyTorch cuts sums into blocks of some 400 products."""
+    """In the root mean square, which luck moves little; sums in one chain fail."""
     case = Case("256 channels", (1, 256, 6, 20), (rows, 256, 3, 3))
     tensors = cases.randoms(case, dtype)
     truth = cases.by_oracle(case, tensors, np.longdouble)

@@ -40,7 +40,21 @@ void pack_row(const Source& source, const T* from, const int32_t* channel_col, i
     hi = smaller(hi, floor_div(source.fine_w - 1 - channel_col[q], source.col_scale) + 1 - col0);
   }
   lo = smaller(lo, n), hi = larger(hi, lo);
-  if (hi - lo < L) return scalar(0, n);
+  if (hi - lo < L) {
+    if (run < L || lo + L > n) return scalar(0, n);
+    // channels side by side, fewer pixels than lanes: transposed squares with zeros for the pixels that are not there
+    scalar(0, lo);
+    for (int64_t q = 0; q < run; q = q + 2 * L > run && q + L < run ? run - L : q + L) {
+      Vec<S> v[L];
+      FS_UNROLL
+      for (int l = 0; l < L; ++l)
+        v[l] = l < hi - lo ? load_widened<T>(from + q + (col0 + lo + l) * source.col_stride) : Vec<S>{};
+      transpose<S>(v);
+      FS_UNROLL
+      for (int l = 0; l < L; ++l) store<S>(to + (q + l) * channel_step + lo, v[l]);
+    }
+    return scalar(hi, n);  // of a cropped gradient, some channels go on
+  }
   scalar(0, lo);
   scalar(hi, n);
   const T* const first = from + col0 * source.col_stride;  // column 0 of the strip
