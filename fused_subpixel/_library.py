@@ -27,8 +27,8 @@ from ._layout import is_channels_last, memory_format
 GEOMETRY_SCHEMA = "int[] geometry"  # the fields of Geometry
 EPILOGUE_SCHEMA = "int activation, float negative_slope, float clamp_min, float clamp_max"
 
-# The geometry is one list: its 16 ints one by one would cost a small call a good part of its time. The object must live as long as
-# the process.
+# The geometry is one list: its 16 ints one by one would cost a small call a good part of its time. The
+# object must live as long as the process.
 definitions = torch.library.Library("fused_subpixel", "FRAGMENT")
 for _schema in (
     "subpixel_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? activation_weight, Tensor? residual, "
