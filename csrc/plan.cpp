@@ -9,10 +9,10 @@ namespace {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// A block's strip shares the L2 cache with the filter, the output and, where threads come in pairs, with the other
-// thread. (Fetching the next strip ahead of time, by prefetch instructions among the tiles, made everything slower.)
-// While the filter does not stay packed, larger blocks pack it less often.
-constexpr int64_t kStripShareOfL2 = 4, kStripShareOfL2Repacking = 2, kFilterShareOfL2 = 8;
+// A block's strip, with its output where that comes soon after, shares the L2 cache with the filter and, where
+// threads come in pairs, with the other thread. (Fetching the next strip ahead of time, by prefetch instructions
+// among the tiles, made everything slower.) While the filter does not stay packed, larger blocks pack it less often.
+constexpr int64_t kStripShareOfL2 = 3, kStripShareOfL2Repacking = 2, kFilterShareOfL2 = 8;
 // Cost of packing a filter element, a square transposition, in packed strip elements.
 constexpr double kFilterElement = 0.5;
 // Memory wants long rows: narrower blocks would pack fewer halo rows and still be slower.
@@ -29,19 +29,23 @@ bool interleaves_in_registers(int64_t run) {
 }
 
 // Cycles of one (channel, tap) step of a register tile: two multiply-adds and two loads per cycle, unaligned vectors
-// count twice, and fewer than eight sums wait for one another. Loads that hide cost a little all the same.
-double step_cycles(int64_t sums, int64_t broadcasts, int64_t vectors) {
+// count twice, and fewer than eight sums wait for one another. Loads that hide cost a little all the same, pixel
+// vectors most, for each comes from the L2 cache. (Weights measured on AVX-512, tiles of equal sums against each other.)
+constexpr double kHiddenBroadcast = 0.05, kHiddenFilter = 0.1, kHiddenPixels = 0.3;
+double step_cycles(int64_t sums, int64_t broadcasts, int64_t vectors, double hidden_vector) {
   const int64_t loads = broadcasts + 2 * vectors;
-  return static_cast<double>(std::max<int64_t>({sums, loads, 8})) / 2 + 0.05 * static_cast<double>(loads);
+  return static_cast<double>(std::max<int64_t>({sums, loads, 8})) / 2 +
+         kHiddenBroadcast * static_cast<double>(broadcasts) + hidden_vector * static_cast<double>(vectors);
 }
 
 double multiply_adds(const CpuProblem& p) {
-  return static_cast<double>(p.batch) * p.groups * p.channels * p.rows * p.conv_h * p.conv_w * p.kernel_h * p.kernel_w;
+  return static_cast<double>(p.batch) * p.groups * p.channels * p.rows * p.conv_h * p.conv_w * p.kernel_h *
+         p.kernel_w;
 }
 
 // Measured on AVX-512: cycles to finish and store one vector of sums.
 constexpr double kWinogradInput = 110, kWinogradOutput = 60;  // one vector of tiles, transformed
-constexpr double kWinogradFilter = 8;                        // one 3x3 filter, packed and transformed
+constexpr double kWinogradFilter = 8;                         // one 3x3 filter, packed and transformed
 constexpr double kStoreRun = 3, kStoreDense = 3, kStoreTransposed = 14, kStoreScalarPerLane = 2;
 
 struct Choice {
@@ -64,7 +68,8 @@ Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
     const double vectors = image_rows * static_cast<double>(ceil_div(p.conv_w, t.lanes));
     const double store = in_registers ? kStoreRun : kStoreScalarPerLane * t.lanes;
     offer({CpuKernel::kPixelLanes, rows, v,
-           tiles * vectors / v * k * step_cycles(rows * v, rows, v) + static_cast<double>(p.rows) * vectors * store});
+           tiles * vectors / v * k * step_cycles(rows * v, rows, v, kHiddenPixels) +
+               static_cast<double>(p.rows) * vectors * store});
   }
   for (int nv = 1; nv <= 4; ++nv) {
     const int most = channel_pixels(nv, t.registers);
@@ -74,22 +79,24 @@ Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
                                        : kStoreTransposed * static_cast<double>(round_up(pixels, t.lanes));
     offer({CpuKernel::kChannelLanes, nv * t.lanes, static_cast<int>(pixels),
            tiles * image_rows * static_cast<double>(splits) *
-               (k * step_cycles(pixels * nv, pixels, nv) + nv * stored)});
+               (k * step_cycles(pixels * nv, pixels, nv, kHiddenFilter) + nv * stored)});
   }
   // A filter that is transformed for every part of a block must be so in whole vectors of rows.
   const int64_t panel_bytes = 16 * p.channels * std::min(p.rows, kWinogradPanelRows) * t.element_bytes;
-  const bool fits_winograd = panel_bytes <= t.l2_bytes / kFilterShareOfL2 && p.kernel_h == 3 && p.kernel_w == 3 && p.stride_h == 1 && p.stride_w == 1 &&
-                             p.dilation_h == 1 && p.dilation_w == 1 && t.element_bytes == 4;
+  const bool fits_winograd = panel_bytes <= t.l2_bytes / kFilterShareOfL2 && p.kernel_h == 3 &&
+                             p.kernel_w == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
+                             p.dilation_w == 1 && t.element_bytes == 4;
   if (fits_winograd) {
-    const double vectors = static_cast<double>(p.batch * ceil_div(p.conv_h, 2) * ceil_div(p.conv_w, 2 * t.lanes));
+    const double vectors =
+        static_cast<double>(p.batch * ceil_div(p.conv_h, 2) * ceil_div(p.conv_w, 2 * t.lanes));
     const double channels = static_cast<double>(p.channels), stored = static_cast<double>(p.rows);
     const double store = in_registers ? kStoreRun : kStoreScalarPerLane * t.lanes;
     for (int rows : kTileRows) {
       const int v = pixel_vectors(rows, t.registers);
       const double tiles = static_cast<double>(ceil_div(p.rows, rows));
       offer({CpuKernel::kWinograd, rows, v,
-             vectors * (tiles / v * 16 * channels * step_cycles(rows * v, rows, v) + channels * kWinogradInput +
-                        stored * (kWinogradOutput + 4 * store)) +
+             vectors * (tiles / v * 16 * channels * step_cycles(rows * v, rows, v, kHiddenPixels) +
+                        channels * kWinogradInput + stored * (kWinogradOutput + 4 * store)) +
                  channels * stored * kWinogradFilter});
     }
   }
@@ -97,7 +104,9 @@ Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
 }
 
 // Splits `size` into at least `parts` equal pieces, a multiple of `quantum` each.
-int64_t piece(int64_t size, int64_t parts, int64_t quantum) { return round_up(ceil_div(size, parts), quantum); }
+int64_t piece(int64_t size, int64_t parts, int64_t quantum) {
+  return round_up(ceil_div(size, parts), quantum);
+}
 
 StripShape strip_of(CpuKernel kernel, const CpuProblem& p, int64_t h, int64_t w, int lanes) {
   return kernel == CpuKernel::kWinograd ? winograd_strip(p, h, w, lanes) : strip_shape(p, h, w, lanes);
@@ -110,12 +119,15 @@ void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elemen
   const int64_t quantum = winograd                                ? 2 * t.lanes
                           : plan.kernel == CpuKernel::kPixelLanes ? t.lanes
                                                                   : plan.tile_pixels;
-  const int64_t H = std::max<int64_t>(p.conv_h, 1), W = std::max<int64_t>(p.conv_w, 1), N = std::max<int64_t>(p.batch, 1);
-  const double repacked = plan.filter_resident
-                              ? 0.0
-                              : kFilterElement * static_cast<double>(p.rows * p.channels * p.kernel_h * p.kernel_w);
+  const int64_t H = std::max<int64_t>(p.conv_h, 1), W = std::max<int64_t>(p.conv_w, 1),
+                N = std::max<int64_t>(p.batch, 1);
+  const double repacked =
+      plan.filter_resident
+          ? 0.0
+          : kFilterElement * static_cast<double>(p.rows * p.channels * p.kernel_h * p.kernel_w);
   const auto strip_elements = [&](int64_t h, int64_t w) {
-    return strip_of(plan.kernel, p, h, w, t.lanes).image_step + h * round_up(w, t.lanes) * extra_elements_per_pixel;
+    return strip_of(plan.kernel, p, h, w, t.lanes).image_step +
+           h * round_up(w, t.lanes) * extra_elements_per_pixel;
   };
   // Of all widths, each with the tallest block that fits, the one with the least packing per pixel.
   int64_t w = W, h = 1;
@@ -124,7 +136,8 @@ void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elemen
     const int64_t width = std::min(W, piece(W, splits, quantum));
     const int64_t one = strip_elements(1, width), row = (strip_elements(3, width) - one) / 2;
     const int64_t height = std::clamp<int64_t>((budget - one) / std::max<int64_t>(row, 1) + 1, 1, H);
-    const double cost = (static_cast<double>(strip_elements(height, width)) + repacked) / static_cast<double>(height * width);
+    const double cost =
+        (static_cast<double>(strip_elements(height, width)) + repacked) / static_cast<double>(height * width);
     const bool fits = one <= budget;
     if (best < 0 || !fits || cost < best) best = fits ? cost : -1, w = width, h = height;
     if (fits && width <= std::max(quantum, kNarrowEnough)) break;
@@ -137,11 +150,12 @@ void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elemen
   if (plan.parallel) {
     // Even shares: split images first, then rows, for the number of items that keeps the threads busiest.
     n = std::min(n, ceil_div(N, t.threads));
-    n = ceil_div(N, round_up(ceil_div(N, n), p.groups % t.threads == 0 || ceil_div(N, n) == N ? 1 : t.threads));
+    n = ceil_div(N,
+                 round_up(ceil_div(N, n), p.groups % t.threads == 0 || ceil_div(N, n) == N ? 1 : t.threads));
     const int64_t others = p.groups * ceil_div(N, n) * ceil_div(W, w);
     int64_t parts = ceil_div(H, h);
     double best_use = 0;
-    const int64_t most = std::min({2 * parts, parts + 4 * t.threads, H});
+    const int64_t most = std::min({std::max<int64_t>(2 * parts, t.threads), parts + 4 * t.threads, H});
     for (int64_t more = parts; more <= most; ++more) {
       const int64_t real = ceil_div(H, ceil_div(H, more)), items = others * real;
       const double use = static_cast<double>(items) / static_cast<double>(round_up(items, t.threads));
@@ -154,7 +168,8 @@ void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elemen
   }
   if (winograd) h = std::min(round_up(h, 2), H);
   plan.block_n = n, plan.block_h = h, plan.block_w = w;
-  plan.blocks_n = ceil_div(p.batch, n), plan.blocks_h = ceil_div(p.conv_h, h), plan.blocks_w = ceil_div(p.conv_w, w);
+  plan.blocks_n = ceil_div(p.batch, n), plan.blocks_h = ceil_div(p.conv_h, h),
+  plan.blocks_w = ceil_div(p.conv_w, w);
   plan.items = p.groups * plan.blocks_n * plan.blocks_h * plan.blocks_w;
 }
 
@@ -194,15 +209,18 @@ CpuPlan plan_cpu_conv(const CpuProblem& p, const CpuTarget& t) {
   if (winograd) {
     // the transformed input of a part passes once per panel: panels as large as the filter's share of the cache
     const int64_t whole = plan.panel_tiles;  // tiles that keep runs together
-    const int64_t most = std::min(kWinogradPanelRows / plan.tile_rows, t.l2_bytes / kFilterShareOfL2 / tile_bytes);
+    const int64_t most =
+        std::min(kWinogradPanelRows / plan.tile_rows, t.l2_bytes / kFilterShareOfL2 / tile_bytes);
     const int64_t panels = ceil_div(tiles, std::max(whole, most / whole * whole));
     plan.panel_tiles = static_cast<int>(round_up(ceil_div(tiles, panels), whole));
   }
-  choose_blocks(p, t, 0, plan);
+  // where the filter does not stay, the strip is read many times over: it alone counts
+  choose_blocks(p, t, plan.filter_resident ? p.rows : 0, plan);
   plan.part_h = plan.block_h;
   if (winograd) {
     const int64_t pair_tiles = ceil_div(plan.block_w, 2 * t.lanes) * t.lanes;
-    const int64_t pair_bytes = 16 * (p.channels + plan.panel_tiles * plan.tile_rows) * pair_tiles * t.element_bytes;
+    const int64_t pair_bytes =
+        16 * (p.channels + plan.panel_tiles * plan.tile_rows) * pair_tiles * t.element_bytes;
     plan.part_h = std::clamp<int64_t>(t.l2_bytes / 2 / pair_bytes, 1, ceil_div(plan.block_h, 2)) * 2;
   }
   return plan;
@@ -217,7 +235,7 @@ CpuPlan plan_cpu_weight_grad(const CpuProblem& p, const CpuTarget& t) {
     const int v = gradient_columns(rows, t.registers);
     // loads: every gradient row is a vector of its own
     const double cycles = static_cast<double>(ceil_div(p.rows, rows) * ceil_div(columns, v)) *
-                          step_cycles(rows * v, rows, v);
+                          step_cycles(rows * v, rows, v, kHiddenPixels);
     if (best < 0 || cycles < best) best = cycles, plan.tile_rows = rows, plan.tile_pixels = v;
   }
   plan.panel_tiles = 1;

@@ -44,23 +44,23 @@ struct CpuProblem {
   int64_t batch, groups, channels, rows;  // channels, rows: of one group
   int64_t conv_h, conv_w;
   int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
-  int64_t run;        // rows that interleave into one contiguous run of the output; 0: none
-  bool rows_dense;    // neighbouring rows are neighbours in memory (channels_last output)
+  int64_t run;      // rows that interleave into one contiguous run of the output; 0: none
+  bool rows_dense;  // neighbouring rows are neighbours in memory (channels_last output)
 };
 
 // A block is block_n images x block_h rows x block_w columns of low-resolution output, computed from one
 // zero-padded strip of its input. Work items are (block, group) pairs.
 struct CpuPlan {
   CpuKernel kernel;
-  int tile_rows;     // rows per register tile (kChannelLanes: row vectors * lanes)
-  int tile_pixels;   // vectors of pixels (kWinograd: of tiles); kChannelLanes: the most pixels
-  int panel_tiles;   // row tiles that are stored together
+  int tile_rows;    // rows per register tile (kChannelLanes: row vectors * lanes)
+  int tile_pixels;  // vectors of pixels (kWinograd: of tiles); kChannelLanes: the most pixels
+  int panel_tiles;  // row tiles that are stored together
   int64_t block_n, block_h, block_w;
-  int64_t part_h;    // kWinograd: rows of a block that are transformed at a time
+  int64_t part_h;  // kWinograd: rows of a block that are transformed at a time
   int64_t blocks_n, blocks_h, blocks_w;
   int64_t items;
   bool filter_resident;  // all row tiles of a group are packed at once and kept over the blocks
-  bool parallel;     // false: so small that waking threads costs more than it saves
+  bool parallel;         // false: so small that waking threads costs more than it saves
 };
 
 CpuPlan plan_cpu_conv(const CpuProblem& problem, const CpuTarget& target);

@@ -93,8 +93,8 @@ struct Sizes {
 };
 
 inline Geometry make_geometry(const Sizes& z, const std::array<int64_t, 16>& v) {
-  const auto [r_h, r_w, stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, crop_t, crop_l, crop_b,
-              crop_r, order] = v;
+  const auto [r_h, r_w, stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, crop_t, crop_l,
+              crop_b, crop_r, order] = v;
   check(r_h >= 1 && r_w >= 1, "upscale factors must be positive, got ", r_h, " and ", r_w);
   check(stride_h >= 1 && stride_w >= 1 && dil_h >= 1 && dil_w >= 1, "stride and dilation must be positive");
   check(pad_t >= 0 && pad_l >= 0 && pad_b >= 0 && pad_r >= 0, "padding must not be negative");
@@ -103,8 +103,8 @@ inline Geometry make_geometry(const Sizes& z, const std::array<int64_t, 16>& v) 
   for (int64_t n : v) check(n < kLarge, "geometry value ", n, " is too large");
   check(order == 0 || order == 1, "channel_order must be 0 (crd) or 1 (dcr), got ", order);
   check(z.kernel_h >= 1 && z.kernel_w >= 1, "empty kernel");
-  check(z.conv_channels % (r_h * r_w) == 0, z.conv_channels, " convolution channels do not divide by ", r_h, " * ",
-        r_w);
+  check(z.conv_channels % (r_h * r_w) == 0, z.conv_channels, " convolution channels do not divide by ", r_h,
+        " * ", r_w);
   check(groups >= 1 && z.in_channels % groups == 0 && z.conv_channels % groups == 0,
         "channels do not divide by groups = ", groups);
   Geometry g{};
@@ -127,12 +127,15 @@ inline Geometry make_geometry(const Sizes& z, const std::array<int64_t, 16>& v) 
   return g;
 }
 
-inline Geometry forward_geometry(const Tensor& input, const Tensor& weight, const std::array<int64_t, 16>& v) {
-  check(input.dim() == 4 && weight.dim() == 4, "expected input [N, Ci, H, W] and weight [C*r*r, Ci/groups, kh, kw]");
+inline Geometry forward_geometry(const Tensor& input, const Tensor& weight,
+                                 const std::array<int64_t, 16>& v) {
+  check(input.dim() == 4 && weight.dim() == 4,
+        "expected input [N, Ci, H, W] and weight [C*r*r, Ci/groups, kh, kw]");
   check(weight.scalar_type() == input.scalar_type(), "input and weight differ in dtype");
   check(weight.device() == input.device(), "input and weight are on different devices");
-  const Geometry g = make_geometry({input.size(0), input.size(1), input.size(2), input.size(3), weight.size(0),
-                                    weight.size(2), weight.size(3)}, v);
+  const Geometry g = make_geometry({input.size(0), input.size(1), input.size(2), input.size(3),
+                                    weight.size(0), weight.size(2), weight.size(3)},
+                                   v);
   check(weight.size(1) * g.groups == g.in_channels, "weight ", shape_of(weight), " does not fit input ",
         shape_of(input));
   return g;

@@ -2,8 +2,8 @@
 """The same operation in plain PyTorch: the oracle of the tests and the fallback everywhere else.
 
 It runs on any device, for any floating dtype, under any transform, and is differentiable to any order.
-Shuffles are views and one copy, not ``torch.pixel_shuffle``, whose backward fails on empty batches (PyTorch
-2.13) and which knows neither unequal factors nor the DCR order.
+Shuffles are views and one copy, for ``torch.pixel_shuffle`` fails in the backward of empty batches (PyTorch
+2.13) and knows neither unequal factors nor the DCR order. It serves where it is the faster.
 """
 
 from __future__ import annotations
@@ -110,6 +110,21 @@ def pixel_unshuffle(input: Tensor, downscale_factor: Any, channel_order: str = "
     return output.reshape(*input.shape[:-3], *output.shape[1:])
 
 
+def _native_is_faster(input: Tensor, factor_h: int, factor_w: int, channel_order: int) -> bool:
+    """Whether to leave a shuffle to PyTorch's own.
+
+    That one interleaves channels_last pixels on a CPU two to three times as fast as a copy of permuted
+    views. On CUDA it loses the layout, and its gradient fails on empty tensors.
+    """
+    return (
+        factor_h == factor_w
+        and channel_order != _DCR
+        and input.device.type == "cpu"
+        and is_channels_last(input)
+        and input.numel() > 0
+    )
+
+
 def shuffle(input: Tensor, upscale_h: int, upscale_w: int, channel_order: int) -> Tensor:
     """[N, C*r_h*r_w, P, Q] -> [N, C, P*r_h, Q*r_w]."""
     n, low_channels, p, q = input.shape
@@ -122,6 +137,8 @@ def shuffle(input: Tensor, upscale_h: int, upscale_w: int, channel_order: int) -
             dtype=input.dtype,
             shape=(n, c, p * upscale_h, q * upscale_w),
         )
+    if _native_is_faster(input, upscale_h, upscale_w, channel_order):
+        return F.pixel_shuffle(input, upscale_h)
     if channel_order == _DCR:
         blocks = input.reshape(n, upscale_h, upscale_w, c, p, q).permute(0, 3, 1, 2, 4, 5)
     else:
@@ -140,6 +157,8 @@ def unshuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: int) -
     n, c, height, width = input.shape
     p, q = height // factor_h, width // factor_w
     low_channels = c * factor_h * factor_w
+    if _native_is_faster(input, factor_h, factor_w, channel_order):
+        return F.pixel_unshuffle(input, factor_h)
     blocks = input.reshape(n, c, p, factor_h, q, factor_w)
     if is_channels_last(input):
         order = (0, 2, 4, 3, 5, 1) if channel_order == _DCR else (0, 2, 4, 1, 3, 5)

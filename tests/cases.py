@@ -348,7 +348,9 @@ GEOMETRIES = (
     # more than one block: long rows, many channels, many images, a filter too large to stay packed
     Case("long rows", (1, 3, 2, 600), (12, 3, 1, 3), padding=(0, 1, 0, 1)),
     Case("long rows wide", (1, 3, 2, 700), (64, 3, 1, 2), padding=(0, 1, 0, 1)),
-    Case("tall", (1, 64, 37, 64), (4, 64, 1, 3), padding=(0, 1, 0, 1)),
+    Case("tall", (1, 64, 61, 66), (4, 64, 5, 3), padding=(2, 1, 2, 1)),
+    Case("tall stride", (1, 64, 79, 66), (4, 64, 3, 2), stride=(2, 1), dilation=(3, 1)),
+    Case("tall wide", (1, 600, 44, 6), (64, 600, 3, 1), padding=(1, 0, 1, 0)),
     Case("many images", (9, 3, 4, 5), (12, 3, 3, 3), padding=SAME3),
     Case("deep", (1, 1024, 2, 40), (4, 1024, 3, 1), padding=(1, 0, 1, 0)),
     Case("large filter", (1, 130, 3, 4), (64, 130, 3, 3), padding=SAME3),
@@ -359,7 +361,7 @@ NARROW = Case("narrow", (2, 3, 4, 37), (12, 3, 3, 3), padding=SAME3)
 WIDE = Case("wide", (2, 40, 3, 7), (72, 40, 3, 2), padding=(1, 0, 1, 1))
 LARGE = Case("large", (1, 44, 7, 61), (60, 44, 3, 3), padding=SAME3)
 BASES = (NARROW, WIDE, LARGE)
-KERNELS = dict(zip(BASES, (PIXEL_LANES, CHANNEL_LANES, WINOGRAD), strict=True))  # in float32, channels_last
+KERNELS = dict(zip(BASES, (PIXEL_LANES, CHANNEL_LANES, WINOGRAD), strict=True))  # float32, in either layout
 
 
 def variant(case: Case, **changes: Any) -> Case:
@@ -385,6 +387,11 @@ EPILOGUES = tuple(
         variant(base, activation="prelu", slopes=base.weight[0], residual="nearest", **CROP),
     )
 )
+
+
+def shared_rows(case: Case) -> int:
+    """Rows of input that a block of output rows shares with the one below it."""
+    return max((case.weight[2] - 1) * case.dilation[0] + 1 - case.stride[0], 0)
 
 
 def products(case: Case) -> int:

@@ -7,8 +7,10 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import cases
 import pytest
 import torch
+from cases import DTYPES, LAYOUTS
 from torch import Tensor
 
 import fused_subpixel as fs
@@ -29,6 +31,23 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once per backend that can compute on CPU tensors."""
     with fs.use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture(params=cases.usable_isas(), ids=lambda isa: ("portable", "avx2", "avx512")[isa])
+def isa(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Runs the test once per instruction set that can run here."""
+    with cases.instruction_set(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture(autouse=True)

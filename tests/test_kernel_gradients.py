@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import cases
 import pytest
 import torch
-from cases import BASES, DTYPES, GEOMETRIES, LARGE, LAYOUTS, NARROW, WIDE, Case, variant
+from cases import BASES, GEOMETRIES, LARGE, LAYOUTS, NARROW, WIDE, Case, variant
 from conftest import needs_cpu_library
 from torch import Tensor
 
@@ -19,23 +19,6 @@ pytestmark = [needs_cpu_library, pytest.mark.usefixtures("one_thread")]
 
 STRIDE_1 = tuple(case for case in GEOMETRIES if case.stride == (1, 1))
 NAMES = ("input", "weight", "bias")
-
-
-@pytest.fixture(params=cases.usable_isas(), ids=lambda isa: ("portable", "avx2", "avx512")[isa])
-def isa(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Runs the test once per instruction set that can run here."""
-    with cases.instruction_set(request.param):
-        yield request.param
-
-
-@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param
-
-
-@pytest.fixture(params=LAYOUTS)
-def layout(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 def input_grad(case: Case, grad: Tensor, weight: Tensor, channels_last: bool = False) -> Tensor:

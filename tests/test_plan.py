@@ -154,14 +154,14 @@ def strip_of(problem: Any, target: Any, plan: Any) -> Any:
 @given(problem=problems, target=targets)
 @EXAMPLES
 def test_strips_fit_their_share_of_the_cache(problem: Any, target: Any) -> None:
-    """A quarter of L2; half of it where the filter does not stay; 2**14 values where that is more.
+    """A third of L2; half of it where the filter does not stay; 2**14 values where that is more.
 
     The height is extrapolated from strips of one and three rows, roundings included, which at rows of 5/3
     vectors makes 5/3 of that. And some blocks cannot be smaller.
     """
     plan = host.plan_cpu_conv(problem, target)
     size = plan.block_n * strip_of(problem, target, plan).image_step * target.element_bytes
-    budget = max(target.l2_bytes // (4 if plan.filter_resident else 2), target.element_bytes << 14)
+    budget = max(target.l2_bytes // (3 if plan.filter_resident else 2), target.element_bytes << 14)
     height, width = {
         host.PIXEL_LANES: (1, target.lanes),
         host.CHANNEL_LANES: (1, plan.tile_pixels),
@@ -237,13 +237,8 @@ def test_few_rows_take_pixel_lanes_and_wide_layers_channel_lanes() -> None:
 
 @pytest.mark.parametrize("threads", [2, 3, 4, 8, 16])
 @pytest.mark.parametrize("shape", [(1, 360, 640), (1, 64, 64), (16, 24, 24), (5, 33, 70)], ids=str)
-def test_threads_get_even_shares(
-    request: pytest.FixtureRequest, threads: int, shape: tuple[int, int, int]
-) -> None:
+def test_threads_get_even_shares(threads: int, shape: tuple[int, int, int]) -> None:
     """The slowest thread does at most a quarter more than the average one."""
-    if threads >= 8 and shape == (1, 64, 64):
-        reason = "the number of row blocks is at most doubled, however many threads there are"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
     batch, conv_h, conv_w = shape
     target = make(host.CpuTarget, lanes=16, registers=32, l2_bytes=1 << 21, threads=threads, element_bytes=4)
     problem = image_problem(batch=batch, conv_h=conv_h, conv_w=conv_w)

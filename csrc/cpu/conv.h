@@ -27,10 +27,11 @@ struct Block {
   int64_t n, images, h, height, w, width;
 };
 
+// Blocks follow one another downwards, so that a strip can keep the rows it shares with the one before.
 FS_INLINE Block block_of(const CpuPlan& plan, const Window& window, int64_t index) {
   Block b;
-  b.w = index % plan.blocks_w * plan.block_w, index /= plan.blocks_w;
   b.h = index % plan.blocks_h * plan.block_h, index /= plan.blocks_h;
+  b.w = index % plan.blocks_w * plan.block_w, index /= plan.blocks_w;
   b.n = index * plan.block_n;
   b.width = smaller(plan.block_w, window.conv_w - b.w);
   b.height = smaller(plan.block_h, window.conv_h - b.h);
@@ -79,7 +80,8 @@ struct GroupRows {
   S *bias, *slope;
 
   static size_t bytes(int64_t padded) {
-    return 2 * Arena::bytes<int64_t>(padded) + 2 * Arena::bytes<int32_t>(padded) + 2 * Arena::bytes<S>(padded);
+    return 2 * Arena::bytes<int64_t>(padded) + 2 * Arena::bytes<int32_t>(padded) +
+           2 * Arena::bytes<S>(padded);
   }
   void place(Arena& arena, int64_t padded) {
     dest = arena.take<int64_t>(padded), residual = arena.take<int64_t>(padded);
@@ -127,8 +129,11 @@ struct ConvWorker {
   bool resident;  // all filter tiles of a group fit the scratch: packed once, not once per block
 
   explicit ConvWorker(const ConvTask& t)
-      : task(t), plan(t.plan), shape(strip_shape(strip_problem(t.window), plan.block_h, plan.block_w, L)),
-        out(t.dest, t.epilogue), rows{t, {}, {}, {}, {}, {}, {}} {
+      : task(t),
+        plan(t.plan),
+        shape(strip_shape(strip_problem(t.window), plan.block_h, plan.block_w, L)),
+        out(t.dest, t.epilogue),
+        rows{t, {}, {}, {}, {}, {}, {}} {
     const Window& w = task.window;
     tiles = ceil_div(task.dest.rows, plan.tile_rows);
     k = w.channels * w.taps();
@@ -138,16 +143,18 @@ struct ConvWorker {
     const int64_t strip_size = plan.block_n * shape.image_step + 2 * L;
     const int64_t filter_size = kept_tiles * k * plan.tile_rows + L;
     const int64_t sums_size = int64_t{plan.panel_tiles} * plan.tile_rows * plan.tile_pixels *
-                                  (plan.kernel == CpuKernel::kPixelLanes ? L : 1) + L;
-    Arena arena{static_cast<char*>(
-        thread_scratch(Arena::bytes<int64_t>(w.taps()) + Arena::bytes<S>(strip_size) + Arena::bytes<S>(filter_size) +
-                       Arena::bytes<S>(sums_size) + GroupRows<T>::bytes(padded)))};
+                                  (plan.kernel == CpuKernel::kPixelLanes ? L : 1) +
+                              L;
+    Arena arena{static_cast<char*>(thread_scratch(Arena::bytes<int64_t>(w.taps()) +
+                                                  Arena::bytes<S>(strip_size) + Arena::bytes<S>(filter_size) +
+                                                  Arena::bytes<S>(sums_size) + GroupRows<T>::bytes(padded)))};
     int64_t* tap = arena.take<int64_t>(w.taps());
     strip = arena.take<S>(strip_size), filter = arena.take<S>(filter_size), sums = arena.take<S>(sums_size);
     rows.place(arena, padded);
     tap_offsets(w, shape, tap);
     map = {tap, w.taps(), w.channels, shape.channel_step, plan.tile_rows, plan.tile_pixels * L, false};
-    for (int64_t l = 0; l < 2 * L; ++l) strip[plan.block_n * shape.image_step + l] = S(0);  // vector over-read
+    for (int64_t l = 0; l < 2 * L; ++l)
+      strip[plan.block_n * shape.image_step + l] = S(0);  // vector over-read
   }
 
   void enter_group(int64_t g) {
@@ -160,8 +167,9 @@ struct ConvWorker {
     const int64_t all = task.dest.rows;
     for (int64_t t = 0; t < count; ++t) {
       const int64_t row = (first + t) * plan.tile_rows;
-      pack_filter<T>(task.filter, task.window, group, group * all + row, smaller<int64_t>(plan.tile_rows, all - row),
-                     plan.tile_rows, filter + t * k * plan.tile_rows);
+      pack_filter<T>(task.filter, task.window, group, group * all + row,
+                     smaller<int64_t>(plan.tile_rows, all - row), plan.tile_rows,
+                     filter + t * k * plan.tile_rows);
     }
   }
 
@@ -174,7 +182,9 @@ struct ConvWorker {
     for (int64_t item = begin; item < end; ++item) {
       if (item / blocks != group) enter_group(item / blocks);
       const Block b = block_of(plan, task.window, item % blocks);
-      pack_strip<T>(task.source, task.window, shape, group, b.n, b.images, b.h, b.w, strip);
+      const bool follows = item > begin && b.h > 0;
+      pack_strip<T>(task.source, task.window, shape, group, b.n, b.images, b.h, b.w, strip,
+                    follows ? plan.block_h : 0);
       for (int64_t tile = 0; tile < tiles; tile += plan.panel_tiles) {
         const int64_t count = smaller<int64_t>(plan.panel_tiles, tiles - tile);
         if (!resident) pack_tiles(tile, count);
@@ -225,7 +235,8 @@ struct ConvWorker {
         const S* from[kMost];
         for (int v = 0; v < V; ++v) from[v] = at[v] + strip_offset;
         for (int64_t t = 0; t < count; ++t)
-          run_tile(packed + t * k * plan.tile_rows + filter_at, from, slice, sums + t * plan.tile_rows * V * L);
+          run_tile(packed + t * k * plan.tile_rows + filter_at, from, slice,
+                   sums + t * plan.tile_rows * V * L);
       });
       out.store_planar(sums, V * L, first_row, stored, pixels, valid);
     }

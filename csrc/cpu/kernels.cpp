@@ -39,7 +39,7 @@ void run_finish_weight_grad(const WeightGradTask& task) {
 #define FS_STRING_(x) #x
 #define FS_STRING(x) FS_STRING_(x)
 extern const Kernels kernels;
-const Kernels kernels = {FS_STRING(FS_ISA), kVectorBytes, kRegisters, &run_conv, &run_weight_grad,
-                         &run_finish_weight_grad};
+const Kernels kernels = {FS_STRING(FS_ISA), kVectorBytes,     kRegisters,
+                         &run_conv,         &run_weight_grad, &run_finish_weight_grad};
 
 }  // namespace fused_subpixel::cpu::FS_ISA

@@ -63,10 +63,12 @@ struct RowOrder {
 
 RowOrder sorted_rows(const Geometry& g, bool channels_last) {
   const int64_t total = g.conv_channels(), per_group = total / g.groups;
-  RowOrder rows{std::vector<Phase>(static_cast<size_t>(total)), std::vector<int64_t>(static_cast<size_t>(total))};
+  RowOrder rows{std::vector<Phase>(static_cast<size_t>(total)),
+                std::vector<int64_t>(static_cast<size_t>(total))};
   std::vector<int64_t> filled(static_cast<size_t>(g.groups), 0);
   const auto add = [&](Phase p) {
-    const int64_t channel = channel_of_phase(p, g.channels, g.r_h, g.r_w, g.order), group = channel / per_group;
+    const int64_t channel = channel_of_phase(p, g.channels, g.r_h, g.r_w, g.order),
+                  group = channel / per_group;
     const auto at = static_cast<size_t>(group * per_group + filled[static_cast<size_t>(group)]++);
     rows.phase[at] = p, rows.channel[at] = channel;
   };
@@ -123,12 +125,13 @@ Source input_source(const Geometry& g, const TensorView& input, SourceTables& ta
   tables.row.assign(tables.offset.size(), 0);
   tables.col.assign(tables.offset.size(), 0);
   const Strides& s = input.stride;
-  return {input.data, s.n, s.h, s.w, tables.offset.data(), tables.row.data(), tables.col.data(), 1, 1, g.in_h, g.in_w,
-          s.c == 1 ? per_group : 1};
+  return {input.data, s.n, s.h,    s.w,    tables.offset.data(),    tables.row.data(), tables.col.data(),
+          1,          1,   g.in_h, g.in_w, s.c == 1 ? per_group : 1};
 }
 
 // A shuffled gradient, read as the low-resolution channels it came from.
-Source gradient_source(const Geometry& g, const TensorView& grad, const ShuffledRows& rows, SourceTables& tables) {
+Source gradient_source(const Geometry& g, const TensorView& grad, const ShuffledRows& rows,
+                       SourceTables& tables) {
   const Strides& s = grad.stride;
   for (const Phase& p : rows.order.phase) {
     const int64_t i = p.i - g.crop_top, j = p.j - g.crop_left;
@@ -136,30 +139,54 @@ Source gradient_source(const Geometry& g, const TensorView& grad, const Shuffled
     tables.row.push_back(static_cast<int32_t>(i));
     tables.col.push_back(static_cast<int32_t>(j));
   }
-  return {grad.data, s.n, g.r_h * s.h, g.r_w * s.w, tables.offset.data(), tables.row.data(), tables.col.data(),
-          g.r_h, g.r_w, g.out_h, g.out_w, std::max<int64_t>(rows.run, 1)};
+  return {grad.data,
+          s.n,
+          g.r_h * s.h,
+          g.r_w * s.w,
+          tables.offset.data(),
+          tables.row.data(),
+          tables.col.data(),
+          g.r_h,
+          g.r_w,
+          g.out_h,
+          g.out_w,
+          std::max<int64_t>(rows.run, 1)};
 }
 
 Window forward_window(const Geometry& g) {
-  return {g.batch, g.groups, g.in_channels / g.groups, g.conv_h, g.conv_w, g.kernel_h, g.kernel_w,
-          g.stride_h, g.stride_w, g.dilation_h, g.dilation_w, g.pad_top, g.pad_left};
+  return {g.batch,      g.groups,     g.in_channels / g.groups,
+          g.conv_h,     g.conv_w,     g.kernel_h,
+          g.kernel_w,   g.stride_h,   g.stride_w,
+          g.dilation_h, g.dilation_w, g.pad_top,
+          g.pad_left};
 }
 
 // The input gradient is a convolution of the low-resolution gradient with the kernel turned by 180 degrees.
 Window input_grad_window(const Geometry& g) {
-  return {g.batch, g.groups, g.conv_channels() / g.groups, g.in_h, g.in_w, g.kernel_h, g.kernel_w, 1, 1,
-          g.dilation_h, g.dilation_w, (g.kernel_h - 1) * g.dilation_h - g.pad_top,
+  return {g.batch,
+          g.groups,
+          g.conv_channels() / g.groups,
+          g.in_h,
+          g.in_w,
+          g.kernel_h,
+          g.kernel_w,
+          1,
+          1,
+          g.dilation_h,
+          g.dilation_w,
+          (g.kernel_h - 1) * g.dilation_h - g.pad_top,
           (g.kernel_w - 1) * g.dilation_w - g.pad_left};
 }
 
 CpuProblem problem_of(const Window& w, int64_t rows, int64_t run, bool rows_dense) {
-  return {w.batch, w.groups, w.channels, rows, w.conv_h, w.conv_w, w.kernel_h, w.kernel_w,
-          w.stride_h, w.stride_w, w.dilation_h, w.dilation_w, run, rows_dense};
+  return {w.batch,    w.groups,   w.channels, rows,         w.conv_h,     w.conv_w, w.kernel_h,
+          w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w, run,      rows_dense};
 }
 
 Filter::Dense density(const Strides& s, const Geometry& g) {
   const int64_t taps = g.kernel_h * g.kernel_w, channels = g.in_channels / g.groups;
-  if ((g.kernel_w == 1 || s.w == 1) && (g.kernel_h == 1 || s.h == g.kernel_w) && (channels == 1 || s.c == taps))
+  if ((g.kernel_w == 1 || s.w == 1) && (g.kernel_h == 1 || s.h == g.kernel_w) &&
+      (channels == 1 || s.c == taps))
     return Filter::Dense::kAll;
   return s.c == 1 ? Filter::Dense::kChannels : Filter::Dense::kNone;
 }
@@ -259,13 +286,32 @@ void conv_forward(const ForwardArguments& a, const Pool& pool) {
   task.filter = {a.weight.data, row_offset.data(), channel_offset.data(), taps.data(), density(ws, g)};
 
   const bool dense = rows_dense(a.output.stride, rows.run, target.lanes);
-  task.dest = {const_cast<void*>(a.output.data), a.output.stride, rows.order.phase.data(), rows.order.channel.data(),
-               per_group, rows.run, dense, g.r_h, g.r_w, g.crop_top, g.crop_left, g.out_h, g.out_w};
+  task.dest = {const_cast<void*>(a.output.data),
+               a.output.stride,
+               rows.order.phase.data(),
+               rows.order.channel.data(),
+               per_group,
+               rows.run,
+               dense,
+               g.r_h,
+               g.r_w,
+               g.crop_top,
+               g.crop_left,
+               g.out_h,
+               g.out_w};
   const bool prelu_per_channel = a.prelu_size == g.channels && a.prelu_size > 1;
   const bool prelu_per_row = !prelu_per_channel && a.prelu_size > 1;
-  task.epilogue = {a.bias, a.epilogue.activation, a.epilogue.negative_slope, a.epilogue.clamp_min,
-                   a.epilogue.clamp_max, a.prelu, prelu_per_channel, prelu_per_row, a.residual.data,
-                   a.epilogue.residual_kind, a.residual.stride};
+  task.epilogue = {a.bias,
+                   a.epilogue.activation,
+                   a.epilogue.negative_slope,
+                   a.epilogue.clamp_min,
+                   a.epilogue.clamp_max,
+                   a.prelu,
+                   prelu_per_channel,
+                   prelu_per_row,
+                   a.residual.data,
+                   a.epilogue.residual_kind,
+                   a.residual.stride};
   task.plan = plan_cpu_conv(problem_of(task.window, per_group, rows.run, dense), target);
   run_shares(task.plan, pool, [&](int64_t begin, int64_t end) { kernels.conv(task, begin, end); });
 }
@@ -296,10 +342,22 @@ void conv_input_grad(const InputGradArguments& a, const Pool& pool) {
   const Strides& s = a.grad_input.stride;
   const int64_t run = checked_run(s.w, 0, phase, per_group, [&](const Phase& p) { return p.c * s.c; });
   const bool dense = rows_dense(s, run, target.lanes);
-  task.dest = {const_cast<void*>(a.grad_input.data), s, phase.data(), channel.data(), per_group, run, dense,
-               1, 1, 0, 0, g.in_h, g.in_w};
+  task.dest = {const_cast<void*>(a.grad_input.data),
+               s,
+               phase.data(),
+               channel.data(),
+               per_group,
+               run,
+               dense,
+               1,
+               1,
+               0,
+               0,
+               g.in_h,
+               g.in_w};
   const double inf = __builtin_inf();
-  task.epilogue = {nullptr, Activation::kNone, 0.0, -inf, inf, nullptr, 0, 0, nullptr, ResidualKind::kNone, {}};
+  task.epilogue = {nullptr, Activation::kNone,   0.0, -inf, inf, nullptr, 0, 0,
+                   nullptr, ResidualKind::kNone, {}};
   task.plan = plan_cpu_conv(problem_of(task.window, per_group, run, dense), target);
   run_shares(task.plan, pool, [&](int64_t begin, int64_t end) { kernels.conv(task, begin, end); });
 }
@@ -341,7 +399,8 @@ void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Pool& p
   // Fixed shares, one slot each: the sums, and so the result, do not depend on which thread came first.
   const auto run_slots = [&](int64_t begin, int64_t end) {
     for (int64_t slot = begin; slot < end; ++slot)
-      kernels.weight_grad(task, slot, task.plan.items * slot / task.slots, task.plan.items * (slot + 1) / task.slots);
+      kernels.weight_grad(task, slot, task.plan.items * slot / task.slots,
+                          task.plan.items * (slot + 1) / task.slots);
   };
   if (task.slots > 1)
     pool.for_each_share(task.slots, run_slots);
@@ -355,14 +414,17 @@ CpuPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last,
   const CpuTarget target = target_of(kernels, dtype, threads);
   if (pass == Pass::kWeightGrad) return weight_grad_plan(g, dtype, kernels, threads);
   if (pass == Pass::kInputGrad) {
-    const int64_t rows = g.in_channels / g.groups, run = channels_last ? (g.groups == 1 ? g.in_channels : 0) : 1;
-    return plan_cpu_conv(problem_of(input_grad_window(g), rows, run, channels_last && run >= target.lanes), target);
+    const int64_t rows = g.in_channels / g.groups,
+                  run = channels_last ? (g.groups == 1 ? g.in_channels : 0) : 1;
+    return plan_cpu_conv(problem_of(input_grad_window(g), rows, run, channels_last && run >= target.lanes),
+                         target);
   }
   const int64_t h = g.out_h, w = g.out_w, c = g.channels;
   const Strides s = channels_last ? Strides{h * w * c, 1, w * c, c} : Strides{h * w * c, h * w, w, 1};
   const int64_t run = shuffled_rows(g, s).run;
-  return plan_cpu_conv(problem_of(forward_window(g), g.conv_channels() / g.groups, run,
-                                  rows_dense(s, run, target.lanes)), target);
+  return plan_cpu_conv(
+      problem_of(forward_window(g), g.conv_channels() / g.groups, run, rows_dense(s, run, target.lanes)),
+      target);
 }
 
 }  // namespace fused_subpixel::cpu

@@ -34,15 +34,16 @@ Tensor dense_vector(const char* name, const Tensor& t, const Tensor& input) {
 
 Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                        const OptionalTensor& activation_weight, const OptionalTensor& residual,
-                       std::vector<int64_t> geometry, int64_t activation, double negative_slope, double clamp_min,
-                       double clamp_max) {
+                       std::vector<int64_t> geometry, int64_t activation, double negative_slope,
+                       double clamp_min, double clamp_max) {
   const Geometry g = forward_geometry(input, weight, geometry_values(geometry));
   check(activation >= 0 && activation <= static_cast<int64_t>(Activation::kSigmoid), "unknown activation ",
         activation);
   ForwardArguments a{};
   a.geometry = g;
   a.dtype = dtype_of(input);
-  a.epilogue = {static_cast<Activation>(activation), negative_slope, clamp_min, clamp_max, ResidualKind::kNone};
+  a.epilogue = {static_cast<Activation>(activation), negative_slope, clamp_min, clamp_max,
+                ResidualKind::kNone};
   OptionalTensor bias_dense, prelu_dense;
   if (bias) {
     bias_dense = dense_vector("bias", *bias, input);
@@ -71,10 +72,11 @@ Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const Optional
 }
 
 // The geometry of a backward call; grad_output is checked against it.
-Geometry backward_geometry(const Tensor& grad_output, const Sizes& sizes, const std::array<int64_t, 16>& values) {
+Geometry backward_geometry(const Tensor& grad_output, const Sizes& sizes,
+                           const std::array<int64_t, 16>& values) {
   const Geometry g = make_geometry(sizes, values);
-  check(grad_output.size(0) == g.batch && grad_output.size(1) == g.channels && grad_output.size(2) == g.out_h &&
-            grad_output.size(3) == g.out_w,
+  check(grad_output.size(0) == g.batch && grad_output.size(1) == g.channels &&
+            grad_output.size(2) == g.out_h && grad_output.size(3) == g.out_w,
         "grad_output ", shape_of(grad_output), " does not fit the output");
   return g;
 }
@@ -84,15 +86,16 @@ Tensor input_grad(const Tensor& grad_output, const Tensor& weight, int64_t heigh
   check(grad_output.dim() == 4 && weight.dim() == 4, "expected grad_output and weight of 4 dimensions");
   check_like("weight", weight, grad_output);
   const std::array<int64_t, 16> values = geometry_values(geometry);
-  const Geometry g = backward_geometry(
-      grad_output,
-      {grad_output.size(0), weight.size(1) * values[10], height, width, weight.size(0), weight.size(2), weight.size(3)},
-      values);
+  const Geometry g = backward_geometry(grad_output,
+                                       {grad_output.size(0), weight.size(1) * values[10], height, width,
+                                        weight.size(0), weight.size(2), weight.size(3)},
+                                       values);
   check(g.stride_h == 1 && g.stride_w == 1, "the input gradient kernel needs stride 1");
   Tensor grad_input = new_tensor({g.batch, g.in_channels, g.in_h, g.in_w}, grad_output, channels_last);
   if (grad_input.numel() == 0) return grad_input;
-  conv_input_grad({g, dtype_of(grad_output), view_of(grad_output), view_of(weight), writable_view_of(grad_input)},
-                  torch_pool());
+  conv_input_grad(
+      {g, dtype_of(grad_output), view_of(grad_output), view_of(weight), writable_view_of(grad_input)},
+      torch_pool());
   return grad_input;
 }
 
@@ -108,10 +111,15 @@ std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& 
   Tensor grad_weight =
       new_tensor({g.conv_channels(), g.in_channels / g.groups, g.kernel_h, g.kernel_w}, grad_output, false);
   const std::array<int64_t, 1> rows{g.conv_channels()};
-  Tensor grad_bias = torch::stable::empty(rows, grad_output.scalar_type(), std::nullopt, grad_output.device());
+  Tensor grad_bias =
+      torch::stable::empty(rows, grad_output.scalar_type(), std::nullopt, grad_output.device());
   const Pool pool = torch_pool();
-  const WeightGradArguments a{g, dtype_of(grad_output), view_of(grad_output), view_of(input),
-                              grad_weight.mutable_data_ptr(), grad_bias.mutable_data_ptr()};
+  const WeightGradArguments a{g,
+                              dtype_of(grad_output),
+                              view_of(grad_output),
+                              view_of(input),
+                              grad_weight.mutable_data_ptr(),
+                              grad_bias.mutable_data_ptr()};
   const std::array<int64_t, 1> bytes{weight_grad_scratch(a, pool)};
   Tensor scratch = torch::stable::empty(bytes, ScalarType::Byte, std::nullopt, grad_output.device());
   torch::stable::zero_(scratch);
@@ -128,18 +136,31 @@ std::vector<int64_t> cpu_plan(std::vector<int64_t> problem) {
   std::copy(problem.begin() + 10, problem.end(), values.begin());
   const Geometry g = make_geometry(
       {problem[3], problem[4], problem[5], problem[6], problem[7], problem[8], problem[9]}, values);
-  const CpuPlan p = plan_pass(static_cast<Pass>(problem[0]), g, static_cast<DType>(problem[1]), problem[2] != 0,
-                              static_cast<int>(torch::stable::get_num_threads()));
-  return {static_cast<int64_t>(p.kernel), p.tile_rows, p.tile_pixels, p.panel_tiles, p.block_n, p.block_h, p.block_w,
-          p.blocks_n, p.blocks_h, p.blocks_w, p.items, p.filter_resident, p.parallel};
+  const CpuPlan p = plan_pass(static_cast<Pass>(problem[0]), g, static_cast<DType>(problem[1]),
+                              problem[2] != 0, static_cast<int>(torch::stable::get_num_threads()));
+  return {static_cast<int64_t>(p.kernel),
+          p.tile_rows,
+          p.tile_pixels,
+          p.panel_tiles,
+          p.block_n,
+          p.block_h,
+          p.block_w,
+          p.blocks_n,
+          p.blocks_h,
+          p.blocks_w,
+          p.items,
+          p.filter_resident,
+          p.parallel};
 }
 
 // Current instruction set, bit mask of the usable ones, bytes of the L2 cache.
-std::vector<int64_t> cpu_capability() { return {static_cast<int64_t>(current_isa()), usable_isas(), l2_bytes()}; }
+std::vector<int64_t> cpu_capability() {
+  return {static_cast<int64_t>(current_isa()), usable_isas(), l2_bytes()};
+}
 
 void cpu_select_isa(int64_t isa) {
-  check(isa >= 0 && isa <= 2 && select_isa(static_cast<Isa>(isa)), "this processor or build lacks instruction set ",
-        isa);
+  check(isa >= 0 && isa <= 2 && select_isa(static_cast<Isa>(isa)),
+        "this processor or build lacks instruction set ", isa);
 }
 
 }  // namespace

@@ -13,9 +13,13 @@ namespace fused_subpixel::cpu::FS_ISA {
 FS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }  // b > 0, a > -b
 FS_INLINE int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 template <class T>
-FS_INLINE T smaller(T a, T b) { return a < b ? a : b; }
+FS_INLINE T smaller(T a, T b) {
+  return a < b ? a : b;
+}
 template <class T>
-FS_INLINE T larger(T a, T b) { return a > b ? a : b; }
+FS_INLINE T larger(T a, T b) {
+  return a > b ? a : b;
+}
 
 // One row of `run` channels: columns col0 .. col0 + n - 1 into to[q * channel_step + x]. `from` points at column 0.
 template <class T>
@@ -35,7 +39,8 @@ void pack_row(const Source& source, const T* from, const int32_t* channel_col, i
   if (col_step != 1) return scalar(0, n);
   // columns in which every channel of the run exists
   int64_t lo = 0, hi = n;
-  for (int64_t q = 0; q < run; q += larger<int64_t>(run - 1, 1)) {  // channel_col rises along a run: ends suffice
+  for (int64_t q = 0; q < run;
+       q += larger<int64_t>(run - 1, 1)) {  // channel_col rises along a run: ends suffice
     lo = larger(lo, -floor_div(channel_col[q], source.col_scale) - col0);
     hi = smaller(hi, floor_div(source.fine_w - 1 - channel_col[q], source.col_scale) + 1 - col0);
   }
@@ -44,7 +49,7 @@ void pack_row(const Source& source, const T* from, const int32_t* channel_col, i
     if (run < L || lo + L > n) return scalar(0, n);
     // channels side by side, fewer pixels than lanes: transposed squares with zeros for the pixels that are not there
     scalar(0, lo);
-    for (int64_t q = 0; q < run; q = q + 2 * L > run && q + L < run ? run - L : q + L) {
+    for (int64_t q = 0; q<run; q = q + 2 * L> run && q + L < run ? run - L : q + L) {
       Vec<S> v[L];
       FS_UNROLL
       for (int l = 0; l < L; ++l)
@@ -60,21 +65,21 @@ void pack_row(const Source& source, const T* from, const int32_t* channel_col, i
   const T* const first = from + col0 * source.col_stride;  // column 0 of the strip
 
   const bool in_registers = source.col_stride == run && with_register_run(run, [&](auto m) {
-    constexpr int M = decltype(m)::value;
-    for (int64_t x = lo; x < hi; x = x + 2 * L > hi && x + L < hi ? hi - L : x + L) {
-      Vec<S> v[M];
-      FS_UNROLL
-      for (int q = 0; q < M; ++q) v[q] = load_widened<T>(first + x * M + q * L);
-      deinterleave<S, M>(v);
-      FS_UNROLL
-      for (int q = 0; q < M; ++q) store<S>(to + q * channel_step + x, v[q]);
-    }
-  });
+                              constexpr int M = decltype(m)::value;
+                              for (int64_t x = lo; x<hi; x = x + 2 * L> hi && x + L < hi ? hi - L : x + L) {
+                                Vec<S> v[M];
+                                FS_UNROLL
+                                for (int q = 0; q < M; ++q) v[q] = load_widened<T>(first + x * M + q * L);
+                                deinterleave<S, M>(v);
+                                FS_UNROLL
+                                for (int q = 0; q < M; ++q) store<S>(to + q * channel_step + x, v[q]);
+                              }
+                            });
   if (in_registers) return;
   if (run < L) return scalar(lo, hi);
   // Square transpositions; the last block of either direction overlaps the one before.
-  for (int64_t x = lo; x < hi; x = x + 2 * L > hi && x + L < hi ? hi - L : x + L) {
-    for (int64_t q = 0; q < run; q = q + 2 * L > run && q + L < run ? run - L : q + L) {
+  for (int64_t x = lo; x<hi; x = x + 2 * L> hi && x + L < hi ? hi - L : x + L) {
+    for (int64_t q = 0; q<run; q = q + 2 * L> run && q + L < run ? run - L : q + L) {
       Vec<S> v[L];
       FS_UNROLL
       for (int l = 0; l < L; ++l) v[l] = load_widened<T>(first + q + (x + l) * source.col_stride);
@@ -86,14 +91,24 @@ void pack_row(const Source& source, const T* from, const int32_t* channel_col, i
 }
 
 // The strip of `images` images and all channels of group g for the block whose first output pixel is (h0, w0).
+// Where the strip still holds the block `below_rows` output rows further up (0: it does not), the rows that both
+// have move up and only new ones are read.
 template <class T>
 void pack_strip(const Source& source, const Window& window, const StripShape& shape, int64_t g, int64_t n0,
-                int64_t images, int64_t h0, int64_t w0, Compute<T>* strip) {
+                int64_t images, int64_t h0, int64_t w0, Compute<T>* strip, int64_t below_rows) {
   using S = Compute<T>;
   const T* data = static_cast<const T*>(source.data);
   const int64_t run = source.run;
+  const int64_t kept = below_rows > 0 ? larger<int64_t>(shape.rows - below_rows * window.stride_h, 0) : 0;
+  if (kept > 0) {
+    for (int64_t q = 0; q < images * window.channels; ++q) {
+      S* to = strip + q / window.channels * shape.image_step + q % window.channels * shape.channel_step;
+      std::memmove(to, to + (shape.rows - kept) * shape.row_step,
+                   sizeof(S) * static_cast<size_t>(kept * shape.row_step));
+    }
+  }
   for (int64_t n = 0; n < images; ++n) {
-    for (int64_t y = 0; y < shape.rows; ++y) {
+    for (int64_t y = kept; y < shape.rows; ++y) {
       const int64_t row = h0 * window.stride_h - window.pad_top + y;
       for (int64_t k = 0; k < window.channels; k += run) {
         const int64_t first = g * window.channels + k;
@@ -104,7 +119,8 @@ void pack_strip(const Source& source, const Window& window, const StripShape& sh
             std::memset(to + q * shape.channel_step, 0, sizeof(S) * static_cast<size_t>(shape.row_step));
           continue;
         }
-        const T* from = data + (n0 + n) * source.batch_stride + source.channel_offset[first] + row * source.row_stride;
+        const T* from =
+            data + (n0 + n) * source.batch_stride + source.channel_offset[first] + row * source.row_stride;
         for (int64_t phase = 0; phase < shape.phases; ++phase)
           pack_row<T>(source, from, source.channel_col + first, run,
                       w0 * window.stride_w - window.pad_left + phase, window.stride_w, shape.phase_columns,
@@ -116,8 +132,8 @@ void pack_strip(const Source& source, const Window& window, const StripShape& sh
 
 // Rows first .. first + valid - 1 of the filter into packed[k * rows + t]; rows past `valid` become zero.
 template <class T>
-void pack_filter(const Filter& filter, const Window& window, int64_t g, int64_t first, int64_t valid, int64_t rows,
-                 Compute<T>* packed) {
+void pack_filter(const Filter& filter, const Window& window, int64_t g, int64_t first, int64_t valid,
+                 int64_t rows, Compute<T>* packed) {
   using S = Compute<T>;
   constexpr int L = kLanes<S>;
   const T* data = static_cast<const T*>(filter.data);
@@ -132,7 +148,7 @@ void pack_filter(const Filter& filter, const Window& window, int64_t g, int64_t 
         const T* from = data + channel[0] + filter.tap_offset[tap];
         S* to = packed + tap * rows;
         for (int64_t t = 0; t < rows; t += L) {
-          for (int64_t k = 0; k < n; k = k + 2 * L > n && k + L < n ? n - L : k + L) {
+          for (int64_t k = 0; k<n; k = k + 2 * L> n && k + L < n ? n - L : k + L) {
             Vec<S> v[L];
             FS_UNROLL
             for (int l = 0; l < L; ++l) v[l] = load_widened<T>(from + filter.row_offset[first + t + l] + k);
@@ -149,7 +165,8 @@ void pack_filter(const Filter& filter, const Window& window, int64_t g, int64_t 
     for (int64_t c = 0; c < window.channels; ++c) {
       for (int64_t tap = 0; tap < taps; ++tap)
         packed[(c * taps + tap) * rows + t] =
-            t < valid ? S(widen(data[filter.row_offset[first + t] + channel[c] + filter.tap_offset[tap]])) : S(0);
+            t < valid ? S(widen(data[filter.row_offset[first + t] + channel[c] + filter.tap_offset[tap]]))
+                      : S(0);
     }
   }
 }

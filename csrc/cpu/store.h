@@ -78,7 +78,9 @@ struct Store {
     residual_col = e.residual_stride.w * (high ? d.r_w : 1);
   }
 
-  FS_INLINE Vec<S> finish(Vec<S> v, Vec<S> bias, Vec<S> slope) const { return activate<S>(epilogue.activation, v + bias, slope); }
+  FS_INLINE Vec<S> finish(Vec<S> v, Vec<S> bias, Vec<S> slope) const {
+    return activate<S>(epilogue.activation, v + bias, slope);
+  }
   FS_INLINE Vec<S> clamp(Vec<S> v) const {
     if (!clamped) return v;
     v = v < clamp_min ? clamp_min : v;
@@ -122,8 +124,8 @@ struct Store {
   }
 
   // sums[row * row_step + v * L + lane], rows first_row .. first_row + rows - 1 of the group.
-  void store_planar(const S* sums, int64_t row_step, int64_t first_row, int64_t rows, const PixelVector* pixels,
-                    int vectors) const {
+  void store_planar(const S* sums, int64_t row_step, int64_t first_row, int64_t rows,
+                    const PixelVector* pixels, int vectors) const {
     const int64_t run = dest.run, end = first_row + rows;
     for (int v = 0; v < vectors; ++v) {
       const PixelVector& p = pixels[v];
@@ -174,7 +176,7 @@ struct Store {
       for (int64_t e = lo; e < hi; ++e) to[e] = from[e];
       return;
     }
-    for (int64_t e = lo; e < hi; e = e + 2 * n > hi && e + n < hi ? hi - n : e + n)
+    for (int64_t e = lo; e<hi; e = e + 2 * n> hi && e + n < hi ? hi - n : e + n)
       std::memcpy(to + e, from + e, sizeof(T) * n);
   }
 
@@ -188,7 +190,8 @@ struct Store {
   }
 
   // Row-major sums of neighbouring pixels, sums[x * pixel_step + row - first_row].
-  void store_pixels(const S* sums, int64_t pixel_step, int64_t first_row, int64_t rows, const PixelVector& p) const {
+  void store_pixels(const S* sums, int64_t pixel_step, int64_t first_row, int64_t rows,
+                    const PixelVector& p) const {
     const bool high = epilogue.residual_kind == ResidualKind::kHighRes;
     const int64_t dest_step = dest.r_w * dest.stride.w;
     for (int64_t row = first_row; row < first_row + rows; row += L) {
@@ -224,7 +227,8 @@ struct Store {
           S part[L];
           store<S>(part, v);
           for (int l = 0; l < n; ++l)
-            if (row_inside(p, row + l) && col_inside(p.w + x, row + l)) to[table.dest[row + l]] = narrow<T>(part[l]);
+            if (row_inside(p, row + l) && col_inside(p.w + x, row + l))
+              to[table.dest[row + l]] = narrow<T>(part[l]);
         }
       }
     }

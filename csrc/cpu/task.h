@@ -53,9 +53,9 @@ struct Filter {
 struct Destination {
   void* data;
   Strides stride;
-  const Phase* row_phase;     // [groups * rows]
-  const int64_t* row_channel; // [groups * rows]: convolution channel of each row
-  int64_t rows;               // of one group
+  const Phase* row_phase;      // [groups * rows]
+  const int64_t* row_channel;  // [groups * rows]: convolution channel of each row
+  int64_t rows;                // of one group
   int64_t run;
   bool rows_dense;  // whole vectors of rows lie side by side in memory (channels_last)
   int64_t r_h, r_w, crop_top, crop_left, out_h, out_w;
@@ -65,9 +65,9 @@ struct TaskEpilogue {
   const void* bias;  // [groups * rows], by convolution channel, or null
   Activation activation;
   double negative_slope, clamp_min, clamp_max;
-  const void* prelu;        // or null
+  const void* prelu;         // or null
   int64_t prelu_c, prelu_o;  // prelu slope index = prelu_c * c + prelu_o * convolution channel
-  const void* residual;     // or null; element at n, c (or o), h, w
+  const void* residual;      // or null; element at n, c (or o), h, w
   ResidualKind residual_kind;
   Strides residual_stride;
 };
@@ -89,10 +89,10 @@ struct WeightGradTask {
   Window window;
   Source input;
   Source gradient;
-  int64_t rows;      // of one group
+  int64_t rows;  // of one group
   CpuPlan plan;
   int64_t slots;
-  void* partial;     // arithmetic type: [slots][groups * rows][channels * taps + 1]; the last column is the bias
+  void* partial;  // arithmetic type: [slots][groups * rows][channels * taps + 1]; the last column is the bias
   const int64_t* row_channel;  // [groups * rows]: convolution channel of each row
   void* grad_weight;           // [groups * rows, channels, kernel_h, kernel_w], contiguous
   void* grad_bias;             // [groups * rows]
@@ -104,13 +104,19 @@ void* thread_scratch(size_t bytes);
 struct Kernels {
   const char* name;
   int vector_bytes, registers;
-  void (*conv)(const ConvTask&, int64_t begin, int64_t end);              // items: see plan.h
+  void (*conv)(const ConvTask&, int64_t begin, int64_t end);  // items: see plan.h
   void (*weight_grad)(const WeightGradTask&, int64_t slot, int64_t begin, int64_t end);
   void (*finish_weight_grad)(const WeightGradTask&);  // adds the slots in order
 };
 
-namespace portable { extern const Kernels kernels; }
-namespace avx2 { extern const Kernels kernels; }
-namespace avx512 { extern const Kernels kernels; }
+namespace portable {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
 
 }  // namespace fused_subpixel::cpu

@@ -96,8 +96,8 @@ void channel_tile(const S* filter, const S* pixels, const StripMap& map, S* sums
 // out[t * V + v] = sum over pixel vectors of gradient row t times input column v; out has room for whole vectors.
 // gradient: T rows, gradient_step apart; both strips are read at the vector offsets `at_gradient`, `at_input`.
 template <class S, int T, int V>
-void gradient_tile(const S* gradient, int64_t gradient_step, const S* const* input, const int32_t* at_gradient,
-                   const int32_t* at_input, int64_t vectors, S* out) {
+void gradient_tile(const S* gradient, int64_t gradient_step, const S* const* input,
+                   const int32_t* at_gradient, const int32_t* at_input, int64_t vectors, S* out) {
   constexpr int L = kLanes<S>, kGroups = (T * V + L - 1) / L;
   Vec<S> sum[kGroups * L];
   FS_UNROLL
@@ -131,7 +131,8 @@ using PixelTile = void (*)(const S*, const S* const*, const StripMap&, S*);
 template <class S>
 using ChannelTile = void (*)(const S*, const S*, const StripMap&, S*);
 template <class S>
-using GradientTile = void (*)(const S*, int64_t, const S* const*, const int32_t*, const int32_t*, int64_t, S*);
+using GradientTile = void (*)(const S*, int64_t, const S* const*, const int32_t*, const int32_t*, int64_t,
+                              S*);
 
 template <class S>
 PixelTile<S> pixel_tile_of(int rows) {
@@ -163,10 +164,18 @@ ChannelTile<S> channel_tile_from(int pixels, std::integer_sequence<int, P...>) {
 template <class S>
 ChannelTile<S> channel_tile_of(int pixels, int vectors) {
   switch (vectors) {
-    case 1: return channel_tile_from<S, 1>(pixels, std::make_integer_sequence<int, channel_pixels(1, kRegisters)>{});
-    case 2: return channel_tile_from<S, 2>(pixels, std::make_integer_sequence<int, channel_pixels(2, kRegisters)>{});
-    case 3: return channel_tile_from<S, 3>(pixels, std::make_integer_sequence<int, channel_pixels(3, kRegisters)>{});
-    case 4: return channel_tile_from<S, 4>(pixels, std::make_integer_sequence<int, channel_pixels(4, kRegisters)>{});
+    case 1:
+      return channel_tile_from<S, 1>(pixels,
+                                     std::make_integer_sequence<int, channel_pixels(1, kRegisters)>{});
+    case 2:
+      return channel_tile_from<S, 2>(pixels,
+                                     std::make_integer_sequence<int, channel_pixels(2, kRegisters)>{});
+    case 3:
+      return channel_tile_from<S, 3>(pixels,
+                                     std::make_integer_sequence<int, channel_pixels(3, kRegisters)>{});
+    case 4:
+      return channel_tile_from<S, 4>(pixels,
+                                     std::make_integer_sequence<int, channel_pixels(4, kRegisters)>{});
   }
   return nullptr;
 }

@@ -188,8 +188,8 @@ FS_INLINE void unzip2(Vec<S>& a, Vec<S>& b, std::integer_sequence<int, L...>) {
 template <class S, int K, int... L>
 FS_INLINE Vec<S> zip3_part(Vec<S> a, Vec<S> b, Vec<S> c, std::integer_sequence<int, L...>) {
   constexpr int n = sizeof...(L);
-  const Vec<S> ab = __builtin_shufflevector(
-      a, b, ((K * n + L) % 3 == 1 ? n + (K * n + L) / 3 : (K * n + L) / 3)...);
+  const Vec<S> ab =
+      __builtin_shufflevector(a, b, ((K * n + L) % 3 == 1 ? n + (K * n + L) / 3 : (K * n + L) / 3)...);
   return __builtin_shufflevector(ab, c, ((K * n + L) % 3 == 2 ? n + (K * n + L) / 3 : L)...);
 }
 // Lane l of part K is element 3 l + K of the 3 n elements in a, b, c.

@@ -29,8 +29,11 @@ struct WinogradWorker {
   bool resident;
 
   explicit WinogradWorker(const ConvTask& t)
-      : task(t), plan(t.plan), shape(winograd_strip(strip_problem(t.window), plan.block_h, plan.block_w, L)),
-        out(t.dest, t.epilogue), rows{t, {}, {}, {}, {}, {}, {}} {
+      : task(t),
+        plan(t.plan),
+        shape(winograd_strip(strip_problem(t.window), plan.block_h, plan.block_w, L)),
+        out(t.dest, t.epilogue),
+        rows{t, {}, {}, {}, {}, {}, {}} {
     channels = task.window.channels;
     panel_rows = int64_t{plan.panel_tiles} * plan.tile_rows;
     const int64_t panels = ceil_div(task.dest.rows, panel_rows), padded = panels * panel_rows + L;
@@ -38,7 +41,8 @@ struct WinogradWorker {
     // with room for the vectors that the last tile of a part computes in vain
     tile_step = (ceil_div(plan.part_h, 2) * ceil_div(plan.block_w, 2 * L) + plan.tile_pixels) * L;
     if (tile_step / L % 2 == 0) tile_step += L;  // neighbouring channels in different cache sets
-    const int64_t strip_size = plan.block_n * shape.image_step + 4 * L, input_size = kPositions * channels * tile_step;
+    const int64_t strip_size = plan.block_n * shape.image_step + 4 * L,
+                  input_size = kPositions * channels * tile_step;
     const int64_t packed_size = channels * 9 * panel_rows + L;
     position_step = channels * panel_rows + L;
     const int64_t filter_size = (resident ? panels : 1) * kPositions * position_step;
@@ -50,7 +54,8 @@ struct WinogradWorker {
     strip = arena.take<S>(strip_size), input = arena.take<S>(input_size), packed = arena.take<S>(packed_size);
     filter = arena.take<S>(filter_size), sums = arena.take<S>(sums_size), planar = arena.take<S>(planar_size);
     rows.place(arena, padded);
-    for (int64_t l = 0; l < 4 * L; ++l) strip[plan.block_n * shape.image_step + l] = S(0);  // vector over-read
+    for (int64_t l = 0; l < 4 * L; ++l)
+      strip[plan.block_n * shape.image_step + l] = S(0);  // vector over-read
   }
 
   void run(int64_t begin, int64_t end) {
@@ -58,7 +63,9 @@ struct WinogradWorker {
     for (int64_t item = begin; item < end; ++item) {
       if (item / blocks != group) enter_group(item / blocks);
       const Block b = block_of(plan, task.window, item % blocks);
-      pack_strip<T>(task.source, task.window, shape, group, b.n, b.images, b.h, b.w, strip);
+      const bool follows = item > begin && b.h > 0;
+      pack_strip<T>(task.source, task.window, shape, group, b.n, b.images, b.h, b.w, strip,
+                    follows ? plan.block_h : 0);
       for (int64_t h = 0; h < b.height; h += plan.part_h) {
         const int64_t height = smaller(plan.part_h, b.height - h);
         const int64_t vectors = transform_input(h, height, b.width);
@@ -67,7 +74,8 @@ struct WinogradWorker {
           if (!resident) transform_filter(row, filter);
           const S* transformed = filter + (resident ? panel * kPositions * position_step : 0);
           const int64_t stored = smaller(panel_rows, task.dest.rows - row);
-          for (int position = 0; position < kPositions; ++position) multiply(transformed, position, vectors, stored);
+          for (int position = 0; position < kPositions; ++position)
+            multiply(transformed, position, vectors, stored);
           transform_output(part, row, stored);
         }
       }
@@ -98,7 +106,8 @@ struct WinogradWorker {
         Vec<S> half[3][4], u[4][4];  // [tap row][position column], [position column][position row]
         FS_UNROLL
         for (int a = 0; a < 3; ++a)
-          transform_taps(load<S>(g + 3 * a * R), load<S>(g + (3 * a + 1) * R), load<S>(g + (3 * a + 2) * R), half[a]);
+          transform_taps(load<S>(g + 3 * a * R), load<S>(g + (3 * a + 1) * R), load<S>(g + (3 * a + 2) * R),
+                         half[a]);
         FS_UNROLL
         for (int b = 0; b < 4; ++b) {
           transform_taps(half[0][b], half[1][b], half[2][b], u[b]);

@@ -10,11 +10,14 @@ namespace py = pybind11;
 using namespace fused_subpixel;
 
 PYBIND11_MODULE(fused_subpixel_host, m) {
-  py::enum_<ChannelOrder>(m, "ChannelOrder").value("CRD", ChannelOrder::kCRD).value("DCR", ChannelOrder::kDCR);
-  m.def("phase_of_channel", [](int64_t channel, int64_t channels, int64_t r_h, int64_t r_w, ChannelOrder order) {
-    const Phase p = phase_of_channel(channel, channels, r_h, r_w, order);
-    return py::make_tuple(p.c, p.i, p.j);
-  });
+  py::enum_<ChannelOrder>(m, "ChannelOrder")
+      .value("CRD", ChannelOrder::kCRD)
+      .value("DCR", ChannelOrder::kDCR);
+  m.def("phase_of_channel",
+        [](int64_t channel, int64_t channels, int64_t r_h, int64_t r_w, ChannelOrder order) {
+          const Phase p = phase_of_channel(channel, channels, r_h, r_w, order);
+          return py::make_tuple(p.c, p.i, p.j);
+        });
   m.def("channel_of_phase",
         [](int64_t c, int64_t i, int64_t j, int64_t channels, int64_t r_h, int64_t r_w, ChannelOrder order) {
           return channel_of_phase({c, i, j}, channels, r_h, r_w, order);
