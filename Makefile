@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
-# ARGS: additional arguments of the program that demo, test or bench runs
+# ARGS: additional arguments of the program that demo, test, bench or gpu runs
+# STEPS: those of gpu, by default all: STEPS=test,bench
 
 py     := $(VENV)/bin/python
 # One stamp for the tools and torch (another TORCH is another stamp), one for each set of extras.
@@ -12,7 +13,7 @@ extras  = $(VENV)/.stamp-extra-$(1)
 weights := build/weights/realesr-animevideov3-x4.bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build compile demo test lint format bench wheel clean
+.PHONY: help venv build compile demo test lint format bench gpu wheel clean
 .NOTPARALLEL: # pip must not run twice at once; ninja uses all cores anyway
 
 help:  ## this list
@@ -35,18 +36,19 @@ $(VENV)/.stamp-extra-%: $(tools) pyproject.toml
 	$(py) -m pip install --quiet --no-build-isolation --editable "$(if $(filter none,$*),.,.[$*])"
 	touch $@
 
-build: $(call extras,none) compile  ## compile what has changed
+build: compile $(call extras,none)  ## compile what has changed
 
+# Before the extras: pip compiles too, but shows no progress. Where there is no nvcc, it is fetched first.
 compile: $(tools)
-	$(py) setup.py --quiet build_ext --inplace
+	$(py) setup.py --quiet fetch_cuda_toolkit build_ext --inplace
 
-demo: $(call extras,examples) compile $(weights)  ## upscale a photograph: examples/upscale.py
+demo: compile $(call extras,examples) $(weights)  ## upscale a photograph: examples/upscale.py
 	$(py) examples/upscale.py $(ARGS)
 
 $(weights):
 	$(py) examples/fetch_weights.py
 
-test: $(call extras,test) compile $(weights)  ## pytest, C++ included
+test: compile $(call extras,test) $(weights)  ## pytest, C++ included
 	$(py) setup.py --quiet build_host_tests
 	$(py) -m pytest $(ARGS)
 
@@ -61,10 +63,14 @@ format: $(call extras,dev)  ## let ruff and clang-format rewrite
 	$(VENV)/bin/ruff format .
 	git ls-files -co --exclude-standard '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -r $(VENV)/bin/clang-format -i
 
-bench: $(call extras,bench) compile  ## measure against PyTorch
+bench: compile $(call extras,bench)  ## measure against PyTorch
 	$(py) -m bench.run $(ARGS)
 
-wheel: $(tools)  ## dist/*.whl, for any Python and torch it supports
+# Installs nothing. PYTHON if it is given, else .venv's, else python3: one with a CUDA build of torch.
+gpu:  ## build, test, sanitize and measure on a CUDA GPU
+	@$(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(py)) $(PYTHON)),$(PYTHON)) tests/gpu.py --steps "$(STEPS)" $(ARGS)
+
+wheel: compile  ## dist/*.whl, for any Python and torch it supports
 	$(py) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 

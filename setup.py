@@ -8,10 +8,13 @@ Environment:
     MAX_JOBS                        how many compilers run at once
     FUSED_SUBPIXEL_DEBUG=1          assertions and debug information; symbols are kept
     FUSED_SUBPIXEL_CUDA=auto|0|1    the CUDA library: if a toolkit is found (the default), never, or else fail
-    FUSED_SUBPIXEL_CUDA_ARCHS       default "75;80;86;89;90a;100a;120+PTX" (of these, what the toolkit knows)
+    FUSED_SUBPIXEL_CUDA_ARCHS       default "75;80;86;89;90a;100a;120+PTX" (of these, what the toolkit knows);
+                                    one of them, that of the GPU at hand, compiles several times faster
     CUDA_HOME or CUDA_PATH          the toolkit, where nvcc on PATH is not the one to use
     NVCC_FLAGS                      additional flags for nvcc
-    FUSED_SUBPIXEL_BUILD_TESTS=1    also build the tests' pybind11 module (alone: setup.py build_host_tests)
+    FUSED_SUBPIXEL_BUILD_TESTS=1    also build the tests' pybind11 modules (alone: setup.py build_host_tests)
+
+`setup.py fetch_cuda_toolkit` installs nvcc by pip, where a CUDA library is wanted and no nvcc is found.
 """
 
 from __future__ import annotations
@@ -20,15 +23,16 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
-from setuptools import Extension, setup
+from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
 
 try:
@@ -39,6 +43,10 @@ except ImportError:
 PACKAGE = "fused_subpixel"
 BUILD = Path("build/ninja")  # a fixed place: wheels, editable and in-place builds share the objects in it
 CUDA_ARCHS = "75;80;86;89;90a;100a;120+PTX"
+# A file sm80_*.cu is compiled for these of them only: the asynchronous copies and tensor cores of Ampere and
+# later; sm90_*.cu for what Hopper alone has. A file is left out if none of its architectures is asked for;
+# FS_HAVE_SM80=1 and FS_HAVE_SM90=1 tell what was compiled.
+CUDA_FILE_ARCHS = {"sm80": r"(?!75)\d.*", "sm90": "90a"}
 
 # Kernels are compiled once per instruction set, each time into a namespace of its own (FS_ISA), and the right
 # one is chosen at run time. No other file gets instruction-set flags: it would run before that choice.
@@ -112,37 +120,60 @@ def find_ninja() -> list[str]:
     return [shutil.which("ninja") or fail("ninja is needed to build: `pip install ninja`")]
 
 
-def find_cuda() -> tuple[str, Path] | None:
-    """(nvcc, toolkit root), or None. Sources and toolkit decide, never whether this machine has a GPU."""
+def cuda_wanted() -> bool:
     want = os.environ.get("FUSED_SUBPIXEL_CUDA", "auto")
     if want not in ("auto", "0", "1"):
         fail(f"FUSED_SUBPIXEL_CUDA is auto, 0 or 1, not {want!r}")
     have_sources = any(Path("csrc/cuda").glob("*.cu"))
     if want == "1" and not have_sources:
         fail("FUSED_SUBPIXEL_CUDA=1, but there are no sources csrc/cuda/*.cu")
-    if want == "0" or not have_sources:
-        return None
+    return want != "0" and have_sources and sys.platform == "linux"
+
+
+def find_nvcc() -> tuple[str, Path] | None:
+    """(nvcc, toolkit root), or None."""
     folders = [f"{os.environ[name]}/bin" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    installed_by_pip = Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin")
-    folders += [os.environ.get("PATH", ""), *installed_by_pip, "/usr/local/cuda/bin"]
-    for nvcc in filter(None, (shutil.which("nvcc", path=str(folder)) for folder in folders)):
+    installed_by_pip = importlib.util.find_spec("nvidia")  # a namespace: folders that many packages share
+    places = installed_by_pip.submodule_search_locations if installed_by_pip else None
+    folders += [os.environ.get("PATH", ""), *(str(f) for p in places or () for f in Path(p).glob("cu*/bin"))]
+    folders += ["/usr/local/cuda/bin"]
+    for nvcc in filter(None, (shutil.which("nvcc", path=folder) for folder in folders)):
         # nvcc itself knows its root; what was found may be a wrapper script that lies elsewhere
         dryrun = [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull]
         for line in subprocess.run(dryrun, capture_output=True, text=True).stderr.splitlines():
             if line.startswith("#$ TOP="):
                 return nvcc, Path(line.removeprefix("#$ TOP=")).resolve()
-    if want == "1":
-        fail("FUSED_SUBPIXEL_CUDA=1, but no nvcc works here: set CUDA_HOME or put nvcc on PATH")
-    print(f"{PACKAGE}: no CUDA toolkit found, building the CPU library only")
     return None
 
 
-def cuda_arch_flags(nvcc: str) -> str:
+def find_cuda() -> tuple[str, Path] | None:
+    """The toolkit to build with, or None. Sources and toolkit decide, never whether there is a GPU here."""
+    found = find_nvcc() if cuda_wanted() else None
+    if found is None and os.environ.get("FUSED_SUBPIXEL_CUDA") == "1":
+        fail("FUSED_SUBPIXEL_CUDA=1, but no nvcc works here: set CUDA_HOME or put nvcc on PATH")
+    if found is None and cuda_wanted():
+        print(f"{PACKAGE}: no CUDA toolkit found, building the CPU library only")
+    return found
+
+
+def cuda_archs(nvcc: str) -> list[str]:
     asked = os.environ.get("FUSED_SUBPIXEL_CUDA_ARCHS", "")
     archs = (asked or CUDA_ARCHS).replace(".", "").replace(",", ";").replace(" ", "").strip(";").split(";")
     if not asked:
         known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
         archs = [arch for arch in archs if "sm_" + arch.removesuffix("+PTX").rstrip("a") in known]
+    return archs
+
+
+def file_archs(source: Path, archs: list[str]) -> list[str]:
+    family = source.name.partition("_")[0]
+    some = [arch for arch in archs if re.fullmatch(CUDA_FILE_ARCHS.get(family, ".*"), arch)]
+    if family == "sm80" and "80" in some:  # long to compile, and machine code for 8.0 runs on 8.x
+        some = [arch for arch in some if arch == "80" or not re.fullmatch("8[0-9]", arch)]
+    return some
+
+
+def arch_flags(archs: list[str]) -> str:
     flags = [f"-gencode arch=compute_{a},code=sm_{a}" for a in (arch.removesuffix("+PTX") for arch in archs)]
     flags += [f"-gencode arch=compute_{a[:-4]},code=compute_{a[:-4]}" for a in archs if a.endswith("+PTX")]
     return " ".join(flags)
@@ -157,7 +188,7 @@ class NinjaFile:
         values = {
             "builddir": BUILD,
             "cxx": find_cxx(),
-            "nvcc": self.cuda[0] if self.cuda else "",
+            "nvcc": shlex.quote(self.cuda[0]) if self.cuda else "",
             "torch": shlex.quote(str(find_torch())),
             "defines": " ".join(defines),
             "user_cxxflags": env_flags("CXXFLAGS"),
@@ -186,30 +217,40 @@ class NinjaFile:
         return self.step("link", BUILD / f"{PACKAGE}_cpu.so", self.shared + objects, "-Wl,-z,defs $torch")
 
     def cuda_library(self, nvcc: str, root: Path) -> Path:
-        flags = cuda_arch_flags(nvcc) + (" -ccbin $cxx" if "CXX" in os.environ else "")
-        folder, host_flags = Path("csrc/cuda"), f"-isystem {root}/include"
-        objects = [self.compile(source, flags) for source in sorted(folder.glob("*.cu"))]
-        objects += [self.compile(source, host_flags) for source in sorted(folder.glob("*.cpp"))]
+        folder, toolkit, archs = Path("csrc/cuda"), shlex.quote(str(root)), cuda_archs(nvcc)
+        chosen = {source: file_archs(source, archs) for source in sorted(folder.glob("*.cu"))}
+        families = {source.name.partition("_")[0] for source, some in chosen.items() if some}
+        defines = f"-DFS_CUDA_ARCHS='\"{';'.join(archs)}\"'"
+        defines += "".join(f" -DFS_HAVE_{f.upper()}=1" for f in CUDA_FILE_ARCHS if f in families)
+        flags = f"{defines}{' -ccbin $cxx' if 'CXX' in os.environ else ''}"
+        objects = [self.compile(cu, f"{arch_flags(some)} {flags}") for cu, some in chosen.items() if some]
+        flags = f"{defines} -isystem {toolkit}/include"
+        objects += [self.compile(source, flags) for source in sorted(folder.glob("*.cpp"))]
         # The static runtime needs nothing but a driver. Of $torch, libtorch.so is there for the loader: it
         # leads to the CUDA symbols, which a CPU-only torch lacks.
-        flags = f"-L{root}/lib64 -L{root}/lib -lcudart_static -lrt -lpthread -ldl -Wl,--exclude-libs,ALL"
-        return self.step("link", BUILD / f"{PACKAGE}_cuda.so", self.shared + objects, f"{flags} $torch")
+        flags = f"-L{toolkit}/lib64 -L{toolkit}/lib -lcudart_static -lrt -lpthread -ldl $torch"
+        flags += " -Wl,--exclude-libs,ALL"
+        return self.step("link", BUILD / f"{PACKAGE}_cuda.so", self.shared + objects, flags)
 
     def host_tests(self) -> list[Path]:
-        """The pybind11 module of tests/host: pure host logic, it links without torch."""
-        sources = sorted(Path("tests/host").glob("*.cpp"))
-        if not sources:
+        """The pybind11 modules of tests/host (host logic) and tests/simt (emulated kernels): no torch."""
+        folders = {"host": "", "simt": "-O2 -DFS_SIMT -DFS_SIMT_KERNELS=1 -Itests/simt"}
+        sources = {name: sorted(Path("tests", name).glob("*.cpp")) for name in folders}
+        if not any(sources.values()):
             return []
         pybind11, python = importlib.util.find_spec("pybind11"), sysconfig.get_path("include")
         if pybind11 is None or pybind11.origin is None:
-            fail("pybind11 is needed for the tests' host module: `pip install pybind11`")
+            fail("pybind11 is needed for the tests' C++ modules: `pip install pybind11`")
         if not Path(python, "Python.h").exists():
-            fail("Python.h is needed for the tests' host module: install python3-dev (or python3-devel)")
+            fail("Python.h is needed for the tests' C++ modules: install python3-dev (or python3-devel)")
         include = f"-isystem {Path(pybind11.origin).parent}/include -isystem {python}"
-        objects = [self.compile(source, include) for source in sources]
-        objects += [out for out in self.shared if out.name == "plan.cpp.o"]
         suffix = sysconfig.get_config_var("EXT_SUFFIX")
-        return [self.step("link", Path("build/tests") / f"{PACKAGE}_host{suffix}", objects, "")]
+        modules = []
+        for name, flags in folders.items():
+            objects = [self.compile(source, f"{include} {flags}") for source in sources[name]]
+            module = Path("build/tests") / f"{PACKAGE}_{name}{suffix}"
+            modules += [self.step("link", module, objects + self.shared, "")] if objects else []
+        return modules
 
     def run(self, targets: list[Path]) -> None:
         import fcntl
@@ -251,11 +292,38 @@ class BuildLibraries(build_ext):
 
 
 class BuildHostTests(build_ext):
-    description = "build the pybind11 module of tests/host into build/tests"
+    description = "build the pybind11 modules of tests/host and tests/simt into build/tests"
 
     def run(self) -> None:
         ninja = NinjaFile()
         ninja.run(ninja.host_tests())
+
+
+class FetchCudaToolkit(Command):
+    description = "pip install the extra cuda-toolkit, if a CUDA library is wanted and no nvcc is found"
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
+
+    def initialize_options(self) -> None: ...
+
+    def finalize_options(self) -> None: ...
+
+    def run(self) -> None:
+        if not cuda_wanted() or find_nvcc():
+            return
+        requirements = self.distribution.extras_require["cuda-toolkit"]
+        try:  # a torch that brought a CUDA runtime keeps it, and gets the compiler of the same version
+            major, minor = importlib.metadata.version("nvidia-cuda-runtime").split(".")[:2]
+        except importlib.metadata.PackageNotFoundError:
+            major, minor = "13", "0"
+        requirements = [r.replace("==13.0.*", f"=={major}.{minor}.*") for r in requirements]
+        print(
+            f"{PACKAGE}: no nvcc found, so pip installs that of CUDA {major}.{minor} into {sys.prefix}: "
+            "105 MB to download, 270 MB on disk (FUSED_SUBPIXEL_CUDA=0 goes without)",
+            flush=True,
+        )
+        pip = [sys.executable, "-m", "pip", "install", *([] if sys.stdout.isatty() else ["--quiet"])]
+        if subprocess.run([*pip, *requirements]).returncode:
+            print(f"{PACKAGE}: the CUDA compiler could not be installed, see above", flush=True)
 
 
 class Wheel(bdist_wheel):
@@ -273,5 +341,10 @@ class Wheel(bdist_wheel):
 DEVICES = ("cpu", "cuda") if sys.platform == "linux" else ()
 setup(
     ext_modules=[Extension(f"{PACKAGE}.{PACKAGE}_{device}", []) for device in DEVICES],
-    cmdclass={"build_ext": BuildLibraries, "build_host_tests": BuildHostTests, "bdist_wheel": Wheel},
+    cmdclass={
+        "build_ext": BuildLibraries,
+        "build_host_tests": BuildHostTests,
+        "fetch_cuda_toolkit": FetchCudaToolkit,
+        "bdist_wheel": Wheel,
+    },
 )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fused_subpixel as fs
+from fused_subpixel._layout import is_channels_last
 
 from .workloads import Operands, Workload
 
@@ -28,6 +29,14 @@ class Prepared(NamedTuple):
         return torch.autograd.grad(self.forward(), self.leaves, self.gradient)
 
 
+class Parameters(NamedTuple):
+    """How a contender keeps weight and bias, where not as the convolution does."""
+
+    weight: Callable[[Workload, Tensor], Tensor]  # from [C*r*r, Ci, k, k]
+    weight_back: Callable[[Workload, Tensor], Tensor] | None  # of a gradient; None: it cannot be compared
+    bias: Callable[[Workload, Tensor], Tensor] = lambda workload, bias: bias[:: workload.r**2]  # [C]
+
+
 @dataclass(frozen=True)
 class Peer:
     """One way to compute every workload."""
@@ -36,13 +45,23 @@ class Peer:
     fused: bool  # ours; the ratios are of the fastest other to the fastest of these
     channels_last: bool  # layout of input, weight, output and gradients
     build: Callable[[Workload, Operands], Callable[[], Tensor]]
+    parameters: Parameters | None = None
+    group: str = ""  # by which --peers asks for it; without one it is always there
+
+    @property
+    def comparable(self) -> bool:
+        """Whether it computes the same numbers, not only as many."""
+        return self.parameters is None or self.parameters.weight_back is not None
 
     def prepare(self, workload: Workload, operands: Operands) -> Prepared:
         """Bring the operands, of any layout, into this contender's."""
+        if own := self.parameters:
+            bias = None if operands.bias is None else own.bias(workload, operands.bias)
+            operands = operands._replace(weight=own.weight(workload, operands.weight), bias=bias)
         input, weight, bias, gradient = operands.to_layout(self.channels_last)
         leaves = [t.detach().requires_grad_() for t in (input, weight, bias) if t is not None]
-        own = Operands(leaves[0], leaves[1], leaves[2] if workload.bias else None, gradient)
-        return Prepared(self.build(workload, own), tuple(leaves), gradient)
+        held = Operands(leaves[0], leaves[1], leaves[2] if workload.bias else None, gradient)
+        return Prepared(self.build(workload, held), tuple(leaves), gradient)
 
 
 def build_fused(workload: Workload, operands: Operands) -> Callable[[], Tensor]:
@@ -62,6 +81,69 @@ def build_eager(workload: Workload, operands: Operands) -> Callable[[], Tensor]:
     return lambda: F.relu(F.pixel_shuffle(F.conv2d(input, weight, bias, padding=padding), r), inplace=True)
 
 
+def build_compiled(mode: str) -> Callable[[Workload, Operands], Callable[[], Tensor]]:
+    """torch.compile of the eager one."""
+
+    def build(workload: Workload, operands: Operands) -> Callable[[], Tensor]:
+        input, weight, bias, _ = operands
+        r, padding, relu = workload.r, workload.padding, workload.activation == "relu"
+
+        def head(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            output = F.pixel_shuffle(F.conv2d(input, weight, bias, padding=padding), r)
+            return F.relu(output) if relu else output
+
+        # all workloads share this code, and past its limit torch.compile goes on without compiling
+        torch._dynamo.config.recompile_limit = 10_000
+        compiled = torch.compile(head, mode=mode, dynamic=False)
+        return lambda: compiled(input, weight, bias)
+
+    return build
+
+
+def build_transpose(workload: Workload, operands: Operands) -> Callable[[], Tensor]:
+    """One transposed convolution. For even kernels its output begins r pixels early."""
+    input, weight, bias, _ = operands
+    r, padding = workload.r, (workload.kernel - 1) // 2 * workload.r
+    layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format
+
+    def head() -> Tensor:
+        output = F.conv_transpose2d(input, weight, bias, stride=r, padding=padding)
+        if workload.kernel % 2 == 0:
+            output = output[:, :, r:, r:].contiguous(memory_format=layout)
+        return F.relu(output, inplace=True) if workload.activation else output
+
+    return head
+
+
+def transposed(workload: Workload, weight: Tensor) -> Tensor:
+    """[C*r*r, Ci, k, k] to [Ci, C, k*r, k*r]: the taps turned by 180 degrees, r*r phases within each."""
+    c, r, k = workload.c, workload.r, workload.kernel
+    turned = weight.view(c, r, r, -1, k, k).flip(4, 5)
+    return turned.permute(3, 0, 4, 1, 5, 2).reshape(-1, c, k * r, k * r)
+
+
+def transposed_back(workload: Workload, weight: Tensor) -> Tensor:
+    c, r, k = workload.c, workload.r, workload.kernel
+    phases = weight.reshape(-1, c, k, r, k, r).permute(1, 3, 5, 0, 2, 4)  # [C, r, r, Ci, k, k]
+    return phases.flip(4, 5).reshape(workload.weight_shape)
+
+
+def build_nearest(workload: Workload, operands: Operands) -> Callable[[], Tensor]:
+    """What also enlarges, by as many operations: repeat the pixels, then convolve. The numbers are others."""
+    input, weight, bias, _ = operands
+    r, padding = float(workload.r), workload.padding
+
+    def head() -> Tensor:
+        large = F.interpolate(input, scale_factor=r, mode="nearest")
+        output = F.conv2d(large, weight, bias, padding=padding)
+        return F.relu(output, inplace=True) if workload.activation else output
+
+    return head
+
+
+AS_TRANSPOSED = Parameters(transposed, transposed_back)
+AS_NEAREST = Parameters(lambda workload, weight: weight[:: workload.r**2], None)
+
 # Each round goes through this list. Neighbours differ in layout, hence in tensors: nobody finds them in the
 # cache because the one before has just used them.
 PEERS = (
@@ -70,4 +152,16 @@ PEERS = (
     Peer("eager NCHW", False, False, build_eager),
     Peer("eager channels_last", False, True, build_eager),
 )
+FURTHER_PEERS = tuple(
+    Peer(f"{group} {'channels_last' if layout else 'NCHW'}", False, layout, build, parameters, group)
+    for group, build, parameters in (
+        ("compile", build_compiled("default"), None),
+        # CUDA graphs are --graph's business, for all contenders alike
+        ("max-autotune", build_compiled("max-autotune-no-cudagraphs"), None),
+        ("conv_transpose2d", build_transpose, AS_TRANSPOSED),
+        ("nearest", build_nearest, AS_NEAREST),
+    )
+    for layout in (False, True)
+)
+GROUPS = tuple(dict.fromkeys(peer.group for peer in FURTHER_PEERS))
 YARDSTICK = "eager NCHW"  # whose error the others' are compared with

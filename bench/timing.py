@@ -39,26 +39,34 @@ def interleave(
     rounds: int,
     min_time: float,
     advance: Callable[[], object] = lambda: None,
+    clock: Callable[[Callable[[], object], int], float] | None = None,
+    warm_up: float = 0,
 ) -> dict[str, Timing]:
     """Time all ``functions`` once per round, each round starting with another one.
 
-    A sample is as many calls in a row as take ``min_time`` seconds, at least one. ``advance`` is called after
-    each sample and after each warm-up.
+    A sample is as many calls in a row as take ``min_time`` seconds, at least one; ``clock`` takes it, given
+    the function and the number of calls. ``advance`` is called after each sample and after each warm-up;
+    ``warm_up`` is for how many seconds at least all functions take turns before that.
     """
+    take = clock or seconds_per_call
     names = list(functions)
     samples: dict[str, list[float]] = {name: [] for name in names}
     with _no_garbage_collection():
         repeats = {}
+        start = perf_counter()
+        while perf_counter() - start < warm_up:
+            for name in names:
+                take(functions[name], 1)
         for name in names:
-            once = _seconds_per_call(functions[name], 1)
+            once = take(functions[name], 1)
             # once more, now a few if they are quick: the very first is slower than those to come
-            once = _seconds_per_call(functions[name], min(10, _calls(min_time, once)))
+            once = take(functions[name], min(10, _calls(min_time, once)))
             repeats[name] = _calls(min_time, once)
             advance()
         for turn in range(rounds):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
-                samples[name].append(_seconds_per_call(functions[name], repeats[name]))
+                samples[name].append(take(functions[name], repeats[name]))
                 advance()
     return {name: Timing.of(samples[name]) for name in names}
 
@@ -67,7 +75,8 @@ def _calls(min_time: float, once: float) -> int:
     return max(1, math.ceil(min_time / once))
 
 
-def _seconds_per_call(function: Callable[[], object], calls: int) -> float:
+def seconds_per_call(function: Callable[[], object], calls: int) -> float:
+    """By the host's clock."""
     start = perf_counter()
     for _ in range(calls):
         function()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,6 +51,12 @@ class Workload:
         forward = 2 * self.n * self.h * self.w * self.c * self.r**2 * self.ci * self.kernel**2
         return 3 * forward if backward else forward
 
+    def elements(self, backward: bool) -> int:
+        """Numbers that no algorithm can avoid to read or write, each once: operands, output, gradients."""
+        operands = math.prod(self.input_shape) + math.prod(self.weight_shape) + self.bias * self.c * self.r**2
+        image = math.prod(self.output_shape)
+        return 2 * (operands + image) if backward else operands + image
+
 
 # fmt: off
 WORKLOADS = (
@@ -91,18 +98,28 @@ class Operands(NamedTuple):
         )
         return Operands(input, weight, self.bias, gradient)
 
+    def clone(self) -> Operands:
+        """The same numbers elsewhere."""
+        return Operands(*(None if tensor is None else tensor.clone() for tensor in self))
 
-def operands(workload: Workload, dtype: torch.dtype) -> Operands:
-    """Random tensors, contiguous, always the same; scaled for outputs of about one."""
+
+def operands(
+    workload: Workload, dtype: torch.dtype, device: str = "cpu", uniform_bias: bool = False
+) -> Operands:
+    """Random tensors, contiguous, always the same; scaled for outputs of about one.
+
+    A uniform bias is the same for all convolution channels that become one channel of the output: a
+    transposed convolution has no other.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    fan_in = workload.ci * workload.kernel**2
-    return Operands(
-        randn(*workload.input_shape).to(dtype),
-        (randn(*workload.weight_shape) / fan_in**0.5).to(dtype),
-        randn(workload.weight_shape[0]).to(dtype) if workload.bias else None,
-        randn(*workload.output_shape).to(dtype),
-    )
+    fan_in, phases = workload.ci * workload.kernel**2, workload.r**2
+    input, weight = randn(*workload.input_shape), randn(*workload.weight_shape) / fan_in**0.5
+    bias = randn(workload.weight_shape[0]) if workload.bias else None
+    if uniform_bias and bias is not None:
+        bias = bias[::phases].repeat_interleave(phases)
+    found = (input, weight, bias, randn(*workload.output_shape))
+    return Operands(*(None if tensor is None else tensor.to(device, dtype) for tensor in found))

@@ -31,9 +31,10 @@ struct Geometry {
   int64_t conv_h, conv_w;
   int64_t crop_top, crop_left, out_h, out_w;
   ChannelOrder order;
+  bool tf32;  // float32 may be computed as tf32, on GPUs that can
 
-  int64_t cell() const { return r_h * r_w; }
-  int64_t conv_channels() const { return channels * cell(); }
+  FS_HOST_DEVICE int64_t cell() const { return r_h * r_w; }
+  FS_HOST_DEVICE int64_t conv_channels() const { return channels * cell(); }
 };
 
 struct Strides {
@@ -45,6 +46,36 @@ struct Epilogue {
   double negative_slope = 0.0;  // leaky_relu
   double clamp_min, clamp_max;  // -inf, +inf: no clamp
   ResidualKind residual_kind = ResidualKind::kNone;
+};
+
+// ---- what an operator hands to the launcher of a device; pointers are that device's ------------------------------
+struct TensorView {
+  const void* data = nullptr;
+  Strides stride{};
+};
+
+struct ForwardArguments {
+  Geometry geometry;
+  DType dtype;
+  TensorView input, weight, residual, output;
+  const void* bias;   // contiguous, or null
+  const void* prelu;  // contiguous, or null
+  int64_t prelu_size;
+  Epilogue epilogue;
+};
+
+struct InputGradArguments {
+  Geometry geometry;
+  DType dtype;
+  TensorView grad_output, weight, grad_input;
+};
+
+struct WeightGradArguments {
+  Geometry geometry;
+  DType dtype;
+  TensorView grad_output, input;
+  void* grad_weight;  // contiguous
+  void* grad_bias;    // contiguous
 };
 
 }  // namespace fused_subpixel

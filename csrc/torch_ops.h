@@ -78,11 +78,13 @@ inline Tensor new_tensor(const std::array<int64_t, 4>& size, const Tensor& like,
                               channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
-// The 16 integers that every operator takes, in the order of Geometry in _arguments.py. One list: as plain integers
-// they would cost 3 us per call.
-inline std::array<int64_t, 16> geometry_values(const std::vector<int64_t>& geometry) {
-  check(geometry.size() == 16, "geometry takes 16 numbers, got ", geometry.size());
-  std::array<int64_t, 16> values;
+// The integers that every operator takes, in the order of Geometry in _arguments.py. One list: as plain integers they
+// would cost 3 us per call.
+using GeometryValues = std::array<int64_t, 17>;
+inline GeometryValues geometry_values(const std::vector<int64_t>& geometry) {
+  check(geometry.size() == std::tuple_size_v<GeometryValues>, "geometry takes ",
+        std::tuple_size_v<GeometryValues>, " numbers, got ", geometry.size());
+  GeometryValues values;
   std::copy(geometry.begin(), geometry.end(), values.begin());
   return values;
 }
@@ -92,9 +94,9 @@ struct Sizes {
   int64_t conv_channels, kernel_h, kernel_w;
 };
 
-inline Geometry make_geometry(const Sizes& z, const std::array<int64_t, 16>& v) {
+inline Geometry make_geometry(const Sizes& z, const GeometryValues& v) {
   const auto [r_h, r_w, stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, crop_t, crop_l,
-              crop_b, crop_r, order] = v;
+              crop_b, crop_r, order, tf32] = v;
   check(r_h >= 1 && r_w >= 1, "upscale factors must be positive, got ", r_h, " and ", r_w);
   check(stride_h >= 1 && stride_w >= 1 && dil_h >= 1 && dil_w >= 1, "stride and dilation must be positive");
   check(pad_t >= 0 && pad_l >= 0 && pad_b >= 0 && pad_r >= 0, "padding must not be negative");
@@ -124,11 +126,11 @@ inline Geometry make_geometry(const Sizes& z, const std::array<int64_t, 16>& v) 
   g.out_h = g.conv_h * r_h - crop_t - crop_b, g.out_w = g.conv_w * r_w - crop_l - crop_r;
   check(g.out_h >= 0 && g.out_w >= 0, "the crop is larger than the output");
   g.order = order == 0 ? ChannelOrder::kCRD : ChannelOrder::kDCR;
+  g.tf32 = tf32 != 0;
   return g;
 }
 
-inline Geometry forward_geometry(const Tensor& input, const Tensor& weight,
-                                 const std::array<int64_t, 16>& v) {
+inline Geometry forward_geometry(const Tensor& input, const Tensor& weight, const GeometryValues& v) {
   check(input.dim() == 4 && weight.dim() == 4,
         "expected input [N, Ci, H, W] and weight [C*r*r, Ci/groups, kh, kw]");
   check(weight.scalar_type() == input.scalar_type(), "input and weight differ in dtype");
@@ -154,6 +156,136 @@ inline ResidualKind residual_kind(const Tensor& t, const Geometry& g) {
   if (is(g.channels, g.conv_h, g.conv_w)) return ResidualKind::kNearest;
   check(is(g.conv_channels(), g.conv_h, g.conv_w), "residual ", shape_of(t), " fits no kind of residual");
   return ResidualKind::kLowRes;
+}
+
+// ---- the operators' recipes: check, allocate, fill the arguments; what is left is to launch ------------------------
+
+inline TensorView view_of(const Tensor& t) { return {t.const_data_ptr(), strides_of(t)}; }
+inline TensorView writable_view_of(Tensor& t) { return {t.mutable_data_ptr(), strides_of(t)}; }
+
+inline Tensor scratch_of(int64_t bytes, const Tensor& like) {
+  const std::array<int64_t, 1> size{bytes};
+  return torch::stable::empty(size, ScalarType::Byte, std::nullopt, like.device());
+}
+
+inline Tensor dense_vector(const char* name, const Tensor& t, const Tensor& input) {
+  check_like(name, t, input);
+  check(t.dim() <= 1, name, " must have one dimension, got ", shape_of(t));
+  return torch::stable::contiguous(t);
+}
+
+struct ForwardCall {
+  ForwardArguments arguments;
+  Tensor output;
+  OptionalTensor bias, prelu;  // dense copies, if any had to be made, live as long as the call
+};
+
+inline ForwardCall forward_call(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                                const OptionalTensor& activation_weight, const OptionalTensor& residual,
+                                const std::vector<int64_t>& geometry, int64_t activation,
+                                double negative_slope, double clamp_min, double clamp_max) {
+  const Geometry g = forward_geometry(input, weight, geometry_values(geometry));
+  check(activation >= 0 && activation <= static_cast<int64_t>(Activation::kSigmoid), "unknown activation ",
+        activation);
+  ForwardArguments a{};
+  a.geometry = g;
+  a.dtype = dtype_of(input);
+  a.epilogue = {static_cast<Activation>(activation), negative_slope, clamp_min, clamp_max,
+                ResidualKind::kNone};
+  OptionalTensor bias_dense, prelu_dense;
+  if (bias) {
+    bias_dense = dense_vector("bias", *bias, input);
+    check(bias_dense->numel() == g.conv_channels(), "bias must have ", g.conv_channels(), " elements");
+    a.bias = bias_dense->const_data_ptr();
+  }
+  check((a.epilogue.activation == Activation::kPReLU) == activation_weight.has_value(),
+        "activation_weight goes with prelu");
+  if (activation_weight) {
+    prelu_dense = dense_vector("activation_weight", *activation_weight, input);
+    a.prelu_size = prelu_dense->numel();
+    check(a.prelu_size == 1 || a.prelu_size == g.channels || a.prelu_size == g.conv_channels(),
+          "activation_weight must have 1, ", g.channels, " or ", g.conv_channels(), " elements");
+    a.prelu = prelu_dense->const_data_ptr();
+  }
+  if (residual) {
+    check_like("residual", *residual, input);
+    a.epilogue.residual_kind = residual_kind(*residual, g);
+    a.residual = view_of(*residual);
+  }
+  Tensor output = new_tensor({g.batch, g.channels, g.out_h, g.out_w}, input, suggests_channels_last(input));
+  a.input = view_of(input), a.weight = view_of(weight), a.output = writable_view_of(output);
+  return {a, output, bias_dense, prelu_dense};
+}
+
+// The geometry of a backward call; grad_output is checked against it.
+inline Geometry backward_geometry(const Tensor& grad_output, const Sizes& sizes,
+                                  const GeometryValues& values) {
+  const Geometry g = make_geometry(sizes, values);
+  check(grad_output.size(0) == g.batch && grad_output.size(1) == g.channels &&
+            grad_output.size(2) == g.out_h && grad_output.size(3) == g.out_w,
+        "grad_output ", shape_of(grad_output), " does not fit the output");
+  return g;
+}
+
+struct InputGradCall {
+  InputGradArguments arguments;
+  Tensor grad_input;
+};
+
+inline InputGradCall input_grad_call(const Tensor& grad_output, const Tensor& weight, int64_t height,
+                                     int64_t width, const std::vector<int64_t>& geometry,
+                                     bool channels_last) {
+  check(grad_output.dim() == 4 && weight.dim() == 4, "expected grad_output and weight of 4 dimensions");
+  check_like("weight", weight, grad_output);
+  const GeometryValues values = geometry_values(geometry);
+  const Geometry g = backward_geometry(grad_output,
+                                       {grad_output.size(0), weight.size(1) * values[10], height, width,
+                                        weight.size(0), weight.size(2), weight.size(3)},
+                                       values);
+  Tensor grad_input = new_tensor({g.batch, g.in_channels, g.in_h, g.in_w}, grad_output, channels_last);
+  const InputGradArguments a{g, dtype_of(grad_output), view_of(grad_output), view_of(weight),
+                             writable_view_of(grad_input)};
+  return {a, grad_input};
+}
+
+struct WeightGradCall {
+  WeightGradArguments arguments;
+  Tensor grad_weight, grad_bias;
+};
+
+inline WeightGradCall weight_grad_call(const Tensor& grad_output, const Tensor& input, int64_t kernel_h,
+                                       int64_t kernel_w, const std::vector<int64_t>& geometry) {
+  check(grad_output.dim() == 4 && input.dim() == 4, "expected grad_output and input of 4 dimensions");
+  check_like("input", input, grad_output);
+  const GeometryValues values = geometry_values(geometry);
+  const Geometry g = backward_geometry(grad_output,
+                                       {input.size(0), input.size(1), input.size(2), input.size(3),
+                                        grad_output.size(1) * values[0] * values[1], kernel_h, kernel_w},
+                                       values);
+  Tensor grad_weight =
+      new_tensor({g.conv_channels(), g.in_channels / g.groups, g.kernel_h, g.kernel_w}, grad_output, false);
+  const std::array<int64_t, 1> rows{g.conv_channels()};
+  Tensor grad_bias =
+      torch::stable::empty(rows, grad_output.scalar_type(), std::nullopt, grad_output.device());
+  const WeightGradArguments a{g,
+                              dtype_of(grad_output),
+                              view_of(grad_output),
+                              view_of(input),
+                              grad_weight.mutable_data_ptr(),
+                              grad_bias.mutable_data_ptr()};
+  return {a, grad_weight, grad_bias};
+}
+
+// A problem as the plan operators take it: pass, dtype, channels_last, batch, in_channels, in_h, in_w, conv_channels,
+// kernel_h, kernel_w, then the geometry values.
+inline Geometry problem_geometry(const std::vector<int64_t>& problem) {
+  GeometryValues values;
+  check(problem.size() == 10 + values.size(), "a problem is ", 10 + values.size(), " numbers, got ",
+        problem.size());
+  check(problem[0] >= 0 && problem[0] <= 2 && problem[1] >= 0 && problem[1] <= 3, "unknown pass or dtype");
+  std::copy(problem.begin() + 10, problem.end(), values.begin());
+  return make_geometry({problem[3], problem[4], problem[5], problem[6], problem[7], problem[8], problem[9]},
+                       values);
 }
 
 }  // namespace fused_subpixel

@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from . import __version__, _library, verification
+from . import __version__, _library, backends, verification
 
 _INSTRUCTION_SETS = ("portable", "AVX2", "AVX-512")  # as enum Isa in csrc/cpu
 
@@ -29,7 +29,8 @@ def info() -> int:
         print(f"               {_INSTRUCTION_SETS[current]} of {names}; L2 cache {l2_bytes // 1024} KiB")
     for device in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(device)
-        print(f"cuda:{device:<9} {torch.cuda.get_device_name(device)}, sm_{major}{minor}")
+        reason = backends.refusal("cuda", torch.device("cuda", device), torch.float32)
+        print(f"cuda:{device:<9} {torch.cuda.get_device_name(device)}, sm_{major}{minor}, {reason or 'runs'}")
     print("reference      plain PyTorch, always runs")
     return 0
 

@@ -52,6 +52,7 @@ class Geometry(NamedTuple):
     crop_bottom: int = 0
     crop_right: int = 0
     channel_order: int = 0
+    tf32: int = 0  # whether float32 may be computed as tf32, on GPUs that can
 
 
 class Epilogue(NamedTuple):

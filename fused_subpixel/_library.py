@@ -27,7 +27,7 @@ from ._layout import is_channels_last, memory_format
 GEOMETRY_SCHEMA = "int[] geometry"  # the fields of Geometry
 EPILOGUE_SCHEMA = "int activation, float negative_slope, float clamp_min, float clamp_max"
 
-# The geometry is one list: its 16 ints one by one would cost a small call a good part of its time. The
+# The geometry is one list: its ints one by one would cost a small call a good part of its time. The
 # object must live as long as the process.
 definitions = torch.library.Library("fused_subpixel", "FRAGMENT")
 for _schema in (
@@ -42,6 +42,11 @@ for _schema in (
     # Current instruction set (0 portable, 1 AVX2, 2 AVX-512), bit mask of the usable ones, bytes of L2 cache.
     "cpu_capability() -> int[]",
     "cpu_select_isa(int isa) -> ()",
+    # Driver's and library's CUDA version, then, if there is such a GPU, what cuda_plan must know of it -
+    # compute capability, multiprocessors, shared memory - and the error of looking for its kernels.
+    "cuda_capability(int device) -> int[]",
+    # The CUDA library's plan for a problem on a GPU: kernel, refusal, pixels and rows of a tile, blocks.
+    "cuda_plan(int[] problem, int[] target) -> int[]",
 ):
     definitions.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 

@@ -7,6 +7,7 @@ or ``cpu`` is a demand: where it cannot be met, ValueError says why.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from types import TracebackType
@@ -70,6 +71,35 @@ class use_backend:
         _requested.name = _requested_by_latest_thread = self._outer
 
 
+def allows_tf32() -> bool:
+    """Whether torch's settings let convolutions compute float32 as tf32 on CUDA."""
+    return torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32"
+
+
+@functools.cache
+def _gpu_refusal(index: int) -> str | None:
+    """Why the CUDA library cannot run on a GPU, in words; None if it can."""
+    driver, built_with, *gpu = torch.ops.fused_subpixel.cuda_capability(index)
+    if not gpu:
+        return f"the driver shows no GPU {index}"
+    compute_capability, _, _, error = gpu
+    if error == 0:
+        return None
+    if driver // 1000 < built_with // 1000:
+        return (
+            f"the driver is for CUDA {_version(driver)}, the library was built with {_version(built_with)}: "
+            "update the driver, or build with an older toolkit"
+        )
+    return (
+        f"the library holds no kernels for compute capability {compute_capability / 10:.1f} (CUDA error "
+        f"{error}): build it with FUSED_SUBPIXEL_CUDA_ARCHS"
+    )
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
 def refusal(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a compiled backend cannot run tensors of this device and dtype, in words; None if it can."""
     if device.type != backend:
@@ -77,6 +107,8 @@ def refusal(backend: str, device: torch.device, dtype: torch.dtype) -> str | Non
     library = _library.libraries[backend]
     if not library.loaded:
         return library.problem
+    if backend == "cuda":
+        return _gpu_refusal(torch.cuda.current_device() if device.index is None else device.index)
     return None
 
 

@@ -77,6 +77,7 @@ def explain(
         residual = None if residual is None else residual.unsqueeze(0)
     call = functional.prepare(
         backend or backends.requested(),
+        input.is_cuda and backends.allows_tf32(),
         (input.shape, input.dtype, input.device), (weight.shape, weight.dtype, weight.device),
         describe(bias), describe(activation_weight), describe(residual),
         upscale_factor, stride, padding, dilation, groups, activation, negative_slope, clamp, channel_order,
@@ -121,27 +122,53 @@ _CPU_KERNELS = (
 )
 
 
+# As enum Refusal of csrc/plan_cuda.h: why the tensor cores do not compute a problem.
+_CUDA_REFUSALS = (
+    "",
+    "the tensor-core kernels need compute capability 8.0",
+    "float64 is summed in float64, which the tensor-core kernels cannot",
+    "float32 is exact: torch.backends.cudnn.conv.fp32_precision does not allow tf32",
+    "the tensor-core kernels know one group only",
+    "more channels than the tensor-core kernels count",
+    "what one tile reads does not fit into shared memory",
+    "tf32 cannot be transposed on its way to the tensor cores",
+    "the input gradient of a strided convolution is no convolution of the gradient",
+)
+
+
 def _kernels(call: functional.Call, channels_last: bool) -> list[str]:
     """The kernels of a compiled library for (forward, input gradient, weight gradient), in words."""
-    if call.backend != "cpu":
-        return [f"{call.backend} library"] * 3
     problem = call.problem
     low_channels, _, kernel_h, kernel_w = problem.weight_shape
     described = []
     for direction in range(3):
-        if direction > 0 and (problem.geometry.stride_h, problem.geometry.stride_w) != (1, 1):
-            described.append("")  # the gradients' kernels know stride 1 only
-            continue
-        numbers = torch.ops.fused_subpixel.cpu_plan(
-            [
-                direction, _PLAN_DTYPES.index(problem.dtype), channels_last, *problem.input_shape,
-                low_channels, kernel_h, kernel_w, *problem.geometry,
-            ]
-        )  # fmt: skip
-        kernel, rows, pixels, _, block_n, block_h, block_w, *_, items, _, parallel = numbers
+        numbers = [
+            direction, _PLAN_DTYPES.index(problem.dtype), channels_last, *problem.input_shape,
+            low_channels, kernel_h, kernel_w, *problem.geometry,
+        ]  # fmt: skip
         described.append(
-            f"cpu library, {_CPU_KERNELS[kernel]}, tile of {rows} x {pixels}, "
-            f"{items} blocks of {block_n} x {block_h} x {block_w} pixels"
-            + ("" if parallel else ", on one thread")
+            _cuda_kernel(call, numbers) if call.backend == "cuda" else _cpu_kernel(call, numbers)
         )
     return described
+
+
+def _cpu_kernel(call: functional.Call, problem: list[int]) -> str:
+    geometry = call.problem.geometry
+    if problem[0] > 0 and (geometry.stride_h, geometry.stride_w) != (1, 1):
+        return ""  # the gradients' kernels know stride 1 only
+    kernel, rows, pixels, _, block_n, block_h, block_w, *_, items, _, parallel = (
+        torch.ops.fused_subpixel.cpu_plan(problem)
+    )
+    return (
+        f"cpu library, {_CPU_KERNELS[kernel]}, tile of {rows} x {pixels}, "
+        f"{items} blocks of {block_n} x {block_h} x {block_w} pixels"
+        + ("" if parallel else ", on one thread")
+    )
+
+
+def _cuda_kernel(call: functional.Call, problem: list[int]) -> str:
+    target = torch.ops.fused_subpixel.cuda_capability(call.problem.device.index or 0)[2:5]
+    kernel, refusal, pixels, rows, blocks = torch.ops.fused_subpixel.cuda_plan(problem, target)
+    if kernel == 0:
+        return f"cuda library, one thread per result: {_CUDA_REFUSALS[refusal]}"
+    return f"cuda library, tensor cores, {blocks} blocks, tiles of {pixels} pixels x {rows} rows of weight"

@@ -143,6 +143,7 @@ class Call(NamedTuple):
 
 def prepare(
     requested: str,
+    tf32: bool,
     input: TensorInfo,
     weight: TensorInfo,
     bias: TensorInfo | None,
@@ -152,6 +153,8 @@ def prepare(
 ) -> Call:
     """Check a call and choose its backend; ``options`` in the order of :func:`_arguments.resolve`."""
     problem = _arguments.resolve(input, weight, bias, activation_weight, residual, *options)
+    if tf32:
+        problem = problem._replace(geometry=problem.geometry._replace(tf32=1))
     backend = backends.choose(requested, problem.device, problem.dtype)
     plan = plan_backward(backend, problem.geometry, problem.input_shape, problem.weight_shape, problem.dtype)
     linear = None
@@ -228,6 +231,7 @@ def convolve(
 
     arguments = (
         backend or backends.requested(tracing),
+        input.is_cuda and backends.allows_tf32(),
         (input.shape, input.dtype, input.device),  # written out: three more calls would cost 0.5 µs
         (weight.shape, weight.dtype, weight.device),
         None if bias is None else (bias.shape, bias.dtype, bias.device),
@@ -235,7 +239,7 @@ def convolve(
         describe(residual),
         *options,
     )
-    if len(arguments[1][0]) == 3:
+    if len(arguments[2][0]) == 3:
         return convolve(
             input.unsqueeze(0), weight, bias, activation_weight,
             None if residual is None else residual.unsqueeze(0), backend, *options,

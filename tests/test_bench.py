@@ -8,8 +8,11 @@ import dataclasses
 import math
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,8 +23,8 @@ pytest.importorskip("tqdm")  # of the extra "bench"
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench import correctness, report, run, timing  # noqa: E402
-from bench.peers import PEERS, Peer, build_eager, build_fused  # noqa: E402
+from bench import correctness, cuda, report, run, timing  # noqa: E402
+from bench.peers import FURTHER_PEERS, PEERS, Peer, build_eager, build_fused  # noqa: E402
 from bench.workloads import BY_NAME, TINY, WORKLOADS, Operands, Workload, operands  # noqa: E402
 
 SMALL = Workload("small", 2, 5, 6, 7, 3, 2, 3, "sizes that cannot be mixed up")
@@ -123,6 +126,182 @@ def test_interrupted_run_keeps_finished_rows(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(run, "interleave", interrupted)
     assert bench("--only", "tiny", "--out", tmp_path / "a.csv") == 130
     assert [row["pass"] for row in rows_of(tmp_path / "a.csv")] == ["forward"] * len(PEERS)
+
+
+# ---- further contenders ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workload", [SMALL, EVEN, UNBIASED], ids=["3x3", "2x2 relu", "1x1 no bias"])
+@pytest.mark.parametrize("group", ["conv_transpose2d", "nearest"])
+def test_further_contenders_pass_the_gate(workload: Workload, group: str) -> None:
+    tensors = operands(workload, torch.float32, uniform_bias=True)
+    tensors = correctness.avoid_kink(workload, tensors)
+    peers = (*PEERS, *(peer for peer in FURTHER_PEERS if peer.group == group))
+    contenders = {peer: peer.prepare(workload, tensors) for peer in peers}
+    assert correctness.check(workload, tensors, contenders, backward=True) == {}
+    assert len(contenders) == 6
+
+
+def test_a_further_contender_that_fails_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build(workload: Workload, operands: Operands) -> Callable[[], Tensor]:
+        raise_it: Callable[[], Tensor] = lambda: torch.empty(-1)  # noqa: E731
+        return raise_it
+
+    broken = Peer("nearest NCHW", False, False, build, group="nearest")
+    monkeypatch.setattr(run, "FURTHER_PEERS", (*FURTHER_PEERS[-1:], broken))
+    assert (
+        bench("--only", "tiny", "--pass", "forward", "--peers", "nearest", "--out", tmp_path / "a.csv") == 0
+    )
+    assert "tiny: nearest NCHW is left out: " in capsys.readouterr().err
+    contenders = [row["contender"] for row in rows_of(tmp_path / "a.csv")]
+    assert contenders == [*(peer.name for peer in PEERS), "nearest channels_last"]
+
+
+@pytest.mark.slow
+def test_compiled_contenders(tmp_path: Path) -> None:
+    assert bench("--only", "tiny", "--peers", "compile", "--out", tmp_path / "a.csv") == 0
+    assert sum(row["contender"].startswith("compile ") for row in rows_of(tmp_path / "a.csv")) == 4
+
+
+# ---- on a GPU --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "cuda"], "--device cuda: torch "),
+        (["--graph"], "--graph needs --device cuda"),
+        (["--dtype", "tf32"], "--dtype tf32 needs --device cuda"),
+    ],
+)
+def test_what_needs_a_gpu_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        run.main(arguments)
+    assert refused.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+class HostEvent:
+    """An event of a GPU that is the CPU."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.time = time.perf_counter()
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, end: HostEvent) -> float:
+        return (end.time - self.time) * 1e3
+
+
+class HostGraph:
+    """What is called under capture is called once more in every replay: enough for the program around it."""
+
+    captures = 0
+    replays = 0
+
+    def replay(self) -> None:
+        HostGraph.replays += 1
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The CPU in the role of a GPU, to run what a machine without one would never run."""
+    properties = SimpleNamespace(
+        name="NVIDIA Pretence", major=9, minor=0, multi_processor_count=1, L2_cache_size=1 << 12, uuid="none"
+    )
+
+    def graph(captured: HostGraph) -> nullcontext[None]:
+        HostGraph.captures += 1
+        return nullcontext()
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, value in {
+        "Event": HostEvent,
+        "CUDAGraph": HostGraph,
+        "graph": graph,
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": lambda stream: nullcontext(),
+        "synchronize": lambda: None,
+        "get_device_properties": lambda device: properties,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    for name, value in {
+        "DEVICE": "cpu",
+        "problem": lambda: None,
+        "COPY_BYTES": 1 << 20,
+        "MATRIX": 64,
+    }.items():
+        monkeypatch.setattr(cuda, name, value)
+    monkeypatch.setattr(run, "CUDA_WARM_UP", 1e-4)
+    monkeypatch.setattr(run, "TINY_ROUNDS", 1)
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = before
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+@pytest.mark.parametrize(("option", "graphs"), [("no", ["no"]), ("only", ["yes"]), ("both", ["no", "yes"])])
+def test_run_on_a_gpu(
+    option: str, graphs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    HostGraph.captures = HostGraph.replays = 0
+    options = ["--dtype", "tf32", "--dtype", "float32", "--graph", option]
+    assert bench("--device", "cuda", "--only", "tiny", "--out", tmp_path / "a.csv", *options) == 0
+    rows = rows_of(tmp_path / "a.csv")
+    contenders = [peer.name for peer in PEERS + FURTHER_PEERS if peer.group in ("", *run.CUDA_PEERS)]
+    assert [(row["dtype"], row["pass"], row["graph"], row["contender"]) for row in rows] == [
+        (dtype, direction, graph, name)
+        for dtype in ("tf32", "float32")
+        for direction in ("forward", "backward")
+        for graph in graphs
+        for name in contenders
+    ]
+    assert {"copy_gb_per_s", "matmul_tflop_per_s", "driver", "sm_clock_mhz", "cuda"} <= set(rows[0])
+    for row in rows:
+        assert row["gpu"] == "NVIDIA Pretence"
+        assert float(row["of_limit"]) >= 0 and float(row["limit_ms"]) > 0
+    assert HostGraph.captures == (2 * 2 * len(contenders) if "yes" in graphs else 0)
+    assert HostGraph.replays >= 3 * HostGraph.captures  # to warm up, and two rounds
+    assert torch.backends.cudnn.allow_tf32 is False  # as the last dtype wants it
+    out = capsys.readouterr().out
+    assert "fastest other" in out and "\ntf32\n" in out
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_sets_of_tensors_take_turns() -> None:
+    assert cuda.rotation(1) == cuda.MOST_SETS
+    assert cuda.rotation(1 << 10) == 8  # twice the L2 cache
+    assert cuda.rotation(1 << 40) == cuda.FEWEST_SETS
+    small = PEERS[0], PEERS[2]
+    prepared = run.prepare(SMALL, operands(SMALL, torch.float32), 3, small)
+    addresses = {peer: [own.leaves[0].data_ptr() for own in some] for peer, some in prepared.items()}
+    assert all(len(set(found)) == 3 for found in addresses.values())
+    assert prepared[PEERS[0]][1].leaves[0].equal(prepared[PEERS[0]][2].leaves[0])
+
+    calls: list[int] = []
+    turn = cuda.in_turn([lambda n=n: calls.append(n) for n in range(3)])
+    assert cuda.Clock(calls=3, graph=False)(turn, 1) > 0
+    assert calls == [0, 1, 2]
+
+
+def test_limit() -> None:
+    rates = run.Rates(copy=2.0, matmul={"float16": 3.0, "float32": 1e30})
+    assert SMALL.elements(backward=False) == 2 * 5 * 6 * 7 + 12 * 5 * 9 + 12 + 2 * 3 * 12 * 14
+    assert rates.limit(SMALL, "float32", False) == SMALL.elements(False) * 4 / 2
+    assert rates.limit(SMALL, "float16", True) == SMALL.flops(True) / 3
 
 
 # ---- the gate --------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import fused_subpixel
 
@@ -26,7 +27,8 @@ def needs(*tools: str):
 
 
 def run(*command, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, **env}
+    ours = ("FUSED_SUBPIXEL_CUDA", "FUSED_SUBPIXEL_CUDA_ARCHS")  # of the build under test, not of these
+    environment = {**{name: value for name, value in os.environ.items() if name not in ours}, **env}
     return subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
@@ -172,6 +174,150 @@ def test_without_torch_it_says_what_to_do(toy):
     assert "pip install --no-build-isolation ." in result.stderr.splitlines()[-1]
 
 
+# ---- CUDA sources and toolkit, on that project and with a compiler that only pretends ----
+
+NVCC = """\
+#!/bin/sh
+case "$*" in
+  *--dryrun*) echo '#$ TOP={root}' >&2 ;;
+  *--list-gpu-code*) for arch in 75 80 86 89 90 100 120; do echo sm_$arch; done ;;
+  *) while [ $# -gt 0 ]; do case $1 in -c) in=$2 ;; -o) out=$2 ;; -MF) echo "$2:" > "$2" ;; esac; shift; done
+     {cxx} -fPIC -x c++ -c "$in" -o "$out" ;;
+esac
+"""
+
+
+def pretended_toolkit(root: Path) -> Path:
+    for folder in ("bin", "lib", "include"):
+        (root / folder).mkdir(parents=True)
+    nvcc = root / "bin/nvcc"
+    nvcc.write_text(NVCC.format(root=root, cxx=shutil.which("g++") or shutil.which("clang++")))
+    nvcc.chmod(0o755)
+    (root / "lib/empty.c").touch()
+    run("cc", "-c", "empty.c", "-o", "empty.o", cwd=root / "lib")
+    run("ar", "rcs", "libcudart_static.a", "empty.o", cwd=root / "lib")
+    return root
+
+
+@pytest.fixture(scope="module")
+def cuda_toy(toy, tmp_path_factory):
+    """The toy with CUDA sources, and a toolkit."""
+    folder = tmp_path_factory.mktemp("cuda")
+    tree = shutil.copytree(toy, folder / "toy")
+    (tree / "csrc/cuda").mkdir()
+    for name in ("generic", "sm80_conv", "sm90_conv"):
+        (tree / f"csrc/cuda/{name}.cu").write_text(f"int {name}() {{ return 1; }}\n")
+    (tree / "csrc/cuda/launch.cpp").write_text(
+        'extern "C" __attribute__((visibility("default"))) const char* archs() { return FS_CUDA_ARCHS; }\n'
+    )
+    return tree, pretended_toolkit(folder / "toolkit")
+
+
+def compiled_for(tree: Path) -> dict[str, list[str]]:
+    """By CUDA source, the architectures in build.ninja."""
+    text = (tree / "build/ninja/build.ninja").read_text()
+    steps = re.findall(r"^build \S+: nvcc csrc/cuda/(\S+)\.cu\n  flags = (.*)$", text, re.M)
+    return {name: re.findall(r",code=(\w+)", flags) for name, flags in steps}
+
+
+@needs("ar", "cc")
+@pytest.mark.parametrize(
+    ("asked", "generic", "sm80", "sm90"),
+    [
+        (
+            "",
+            "sm_75 sm_80 sm_86 sm_89 sm_90a sm_100a sm_120 compute_120",
+            "sm_80 sm_90a sm_100a sm_120 compute_120",
+            "sm_90a",
+        ),
+        ("9.0a", "sm_90a", "sm_90a", "sm_90a"),
+        ("8.6, 8.9+PTX", "sm_86 sm_89 compute_89", "sm_86 sm_89 compute_89", ""),
+        ("75", "sm_75", "", ""),
+    ],
+    ids=["default", "Hopper", "Ampere and Ada", "Turing"],
+)
+def test_each_cuda_source_is_compiled_for_its_architectures(cuda_toy, asked, generic, sm80, sm90):
+    tree, toolkit = cuda_toy
+    build(tree, FUSED_SUBPIXEL_CUDA="1", CUDA_HOME=str(toolkit), FUSED_SUBPIXEL_CUDA_ARCHS=asked)
+    expected = {"generic": generic.split(), "sm80_conv": sm80.split(), "sm90_conv": sm90.split()}
+    assert compiled_for(tree) == {name: archs for name, archs in expected.items() if archs}
+    text = (tree / "build/ninja/build.ninja").read_text()
+    assert ("-DFS_HAVE_SM80=1" in text, "-DFS_HAVE_SM90=1" in text) == (bool(sm80), bool(sm90))
+    assert (tree / "fused_subpixel/fused_subpixel_cuda.so").exists()
+    built_for = asked.replace(".", "").replace(", ", ";") or "75;80;86;89;90a;100a;120+PTX"
+    assert built_for.encode() in (tree / "fused_subpixel/fused_subpixel_cuda.so").read_bytes()
+
+
+PIP = """\
+import os, pathlib, sys
+pathlib.Path(os.environ["PIP_CALLS"]).write_text(" ".join(sys.argv[1:]))
+sys.exit(int(os.environ["PIP_STATUS"]))
+"""
+
+
+@pytest.fixture
+def no_toolkit(cuda_toy, tmp_path):
+    """The CUDA toy where no nvcc can be found, and a pip that only notes what it is asked for."""
+    tree = shutil.copytree(cuda_toy[0], tmp_path / "toy")
+    setup = tree / "setup.py"
+    setup.write_text(setup.read_text().replace("/usr/local/cuda/bin", "/nowhere"))
+    for package, text in {"nvidia/__init__": "", "pip/__init__": "", "pip/__main__": PIP}.items():
+        path = tmp_path / f"stubs/{package}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    folders = [folder for folder in os.environ["PATH"].split(os.pathsep) if not Path(folder, "nvcc").exists()]
+    env = {"PYTHONPATH": str(tmp_path / "stubs"), "PATH": os.pathsep.join(folders), "CUDA_HOME": ""}
+    return tree, {**env, "CUDA_PATH": "", "PIP_CALLS": str(tmp_path / "calls"), "PIP_STATUS": "0"}
+
+
+@needs("ar", "cc")
+def test_a_missing_toolkit_is_fetched(no_toolkit):
+    tree, env = no_toolkit
+    output = build(tree, "--quiet", "fetch_cuda_toolkit", **env)
+    assert "no nvcc found, so pip installs that of CUDA 13" in output and len(output.splitlines()) == 1
+    calls = Path(env["PIP_CALLS"]).read_text()
+    assert calls.startswith("install --quiet nvidia-cuda-nvcc==13.")
+    for part in ("nvidia-nvvm", "nvidia-cuda-crt", "nvidia-cuda-runtime", "nvidia-cuda-cccl"):
+        assert f" {part}==13." in calls
+
+
+@needs("ar", "cc")
+def test_without_toolkit_and_network_the_cpu_library_is_built(no_toolkit):
+    tree, env = no_toolkit
+    arguments = ("--quiet", "fetch_cuda_toolkit", "build_ext", "--inplace")
+    output = build(tree, *arguments, **{**env, "PIP_STATUS": "1"})
+    assert "could not be installed" in output and "building the CPU library only" in output
+    assert [p.name for p in (tree / "fused_subpixel").glob("*.so")] == ["fused_subpixel_cpu.so"]
+
+
+@needs("ar", "cc")
+def test_nothing_is_fetched_where_nothing_is_missing(no_toolkit, cuda_toy):
+    tree, env = no_toolkit
+    for change in ({"FUSED_SUBPIXEL_CUDA": "0"}, {"CUDA_HOME": str(cuda_toy[1])}):
+        assert build(tree, "--quiet", "fetch_cuda_toolkit", **{**env, **change}) == ""
+    assert not Path(env["PIP_CALLS"]).exists()
+
+
+# ---- programs for other machines ----
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_make_gpu_refuses_in_one_line():
+    done = run(sys.executable, "tests/gpu.py")
+    assert done.returncode == 2 and done.stdout == ""
+    assert re.fullmatch(r"make gpu: torch \S+ (is built without CUDA|finds no CUDA GPU).*\n", done.stderr)
+    done = run(sys.executable, "tests/gpu.py", "--steps", "build,rest")
+    assert done.returncode == 2 and "unknown step 'rest'; known are build, test" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LIBRARIES, reason="no compiled library beside the package")
+def test_the_libraries_load_from_another_folder():
+    done = run(sys.executable, "tests/load_elsewhere.py", sys.executable)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cpu library: loaded, operators registered" in done.stdout
+
+
 # ---- wheel and sdist, of this project ----
 
 
@@ -186,7 +332,8 @@ def project(tmp_path_factory):
         shutil.copy2(ROOT / name, tree)
     for folder in ("csrc", "fused_subpixel", "build/ninja"):
         shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    build(tree, "build")  # leaves build/lib.<platform>, whose files would be in the next wheel
+    # leaves build/lib.<platform>, whose files would be in the next wheel
+    build(tree, "build", FUSED_SUBPIXEL_CUDA="0")
     for folder in (tree / "fused_subpixel", *tree.glob("build/lib*/fused_subpixel")):
         (folder / "fused_subpixel_cuda.so").touch()
         (folder / "fused_subpixel_old.so").touch()

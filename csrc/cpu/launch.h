@@ -25,35 +25,6 @@ struct Pool {
   std::function<void(int64_t n, const std::function<void(int64_t, int64_t)>& run)> for_each_share;
 };
 
-struct TensorView {
-  const void* data = nullptr;
-  Strides stride{};
-};
-
-struct ForwardArguments {
-  Geometry geometry;
-  DType dtype;
-  TensorView input, weight, residual, output;
-  const void* bias;   // contiguous, or null
-  const void* prelu;  // contiguous, or null
-  int64_t prelu_size;
-  Epilogue epilogue;
-};
-
-struct InputGradArguments {
-  Geometry geometry;
-  DType dtype;
-  TensorView grad_output, weight, grad_input;
-};
-
-struct WeightGradArguments {
-  Geometry geometry;
-  DType dtype;
-  TensorView grad_output, input;
-  void* grad_weight;  // contiguous
-  void* grad_bias;    // contiguous
-};
-
 void conv_forward(const ForwardArguments& a, const Pool& pool);
 void conv_input_grad(const InputGradArguments& a, const Pool& pool);
 

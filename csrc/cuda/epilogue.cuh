@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Bias, activation, residual and clamp of one value, the same for every kernel.
+#pragma once
+
+#include <cmath>
+
+#include "device.cuh"
+#include "params.h"
+
+namespace fused_subpixel::cuda {
+
+FS_DEVICE float exp_of(float x) { return expf(x); }
+FS_DEVICE double exp_of(double x) { return exp(x); }
+FS_DEVICE float erf_of(float x) { return erff(x); }
+FS_DEVICE double erf_of(double x) { return erf(x); }
+FS_DEVICE float tanh_of(float x) { return tanhf(x); }
+FS_DEVICE double tanh_of(double x) { return tanh(x); }
+
+// NaN stays NaN in every branch, as in PyTorch.
+template <class S>
+FS_DEVICE S activate(Activation activation, S v, S slope) {
+  switch (activation) {
+    case Activation::kNone: return v;
+    case Activation::kReLU: return v < S(0) ? S(0) : v;
+    case Activation::kLeakyReLU:
+    case Activation::kPReLU: return v > S(0) ? v : v * slope;
+    case Activation::kSiLU: return v / (S(1) + exp_of(-v));
+    case Activation::kGELU: return v * S(0.5) * (S(1) + erf_of(v * S(0.70710678118654752440)));
+    case Activation::kTanh: return tanh_of(v);
+    case Activation::kSigmoid: return S(1) / (S(1) + exp_of(-v));
+  }
+  return v;
+}
+
+template <class T>
+FS_DEVICE Compute<T> bias_of(const EpilogueParams& e, int64_t conv_channel) {
+  return e.bias ? Compute<T>(widen(static_cast<const T*>(e.bias)[conv_channel])) : Compute<T>(0);
+}
+
+template <class T>
+FS_DEVICE Compute<T> slope_of(const EpilogueParams& e, int64_t c, int64_t conv_channel) {
+  if (!e.prelu) return static_cast<Compute<T>>(e.negative_slope);
+  return widen(static_cast<const T*>(e.prelu)[e.prelu_c * c + e.prelu_o * conv_channel]);
+}
+
+// Where a value lies: image, high-resolution channel and pixel, low-resolution pixel, convolution channel.
+struct Place {
+  int64_t n, c, y, x, h, w, conv_channel;
+};
+
+template <class T>
+FS_DEVICE Compute<T> residual_at(const EpilogueParams& e, const Place& p) {
+  const Strides& s = e.residual_stride;
+  int64_t at = p.n * s.n;
+  if (e.residual_kind == ResidualKind::kHighRes)
+    at += p.c * s.c + p.y * s.h + p.x * s.w;
+  else
+    at += (e.residual_kind == ResidualKind::kLowRes ? p.conv_channel : p.c) * s.c + p.h * s.h + p.w * s.w;
+  return widen(static_cast<const T*>(e.residual)[at]);
+}
+
+template <class S>
+FS_DEVICE S clamp_to(const EpilogueParams& e, S v) {
+  const S low = static_cast<S>(e.clamp_min), high = static_cast<S>(e.clamp_max);
+  v = v < low ? low : v;
+  return v > high ? high : v;
+}
+
+}  // namespace fused_subpixel::cuda

@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "launch.h"
+
+#include <initializer_list>
+#include <numeric>
+
+#include "element.h"
+
+namespace fused_subpixel::cuda {
+namespace {
+
+constexpr double kInfinity = __builtin_inf();
+
+EpilogueParams epilogue_params(const ForwardArguments& a) {
+  const bool by_channel = a.prelu_size == a.geometry.channels && a.prelu_size > 1;
+  return {a.bias,
+          a.prelu,
+          a.residual.data,
+          a.residual.stride,
+          by_channel ? 1 : 0,
+          !by_channel && a.prelu_size > 1 ? 1 : 0,
+          a.epilogue.activation,
+          a.epilogue.residual_kind,
+          a.epilogue.negative_slope,
+          a.epilogue.clamp_min,
+          a.epilogue.clamp_max};
+}
+
+EpilogueParams no_epilogue() {
+  EpilogueParams e{};
+  e.clamp_min = -kInfinity, e.clamp_max = kInfinity;
+  return e;
+}
+
+// Does the tensor lie in memory as channels_last does? Then channels are counted (i, j, c), else (c, i, j).
+bool channels_are_neighbours(const Strides& s, int64_t channels) { return s.c == 1 && channels > 1; }
+
+ShuffledChannels counted(const Geometry& g, const Strides& s) {
+  return {static_cast<int>(g.channels), static_cast<int>(g.r_h), static_cast<int>(g.r_w),
+          channels_are_neighbours(s, g.channels) ? ChannelOrder::kDCR : ChannelOrder::kCRD, g.order};
+}
+ShuffledChannels plain(int64_t channels) {
+  return {static_cast<int>(channels), 1, 1, ChannelOrder::kCRD, ChannelOrder::kCRD};
+}
+
+// Rows side by side in a row of fine pixels of a dense output.
+int64_t run_of(int64_t channels, int64_t r_w, bool channels_last) {
+  return channels_last ? r_w * channels : r_w;
+}
+
+Problem forward_problem(const Geometry& g, DType dtype, bool channels_last) {
+  return {dtype,
+          g.batch,
+          g.in_channels / g.groups,
+          g.conv_channels() / g.groups,
+          g.groups,
+          g.conv_h,
+          g.conv_w,
+          g.kernel_h,
+          g.kernel_w,
+          g.stride_h,
+          g.stride_w,
+          g.dilation_h,
+          g.dilation_w,
+          run_of(g.channels, g.r_w, channels_last),
+          g.tf32};
+}
+
+// The convolution of the low-resolution gradient with the kernel turned by 180 degrees.
+Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last) {
+  return {dtype,
+          g.batch,
+          g.conv_channels() / g.groups,
+          g.in_channels / g.groups,
+          g.groups,
+          g.in_h,
+          g.in_w,
+          g.kernel_h,
+          g.kernel_w,
+          1,
+          1,
+          g.dilation_h,
+          g.dilation_w,
+          run_of(g.in_channels, 1, channels_last),
+          g.tf32};
+}
+
+// The most elements, a power of two up to 16 bytes, that divide all steps from one run of channels to another.
+int copied_at_once(const void* data, DType dtype, std::initializer_list<int64_t> steps) {
+  const int64_t bytes = element_bytes(dtype);
+  int64_t most = 16 / bytes;
+  for (int64_t step : steps) most = std::gcd(most, step);
+  while (reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(most * bytes) != 0) most /= 2;
+  return static_cast<int>(most);
+}
+
+PixelSource plain_source(const TensorView& t, DType dtype, int64_t channels, int64_t h, int64_t w) {
+  const Strides& s = t.stride;
+  const bool neighbours = channels_are_neighbours(s, channels);
+  return {t.data,
+          s.n,
+          s.h,
+          s.w,
+          s.c,
+          0,
+          0,
+          plain(channels),
+          static_cast<int>(channels),
+          0,
+          0,
+          static_cast<int>(h),
+          static_cast<int>(w),
+          neighbours ? copied_at_once(t.data, dtype, {s.n, s.h, s.w, channels}) : 1,
+          !neighbours};
+}
+
+PixelSource gradient_source(const Geometry& g, const TensorView& t, DType dtype) {
+  const Strides& s = t.stride;
+  const bool neighbours = channels_are_neighbours(s, g.channels);
+  // the columns of a cell are neighbours too where pixels lie side by side, and where no crop can cut between them
+  const bool cropped = g.crop_left > 0 || g.out_w != g.conv_w * g.r_w;
+  const bool merged = s.w == g.channels && !cropped;
+  const int64_t run = merged ? g.r_w * g.channels : g.channels, step = merged ? g.r_w * s.w : s.w;
+  return {t.data,
+          s.n,
+          g.r_h * s.h,
+          g.r_w * s.w,
+          s.c,
+          s.h,
+          s.w,
+          counted(g, s),
+          static_cast<int>(g.conv_channels()),
+          static_cast<int>(g.crop_top),
+          static_cast<int>(g.crop_left),
+          static_cast<int>(g.out_h),
+          static_cast<int>(g.out_w),
+          neighbours ? copied_at_once(t.data, dtype, {s.n, s.h, step, run}) : 1,
+          !neighbours};
+}
+
+// Where tiles lie: stride and padding of the convolution, in low-resolution pixels.
+struct Steps {
+  int64_t stride_h, stride_w, pad_top, pad_left;
+};
+
+PixelLoad pixel_load(const PixelSource& source, int64_t batch, const Steps& s, int64_t images, int64_t halo_h,
+                     int64_t halo_w) {
+  return {source,
+          static_cast<int>(batch),
+          static_cast<int>(s.stride_h),
+          static_cast<int>(s.stride_w),
+          static_cast<int>(s.pad_top),
+          static_cast<int>(s.pad_left),
+          SmallDivisor(halo_w),
+          SmallDivisor(halo_h),
+          SmallDivisor(images * halo_h * halo_w),
+          SmallDivisor(source.map.channels),
+          SmallDivisor(source.map.cell_h),
+          SmallDivisor(source.map.cell_w)};
+}
+
+void set_output(MmaParams& m, void* data, const Strides& s, const ShuffledChannels& map, int64_t rows,
+                int64_t run) {
+  m.output = data;
+  m.out_batch_stride = s.n, m.out_row_stride = s.h, m.out_unit_stride = s.c;
+  m.map = map, m.rows = static_cast<int>(rows), m.run = static_cast<int>(run);
+  m.per_column = static_cast<int>(run / map.cell_w);
+}
+
+void set_plan(MmaParams& m, const Plan& plan, const void* packed, DType dtype) {
+  m.plan = plan, m.packed = packed;
+  m.taps = m.kernel_h * m.kernel_w, m.tiles = plan.tiles_n * plan.tiles_h * plan.tiles_w;
+  m.tile_w = SmallDivisor(plan.tile_w), m.tile_h = SmallDivisor(plan.tile_h);
+  const int64_t vector = 16 / element_bytes(dtype);
+  const auto slots = [&](int64_t length) { return (length + vector - 1) / vector + 1; };
+  m.whole_units = m.rows <= plan.columns || plan.columns % m.run == 0;
+  const int64_t most = m.rows < plan.columns ? m.rows : plan.columns;
+  if (m.whole_units) {
+    m.store_slots = SmallDivisor(slots(int64_t{plan.tile_w} * m.run)), m.store_pieces = SmallDivisor(1);
+    m.store_units = SmallDivisor(most / m.run);
+  } else {
+    m.store_slots = SmallDivisor(slots(most < m.run ? most : m.run)),
+    m.store_pieces = SmallDivisor(plan.tile_w);
+    m.store_units = SmallDivisor((most + m.run - 2) / m.run + 1);
+  }
+  m.store_run = SmallDivisor(m.run);
+}
+
+// Builds for older GPUs only leave the tensor-core kernels out; their target says so (target_of in ops_cuda.cpp).
+void launch(DType dtype, const PackParams& pack, const MmaParams& m, void* stream) {
+#if FS_HAVE_SM80
+  switch (dtype) {
+    case DType::kFloat32: return launch_mma<TF32>(pack, m, stream);
+    case DType::kBFloat16: return launch_mma<BFloat16>(pack, m, stream);
+    case DType::kFloat16: return launch_mma<Half>(pack, m, stream);
+    case DType::kFloat64: break;
+  }
+#else
+  (void)dtype, (void)pack, (void)m, (void)stream;
+#endif
+}
+
+Plan forward_plan(const ForwardArguments& a, const Target& target) {
+  return plan_conv(
+      forward_problem(a.geometry, a.dtype, channels_are_neighbours(a.output.stride, a.geometry.channels)),
+      target);
+}
+Plan input_grad_plan(const Geometry& g, DType dtype, bool channels_last, const Target& target) {
+  if (g.stride_h != 1 || g.stride_w != 1) {
+    Plan plan{};
+    plan.refusal = Refusal::kStridedInputGrad;
+    return plan;
+  }
+  return plan_conv(input_grad_problem(g, dtype, channels_last), target);
+}
+
+}  // namespace
+
+int64_t forward_scratch(const ForwardArguments& a, const Target& target) {
+  return forward_plan(a, target).packed_bytes;
+}
+int64_t input_grad_scratch(const InputGradArguments& a, const Target& target) {
+  return input_grad_plan(a.geometry, a.dtype,
+                         channels_are_neighbours(a.grad_input.stride, a.geometry.in_channels), target)
+      .packed_bytes;
+}
+
+void conv_forward(const ForwardArguments& a, void* scratch, const Device& device) {
+  const Geometry& g = a.geometry;
+  const Plan plan = forward_plan(a, device.target);
+  const bool channels_last = channels_are_neighbours(a.output.stride, g.channels);
+  if (plan.kernel == Kernel::kGeneric) {
+    GenericParams p{};
+    p.g = g;
+    p.input = a.input.data, p.weight = a.weight.data, p.output = const_cast<void*>(a.output.data);
+    p.input_stride = a.input.stride, p.weight_stride = a.weight.stride, p.output_stride = a.output.stride;
+    p.channels_last = channels_last;
+    p.epilogue = epilogue_params(a);
+    return launch_generic(Pass::kForward, a.dtype, p, device.target, device.stream);
+  }
+  const ShuffledChannels map = counted(g, a.output.stride);
+  const Strides& ws = a.weight.stride;
+  const PackParams pack{a.weight.data,
+                        scratch,
+                        ws.n,
+                        ws.c,
+                        ws.h,
+                        ws.w,
+                        static_cast<int>(g.conv_channels()),
+                        static_cast<int>(g.in_channels),
+                        static_cast<int>(g.kernel_h),
+                        static_cast<int>(g.kernel_w),
+                        plan.columns,
+                        plan.chunks,
+                        plan.grid_y,
+                        map,
+                        true,
+                        false};
+  MmaParams m{};
+  m.load = pixel_load(plain_source(a.input, a.dtype, g.in_channels, g.in_h, g.in_w), g.batch,
+                      {g.stride_h, g.stride_w, g.pad_top, g.pad_left}, plan.tile_n, plan.halo_h, plan.halo_w);
+  set_output(m, const_cast<void*>(a.output.data), a.output.stride, map, g.conv_channels(),
+             run_of(g.channels, g.r_w, channels_last));
+  m.conv_h = static_cast<int>(g.conv_h), m.conv_w = static_cast<int>(g.conv_w);
+  m.crop_top = static_cast<int>(g.crop_top), m.crop_left = static_cast<int>(g.crop_left);
+  m.out_h = static_cast<int>(g.out_h), m.out_w = static_cast<int>(g.out_w);
+  m.kernel_h = static_cast<int>(g.kernel_h), m.kernel_w = static_cast<int>(g.kernel_w);
+  m.dilation_h = static_cast<int>(g.dilation_h), m.dilation_w = static_cast<int>(g.dilation_w);
+  m.epilogue = epilogue_params(a);
+  set_plan(m, plan, scratch, a.dtype);
+  launch(a.dtype, pack, m, device.stream);
+}
+
+void conv_input_grad(const InputGradArguments& a, void* scratch, const Device& device) {
+  const Geometry& g = a.geometry;
+  const bool channels_last = channels_are_neighbours(a.grad_input.stride, g.in_channels);
+  const Plan plan = input_grad_plan(g, a.dtype, channels_last, device.target);
+  if (plan.kernel == Kernel::kGeneric) {
+    GenericParams p{};
+    p.g = g;
+    p.grad_output = a.grad_output.data, p.weight = a.weight.data,
+    p.output = const_cast<void*>(a.grad_input.data);
+    p.grad_stride = a.grad_output.stride, p.weight_stride = a.weight.stride,
+    p.output_stride = a.grad_input.stride;
+    p.channels_last = channels_last;
+    return launch_generic(Pass::kInputGrad, a.dtype, p, device.target, device.stream);
+  }
+  MmaParams m{};
+  const Steps steps{1, 1, (g.kernel_h - 1) * g.dilation_h - g.pad_top,
+                    (g.kernel_w - 1) * g.dilation_w - g.pad_left};
+  m.load = pixel_load(gradient_source(g, a.grad_output, a.dtype), g.batch, steps, plan.tile_n, plan.halo_h,
+                      plan.halo_w);
+  const Strides& ws = a.weight.stride;
+  const PackParams pack{a.weight.data,
+                        scratch,
+                        ws.c,
+                        ws.n,
+                        ws.h,
+                        ws.w,
+                        static_cast<int>(g.in_channels),
+                        static_cast<int>(g.conv_channels()),
+                        static_cast<int>(g.kernel_h),
+                        static_cast<int>(g.kernel_w),
+                        plan.columns,
+                        plan.chunks,
+                        plan.grid_y,
+                        m.load.source.map,
+                        false,
+                        true};
+  set_output(m, const_cast<void*>(a.grad_input.data), a.grad_input.stride, plain(g.in_channels),
+             g.in_channels, run_of(g.in_channels, 1, channels_last));
+  m.conv_h = m.out_h = static_cast<int>(g.in_h), m.conv_w = m.out_w = static_cast<int>(g.in_w);
+  m.kernel_h = static_cast<int>(g.kernel_h), m.kernel_w = static_cast<int>(g.kernel_w);
+  m.dilation_h = static_cast<int>(g.dilation_h), m.dilation_w = static_cast<int>(g.dilation_w);
+  m.epilogue = no_epilogue();
+  set_plan(m, plan, scratch, a.dtype);
+  launch(a.dtype, pack, m, device.stream);
+}
+
+int64_t weight_grad_scratch(const WeightGradArguments& a, const Target& target) {
+  return plan_weight_grad(forward_problem(a.geometry, a.dtype, false), target).partial_bytes;
+}
+
+void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Device& device) {
+  const Geometry& g = a.geometry;
+  const WeightGradPlan plan = plan_weight_grad(forward_problem(g, a.dtype, false), device.target);
+  if (plan.kernel == Kernel::kGeneric) {
+    GenericParams p{};
+    p.g = g;
+    p.grad_output = a.grad_output.data, p.input = a.input.data, p.output = a.grad_weight,
+    p.grad_bias = a.grad_bias;
+    p.grad_stride = a.grad_output.stride, p.input_stride = a.input.stride;
+    return launch_generic(Pass::kWeightGrad, a.dtype, p, device.target, device.stream);
+  }
+  WeightGradParams w{};
+  w.input =
+      pixel_load(plain_source(a.input, a.dtype, g.in_channels, g.in_h, g.in_w), g.batch,
+                 {g.stride_h, g.stride_w, g.pad_top, g.pad_left}, plan.tile_n, plan.halo_h, plan.halo_w);
+  w.gradient = pixel_load(gradient_source(g, a.grad_output, a.dtype), g.batch, {1, 1, 0, 0}, plan.tile_n,
+                          plan.tile_h, plan.tile_w);
+  w.partial = static_cast<float*>(scratch), w.grad_weight = a.grad_weight, w.grad_bias = a.grad_bias;
+  w.map = w.gradient.source.map;
+  w.rows = static_cast<int>(g.conv_channels()), w.channels = static_cast<int>(g.in_channels);
+  w.kernel_h = static_cast<int>(g.kernel_h), w.kernel_w = static_cast<int>(g.kernel_w);
+  w.dilation_h = static_cast<int>(g.dilation_h), w.dilation_w = static_cast<int>(g.dilation_w);
+  w.plan = plan;
+  w.tile_w = SmallDivisor(plan.tile_w), w.tile_h = SmallDivisor(plan.tile_h);
+#if FS_HAVE_SM80
+  if (a.dtype == DType::kFloat16) return launch_weight_grad_mma<Half>(w, device.stream);
+  launch_weight_grad_mma<BFloat16>(w, device.stream);
+#endif
+}
+
+PassPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last, const Target& target) {
+  if (pass == Pass::kWeightGrad) {
+    const WeightGradPlan p = plan_weight_grad(forward_problem(g, dtype, channels_last), target);
+    return {p.kernel, p.refusal, int64_t{p.tile_n} * p.tile_h * p.tile_w,
+            int64_t{p.row_warps} * kGradWarpRows,
+            int64_t{p.row_blocks} * p.channel_blocks * p.tap_blocks * p.splits};
+  }
+  const Plan p = pass == Pass::kForward ? plan_conv(forward_problem(g, dtype, channels_last), target)
+                                        : input_grad_plan(g, dtype, channels_last, target);
+  return {p.kernel, p.refusal, int64_t{p.tile_n} * p.tile_h * p.tile_w, p.columns,
+          int64_t{p.grid_x} * p.grid_y};
+}
+
+}  // namespace fused_subpixel::cuda

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Between the tensor checks and the kernels: fills parameters from a plan and launches on a stream. Compiled for CUDA
+// and, with tests/simt, for the emulator.
+#pragma once
+
+#include "params.h"
+
+namespace fused_subpixel::cuda {
+
+struct Device {
+  Target target;
+  void* stream;  // cudaStream_t
+};
+
+enum class Pass : int32_t { kForward, kInputGrad, kWeightGrad };
+
+// Bytes of scratch on the device that a pass needs: its reordered filter, or sums of parts.
+int64_t forward_scratch(const ForwardArguments& a, const Target& target);
+int64_t input_grad_scratch(const InputGradArguments& a, const Target& target);
+int64_t weight_grad_scratch(const WeightGradArguments& a, const Target& target);
+void conv_forward(const ForwardArguments& a, void* scratch, const Device& device);
+void conv_input_grad(const InputGradArguments& a, void* scratch, const Device& device);
+void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Device& device);
+
+// What runs for tensors in the default strides of their layout, and on how many pixels and rows at a time.
+struct PassPlan {
+  Kernel kernel;
+  Refusal refusal;
+  int64_t pixels, columns, blocks;
+};
+PassPlan plan_pass(Pass pass, const Geometry& geometry, DType dtype, bool channels_last,
+                   const Target& target);
+
+// ---- one translation unit per element type, so that they compile side by side -------------------------------------
+template <class T>
+void launch_mma(const PackParams& pack, const MmaParams& params, void* stream);
+template <class T>
+void launch_weight_grad_mma(const WeightGradParams& params, void* stream);
+// Whether the driver finds an image of the kernels for the current GPU: 0, or the cudaError_t.
+int image_error();
+void launch_generic(Pass pass, DType dtype, const GenericParams& params, const Target& target, void* stream);
+
+}  // namespace fused_subpixel::cuda

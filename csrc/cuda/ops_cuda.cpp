@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The CUDA implementations of the operators: check, allocate, fill the arguments, launch on the current stream.
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "../torch_ops.h"
+#include "launch.h"
+
+// Only CUDA builds of torch have it, and only they load this library.
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+
+namespace fused_subpixel::cuda {
+namespace {
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  const cudaError_t error = cudaDeviceGetAttribute(&value, which, device);
+  if (error != cudaSuccess) (void)cudaGetLastError();
+  check(error == cudaSuccess, "the GPU does not answer: ", cudaGetErrorString(error));
+  return value;
+}
+
+Target target_of(int device) {
+#if FS_HAVE_SM80
+  constexpr int kMost = 1000;
+#else
+  constexpr int kMost = 75;  // all that was compiled is what any GPU can do
+#endif
+  return {std::min(attribute(cudaDevAttrComputeCapabilityMajor, device) * 10 +
+                       attribute(cudaDevAttrComputeCapabilityMinor, device),
+                   kMost),
+          attribute(cudaDevAttrMultiProcessorCount, device),
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)};
+}
+
+struct OnDevice {
+  torch::stable::accelerator::DeviceGuard guard;
+  Device device;
+  explicit OnDevice(const Tensor& t) : guard(t.get_device_index()), device{} {
+    device.target = target_of(t.get_device_index());
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &device.stream));
+  }
+};
+
+Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                       const OptionalTensor& activation_weight, const OptionalTensor& residual,
+                       std::vector<int64_t> geometry, int64_t activation, double negative_slope,
+                       double clamp_min, double clamp_max) {
+  const OnDevice on(input);
+  const ForwardCall call = forward_call(input, weight, bias, activation_weight, residual, geometry,
+                                        activation, negative_slope, clamp_min, clamp_max);
+  if (call.output.numel() == 0) return call.output;
+  Tensor scratch = scratch_of(forward_scratch(call.arguments, on.device.target), input);
+  conv_forward(call.arguments, scratch.mutable_data_ptr(), on.device);
+  return call.output;
+}
+
+Tensor input_grad(const Tensor& grad_output, const Tensor& weight, int64_t height, int64_t width,
+                  std::vector<int64_t> geometry, bool channels_last) {
+  const OnDevice on(grad_output);
+  const InputGradCall call = input_grad_call(grad_output, weight, height, width, geometry, channels_last);
+  if (call.grad_input.numel() == 0) return call.grad_input;
+  Tensor scratch = scratch_of(input_grad_scratch(call.arguments, on.device.target), grad_output);
+  conv_input_grad(call.arguments, scratch.mutable_data_ptr(), on.device);
+  return call.grad_input;
+}
+
+std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& input, int64_t kernel_h,
+                                       int64_t kernel_w, std::vector<int64_t> geometry) {
+  const OnDevice on(grad_output);
+  const WeightGradCall call = weight_grad_call(grad_output, input, kernel_h, kernel_w, geometry);
+  Tensor scratch = scratch_of(weight_grad_scratch(call.arguments, on.device.target), grad_output);
+  conv_weight_grad(call.arguments, scratch.mutable_data_ptr(), on.device);
+  return {call.grad_weight, call.grad_bias};
+}
+
+// What a plan needs to know of a GPU: driver's and this library's CUDA version, compute capability, multiprocessors,
+// shared memory, and the error (0: none) of asking for a kernel's image. Empty where there is no such GPU.
+std::vector<int64_t> cuda_capability(int64_t device) {
+  int count = 0, driver = 0, runtime = 0;
+  (void)cudaDriverGetVersion(&driver);
+  (void)cudaRuntimeGetVersion(&runtime);
+  if (cudaGetDeviceCount(&count) != cudaSuccess || device < 0 || device >= count) {
+    (void)cudaGetLastError();
+    return {driver, runtime};
+  }
+  const int index = static_cast<int>(device);
+  torch::stable::accelerator::DeviceGuard guard(index);
+  const Target t = target_of(index);
+  return {driver, runtime, t.sm, t.multiprocessors, t.shared_bytes, image_error()};
+}
+
+// Takes a problem (torch_ops.h) and a target: compute capability, multiprocessors, bytes of shared memory. Returns
+// kernel, refusal, pixels and rows of a tile, blocks.
+std::vector<int64_t> cuda_plan(std::vector<int64_t> problem, std::vector<int64_t> target) {
+  check(target.size() == 3, "a target is 3 numbers, got ", target.size());
+  const Geometry g = problem_geometry(problem);
+  const Target t{static_cast<int>(target[0]), static_cast<int>(target[1]), target[2]};
+  const PassPlan p =
+      plan_pass(static_cast<Pass>(problem[0]), g, static_cast<DType>(problem[1]), problem[2] != 0, t);
+  return {static_cast<int64_t>(p.kernel), static_cast<int64_t>(p.refusal), p.pixels, p.columns, p.blocks};
+}
+
+}  // namespace
+}  // namespace fused_subpixel::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CUDA, m) {
+  m.impl("subpixel_conv2d", TORCH_BOX(&fused_subpixel::cuda::subpixel_conv2d));
+  m.impl("subpixel_conv2d_input_grad", TORCH_BOX(&fused_subpixel::cuda::input_grad));
+  m.impl("subpixel_conv2d_weight_grad", TORCH_BOX(&fused_subpixel::cuda::weight_grad));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CompositeExplicitAutograd, m) {
+  m.impl("cuda_capability", TORCH_BOX(&fused_subpixel::cuda::cuda_capability));
+  m.impl("cuda_plan", TORCH_BOX(&fused_subpixel::cuda::cuda_plan));
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What the launcher hands to the CUDA kernels, by value: sizes, strides in elements, device pointers. No torch in here.
+#pragma once
+
+#include <cstdint>
+
+#include "../plan_cuda.h"
+#include "../problem.h"
+
+namespace fused_subpixel::cuda {
+
+// n / divisor for 0 <= n < 2^16 and 1 <= divisor < 2^16 by one multiplication.
+struct SmallDivisor {
+  int divisor = 1;
+  uint32_t factor = 0;  // floor(2^32 / divisor) + 1, wraps to 1 for divisor 1
+  SmallDivisor() = default;
+  explicit SmallDivisor(int64_t d) : divisor(static_cast<int>(d)) {
+    factor = static_cast<uint32_t>((uint64_t{1} << 32) / static_cast<uint64_t>(d) + 1);
+  }
+  FS_HOST_DEVICE int divide(int n) const {
+    return divisor == 1 ? n
+                        : static_cast<int>(static_cast<uint64_t>(static_cast<uint32_t>(n)) * factor >> 32);
+  }
+};
+constexpr int kSmall = 1 << 16;
+
+struct EpilogueParams {
+  const void* bias;   // by convolution channel, or null
+  const void* prelu;  // or null; index prelu_c * c + prelu_o * convolution channel
+  const void* residual;
+  Strides residual_stride;
+  int prelu_c, prelu_o;
+  Activation activation;
+  ResidualKind residual_kind;
+  double negative_slope, clamp_min, clamp_max;
+};
+
+// Everything of one operator, for the generic kernels.
+struct GenericParams {
+  Geometry g;
+  const void* input;  // forward and weight gradient
+  const void* weight;
+  const void* grad_output;
+  void* output;     // of forward; the input's or the weight's gradient else
+  void* grad_bias;  // weight gradient
+  Strides input_stride, weight_stride, grad_stride, output_stride;
+  bool channels_last;  // order in which threads walk through the output
+  EpilogueParams epilogue;
+};
+
+// Where channel s of a pixel lies. Channels are counted so that neighbours are neighbours in memory where there are
+// any: a plain tensor's as they are, those of a shuffled tensor by phase_of_channel in `order`, which is kDCR -
+// (i, j, c) - for channels_last tensors and kCRD for contiguous ones.
+struct ShuffledChannels {
+  int channels, cell_h, cell_w;  // high-resolution channels, r_h, r_w
+  ChannelOrder order;            // of the counting
+  ChannelOrder call_order;       // of the operator: which convolution channel a phase is
+};
+
+// A [batch, channels, h, w] tensor, plain or shuffled, read at low-resolution pixels.
+struct PixelSource {
+  const void* data;
+  int64_t batch_stride, row_stride, col_stride;  // of low-resolution pixels
+  int64_t channel_stride, fine_row_stride, fine_col_stride;
+  ShuffledChannels map;
+  int total;  // channels of a low-resolution pixel
+  int crop_top, crop_left, fine_h, fine_w;
+  int vector;  // elements that can be copied at once
+  bool
+      by_pixel;  // neighbouring threads take neighbouring pixels (contiguous layout), not neighbouring channels
+};
+
+// How a tile of pixels with its halo is read from a source.
+struct PixelLoad {
+  PixelSource source;
+  int batch, stride_h, stride_w, pad_top, pad_left;
+  SmallDivisor halo_w, halo_h, halo_pixels;  // halo_pixels: of all images of the tile
+  SmallDivisor channels, cell_h, cell_w;     // of source.map
+};
+
+// The reordered filter: [row block][chunk][tap][column][chunk_bytes], 16-byte pieces swizzled as in shared memory.
+struct PackParams {
+  const void* weight;
+  void* packed;
+  int64_t row_stride, channel_stride;  // of the weight, by row and channel of the GEMM
+  int64_t tap_h_stride, tap_w_stride;
+  int rows, channels, kernel_h, kernel_w;
+  int columns, chunks, row_blocks;
+  ShuffledChannels map;   // of the rows (forward) or of the channels (input gradient)
+  bool map_rows, turned;  // turned: by 180 degrees
+};
+
+struct MmaParams {
+  PixelLoad load;
+  const void* packed;
+  void* output;
+  // Rows come in units of `run` that are one stretch of a fine row per pixel: unit u is channel block u / cell_h,
+  // fine row u % cell_h.
+  int64_t out_batch_stride, out_row_stride, out_unit_stride;  // fine rows; u / cell_h
+  int rows, run, per_column;  // per_column: elements of one fine column, run / r_w
+  ShuffledChannels map;       // of the rows
+  int conv_h, conv_w;
+  int crop_top, crop_left, out_h, out_w;
+  int kernel_h, kernel_w, taps, dilation_h, dilation_w;
+  int tiles;
+  EpilogueParams epilogue;
+  Plan plan;
+  SmallDivisor tile_w, tile_h;
+  SmallDivisor store_slots, store_pieces, store_units, store_run;  // divisors and counts of the store loop
+  bool whole_units;  // every block has whole units, so that a tile row of a unit is one stretch of memory
+};
+
+struct WeightGradParams {
+  PixelLoad input, gradient;
+  float* partial;  // [split][row][channel * taps + tap], and the bias in a last column
+  void* grad_weight;
+  void* grad_bias;
+  ShuffledChannels map;  // of the rows
+  int rows, channels, kernel_h, kernel_w, dilation_h, dilation_w;
+  WeightGradPlan plan;
+  SmallDivisor tile_w, tile_h;
+};
+
+}  // namespace fused_subpixel::cuda

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// How a kernel is launched, on a GPU or in the emulator.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "device.cuh"
+
+namespace fused_subpixel::cuda {
+
+#if defined(FS_SIMT)
+
+template <class Params>
+void run_kernel(void (*kernel)(Params), int grid_x, int grid_y, int threads, int64_t shared_bytes, void*,
+                const Params& params) {
+  simt::launch<Params>(kernel, grid_x, grid_y, threads, static_cast<int>(shared_bytes), params);
+}
+
+#else
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();  // it would otherwise be found by the next call, of whomever
+  throw std::runtime_error(std::string("fused_subpixel: ") + what + ": " + cudaGetErrorString(error));
+}
+
+// Blocks may have 48 KB of shared memory without asking.
+template <class Params>
+void run_kernel(void (*kernel)(Params), int grid_x, int grid_y, int threads, int64_t shared_bytes,
+                void* stream, const Params& params) {
+  const auto bytes = static_cast<int>(shared_bytes);
+  if (bytes > 48 << 10)
+    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+               "shared memory");
+  kernel<<<dim3(static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y)), static_cast<unsigned>(threads),
+           static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)>>>(params);
+  check_cuda(cudaGetLastError(), "a kernel could not be launched");
+}
+
+#endif
+
+}  // namespace fused_subpixel::cuda

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Weight gradient on the tensor cores, sm_80 and up: a GEMM of rows of the weight by (channels, taps), summed over
+// pixels. Blocks in x share the pixels, blocks in y the weight. A block has four warps; each sums 16 rows by 32
+// channels for up to kTaps taps.
+//
+//   pixels   A tile's gradient and its input with halo lie in shared memory pixel by pixel, as they do for the
+//            convolution (conv_mma.cuh); ldmatrix transposes them on the way to the registers. A tap moves the address
+//            at which the input's pixels are read. The next tile is fetched meanwhile.
+//   bias     A column of ones.
+//   sums     Every block writes its own; weight_grad_finish_kernel adds them in the order of the blocks.
+#pragma once
+
+#include "conv_mma.cuh"
+
+namespace fused_subpixel::cuda {
+
+FS_DEVICE uint32_t pair_of_ones(Half) { return 0x3c003c00u; }
+FS_DEVICE uint32_t pair_of_ones(BFloat16) { return 0x3f803f80u; }
+
+template <class T, int kTaps>
+struct WeightGradBlock {
+  static constexpr int kGradientBytes = kGradWarpRows * 2,
+                       kInputBytes = kGradWarpChannels * 2;  // of a pixel, per warp
+  static constexpr int kTiles = kGradWarpChannels / 8;
+  const WeightGradParams& p;
+  unsigned char* shared;
+  int lane, row_warp, channel_warp, channel_warps;
+  int row_block, channel_block, tap_block;
+  float sum[kTaps][kTiles][4], bias[4];
+
+  FS_DEVICE explicit WeightGradBlock(const WeightGradParams& params) : p(params), shared(shared_memory()) {
+    const WeightGradPlan& plan = p.plan;
+    const int warp = thread_index() / 32;
+    lane = thread_index() % 32;
+    row_warp = warp % plan.row_warps, channel_warp = warp / plan.row_warps,
+    channel_warps = kGradWarps / plan.row_warps;
+    row_block = block_y() % plan.row_blocks;
+    channel_block = block_y() / plan.row_blocks % plan.channel_blocks;
+    tap_block = block_y() / plan.row_blocks / plan.channel_blocks;
+  }
+
+  FS_DEVICE int* halo_index() const { return reinterpret_cast<int*>(shared + p.plan.table_offset); }
+
+  // Halo index, at tap 0, of each pixel; zeros for the gradient of pixels that a tile does not have.
+  FS_DEVICE void prepare() const {
+    const WeightGradPlan& plan = p.plan;
+    const int pixels = plan.tile_n * plan.tile_h * plan.tile_w;
+    for (int pixel = thread_index(); pixel < kMmaPixels; pixel += block_threads()) {
+      int index = 0;
+      if (pixel < pixels) {
+        const int line = p.tile_w.divide(pixel), image = p.tile_h.divide(line);
+        const int row = (line - image * plan.tile_h) * p.input.stride_h;
+        index = (image * plan.halo_h + row) * plan.halo_w + (pixel - line * plan.tile_w) * p.input.stride_w;
+      } else {
+        for (int stage = 0; stage < 2; ++stage) {
+          for (int warp = 0; warp < plan.row_warps; ++warp) {
+            unsigned char* to = shared + stage * plan.stage_bytes + warp * plan.gradient_chunk_bytes;
+            store_16(to + swizzled<kGradientBytes>(pixel, 0), Packed16{});
+            store_16(to + swizzled<kGradientBytes>(pixel, 1), Packed16{});
+          }
+        }
+      }
+      halo_index()[pixel] = index;
+    }
+  }
+
+  FS_DEVICE void fetch(int tile, int stage) const {
+    const WeightGradPlan& plan = p.plan;
+    if (tile < plan.tiles_n * plan.tiles_h * plan.tiles_w) {
+      const TileOrigin origin = tile_origin(plan, tile);
+      unsigned char* to = shared + stage * plan.stage_bytes;
+      for (int warp = 0; warp < plan.row_warps; ++warp, to += plan.gradient_chunk_bytes)
+        load_pixels<T, kGradientBytes>(p.gradient, origin, row_block * plan.row_warps + warp, to);
+      for (int warp = 0; warp < channel_warps; ++warp, to += plan.input_chunk_bytes)
+        load_pixels<T, kInputBytes>(p.input, origin, channel_block * channel_warps + warp, to);
+    }
+    cp_async_commit();
+  }
+
+  FS_DEVICE void multiply(const unsigned char* stage) {
+    const int taps = p.kernel_h * p.kernel_w - tap_block * kTaps;  // that are left
+    const unsigned char* gradient = stage + row_warp * p.plan.gradient_chunk_bytes;
+    const unsigned char* input =
+        stage + p.plan.row_warps * p.plan.gradient_chunk_bytes + channel_warp * p.plan.input_chunk_bytes;
+    const uint32_t ones[2] = {pair_of_ones(T{}), pair_of_ones(T{})};
+    for (int pixel = 0; pixel < kMmaPixels; pixel += 16) {
+      uint32_t g[4];  // rows by pixels
+      ldmatrix_x4_transposed(
+          g, gradient + swizzled<kGradientBytes>(pixel + lane / 16 * 8 + lane % 8, lane / 8 % 2));
+      mma<T>(bias, g, ones);
+      const int index = halo_index()[pixel + lane / 8 % 2 * 8 + lane % 8];
+      int a = tap_block * kTaps / p.kernel_w, b = tap_block * kTaps - a * p.kernel_w;
+      FS_UNROLL
+      for (int tap = 0; tap < kTaps; ++tap) {
+        if (tap < taps) {
+          const int moved = index + a * p.dilation_h * p.plan.halo_w + b * p.dilation_w;
+          if (++b == p.kernel_w) b = 0, ++a;
+          FS_UNROLL
+          for (int c = 0; c < kTiles; c += 2) {
+            uint32_t x[4];  // pixels by channels, two tiles of eight
+            ldmatrix_x4_transposed(x, input + swizzled<kInputBytes>(moved, c + lane / 16));
+            const uint32_t left[2] = {x[0], x[1]}, right[2] = {x[2], x[3]};
+            mma<T>(sum[tap][c], g, left);
+            mma<T>(sum[tap][c + 1], g, right);
+          }
+        }
+      }
+    }
+  }
+
+  FS_DEVICE void write() const {
+    const int all_taps = p.kernel_h * p.kernel_w, columns = p.channels * all_taps;
+    const int first_tap = tap_block * kTaps;
+    FS_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int row = (row_block * p.plan.row_warps + row_warp) * kGradWarpRows + half * 8 + lane / 4;
+      if (row >= p.rows) continue;
+      float* to = p.partial + (int64_t{block_x()} * p.rows + row) * (columns + 1);
+      FS_UNROLL
+      for (int tap = 0; tap < kTaps; ++tap) {
+        if (first_tap + tap >= all_taps) break;
+        FS_UNROLL
+        for (int c = 0; c < kTiles; ++c) {
+          const int channel =
+              ((channel_block * channel_warps + channel_warp) * kTiles + c) * 8 + lane % 4 * 2;
+          if (channel < p.channels) to[channel * all_taps + first_tap + tap] = sum[tap][c][2 * half];
+          if (channel + 1 < p.channels)
+            to[(channel + 1) * all_taps + first_tap + tap] = sum[tap][c][2 * half + 1];
+        }
+      }
+      if (channel_block == 0 && channel_warp == 0 && tap_block == 0 && lane % 4 == 0)
+        to[columns] = bias[2 * half];
+    }
+  }
+
+  FS_DEVICE void run() {
+    FS_UNROLL
+    for (int q = 0; q < 4; ++q) {
+      bias[q] = 0;
+      FS_UNROLL
+      for (int tap = 0; tap < kTaps; ++tap) {
+        FS_UNROLL
+        for (int c = 0; c < kTiles; ++c) sum[tap][c][q] = 0;
+      }
+    }
+    prepare();
+    fetch(block_x(), 0);
+    int stage = 0;
+    for (int tile = block_x(); tile < p.plan.tiles_n * p.plan.tiles_h * p.plan.tiles_w; tile += grid_x()) {
+      cp_async_wait<0>();
+      sync_threads();  // the tile is here; all threads are done with the one before it
+      fetch(tile + grid_x(), 1 - stage);
+      multiply(shared + stage * p.plan.stage_bytes);
+      stage = 1 - stage;
+    }
+    write();
+  }
+};
+
+template <class T, int kTaps>
+FS_KERNEL(32 * kGradWarps, 2)
+weight_grad_mma_kernel(FS_CONSTANT(WeightGradParams) p) {
+  WeightGradBlock<T, kTaps>(p).run();
+}
+
+// A thread makes one element of the weight's or the bias's gradient.
+template <class T>
+FS_KERNEL(kPackThreads, 1)
+weight_grad_finish_kernel(FS_CONSTANT(WeightGradParams) p) {
+  const int64_t columns = int64_t{p.channels} * p.kernel_h * p.kernel_w, slot = p.rows * (columns + 1);
+  const int64_t i = int64_t{block_x()} * kPackThreads + thread_index();
+  if (i >= slot) return;
+  float total = 0;
+  for (int split = 0; split < p.plan.splits; ++split) total += p.partial[split * slot + i];
+  const int64_t row = i / (columns + 1), column = i % (columns + 1), o = conv_channel_of(p.map, row);
+  if (column == columns)
+    narrow(total, static_cast<T*>(p.grad_bias)[o]);
+  else
+    narrow(total, static_cast<T*>(p.grad_weight)[o * columns + column]);
+}
+
+}  // namespace fused_subpixel::cuda

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "plan_cuda.h"
+
+#include <algorithm>
+
+#include "cuda/element.h"
+
+namespace fused_subpixel::cuda {
+namespace {
+
+constexpr int64_t kSmallNumber = 1 << 16;  // what the kernels divide by a multiplication; see SmallDivisor
+constexpr int64_t kStepBytes = 16 << 10;   // of filter that is fetched at a time
+constexpr int64_t kResidentBytes = 72 << 10;
+// Overheads, in the unit of a column of the tile: reading the pixels costs about as much as a dozen columns.
+constexpr int64_t kPixelColumns = 12;
+constexpr int kRowInfoBytes = 20, kStagingPad = 8;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+Refusal refusal_of(const Problem& p, const Target& t) {
+  if (t.sm < 80) return Refusal::kOldGpu;
+  if (p.dtype == DType::kFloat64) return Refusal::kFloat64;
+  if (p.dtype == DType::kFloat32 && !p.tf32) return Refusal::kExactFloat32;
+  if (p.groups != 1) return Refusal::kGroups;
+  if (p.channels >= kSmallNumber || p.rows >= kSmallNumber) return Refusal::kManyChannels;
+  return Refusal::kNone;
+}
+
+// Pixels of a tile. Of all widths, and the greatest heights that go with them, the one that computes least in vain and
+// reads the smallest halo.
+template <class AnyPlan>
+void choose_tile(const Problem& p, AnyPlan& plan) {
+  double best = -1;
+  const auto offer = [&](int64_t w) {
+    w = std::min<int64_t>(w, p.conv_w);
+    const int64_t down = ceil_div(p.conv_h, std::max<int64_t>(kMmaPixels / w, 1)),
+                  h = ceil_div(p.conv_h, down);
+    const bool whole = w == p.conv_w && h == p.conv_h;
+    const int64_t n = whole ? std::clamp<int64_t>(kMmaPixels / (w * h), 1, std::max<int64_t>(p.batch, 1)) : 1;
+    const int64_t halo_h = (h - 1) * p.stride_h + (p.kernel_h - 1) * p.dilation_h + 1;
+    const int64_t halo_w = (w - 1) * p.stride_w + (p.kernel_w - 1) * p.dilation_w + 1;
+    const int64_t tiles_n = ceil_div(p.batch, n), tiles_w = ceil_div(p.conv_w, w);
+    const double tiles = static_cast<double>(tiles_n) * static_cast<double>(down * tiles_w);
+    const double cost = tiles * (1 + 0.3 * static_cast<double>(n * halo_h * halo_w) / kMmaPixels);
+    if (best >= 0 && cost >= best) return;
+    best = cost;
+    plan.tile_n = static_cast<int>(n), plan.tile_h = static_cast<int>(h), plan.tile_w = static_cast<int>(w);
+    plan.tiles_n = static_cast<int>(tiles_n), plan.tiles_h = static_cast<int>(down);
+    plan.tiles_w = static_cast<int>(tiles_w);
+    plan.halo_h = static_cast<int>(std::min(halo_h, kSmallNumber));
+    plan.halo_w = static_cast<int>(std::min(halo_w, kSmallNumber));
+  };
+  for (int64_t w : {16, 8, 32, 64, 128, 4, 2, 1}) offer(w);
+  for (int64_t across = 1; across <= 16; ++across) {
+    const int64_t w = ceil_div(p.conv_w, across);
+    if (w <= kMmaPixels) offer(w);
+  }
+}
+
+// Fills in all that follows from tile, columns and chunk; false if that does not fit.
+bool lay_out(const Problem& p, const Target& t, Plan& plan) {
+  const int64_t taps = p.kernel_h * p.kernel_w, pixels = int64_t{plan.tile_n} * plan.halo_h * plan.halo_w;
+  const int64_t tiles = int64_t{plan.tiles_n} * plan.tiles_h * plan.tiles_w;
+  const int64_t row_blocks = ceil_div(p.rows, plan.columns);
+  plan.chunks = static_cast<int>(ceil_div(p.channels * element_bytes(p.dtype), plan.chunk_bytes));
+  if (pixels * (plan.chunk_bytes / 16) >= kSmallNumber || int64_t{plan.tile_w} * p.run >= kSmallNumber)
+    return false;
+  if (tiles >= int64_t{1} << 31 || row_blocks >= 1 << 16) return false;
+  plan.threads = plan.columns == 128 ? 256 : 128;
+  plan.grid_y = static_cast<int>(row_blocks);
+  const int64_t tap_bytes = int64_t{plan.columns} * plan.chunk_bytes, filter = plan.chunks * taps * tap_bytes;
+  plan.packed_bytes = row_blocks * filter;
+  plan.pixel_stage_bytes = round_up(pixels * plan.chunk_bytes, 128);
+  const int64_t staging = int64_t{kMmaPixels} * (plan.columns + kStagingPad) * 4;
+  const int64_t table = round_up(int64_t{plan.columns} * kRowInfoBytes, 16);
+
+  // A filter that stays pays where blocks have several tiles each.
+  plan.resident = filter <= kResidentBytes && tiles * row_blocks > 2 * t.multiprocessors;
+  if (plan.resident) {
+    plan.steps = 1, plan.step_taps = static_cast<int>(taps), plan.filter_step_bytes = 0;
+    plan.stages = plan.pixel_stages = 2;
+    plan.filter_offset = plan.pixel_stages * plan.pixel_stage_bytes;
+    plan.staging_offset = plan.filter_offset + filter;
+    plan.table_offset = plan.staging_offset + staging;
+    plan.shared_bytes = plan.table_offset + table;
+    if (plan.shared_bytes <= t.shared_bytes) {
+      const int64_t together = std::clamp<int64_t>(t.shared_bytes / (plan.shared_bytes + 1024), 1, 3);
+      plan.grid_x = static_cast<int>(std::min(tiles, ceil_div(t.multiprocessors * together, row_blocks)));
+      return true;
+    }
+    plan.resident = false;
+  }
+  plan.grid_x = static_cast<int>(tiles);
+  const int64_t most_taps = std::clamp<int64_t>(kStepBytes / tap_bytes, 1, taps);
+  plan.steps = static_cast<int>(ceil_div(taps, most_taps));
+  plan.step_taps = static_cast<int>(ceil_div(taps, plan.steps));
+  plan.steps = static_cast<int>(ceil_div(taps, plan.step_taps));
+  plan.filter_step_bytes = plan.step_taps * tap_bytes;
+  for (plan.stages = plan.steps == 1 ? 4 : 3; plan.stages >= 2; --plan.stages) {
+    // pixels are fetched with the first step of their chunk, stages - 1 steps ahead
+    plan.pixel_stages = static_cast<int>(1 + ceil_div(plan.stages - 1, plan.steps));
+    plan.filter_offset = plan.pixel_stages * plan.pixel_stage_bytes;
+    plan.staging_offset = 0;
+    plan.table_offset = std::max(plan.filter_offset + plan.stages * plan.filter_step_bytes, staging);
+    plan.shared_bytes = plan.table_offset + table;
+    if (plan.shared_bytes <= t.shared_bytes) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+Plan plan_conv(const Problem& p, const Target& t) {
+  Plan plan{};
+  plan.kernel = Kernel::kGeneric;
+  plan.refusal = refusal_of(p, t);
+  if (plan.refusal != Refusal::kNone) return plan;
+  const int64_t bytes = p.channels * element_bytes(p.dtype);
+  const int64_t small_waste = round_up(bytes, 32), waste = round_up(bytes, 64);
+  plan.chunk_bytes = waste > small_waste + small_waste / 8 ? 32 : 64;
+  choose_tile(p, plan);
+  const int64_t tiles = int64_t{plan.tiles_n} * plan.tiles_h * plan.tiles_w;
+
+  // Columns by the work of the busiest multiprocessor; cut units cost their stores something.
+  Plan best{};
+  double least = -1;
+  for (int columns : kMmaColumns) {
+    Plan candidate = plan;
+    candidate.columns = columns;
+    const bool cut = p.rows > columns && columns % p.run != 0;
+    const int64_t blocks = tiles * ceil_div(p.rows, columns);
+    const double cost = static_cast<double>(ceil_div(blocks, t.multiprocessors)) *
+                        static_cast<double>(columns + kPixelColumns) * (cut ? 1.1 : 1.0);
+    if (least >= 0 && cost >= least) continue;
+    bool fits = lay_out(p, t, candidate);
+    if (!fits && candidate.chunk_bytes == 64) candidate.chunk_bytes = 32, fits = lay_out(p, t, candidate);
+    if (fits) best = candidate, least = cost;
+  }
+  if (least < 0) {
+    plan.refusal = Refusal::kLargeTile;
+    return plan;
+  }
+  best.kernel = Kernel::kMma;
+  return best;
+}
+
+WeightGradPlan plan_weight_grad(const Problem& p, const Target& t) {
+  WeightGradPlan plan{};
+  plan.kernel = Kernel::kGeneric;
+  plan.refusal = refusal_of(p, t);
+  if (plan.refusal == Refusal::kNone && p.dtype == DType::kFloat32)
+    plan.refusal = Refusal::kFloat32WeightGrad;
+  if (plan.refusal != Refusal::kNone) return plan;
+  choose_tile(p, plan);
+  const int64_t taps = p.kernel_h * p.kernel_w, pixels = int64_t{plan.tile_n} * plan.halo_h * plan.halo_w;
+  plan.taps = taps == 1 ? 1 : taps <= 4 ? 4 : 9;
+  plan.tap_blocks = static_cast<int>(ceil_div(taps, plan.taps));
+  plan.gradient_chunk_bytes = int64_t{kMmaPixels} * kGradWarpRows * 2;
+  plan.input_chunk_bytes = round_up(pixels * kGradWarpChannels * 2, 128);
+  const int64_t tiles = int64_t{plan.tiles_n} * plan.tiles_h * plan.tiles_w;
+  const bool countable = tiles < int64_t{1} << 31 && pixels * 4 < kSmallNumber;
+  // The shape of the block's tile that computes least in vain.
+  int64_t least = -1;
+  for (int row_warps : {4, 2, 1}) {
+    const int64_t rows = row_warps * kGradWarpRows, channel_warps = kGradWarps / row_warps;
+    const int64_t row_blocks = ceil_div(p.rows, rows),
+                  channel_blocks = ceil_div(p.channels, channel_warps * kGradWarpChannels);
+    const int64_t stage = row_warps * plan.gradient_chunk_bytes + channel_warps * plan.input_chunk_bytes;
+    const int64_t table = 2 * stage, shared = table + kMmaPixels * 4;
+    const int64_t blocks = row_blocks * channel_blocks * plan.tap_blocks;
+    if (!countable || shared > t.shared_bytes || blocks >= 1 << 16 || (least >= 0 && blocks >= least))
+      continue;
+    least = blocks;
+    plan.row_warps = row_warps;
+    plan.row_blocks = static_cast<int>(row_blocks), plan.channel_blocks = static_cast<int>(channel_blocks);
+    plan.stage_bytes = stage, plan.table_offset = table, plan.shared_bytes = shared;
+  }
+  if (least < 0) {
+    plan.refusal = Refusal::kLargeTile;
+    return plan;
+  }
+  // Two blocks for each multiprocessor; every split has sums of its own in memory.
+  plan.splits = static_cast<int>(std::clamp<int64_t>(2 * t.multiprocessors / least, 1, tiles));
+  plan.partial_bytes = plan.splits * p.rows * (p.channels * taps + 1) * 4;
+  plan.kernel = Kernel::kMma;
+  return plan;
+}
+
+}  // namespace fused_subpixel::cuda

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The CUDA kernels in the emulator of tests/simt, called with tensors as the operators are."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import cases
+import fused_subpixel_simt as simt
+import torch
+from cases import Case, Tensors
+from torch import Tensor
+
+from fused_subpixel._arguments import ACTIVATIONS
+
+RESIDUALS = (None, "high", "nearest", "low")
+GENERIC, MMA = 0, 1
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Target(NamedTuple):
+    """A GPU for the plan. Few multiprocessors: then blocks go from tile to tile although images are small."""
+
+    sm: int = 90
+    multiprocessors: int = 2
+    shared_bytes: int = 227 << 10
+
+
+LARGE = Target()
+SMALL = Target(86, 132, 99 << 10)  # less shared memory, and a block for every tile
+OLD = Target(75, 40, 64 << 10)  # no tensor cores that these kernels use
+
+
+def geometry(case: Case, tf32: bool = False) -> list[int]:
+    """The fields of csrc/problem.h's Geometry."""
+    g = case.geometry
+    return [
+        *case.input, case.channels, *case.weight[2:], g.upscale_h, g.upscale_w, g.stride_h, g.stride_w,
+        g.pad_top, g.pad_left, g.pad_bottom, g.pad_right, g.dilation_h, g.dilation_w, g.groups, *case.low,
+        g.crop_top, g.crop_left, *case.output[2:], g.channel_order, int(tf32),
+    ]  # fmt: skip
+
+
+def array(tensor: Tensor | None) -> Any:
+    """Address, bytes spanned, strides."""
+    if tensor is None:
+        return None
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), (last + 1) * tensor.element_size(), list(tensor.stride())
+
+
+def empty(shape: tuple[int, ...], like: Tensor, channels_last: bool) -> Tensor:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, memory_format=layout)
+
+
+def forward(
+    case: Case, tensors: Tensors, channels_last: bool, target: Target = LARGE, *, tf32: bool = False,
+    seed: int = 0, guard_start: bool = False,
+) -> Tensor:  # fmt: skip
+    """The output of the operator for tensors of any strides."""
+    simt.set_seed(seed)
+    output = empty(case.output, tensors.input, channels_last)
+    epilogue = case.epilogue
+    slopes = tensors.activation_weight
+    simt.forward(
+        geometry(case, tf32), DTYPES.index(output.dtype), array(tensors.input), array(tensors.weight),
+        array(tensors.bias), array(slopes), 0 if slopes is None else slopes.numel(), array(tensors.residual),
+        RESIDUALS.index(case.residual), ACTIVATIONS[case.activation], epilogue.negative_slope,
+        epilogue.clamp_min, epilogue.clamp_max, array(output), list(target), guard_start,
+    )  # fmt: skip
+    return output
+
+
+def input_grad(
+    case: Case, grad: Tensor, weight: Tensor, channels_last: bool, target: Target = LARGE, *,
+    tf32: bool = False, seed: int = 0, guard_start: bool = False,
+) -> Tensor:  # fmt: skip
+    simt.set_seed(seed)
+    found = empty(case.input, grad, channels_last)
+    simt.input_grad(
+        geometry(case, tf32), DTYPES.index(grad.dtype), array(grad), array(weight), array(found),
+        list(target), guard_start,
+    )  # fmt: skip
+    return found
+
+
+def weight_grad(
+    case: Case, grad: Tensor, input: Tensor, target: Target = LARGE, *, tf32: bool = False, seed: int = 0,
+    guard_start: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    simt.set_seed(seed)
+    weight, bias = grad.new_empty(case.weight), grad.new_empty(case.weight[:1])
+    simt.weight_grad(
+        geometry(case, tf32), DTYPES.index(grad.dtype), array(grad), array(input), array(weight), array(bias),
+        list(target), guard_start,
+    )  # fmt: skip
+    return weight, bias
+
+
+def plan(
+    case: Case, dtype: torch.dtype, channels_last: bool, target: Target = LARGE, *,
+    which: int = cases.FORWARD, tf32: bool = False,
+) -> list[int]:  # fmt: skip
+    """Kernel, refusal, pixels and columns of a tile, blocks."""
+    return simt.plan(which, geometry(case, tf32), DTYPES.index(dtype), channels_last, list(target))

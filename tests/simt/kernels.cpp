@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The package's CUDA kernels, launched as on a GPU but in the emulator: csrc/cuda's own sources, compiled for this
+// processor. Every array lies in guarded memory while a kernel runs.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#define FS_HAVE_SM80 1
+#include "cuda/generic.cu"
+#include "cuda/launch.cpp"
+#include "cuda/sm80_conv_bfloat16.cu"
+#include "cuda/sm80_conv_half.cu"
+#include "cuda/sm80_conv_tf32.cu"
+#include "cuda/sm80_weight_grad_bfloat16.cu"
+#include "cuda/sm80_weight_grad_half.cu"
+
+namespace py = pybind11;
+using namespace fused_subpixel;
+using namespace fused_subpixel::cuda;
+
+namespace {
+
+// Address, bytes that the strides span, strides (all of an image; of a vector only the address counts).
+using Array = std::tuple<uintptr_t, size_t, std::vector<int64_t>>;
+using OptionalArray = std::optional<Array>;
+
+// Copies of arrays in memory with guards at one end.
+struct Memory {
+  simt::GuardedBuffer::Place place;
+  std::vector<std::unique_ptr<simt::GuardedBuffer>> buffers;
+
+  unsigned char* take(const char* name, size_t bytes) {
+    return buffers.emplace_back(std::make_unique<simt::GuardedBuffer>(bytes, place, name))->data();
+  }
+  TensorView in(const char* name, const OptionalArray& a) {
+    if (!a) return {};
+    const auto& [address, bytes, s] = *a;
+    unsigned char* to = take(name, bytes);
+    std::memcpy(to, reinterpret_cast<const void*>(address), bytes);
+    return {to, s.size() == 4 ? Strides{s[0], s[1], s[2], s[3]} : Strides{}};
+  }
+  // What was not written stays NaN.
+  TensorView out(const char* name, const Array& a) {
+    const auto& s = std::get<2>(a);
+    return {take(name, std::get<1>(a)), s.size() == 4 ? Strides{s[0], s[1], s[2], s[3]} : Strides{}};
+  }
+  void back(const Array& a, const void* from) {
+    std::memcpy(reinterpret_cast<void*>(std::get<0>(a)), from, std::get<1>(a));
+  }
+  void check() const {
+    for (const auto& buffer : buffers) buffer->check();
+  }
+};
+
+Geometry geometry_of(const std::vector<int64_t>& v) {
+  if (v.size() != 26) throw std::invalid_argument("26 numbers");
+  Geometry g{};
+  int64_t* const fields[] = {&g.batch,      &g.in_channels, &g.in_h,     &g.in_w,       &g.channels,
+                             &g.kernel_h,   &g.kernel_w,    &g.r_h,      &g.r_w,        &g.stride_h,
+                             &g.stride_w,   &g.pad_top,     &g.pad_left, &g.pad_bottom, &g.pad_right,
+                             &g.dilation_h, &g.dilation_w,  &g.groups,   &g.conv_h,     &g.conv_w,
+                             &g.crop_top,   &g.crop_left,   &g.out_h,    &g.out_w};
+  for (size_t i = 0; i < 24; ++i) *fields[i] = v[i];
+  g.order = static_cast<ChannelOrder>(v[24]), g.tf32 = v[25] != 0;
+  return g;
+}
+Device device_of(const std::vector<int64_t>& t) {
+  return {{static_cast<int>(t.at(0)), static_cast<int>(t.at(1)), t.at(2)}, nullptr};
+}
+Memory memory(bool guard_start) {
+  return {guard_start ? simt::GuardedBuffer::kStart : simt::GuardedBuffer::kEnd, {}};
+}
+
+void forward(const std::vector<int64_t>& geometry, int dtype, const Array& input, const Array& weight,
+             const OptionalArray& bias, const OptionalArray& prelu, int64_t prelu_size,
+             const OptionalArray& residual, int residual_kind, int activation, double slope, double low,
+             double high, const Array& output, const std::vector<int64_t>& target, bool guard_start) {
+  Memory m = memory(guard_start);
+  ForwardArguments a{};
+  a.geometry = geometry_of(geometry), a.dtype = static_cast<DType>(dtype);
+  a.input = m.in("the input", input), a.weight = m.in("the weight", weight),
+  a.residual = m.in("the residual", residual);
+  a.bias = m.in("the bias", bias).data, a.prelu = m.in("activation_weight", prelu).data,
+  a.prelu_size = prelu_size;
+  a.output = m.out("the output", output);
+  a.epilogue = {static_cast<Activation>(activation), slope, low, high,
+                static_cast<ResidualKind>(residual_kind)};
+  const Device device = device_of(target);
+  conv_forward(a, m.take("scratch", static_cast<size_t>(forward_scratch(a, device.target))), device);
+  m.check();
+  m.back(output, a.output.data);
+}
+
+void input_grad(const std::vector<int64_t>& geometry, int dtype, const Array& grad_output,
+                const Array& weight, const Array& grad_input, const std::vector<int64_t>& target,
+                bool guard_start) {
+  Memory m = memory(guard_start);
+  const InputGradArguments a{geometry_of(geometry), static_cast<DType>(dtype),
+                             m.in("the gradient", grad_output), m.in("the weight", weight),
+                             m.out("the input's gradient", grad_input)};
+  const Device device = device_of(target);
+  conv_input_grad(a, m.take("scratch", static_cast<size_t>(input_grad_scratch(a, device.target))), device);
+  m.check();
+  m.back(grad_input, a.grad_input.data);
+}
+
+void weight_grad(const std::vector<int64_t>& geometry, int dtype, const Array& grad_output,
+                 const Array& input, const Array& grad_weight, const Array& grad_bias,
+                 const std::vector<int64_t>& target, bool guard_start) {
+  Memory m = memory(guard_start);
+  WeightGradArguments a{};
+  a.geometry = geometry_of(geometry), a.dtype = static_cast<DType>(dtype);
+  a.grad_output = m.in("the gradient", grad_output), a.input = m.in("the input", input);
+  a.grad_weight = m.take("the weight's gradient", std::get<1>(grad_weight));
+  a.grad_bias = m.take("the bias's gradient", std::get<1>(grad_bias));
+  const Device device = device_of(target);
+  conv_weight_grad(a, m.take("scratch", static_cast<size_t>(weight_grad_scratch(a, device.target))), device);
+  m.check();
+  m.back(grad_weight, a.grad_weight), m.back(grad_bias, a.grad_bias);
+}
+
+// Kernel, refusal, pixels and columns of a tile, blocks.
+std::vector<int64_t> plan(int pass, const std::vector<int64_t>& geometry, int dtype, bool channels_last,
+                          const std::vector<int64_t>& target) {
+  const PassPlan p = plan_pass(static_cast<Pass>(pass), geometry_of(geometry), static_cast<DType>(dtype),
+                               channels_last, device_of(target).target);
+  return {static_cast<int64_t>(p.kernel), static_cast<int64_t>(p.refusal), p.pixels, p.columns, p.blocks};
+}
+
+}  // namespace
+
+void bind_kernels(py::module_& m) {
+  m.def("forward", &forward);
+  m.def("input_grad", &input_grad);
+  m.def("weight_grad", &weight_grad);
+  m.def("plan", &plan);
+}

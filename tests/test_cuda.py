@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""On a GPU: the CUDA library against float64, the emulator against the hardware, and CUDA's own rules."""
+
+from __future__ import annotations
+
+import cases
+import pytest
+import torch
+from cases import EPILOGUES, GEOMETRIES, Case, Tensors
+from test_kernel_gradients import exact as exact_gradients
+from test_kernel_gradients import integer_gradient
+from torch import Tensor
+
+import fused_subpixel as fs
+from fused_subpixel import backends
+
+HERE = torch.device("cuda", 0)
+
+
+def why_not() -> str | None:
+    if not torch.cuda.is_available():
+        return "no GPU"
+    return backends.refusal("cuda", HERE, torch.float32)
+
+
+if reason := why_not():
+    pytest.skip(reason, allow_module_level=True)
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(params=(False, True), ids=("contiguous", "channels_last"))
+def channels_last(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+@pytest.fixture(params=(False, True), ids=("exact", "tf32"))
+def tf32(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+def layout_of(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def on_gpu(tensors: Tensors) -> Tensors:
+    return Tensors(*(None if t is None else t.cuda() for t in tensors))
+
+
+def forward(case: Case, tensors: Tensors, tf32: bool = False) -> Tensor:
+    geometry = case.geometry._replace(tf32=int(tf32))
+    return cases.operators.subpixel_conv2d(*tensors, geometry, *case.epilogue)
+
+
+def gradients(case: Case, grad: Tensor, tensors: Tensors, channels_last: bool, tf32: bool) -> list[Tensor]:
+    geometry = case.geometry._replace(tf32=int(tf32))
+    return [
+        cases.operators.subpixel_conv2d_input_grad(
+            grad, tensors.weight, *case.input[2:], geometry, channels_last
+        ),
+        *cases.operators.subpixel_conv2d_weight_grad(grad, tensors.input, *case.weight[2:], geometry),
+    ]
+
+
+# ---- right ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", (*GEOMETRIES, *EPILOGUES), ids=str)
+def test_exact_on_integers(case: Case, dtype: torch.dtype, channels_last: bool, tf32: bool) -> None:
+    tensors = on_gpu(cases.integers(case).to(dtype, layout_of(channels_last)))
+    with cases.outputs_start_as_nan():
+        found = forward(case, tensors, tf32)
+    assert found.is_contiguous(memory_format=layout_of(channels_last))
+    assert found.cpu().equal(cases.exact(case).to(dtype))
+
+
+@pytest.mark.parametrize("case", GEOMETRIES, ids=str)
+def test_gradients_are_exact_on_integers(
+    case: Case, dtype: torch.dtype, channels_last: bool, tf32: bool
+) -> None:
+    tensors = on_gpu(cases.integers(case).to(dtype, layout_of(channels_last)))
+    grad = integer_gradient(case).to(dtype).contiguous(memory_format=layout_of(channels_last)).cuda()
+    with cases.outputs_start_as_nan():
+        found = gradients(case, grad, tensors, not channels_last, tf32)
+    for gradient, expected in zip(found, exact_gradients(case), strict=True):
+        assert gradient.cpu().equal(expected.to(dtype))
+
+
+@pytest.mark.parametrize("base", cases.BASES, ids=str)
+def test_as_accurate_as_pytorch(base: Case, dtype: torch.dtype, tf32: bool) -> None:
+    tensors = cases.randoms(base, dtype)
+    truth = torch.from_numpy(cases.by_oracle(base, tensors))
+    ours = on_gpu(tensors.to(dtype, torch.channels_last))
+    precision = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
+    try:
+        plain = cases.plain(base, ours).cpu()
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = precision
+    found = forward(base, ours, tf32).cpu()
+    slack = torch.finfo(dtype).eps * float(truth.abs().max())
+    assert (found.double() - truth).abs().max() <= 2 * (plain.double() - truth).abs().max() + 2 * slack
+
+
+# ---- the emulator -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", (*cases.BASES, *GEOMETRIES[:12]), ids=str)
+def test_emulator_matches_hardware(case: Case, channels_last: bool) -> None:
+    """Bit for bit, with the same plan, on sums that are exact: within an instruction the order differs."""
+    emulated = pytest.importorskip("emulated")
+    _, _, sm, multiprocessors, shared_bytes, _ = cases.operators.cuda_capability(0)
+    target = emulated.Target(sm, multiprocessors, shared_bytes)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        tensors = cases.integers(case).to(dtype, layout_of(channels_last))
+        found = forward(case, on_gpu(tensors), tf32=True).cpu()
+        assert found.equal(emulated.forward(case, tensors, channels_last, target, tf32=True))
+
+
+# ---- CUDA's rules -----------------------------------------------------------------------------------------
+
+
+def test_graph_capture_and_streams() -> None:
+    case = cases.LARGE
+    tensors = on_gpu(cases.integers(case).to(torch.float16, torch.channels_last))
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        forward(case, tensors)
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = forward(case, tensors)
+    output.zero_()
+    graph.replay()
+    assert output.cpu().equal(cases.exact(case).half())
+
+
+def test_repetition_changes_nothing(dtype: torch.dtype) -> None:
+    case = cases.Case("large", (4, 64, 67, 93), (256, 64, 3, 3), padding=cases.SAME3)
+    tensors = on_gpu(cases.randoms(case, dtype).to(dtype, torch.channels_last))
+    grad = torch.randn(case.output, device=HERE).to(dtype)
+    first = [forward(case, tensors, True), *gradients(case, grad, tensors, True, True)]
+    for _ in range(3):
+        again = [forward(case, tensors, True), *gradients(case, grad, tensors, True, True)]
+        assert all(a.equal(b) for a, b in zip(first, again, strict=True))
+
+
+def test_past_32_bits() -> None:
+    x = torch.ones(1, 64, 5000, 7000, dtype=torch.float16, device=HERE)  # 2.2e9 elements
+    weight = torch.ones(4, 64, 1, 1, dtype=torch.float16, device=HERE)
+    output = fs.subpixel_conv2d(x, weight, backend="cuda")
+    assert bool((output == 64).all())
+
+
+def test_out_of_memory_stays_what_it_is() -> None:
+    x = torch.empty(1, 1, 1, 1, device=HERE).expand(1, 1, 200_000, 200_000)
+    with pytest.raises(torch.OutOfMemoryError):
+        fs.subpixel_conv2d(x, torch.ones(256, 1, 1, 1, device=HERE), None, 16, backend="cuda")
+
+
+def test_tensors_on_different_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match="weight"):
+        fs.subpixel_conv2d(torch.ones(1, 1, 2, 2, device=HERE), torch.ones(4, 1, 1, 1))
+
+
+def test_training_through_the_public_function(dtype: torch.dtype) -> None:
+    case = cases.NARROW
+    tensors = cases.integers(case).to(dtype, torch.channels_last)
+    leaves = [t.cuda().requires_grad_() for t in tensors[:3]]
+    output = fs.subpixel_conv2d(*leaves, 2, padding=1, backend="cuda")
+    grad = integer_gradient(case).to(dtype).cuda()
+    for found, expected in zip(torch.autograd.grad(output, leaves, grad), exact_gradients(case), strict=True):
+        assert found.cpu().equal(expected.to(dtype))
+
+
+def test_explain_names_the_kernels() -> None:
+    x = torch.ones(1, 64, 64, 64, device=HERE, dtype=torch.float16)
+    text = str(fs.explain(x, torch.ones(48, 64, 3, 3, device=HERE, dtype=torch.float16), None, 4, padding=1))
+    assert "backend cuda" in text
+    assert ("tensor cores" in text) == (torch.cuda.get_device_capability()[0] >= 8)

@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The CUDA kernels, without a GPU: csrc/cuda's sources run by the emulator of tests/simt.
+
+Every launch runs in an order of threads of its own (the seed), copies come as late as they may, and all
+arrays lie between guards. What is checked is what test_kernels.py checks of the CPU kernels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zlib
+from pathlib import Path
+
+import cases
+import emulated
+import pybind11
+import pytest
+import torch
+from cases import BASES, DTYPES, EPILOGUES, GEOMETRIES, SAME3, Case, variant
+from emulated import GENERIC, LARGE, MMA, OLD, SMALL, Target
+from test_kernel_gradients import exact as exact_gradients
+from test_kernel_gradients import integer_gradient
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+CUDA = ROOT / "csrc" / "cuda"
+TARGETS = {"large": LARGE, "small": SMALL}
+HALVES = (torch.float16, torch.bfloat16)
+
+# Channel counts, factors and kernels that models have, on images that do not fill the last tile.
+HEADS = tuple(
+    Case(f"{rows} rows, {k}x{k}", (1, channels, 5, 19), (rows, channels, k, k), (r, r), padding=(k // 2,) * 4)
+    for rows, r, k, channels in (
+        (9, 3, 3, 32), (12, 2, 1, 60), (16, 4, 2, 7), (27, 3, 5, 4), (36, 3, 3, 20), (48, 4, 3, 32),
+        (64, 8, 1, 60), (64, 1, 2, 7), (128, 2, 5, 4), (144, 2, 3, 20), (256, 2, 3, 32), (576, 3, 1, 24),
+    )
+)  # fmt: skip
+ALL = (*GEOMETRIES, *HEADS)
+LITTLE = 3_000_000  # multiply-adds: more takes long and shows no more
+
+
+def seed_of(*parts: object) -> int:
+    return zlib.crc32(repr(parts).encode())
+
+
+def layouts(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def small(case: Case, most: int = LITTLE) -> bool:
+    return cases.multiply_adds(case) <= most
+
+
+@pytest.fixture(params=(False, True), ids=("contiguous", "channels_last"))
+def channels_last(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+# ---- exact on integers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("case", [case for case in (*ALL, *EPILOGUES) if small(case)], ids=str)
+def test_forward(case: Case, dtype: torch.dtype, channels_last: bool, target: Target) -> None:
+    seed = seed_of(case.name, dtype, channels_last, target)
+    tensors = cases.integers(case).to(dtype, layouts(channels_last))
+    found = emulated.forward(
+        case, tensors, channels_last, target, tf32=True, seed=seed, guard_start=bool(seed % 2)
+    )
+    assert found.equal(cases.exact(case).to(dtype))
+
+
+@pytest.mark.parametrize("case", [case for case in (*ALL, *EPILOGUES) if small(case, 300_000)], ids=str)
+def test_generic_forward(case: Case, dtype: torch.dtype, channels_last: bool) -> None:
+    """What runs on older GPUs, and float32 where tf32 is not allowed."""
+    tensors = cases.integers(case).to(dtype, layouts(channels_last))
+    found = emulated.forward(case, tensors, channels_last, OLD)
+    assert found.equal(cases.exact(case).to(dtype))
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("case", [case for case in ALL if small(case)], ids=str)
+def test_input_gradient(case: Case, dtype: torch.dtype, channels_last: bool, target: Target) -> None:
+    """The gradient in both layouts, read and written."""
+    weight = cases.integers(case).weight.to(dtype)
+    for grad_channels_last in (False, True):
+        grad = integer_gradient(case).to(dtype).contiguous(memory_format=layouts(grad_channels_last))
+        kernel = emulated.plan(case, dtype, channels_last, target, which=1, tf32=True)[0]
+        if kernel == GENERIC and not small(case, 300_000):
+            continue
+        seed = seed_of(case.name, dtype, channels_last, grad_channels_last, target)
+        found = emulated.input_grad(
+            case, grad, weight, channels_last, target, tf32=True, seed=seed, guard_start=bool(seed % 2)
+        )
+        assert found.equal(exact_gradients(case)[0].to(dtype))
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("case", [case for case in ALL if small(case)], ids=str)
+def test_weight_gradient(case: Case, dtype: torch.dtype, channels_last: bool, target: Target) -> None:
+    """With the input in the gradient's layout, and in the other one."""
+    kernel = emulated.plan(case, dtype, channels_last, target, which=2, tf32=True)[0]
+    if kernel == GENERIC and not small(case, 30_000):
+        pytest.skip("long, and like the others")
+    grad = integer_gradient(case).to(dtype).contiguous(memory_format=layouts(channels_last))
+    for input_channels_last in (False, True):
+        seed = seed_of(case.name, dtype, channels_last, input_channels_last, target)
+        x = cases.integers(case).input.to(dtype).contiguous(memory_format=layouts(input_channels_last))
+        found = emulated.weight_grad(case, grad, x, target, tf32=True, seed=seed, guard_start=bool(seed % 2))
+        for gradient, expected in zip(found, exact_gradients(case)[1:], strict=True):
+            assert gradient.equal(expected.to(dtype))
+
+
+@pytest.mark.parametrize("view", cases.views(torch.zeros(1, 2, 3, 4)))
+@pytest.mark.parametrize("base", BASES, ids=str)
+def test_views(base: Case, view: str) -> None:
+    """Inputs, residuals and gradients of any strides and alignment."""
+    case = variant(base, residual="high", activation="relu")
+    tensors = cases.integers(case).to(torch.float16)
+    x, residual = cases.views(tensors.input)[view], cases.views(tensors.residual)[view]
+    tensors = tensors._replace(input=x, residual=residual)
+    expected = cases.plain(case, tensors.double()).half()
+    for channels_last in (False, True):
+        assert emulated.forward(case, tensors, channels_last).equal(expected)
+    grad = cases.views(integer_gradient(base).half())[view]
+    plain = x.double().contiguous().requires_grad_(), tensors.weight.double().requires_grad_()
+    output = cases.plain(base, cases.Tensors(*plain, None))
+    truth = torch.autograd.grad(output, plain, grad.double())
+    assert emulated.input_grad(base, grad, tensors.weight, False).equal(truth[0].half())
+    assert emulated.weight_grad(base, grad, x)[0].equal(truth[1].half())
+
+
+def test_weights_of_any_strides() -> None:
+    case = BASES[1]
+    tensors = cases.integers(case).to(torch.bfloat16)
+    for view, weight in cases.views(tensors.weight).items():
+        expected = cases.plain(case, tensors._replace(weight=weight).double()).bfloat16()
+        assert emulated.forward(case, tensors._replace(weight=weight), True).equal(expected), view
+
+
+# ---- as accurate as PyTorch -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", [None, *cases.CURVED])
+@pytest.mark.parametrize("base", BASES, ids=str)
+def test_rounding(base: Case, activation: str | None, dtype: torch.dtype) -> None:
+    """At most twice PyTorch's error; tf32 against its own rounding of the factors."""
+    case = variant(base, activation=activation)
+    tensors = cases.randoms(case, dtype)
+    truth = torch.from_numpy(cases.by_oracle(case, tensors))
+    for tf32 in (False, True) if dtype == torch.float32 else (False,):
+        found = emulated.forward(case, tensors.to(dtype), False, tf32=tf32)
+        plain = cases.plain(case, tensors.to(dtype))
+        if tf32:  # 10 bits of each factor are kept
+            plain = cases.plain(case, tensors.to(torch.float16).double())
+        rounding = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+        slack = (rounding * cases.products(case) ** 0.5 + torch.finfo(dtype).eps) * float(truth.abs().max())
+        assert error(found, truth) <= 2 * error(plain, truth) + slack
+
+
+def error(found: Tensor, truth: Tensor) -> float:
+    return float((found.double() - truth).abs().max())
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_gradients_round_once(dtype: torch.dtype) -> None:
+    case = cases.LARGE
+    tensors = cases.randoms(case, dtype)
+    grad = torch.randn(case.output, dtype=torch.float64).to(dtype)
+    leaves = [t.clone().requires_grad_() for t in tensors[:3]]
+    truth = torch.autograd.grad(cases.plain(case, cases.Tensors(*leaves)), leaves, grad.double())
+    found = (
+        emulated.input_grad(case, grad, tensors.weight.to(dtype), True),
+        *emulated.weight_grad(case, grad, tensors.input.to(dtype)),
+    )
+    for gradient, expected in zip(found, truth, strict=True):
+        assert error(gradient, expected) <= 1.1 * torch.finfo(dtype).eps * float(expected.abs().max())
+
+
+def test_the_order_of_threads_changes_nothing() -> None:
+    for base in BASES:
+        case = variant(base, activation="silu")
+        tensors = cases.randoms(case, torch.float16).to(torch.float16)
+        grad = torch.randn(case.output).half()
+        first = None
+        for seed in range(5):
+            found = (
+                emulated.forward(case, tensors, True, seed=seed),
+                emulated.input_grad(case, grad, tensors.weight, True, seed=seed),
+                *emulated.weight_grad(case, grad, tensors.input, seed=seed),
+            )
+            first = first or found
+            assert all(a.equal(b) for a, b in zip(first, found, strict=True))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_special_values_stay_in_their_windows(value: float, channels_last: bool) -> None:
+    case = variant(cases.NARROW, activation="relu")
+    tensors = cases.integers(case).to(torch.float16, layouts(channels_last))
+    tensors.input[1, 2, 3, 36] = value
+    expected = cases.plain(case, tensors.double()).half()
+    assert not expected.isfinite().all()
+    for target in (LARGE, OLD):
+        found = emulated.forward(case, tensors, channels_last, target)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+# ---- the plan ---------------------------------------------------------------------------------------------
+
+
+def test_the_cases_take_every_tile() -> None:
+    plans = [
+        emulated.plan(case, dtype, last, which=which, tf32=True)
+        for case in ALL for dtype in DTYPES for last in (False, True) for which in (0, 1, 2)
+    ]  # fmt: skip
+    assert {plan[0] for plan in plans} == {GENERIC, MMA}
+    assert {plan[3] for plan in plans if plan[0] == MMA} == {16, 32, 48, 64, 128}
+
+
+H100 = Target(90, 132, 227 << 10)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(9, 16), (12, 16), (16, 16), (27, 32), (36, 48), (48, 48), (64, 64), (256, 128)]
+)
+def test_channel_counts_of_heads_waste_little(rows: int, columns: int) -> None:
+    case = Case("head", (1, 64, 360, 640), (rows, 64, 3, 3), (1, 1), padding=SAME3)
+    kernel, refusal, pixels, found, blocks = emulated.plan(case, torch.float16, True, H100)
+    assert (kernel, refusal, found) == (MMA, 0, columns)
+    assert pixels >= 120
+    assert blocks >= 132
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 192, 32, 48), (4, 512, 14, 14), (256, 32, 7, 7), (1, 512, 8, 8)], ids=str
+)
+def test_small_images_fill_the_gpu(shape: tuple[int, int, int, int]) -> None:
+    case = Case("wide", shape, (4 * shape[1], shape[1], 1, 1))
+    *_, blocks = emulated.plan(case, torch.float16, True, H100)
+    assert blocks >= min(100, shape[0] * shape[2] * shape[3] // 128 * 4 * shape[1] // 16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "tf32", "refusal"),
+    [
+        ({}, torch.float64, True, 2),
+        ({}, torch.float32, False, 3),
+        ({"groups": 3, "weight": (12, 1, 3, 3)}, torch.float16, False, 4),
+        ({"dilation": (1, 9000), "input": (1, 3, 9, 20000)}, torch.float16, False, 6),
+    ],
+)
+def test_refusals(changes: dict[str, object], dtype: torch.dtype, tf32: bool, refusal: int) -> None:
+    case = variant(cases.NARROW, **changes)
+    assert emulated.plan(case, dtype, True, tf32=tf32)[:2] == [GENERIC, refusal]
+    assert emulated.plan(cases.NARROW, torch.float16, True, OLD)[:2] == [GENERIC, 1]
+
+
+# ---- a kernel that lacks something is caught --------------------------------------------------------------
+
+FAMILIES = {  # where barriers and waits stand, and what runs through them
+    "conv_mma.cuh": lambda seed, target: run_forward(seed, target),
+    "weight_grad_mma.cuh": lambda seed, target: run_weight_grad(seed, target),
+    "generic.cuh": lambda seed, target: run_weight_grad(seed, OLD._replace(multiprocessors=1)),
+}
+LACKING = Case("several chunks, steps and tiles", (1, 128, 9, 33), (96, 128, 3, 3), padding=SAME3)
+LACKING_LITTLE = Case("several tiles", (2, 40, 9, 33), (16, 40, 3, 3), padding=SAME3)
+LACKING_POINTS = Case("one step for each of many chunks", (1, 300, 5, 33), (48, 300, 1, 1))
+LACKING_GENERIC = Case("more results than blocks", (1, 2, 9, 33), (36, 2, 1, 1))
+
+
+def run_forward(seed: int, target: Target) -> bool:
+    """Whether output and input gradient are right; an error of the emulator is none of its business."""
+    for case in (LACKING, LACKING_LITTLE, LACKING_POINTS):
+        tensors = cases.integers(case).to(torch.float16, torch.channels_last)
+        if not emulated.forward(case, tensors, True, target, seed=seed).equal(cases.exact(case).half()):
+            return False
+    return True
+
+
+def run_weight_grad(seed: int, target: Target) -> bool:
+    case = LACKING_GENERIC if target.sm == OLD.sm else LACKING_LITTLE
+    last = {"memory_format": torch.channels_last}
+    grad, x = (
+        integer_gradient(case).half().contiguous(**last),
+        cases.integers(case).input.half().contiguous(**last),
+    )
+    found = emulated.weight_grad(case, grad, x, target, seed=seed)
+    return all(a.equal(b.half()) for a, b in zip(found, exact_gradients(case)[1:], strict=True))
+
+
+def sites() -> list[tuple[str, int]]:
+    """File and line of every barrier and wait."""
+    return [
+        (name, number)
+        for name in FAMILIES
+        for number, line in enumerate((CUDA / name).read_text().splitlines(), 1)
+        if "sync_threads();" in line or "cp_async_wait<" in line
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_nothing_lacks(family: str, target: Target) -> None:
+    assert all(FAMILIES[family](seed, target) for seed in range(3))
+
+
+@pytest.mark.parametrize(("file", "line"), sites(), ids=str)
+def test_a_missing_barrier_or_wait_is_caught(file: str, line: int) -> None:
+    emulated.simt.skip(file, line)
+    try:
+        for target, seed in itertools.product(TARGETS.values(), range(4)):
+            try:
+                if not FAMILIES[file](seed, target):
+                    return
+            except RuntimeError:
+                return
+    finally:
+        emulated.simt.skip("", 0)
+    pytest.fail("nobody noticed")
+
+
+# A text of the source, and what makes an index in it off by one; what runs through it.
+MISCOUNTED = (
+    ("conv_mma.cuh", "w * plan.tile_w}", "w * plan.tile_w + (w > 0)}", "conv_mma.cuh"),
+    ("conv_mma.cuh", "(base[m] + moved,", "(base[m] + moved + 1,", "conv_mma.cuh"),
+    ("conv_mma.cuh", "first_row ? unit * p.run", "first_row ? unit * p.run + 1", "conv_mma.cuh"),
+    ("weight_grad_mma.cuh", "row_warps + warp, to)", "row_warps + warp + 1, to)", "weight_grad_mma.cuh"),
+    ("generic.cuh", "y = h * g.stride_h + a", "y = h * g.stride_h + 1 + a", "generic.cuh"),
+)
+OBJECTS = [f"tests/simt/{name}.cpp.o" for name in ("simt", "selftest", "module")] + ["csrc/plan_cuda.cpp.o"]
+PROGRAM = """
+import sys, test_cuda_kernels as tests
+run = tests.FAMILIES[sys.argv[1]]
+try:
+    right = all(run(seed, target) for target in tests.TARGETS.values() for seed in (0, 1))
+except RuntimeError:
+    right = False
+print("right" if right else "wrong")
+"""
+
+
+@pytest.mark.parametrize("wrong", [None, *MISCOUNTED], ids=lambda w: "as it is" if w is None else w[2])
+def test_an_index_off_by_one_is_caught(wrong: tuple[str, str, str, str] | None, tmp_path: Path) -> None:
+    """In a copy of the sources, compiled anew."""
+    objects = [ROOT / "build" / "ninja" / name for name in OBJECTS]
+    if not all(path.exists() for path in objects):
+        pytest.skip("the emulator was not built by setup.py")
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    family = "conv_mma.cuh"
+    if wrong is not None:
+        name, text, replacement, family = wrong
+        source = tmp_path / "csrc" / "cuda" / name
+        assert source.read_text().count(text) == 1, "the text to be changed is gone"
+        source.write_text(source.read_text().replace(text, replacement))
+    includes = [
+        ROOT / "tests" / "simt",
+        tmp_path / "csrc",
+        pybind11.get_include(),
+        sysconfig.get_path("include"),
+    ]
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    command = [
+        *shlex.split(os.environ.get("CXX", "g++" if shutil.which("g++") else "clang++")),
+        "-std=c++17", "-O0", "-fPIC", "-shared", "-DFS_SIMT", "-DFS_SIMT_KERNELS=1",
+        *(f"-I{folder}" for folder in includes), str(ROOT / "tests" / "simt" / "kernels.cpp"),
+        *map(str, objects), "-o", str(tmp_path / f"fused_subpixel_simt{suffix}"),
+    ]  # fmt: skip
+    subprocess.run(command, check=True)
+    paths = os.pathsep.join(map(str, (tmp_path, ROOT / "tests", ROOT)))
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, family],
+        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert result.stdout.strip() == ("right" if wrong is None else "wrong")
