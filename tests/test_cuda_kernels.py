@@ -272,6 +272,7 @@ FAMILIES = {  # where barriers and waits stand, and what runs through them
 LACKING = Case("several chunks, steps and tiles", (1, 128, 9, 33), (96, 128, 3, 3), padding=SAME3)
 LACKING_LITTLE = Case("several tiles", (2, 40, 9, 33), (16, 40, 3, 3), padding=SAME3)
 LACKING_POINTS = Case("one step for each of many chunks", (1, 300, 5, 33), (48, 300, 1, 1))
+LACKING_CURVE = variant(LACKING_LITTLE, activation="sigmoid")
 LACKING_GENERIC = Case("more results than blocks", (1, 2, 9, 33), (36, 2, 1, 1))
 
 
@@ -281,7 +282,12 @@ def run_forward(seed: int, target: Target) -> bool:
         tensors = cases.integers(case).to(torch.float16, torch.channels_last)
         if not emulated.forward(case, tensors, True, target, seed=seed).equal(cases.exact(case).half()):
             return False
-    return True
+    found = emulated.forward(LACKING_CURVE, curve_tensors(), True, target, seed=seed)
+    return error(found, cases.plain(LACKING_CURVE, curve_tensors().double())) < 0.01
+
+
+def curve_tensors() -> cases.Tensors:
+    return cases.randoms(LACKING_CURVE, torch.float16).to(torch.float16, torch.channels_last)
 
 
 def run_weight_grad(seed: int, target: Target) -> bool:

@@ -125,6 +125,7 @@ FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int chu
   constexpr int kPieces = kChunkBytes / 16, kElements = 16 / static_cast<int>(sizeof(T));
   const PixelSource& from = p.source;
   const int pixels = p.halo_pixels.divisor;
+  FS_NO_UNROLL
   for (int i = thread_index(); i < pixels * kPieces; i += block_threads()) {
     const int by_pixel = p.halo_pixels.divide(i);
     const int piece = from.by_pixel ? by_pixel : i % kPieces;
@@ -162,6 +163,7 @@ FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int chu
 }
 
 FS_DEVICE void copy_bytes(const unsigned char* from, unsigned char* to, int bytes) {
+  FS_NO_UNROLL
   for (int at = thread_index() * 16; at < bytes; at += block_threads() * 16)
     cp_async<16>(to + at, from + at, true);
 }
@@ -178,20 +180,23 @@ struct MmaBlock {
   static constexpr int kColumns = 8 * kColumnTiles * kColumnWarps, kPitch = kColumns + kStagingPad;
   static constexpr int kTapBytes = kColumns * kChunkBytes;  // of the filter
   const MmaParams& p;
-  unsigned char* shared;
-  const unsigned char* packed;  // of this row block
-  int lane, pixel_warp, column_warp;
   int base[2];                    // halo index, at tap 0, of the pixels whose rows this lane reads
   float sum[2][kColumnTiles][4];  // 16 pixels x 8 columns each
 
-  FS_DEVICE explicit MmaBlock(const MmaParams& params) : p(params), shared(shared_memory()) {
-    const int thread = thread_index();
-    lane = thread % 32, pixel_warp = thread / 32 % kPixelWarps, column_warp = thread / 32 / kPixelWarps;
-    packed =
-        static_cast<const unsigned char*>(p.packed) + int64_t{block_y()} * p.plan.chunks * p.taps * kTapBytes;
+  // Found anew where they are needed: registers are short.
+  static FS_DEVICE unsigned char* shared() { return shared_memory(); }
+  static FS_DEVICE int lane() { return thread_index() % 32; }
+  static FS_DEVICE int pixel_warp() { return thread_index() / 32 % kPixelWarps; }
+  static FS_DEVICE int column_warp() { return thread_index() / 32 / kPixelWarps; }
+  FS_DEVICE const unsigned char* packed() const {  // of this row block
+    return static_cast<const unsigned char*>(p.packed) +
+           int64_t{block_y()} * p.plan.chunks * p.taps * kTapBytes;
+  }
+
+  FS_DEVICE explicit MmaBlock(const MmaParams& params) : p(params) {
     FS_UNROLL
     for (int m = 0; m < 2; ++m) {
-      int pixel = pixel_warp * kPixelsPerWarp + m * 16 + lane % 16;
+      int pixel = pixel_warp() * kPixelsPerWarp + m * 16 + lane() % 16;
       if (pixel >= p.plan.tile_n * p.plan.tile_h * p.plan.tile_w) pixel = 0;  // computed in vain
       const int line = p.tile_w.divide(pixel), image = p.tile_h.divide(line);
       const int row = (line - image * p.plan.tile_h) * p.load.stride_h;
@@ -206,12 +211,13 @@ struct MmaBlock {
     if (at.tile < p.tiles) {
       if (at.step == 0)
         load_pixels<T, kChunkBytes>(p.load, tile_origin(plan, at.tile), at.chunk,
-                                    shared + at.pixel_stage * plan.pixel_stage_bytes);
+                                    shared() + at.pixel_stage * plan.pixel_stage_bytes);
       if (!plan.resident) {
         const int tap = at.step * plan.step_taps,
                   count = tap + plan.step_taps > p.taps ? p.taps - tap : plan.step_taps;
-        copy_bytes(packed + (int64_t{at.chunk} * p.taps + tap) * kTapBytes,
-                   shared + plan.filter_offset + at.filter_stage * plan.filter_step_bytes, count * kTapBytes);
+        copy_bytes(packed() + (int64_t{at.chunk} * p.taps + tap) * kTapBytes,
+                   shared() + plan.filter_offset + at.filter_stage * plan.filter_step_bytes,
+                   count * kTapBytes);
         if (++at.filter_stage == plan.stages) at.filter_stage = 0;
       }
       if (++at.step == plan.steps) {
@@ -234,15 +240,15 @@ struct MmaBlock {
         uint32_t x[2][4];
         FS_UNROLL
         for (int m = 0; m < 2; ++m) {
-          ldmatrix_x4(x[m], pixels + swizzled<kChunkBytes>(base[m] + moved, 2 * k + lane / 16));
+          ldmatrix_x4(x[m], pixels + swizzled<kChunkBytes>(base[m] + moved, 2 * k + lane() / 16));
           FS_UNROLL
           for (int q = 0; q < 4; ++q) x[m][q] = to_operand(x[m][q], T{});
         }
         FS_UNROLL
         for (int c = 0; c < kColumnTiles; c += 2) {
           uint32_t w[4];  // two tiles of eight columns
-          ldmatrix_x4(w, filter + (column_warp * kColumnTiles + c) * 8 * kChunkBytes +
-                             swizzled<kChunkBytes>(lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+          ldmatrix_x4(w, filter + (column_warp() * kColumnTiles + c) * 8 * kChunkBytes +
+                             swizzled<kChunkBytes>(lane() / 16 * 8 + lane() % 8, 2 * k + lane() / 8 % 2));
           const uint32_t left[2] = {w[0], w[1]}, right[2] = {w[2], w[3]};
           FS_UNROLL
           for (int m = 0; m < 2; ++m) {
@@ -271,8 +277,8 @@ struct MmaBlock {
     float bias, slope;
     int c, j, conv_channel;
   };
-  FS_DEVICE RowInfo* row_info() const { return reinterpret_cast<RowInfo*>(shared + p.plan.table_offset); }
-  FS_DEVICE float* staging() const { return reinterpret_cast<float*>(shared + p.plan.staging_offset); }
+  FS_DEVICE RowInfo* row_info() const { return reinterpret_cast<RowInfo*>(shared() + p.plan.table_offset); }
+  FS_DEVICE float* staging() const { return reinterpret_cast<float*>(shared() + p.plan.staging_offset); }
 
   FS_DEVICE void fill_row_info() const {
     for (int column = thread_index(); column < kColumns; column += block_threads()) {
@@ -292,18 +298,26 @@ struct MmaBlock {
     const Activation activation = p.epilogue.activation;
     FS_UNROLL
     for (int c = 0; c < kColumnTiles; ++c) {
-      const int column = (column_warp * kColumnTiles + c) * 8 + lane % 4 * 2;
+      const int column = (column_warp() * kColumnTiles + c) * 8 + lane() % 4 * 2;
       const RowInfo left = row_info()[column], right = row_info()[column + 1];
       FS_UNROLL
       for (int m = 0; m < 2; ++m) {
         FS_UNROLL
         for (int half = 0; half < 2; ++half) {
-          const int pixel = pixel_warp * kPixelsPerWarp + m * 16 + half * 8 + lane / 4;
+          const int pixel = pixel_warp() * kPixelsPerWarp + m * 16 + half * 8 + lane() / 4;
           float* to = staging() + pixel * kPitch + column;
-          to[0] = activate(activation, sum[m][c][2 * half] + left.bias, left.slope);
-          to[1] = activate(activation, sum[m][c][2 * half + 1] + right.bias, right.slope);
+          to[0] = activate_straight(activation, sum[m][c][2 * half] + left.bias, left.slope);
+          to[1] = activate_straight(activation, sum[m][c][2 * half + 1] + right.bias, right.slope);
         }
       }
+    }
+  }
+
+  FS_DEVICE void curve_sums() const {
+    FS_NO_UNROLL
+    for (int i = thread_index(); i < kMmaPixels * kColumns; i += block_threads()) {
+      float& value = staging()[i / kColumns * kPitch + i % kColumns];
+      value = activate(p.epilogue.activation, value, 0.f);
     }
   }
 
@@ -387,7 +401,7 @@ struct MmaBlock {
     const Plan& plan = p.plan;
     fill_row_info();
     Cursor ahead = {block_x(), 0, 0, 0, 0};
-    if (plan.resident) copy_bytes(packed, shared + plan.filter_offset, plan.chunks * p.taps * kTapBytes);
+    if (plan.resident) copy_bytes(packed(), shared() + plan.filter_offset, plan.chunks * p.taps * kTapBytes);
     for (int stage = 1; stage < plan.stages; ++stage) fetch(ahead);
     int pixel_stage = 0, filter_stage = 0;
     for (int tile = block_x(); tile < p.tiles; tile += grid_x()) {
@@ -400,10 +414,10 @@ struct MmaBlock {
           const int tap = step * plan.step_taps,
                     count = tap + plan.step_taps > p.taps ? p.taps - tap : plan.step_taps;
           const unsigned char* filter =
-              shared + plan.filter_offset +
+              shared() + plan.filter_offset +
               (plan.resident ? (chunk * p.taps + tap) * kTapBytes
                              : filter_stage * static_cast<int>(plan.filter_step_bytes));
-          multiply(shared + pixel_stage * plan.pixel_stage_bytes, filter, tap, count);
+          multiply(shared() + pixel_stage * plan.pixel_stage_bytes, filter, tap, count);
           if (++filter_stage == plan.stages) filter_stage = 0;
         }
         if (++pixel_stage == plan.pixel_stages) pixel_stage = 0;
@@ -411,6 +425,10 @@ struct MmaBlock {
       if (!plan.resident) sync_threads();  // the staging area lies over pixels and filter
       stage_sums();
       sync_threads();
+      if (!is_straight(p.epilogue.activation)) {
+        curve_sums();
+        sync_threads();
+      }
       store_tile(tile_origin(plan, tile));  // the next tile's first barrier keeps its sums from overtaking
     }
   }

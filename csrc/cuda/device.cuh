@@ -19,6 +19,7 @@
 #define FS_KERNEL(threads, blocks_per_sm) __global__ void __launch_bounds__((threads), (blocks_per_sm))
 #define FS_CONSTANT(Params) const __grid_constant__ Params  // of a kernel: read where it is, never copied
 #define FS_UNROLL _Pragma("unroll")
+#define FS_NO_UNROLL _Pragma("unroll 1")  // where registers are short
 
 namespace fused_subpixel::cuda {
 

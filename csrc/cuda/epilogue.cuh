@@ -16,14 +16,26 @@ FS_DEVICE double erf_of(double x) { return erf(x); }
 FS_DEVICE float tanh_of(float x) { return tanhf(x); }
 FS_DEVICE double tanh_of(double x) { return tanh(x); }
 
+// Activations made of straight lines; the others take some dozen instructions, and are applied where these stand once.
+FS_DEVICE bool is_straight(Activation activation) {
+  return activation == Activation::kNone || activation == Activation::kReLU ||
+         activation == Activation::kLeakyReLU || activation == Activation::kPReLU;
+}
 // NaN stays NaN in every branch, as in PyTorch.
+template <class S>
+FS_DEVICE S activate_straight(Activation activation, S v, S slope) {
+  if (activation == Activation::kReLU) return v < S(0) ? S(0) : v;
+  if (activation == Activation::kLeakyReLU || activation == Activation::kPReLU)
+    return v > S(0) ? v : v * slope;
+  return v;
+}
 template <class S>
 FS_DEVICE S activate(Activation activation, S v, S slope) {
   switch (activation) {
-    case Activation::kNone: return v;
-    case Activation::kReLU: return v < S(0) ? S(0) : v;
+    case Activation::kNone:
+    case Activation::kReLU:
     case Activation::kLeakyReLU:
-    case Activation::kPReLU: return v > S(0) ? v : v * slope;
+    case Activation::kPReLU: return activate_straight(activation, v, slope);
     case Activation::kSiLU: return v / (S(1) + exp_of(-v));
     case Activation::kGELU: return v * S(0.5) * (S(1) + erf_of(v * S(0.70710678118654752440)));
     case Activation::kTanh: return tanh_of(v);

@@ -16,6 +16,7 @@
 #define FS_KERNEL(threads, blocks_per_sm) void
 #define FS_CONSTANT(Params) const Params
 #define FS_UNROLL
+#define FS_NO_UNROLL
 
 namespace fused_subpixel::simt {
 
