@@ -37,6 +37,8 @@ for _schema in (
     f"{GEOMETRY_SCHEMA}, bool channels_last) -> Tensor",
     "subpixel_conv2d_weight_grad(Tensor grad_output, Tensor input, int kernel_h, int kernel_w, "
     f"{GEOMETRY_SCHEMA}) -> (Tensor, Tensor)",
+    # pixel_shuffle alone, or its inverse; a kernel on CUDA, plain PyTorch elsewhere.
+    "shuffle(Tensor input, int factor_h, int factor_w, int channel_order, bool inverse) -> Tensor",
     # The CPU library's plan for a problem, for explain() and for choosing the backward; see csrc/plan.h.
     "cpu_plan(int[] problem) -> int[]",
     # Current instruction set (0 portable, 1 AVX2, 2 AVX-512), bit mask of the usable ones, bytes of L2 cache.
@@ -91,6 +93,16 @@ def _(
     low_channels = grad_output.shape[1] * geometry.upscale_h * geometry.upscale_w
     weight_shape = (low_channels, input.shape[1] // geometry.groups, kernel_h, kernel_w)
     return grad_output.new_empty(weight_shape), grad_output.new_empty(low_channels)
+
+
+@torch.library.register_fake("fused_subpixel::shuffle")
+def _(input: Tensor, factor_h: int, factor_w: int, channel_order: int, inverse: bool) -> Tensor:
+    n, c, h, w = input.shape
+    cell = factor_h * factor_w
+    shape = (
+        (n, c * cell, h // factor_h, w // factor_w) if inverse else (n, c // cell, h * factor_h, w * factor_w)
+    )
+    return _empty(input, shape, is_channels_last(input))
 
 
 # ---- floating-point operations, for torch.utils.flop_counter -----------------------------------------------

@@ -352,6 +352,22 @@ def _epilogue_gradients(
 torch.library.register_autograd("fused_subpixel::subpixel_conv2d", _backward, setup_context=_setup_context)
 
 
+# ---- the shuffle alone -----------------------------------------------------------------------------------
+
+
+def _setup_shuffle(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.options = inputs[1:]
+
+
+def _shuffle_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    factor_h, factor_w, channel_order, inverse = ctx.options
+    shuffle = torch.ops.fused_subpixel.shuffle.default
+    return shuffle(grad, factor_h, factor_w, channel_order, not inverse), None, None, None, None
+
+
+torch.library.register_autograd("fused_subpixel::shuffle", _shuffle_backward, setup_context=_setup_shuffle)
+
+
 # ---- kernels of last resort --------------------------------------------------------------------------------
 # An exported graph may be loaded where no library was built, or on a device that has none. There the
 # operators run as plain PyTorch.
@@ -397,7 +413,13 @@ def _plain_weight_grad(
     return grad_weight.contiguous(), grad_bias
 
 
+def _plain_shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: int, inverse: bool) -> Tensor:
+    run = reference.unshuffle if inverse else reference.shuffle
+    return run(input, factor_h, factor_w, channel_order)
+
+
 for _name, _kernel in (
+    ("shuffle", _plain_shuffle),
     ("subpixel_conv2d", _plain_subpixel_conv2d),
     ("subpixel_conv2d_input_grad", _plain_input_grad),
     ("subpixel_conv2d_weight_grad", _plain_weight_grad),

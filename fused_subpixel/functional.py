@@ -103,7 +103,7 @@ def pixel_shuffle(input: Tensor, upscale_factor: int | Sequence[int], channel_or
     if input.shape[-3] % phases:
         found = list(input.shape)
         raise ValueError(f"input: expected channels divisible by {factor_h}*{factor_w}={phases}, got {found}")
-    return reference.pixel_shuffle(input, (factor_h, factor_w), channel_order)
+    return _shuffle(input, factor_h, factor_w, channel_order, False)
 
 
 def pixel_unshuffle(
@@ -117,7 +117,19 @@ def pixel_unshuffle(
     if input.shape[-2] % factor_h or input.shape[-1] % factor_w:
         found = list(input.shape)
         raise ValueError(f"input: expected a size divisible by {factor_h} and {factor_w}, got {found}")
-    return reference.pixel_unshuffle(input, (factor_h, factor_w), channel_order)
+    return _shuffle(input, factor_h, factor_w, channel_order, True)
+
+
+def _shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: str, inverse: bool) -> Tensor:
+    """By the CUDA library's kernel, which keeps the layout, where that can run; else by PyTorch."""
+    if input.is_cuda and input.dim() == 4:
+        tracing = torch.compiler.is_compiling()
+        chosen = backends.choose(backends.requested(tracing), input.device, input.dtype)
+        if chosen == "cuda" and why_only_reference(tracing, input, input, None, None, None) is None:
+            order = _arguments.lookup("channel_order", channel_order, _arguments.CHANNEL_ORDERS)
+            return torch.ops.fused_subpixel.shuffle(input, factor_h, factor_w, order, inverse)
+    run = reference.pixel_unshuffle if inverse else reference.pixel_shuffle
+    return run(input, (factor_h, factor_w), channel_order)
 
 
 def _check_shuffle(input: Any, name: str, factor: Any) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from cases import Case, Tensors
 from torch import Tensor
 
 from fused_subpixel._arguments import ACTIVATIONS
+from fused_subpixel._layout import is_channels_last
 
 RESIDUALS = (None, "high", "nearest", "low")
 GENERIC, MMA = 0, 1
@@ -104,3 +105,17 @@ def plan(
 ) -> list[int]:  # fmt: skip
     """Kernel, refusal, pixels and columns of a tile, blocks."""
     return simt.plan(which, geometry(case, tf32), DTYPES.index(dtype), channels_last, list(target))
+
+
+def shuffle(input: Tensor, factors: tuple[int, int], order: int, inverse: bool, guard_start: bool) -> Tensor:
+    """The shuffle of a [N, C, H, W] tensor, in the layout that its strides suggest."""
+    n, c, h, w = input.shape
+    r_h, r_w = factors
+    shape = (n, c * r_h * r_w, h // r_h, w // r_w) if inverse else (n, c // (r_h * r_w), h * r_h, w * r_w)
+    channels_last = is_channels_last(input)
+    output = empty(shape, input, channels_last)
+    simt.shuffle(
+        [*shape, *factors], order, inverse, channels_last, input.element_size(), array(input), array(output),
+        guard_start,
+    )  # fmt: skip
+    return output

@@ -388,3 +388,10 @@ def test_opcheck_gradients(geometry: Geometry, channels_last: bool) -> None:
         (output, weight, x.shape[2], x.shape[3], tuple(geometry), channels_last),
     )
     torch.library.opcheck(ops.subpixel_conv2d_weight_grad, (output, x, 3, 2, tuple(geometry)))
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize(("order", "channels_last"), [(0, False), (1, True), (0, True)])
+def test_opcheck_shuffle(order: int, channels_last: bool, inverse: bool) -> None:
+    x, _, _ = conv_tensors((2, 12, 4, 9), dtype=torch.float32, channels_last=channels_last)
+    torch.library.opcheck(ops.shuffle, (x.requires_grad_(), 2, 3, order, inverse))

@@ -101,6 +101,19 @@ def test_as_accurate_as_pytorch(base: Case, dtype: torch.dtype, tf32: bool) -> N
     assert (found.double() - truth).abs().max() <= 2 * (plain.double() - truth).abs().max() + 2 * slack
 
 
+@pytest.mark.parametrize("order", ["crd", "dcr"])
+@pytest.mark.parametrize("factors", [(2, 2), (3, 2), (1, 4)], ids=str)
+def test_shuffle_alone(factors: tuple[int, int], order: str, dtype: torch.dtype, channels_last: bool) -> None:
+    x = torch.randn(2, 24, 6, 12).to(dtype).contiguous(memory_format=layout_of(channels_last))
+    found = fs.pixel_shuffle(x.cuda(), factors, order)
+    assert found.is_contiguous(memory_format=layout_of(channels_last))
+    assert found.cpu().equal(fs.pixel_shuffle(x, factors, order))
+    leaf = x.cuda().requires_grad_()
+    (grad,) = torch.autograd.grad(fs.pixel_shuffle(leaf, factors, order), leaf, found)
+    assert grad.cpu().equal(x)
+    assert fs.pixel_unshuffle(found, factors, order).cpu().equal(x)
+
+
 # ---- the emulator -----------------------------------------------------------------------------------------
 
 

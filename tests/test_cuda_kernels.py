@@ -29,6 +29,9 @@ from test_kernel_gradients import exact as exact_gradients
 from test_kernel_gradients import integer_gradient
 from torch import Tensor
 
+from fused_subpixel import reference
+from fused_subpixel._arguments import CHANNEL_ORDERS
+
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = ROOT / "csrc" / "cuda"
 TARGETS = {"large": LARGE, "small": SMALL}
@@ -143,6 +146,32 @@ def test_weights_of_any_strides() -> None:
     for view, weight in cases.views(tensors.weight).items():
         expected = cases.plain(case, tensors._replace(weight=weight).double()).bfloat16()
         assert emulated.forward(case, tensors._replace(weight=weight), True).equal(expected), view
+
+
+SHUFFLES = (
+    ((2, 12, 3, 35), (2, 2)),
+    ((1, 54, 5, 7), (3, 3)),
+    ((3, 6, 4, 9), (3, 2)),
+    ((2, 64, 2, 3), (8, 8)),
+    ((1, 4, 6, 1), (1, 1)),
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.int32, torch.float64], ids=str)
+@pytest.mark.parametrize("order", ["crd", "dcr"])
+@pytest.mark.parametrize(("shape", "factors"), SHUFFLES, ids=str)
+def test_shuffle_alone(
+    shape: tuple[int, ...], factors: tuple[int, int], order: str, dtype: torch.dtype
+) -> None:
+    x = torch.arange(math.prod(shape)).remainder(251).view(shape).to(dtype)
+    number = CHANNEL_ORDERS[order]
+    for name, view in cases.views(x.double()).items():
+        low = view if dtype == torch.float64 else cases.views(x)[name] if dtype == torch.float16 else x
+        high = emulated.shuffle(low, factors, number, False, guard_start=len(name) % 2 == 0)
+        assert high.equal(reference.pixel_shuffle(low, factors, order)), name
+        back = emulated.shuffle(high, factors, number, True, guard_start=len(name) % 2 == 1)
+        assert back.equal(low), name
+        assert high.stride() == reference.pixel_shuffle(low, factors, order).stride()
 
 
 # ---- as accurate as PyTorch -------------------------------------------------------------------------------

@@ -181,15 +181,19 @@ FS_DEVICE void narrow(float x, BFloat16& to) {  // to nearest even; the instruct
                    : static_cast<uint16_t>((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
 }
 
-FS_DEVICE uint32_t bits_of(Half x) { return x.bits; }
-FS_DEVICE uint32_t bits_of(BFloat16 x) { return x.bits; }
-FS_DEVICE uint32_t bits_of(TF32 x) { return bits_of(x.value); }
-// Puts element e, 2 or 4 bytes, into its place, which was zero.
-template <class T>
-FS_DEVICE void put_element(Packed16& to, int e, T value) {
-  constexpr int kPerWord = 4 / static_cast<int>(sizeof(T));
-  to.word[e / kPerWord] |= bits_of(value) << e % kPerWord * 16;
+// Puts integer e into its place, which was zero.
+template <class Word>
+FS_DEVICE void put_word(Packed16& to, int e, Word value) {
+  if constexpr (sizeof(Word) == 8) {
+    to.word[2 * e] = static_cast<uint32_t>(value), to.word[2 * e + 1] = static_cast<uint32_t>(value >> 32);
+  } else {
+    constexpr int kPerWord = 4 / static_cast<int>(sizeof(Word));
+    to.word[e / kPerWord] |= uint32_t{value} << e % kPerWord * (32 / kPerWord);
+  }
 }
+FS_DEVICE void put_element(Packed16& to, int e, Half value) { put_word(to, e, value.bits); }
+FS_DEVICE void put_element(Packed16& to, int e, BFloat16 value) { put_word(to, e, value.bits); }
+FS_DEVICE void put_element(Packed16& to, int e, TF32 value) { put_word(to, e, bits_of(value.value)); }
 
 // Storage type T is computed in type Compute<T>.
 template <class T>

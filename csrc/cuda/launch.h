@@ -22,6 +22,18 @@ void conv_forward(const ForwardArguments& a, void* scratch, const Device& device
 void conv_input_grad(const InputGradArguments& a, void* scratch, const Device& device);
 void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Device& device);
 
+// The shuffle alone: [batch, channels, height, width] is the output.
+struct ShuffleArguments {
+  TensorView input;
+  void* output;
+  int64_t batch, channels, height, width;
+  int64_t factor_h, factor_w;
+  ChannelOrder order;
+  bool inverse, channels_last;
+  int64_t element_bytes;  // 1, 2, 4 or 8
+};
+void pixel_shuffle(const ShuffleArguments& a, const Device& device);
+
 // What runs for tensors in the default strides of their layout, and on how many pixels and rows at a time.
 struct PassPlan {
   Kernel kernel;

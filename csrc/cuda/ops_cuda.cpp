@@ -74,6 +74,31 @@ std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& 
   return {call.grad_weight, call.grad_bias};
 }
 
+Tensor shuffle(const Tensor& input, int64_t factor_h, int64_t factor_w, int64_t order, bool inverse) {
+  check(input.dim() == 4, "expected input [N, C, H, W], got ", shape_of(input));
+  check(factor_h >= 1 && factor_w >= 1 && (order == 0 || order == 1),
+        "factors or channel order out of range");
+  const int64_t c = input.size(1), h = input.size(2), w = input.size(3), cell = factor_h * factor_w;
+  check(inverse ? h % factor_h == 0 && w % factor_w == 0 : c % cell == 0, "input ", shape_of(input),
+        " does not divide by ", factor_h, " and ", factor_w);
+  const std::array<int64_t, 4> size =
+      inverse ? std::array<int64_t, 4>{input.size(0), c * cell, h / factor_h, w / factor_w}
+              : std::array<int64_t, 4>{input.size(0), c / cell, h * factor_h, w * factor_w};
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  const bool channels_last = suggests_channels_last(input);
+  check(size[1] <= kMost && size[2] <= kMost && size[3] <= kMost && size[1] * size[3] <= kMost &&
+            size[0] * size[1] * size[2] <= kMost,
+        "input ", shape_of(input), " is too large");
+  const OnDevice on(input);
+  Tensor output = new_tensor(size, input, channels_last);
+  if (output.numel() == 0) return output;
+  pixel_shuffle(
+      {view_of(input), output.mutable_data_ptr(), size[0], size[1], size[2], size[3], factor_h, factor_w,
+       static_cast<ChannelOrder>(order), inverse, channels_last, static_cast<int64_t>(input.element_size())},
+      on.device);
+  return output;
+}
+
 // What a plan needs to know of a GPU: driver's and this library's CUDA version, compute capability, multiprocessors,
 // shared memory, and the error (0: none) of asking for a kernel's image. Empty where there is no such GPU.
 std::vector<int64_t> cuda_capability(int64_t device) {
@@ -108,6 +133,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CUDA, m) {
   m.impl("subpixel_conv2d", TORCH_BOX(&fused_subpixel::cuda::subpixel_conv2d));
   m.impl("subpixel_conv2d_input_grad", TORCH_BOX(&fused_subpixel::cuda::input_grad));
   m.impl("subpixel_conv2d_weight_grad", TORCH_BOX(&fused_subpixel::cuda::weight_grad));
+  m.impl("shuffle", TORCH_BOX(&fused_subpixel::cuda::shuffle));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CompositeExplicitAutograd, m) {

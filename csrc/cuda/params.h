@@ -22,7 +22,23 @@ struct SmallDivisor {
                         : static_cast<int>(static_cast<uint64_t>(static_cast<uint32_t>(n)) * factor >> 32);
   }
 };
-constexpr int kSmall = 1 << 16;
+
+// n / divisor for any 32 bits (Lemire et al., "Faster remainder by direct computation", 2019).
+struct Divisor {
+  uint32_t divisor = 1;
+  uint64_t factor = 0;  // floor((2^64 - 1) / divisor) + 1, wraps to 0 for divisor 1
+  Divisor() = default;
+  explicit Divisor(int64_t d)
+      : divisor(static_cast<uint32_t>(d)), factor(~uint64_t{0} / static_cast<uint64_t>(d) + 1) {}
+  FS_HOST_DEVICE uint32_t divide(uint32_t n) const {
+    if (divisor == 1) return n;
+#if defined(__CUDA_ARCH__)
+    return static_cast<uint32_t>(__umul64hi(factor, n));
+#else
+    return static_cast<uint32_t>(static_cast<unsigned __int128>(factor) * n >> 64);
+#endif
+  }
+};
 
 struct EpilogueParams {
   const void* bias;   // by convolution channel, or null
@@ -108,6 +124,17 @@ struct MmaParams {
   SmallDivisor tile_w, tile_h;
   SmallDivisor store_slots, store_pieces, store_units, store_run;  // divisors and counts of the store loop
   bool whole_units;  // every block has whole units, so that a tile row of a unit is one stretch of memory
+};
+
+struct ShuffleParams {
+  const void* input;
+  void* output;  // dense, in one of the two layouts
+  Strides input_stride;
+  int64_t lines, line_length, line_slots;  // rows of the output; elements and 16-byte slots of each
+  Divisor slots, channels, rows;           // line_slots; of the output
+  Divisor high_channels, cell_h, cell_w;
+  ChannelOrder order;
+  bool channels_last, inverse;
 };
 
 struct WeightGradParams {

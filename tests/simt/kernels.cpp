@@ -11,6 +11,7 @@
 #define FS_HAVE_SM80 1
 #include "cuda/generic.cu"
 #include "cuda/launch.cpp"
+#include "cuda/shuffle.cu"
 #include "cuda/sm80_conv_bfloat16.cu"
 #include "cuda/sm80_conv_half.cu"
 #include "cuda/sm80_conv_tf32.cu"
@@ -122,6 +123,19 @@ void weight_grad(const std::vector<int64_t>& geometry, int dtype, const Array& g
   m.back(grad_weight, a.grad_weight), m.back(grad_bias, a.grad_bias);
 }
 
+// sizes: batch, channels, height, width of the output, factors.
+void shuffle(const std::vector<int64_t>& sizes, int order, bool inverse, bool channels_last,
+             int64_t element_bytes, const Array& input, const Array& output, bool guard_start) {
+  Memory m = memory(guard_start);
+  const TensorView from = m.in("the input", input), to = m.out("the output", output);
+  pixel_shuffle(
+      {from, const_cast<void*>(to.data), sizes.at(0), sizes.at(1), sizes.at(2), sizes.at(3), sizes.at(4),
+       sizes.at(5), static_cast<ChannelOrder>(order), inverse, channels_last, element_bytes},
+      device_of({90, 1, 0}));
+  m.check();
+  m.back(output, to.data);
+}
+
 // Kernel, refusal, pixels and columns of a tile, blocks.
 std::vector<int64_t> plan(int pass, const std::vector<int64_t>& geometry, int dtype, bool channels_last,
                           const std::vector<int64_t>& target) {
@@ -136,5 +150,6 @@ void bind_kernels(py::module_& m) {
   m.def("forward", &forward);
   m.def("input_grad", &input_grad);
   m.def("weight_grad", &weight_grad);
+  m.def("shuffle", &shuffle);
   m.def("plan", &plan);
 }
