@@ -29,7 +29,7 @@ from test_kernel_gradients import exact as exact_gradients
 from test_kernel_gradients import integer_gradient
 from torch import Tensor
 
-from fused_subpixel import reference
+from fused_subpixel import _library, backends, reference
 from fused_subpixel._arguments import CHANNEL_ORDERS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -289,6 +289,42 @@ def test_refusals(changes: dict[str, object], dtype: torch.dtype, tf32: bool, re
     case = variant(cases.NARROW, **changes)
     assert emulated.plan(case, dtype, True, tf32=tf32)[:2] == [GENERIC, refusal]
     assert emulated.plan(cases.NARROW, torch.float16, True, OLD)[:2] == [GENERIC, 1]
+
+
+def test_tf32_follows_torchs_settings() -> None:
+    conv = torch.backends.cudnn.conv
+    before = conv.fp32_precision
+    try:
+        conv.fp32_precision = "ieee"
+        assert not backends.allows_tf32()
+        conv.fp32_precision = "tf32"
+        assert backends.allows_tf32()
+    finally:
+        conv.fp32_precision = before
+
+
+@pytest.mark.parametrize(
+    ("capability", "message"),
+    [
+        ([13000, 13000], "the driver shows no GPU 0"),
+        ([12080, 13000, 90, 132, 232448, 35], "the driver is for CUDA 12.8, the library was built with 13.0"),
+        ([13000, 13000, 70, 80, 98304, 209], "holds no kernels for compute capability 7.0"),
+        ([13000, 13000, 90, 132, 232448, 0], None),
+    ],
+)
+def test_a_gpu_that_cannot_is_refused_in_words(
+    capability: list[int], message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = torch.library.Library("fused_subpixel", "IMPL")
+    library.impl("cuda_capability", lambda device: capability, "CompositeExplicitAutograd")
+    monkeypatch.setitem(_library.libraries, "cuda", _library.LoadedLibrary())
+    backends._gpu_refusal.cache_clear()
+    try:
+        reason = backends.refusal("cuda", torch.device("cuda", 0), torch.float16)
+    finally:
+        backends._gpu_refusal.cache_clear()
+        library._destroy()
+    assert reason is None if message is None else message in str(reason)
 
 
 # ---- a kernel that lacks something is caught --------------------------------------------------------------
