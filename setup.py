@@ -46,7 +46,7 @@ CUDA_ARCHS = "75;80;86;89;90a;100a;120+PTX"
 # A file sm80_*.cu is compiled for these of them only: the asynchronous copies and tensor cores of Ampere and
 # later; sm90_*.cu for what Hopper alone has. A file is left out if none of its architectures is asked for;
 # FS_HAVE_SM80=1 and FS_HAVE_SM90=1 tell what was compiled.
-CUDA_FILE_ARCHS = {"sm80": r"(?!75)\d.*", "sm90": "90a"}
+CUDA_FILE_ARCHS = {"sm80": r"(8|9|1\d)\d.*", "sm90": "90a"}
 
 # Kernels are compiled once per instruction set, each time into a namespace of its own (FS_ISA), and the right
 # one is chosen at run time. No other file gets instruction-set flags: it would run before that choice.

@@ -66,7 +66,9 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
   plan.chunks = static_cast<int>(ceil_div(p.channels * element_bytes(p.dtype), plan.chunk_bytes));
   if (pixels * (plan.chunk_bytes / 16) >= kSmallNumber || int64_t{plan.tile_w} * p.run >= kSmallNumber)
     return false;
-  if (tiles >= int64_t{1} << 31 || row_blocks >= 1 << 16) return false;
+  constexpr int64_t kMost = int64_t{1} << 31;  // the kernels count pixels in 32 bits
+  if (tiles >= kMost || row_blocks >= 1 << 16 || p.batch >= kMost) return false;
+  if (p.conv_h * p.stride_h >= kMost || p.conv_w * p.stride_w >= kMost) return false;
   plan.threads = plan.columns == 128 ? 256 : 128;
   plan.grid_y = static_cast<int>(row_blocks);
   const int64_t tap_bytes = int64_t{plan.columns} * plan.chunk_bytes, filter = plan.chunks * taps * tap_bytes;
@@ -159,7 +161,9 @@ WeightGradPlan plan_weight_grad(const Problem& p, const Target& t) {
   plan.gradient_chunk_bytes = int64_t{kMmaPixels} * kGradWarpRows * 2;
   plan.input_chunk_bytes = round_up(pixels * kGradWarpChannels * 2, 128);
   const int64_t tiles = int64_t{plan.tiles_n} * plan.tiles_h * plan.tiles_w;
-  const bool countable = tiles < int64_t{1} << 31 && pixels * 4 < kSmallNumber;
+  constexpr int64_t kMost = int64_t{1} << 31;
+  const bool countable = tiles < kMost && p.batch < kMost && p.conv_h * p.stride_h < kMost &&
+                         p.conv_w * p.stride_w < kMost && pixels * 4 < kSmallNumber;
   // The shape of the block's tile that computes least in vain.
   int64_t least = -1;
   for (int row_warps : {4, 2, 1}) {
@@ -181,7 +185,8 @@ WeightGradPlan plan_weight_grad(const Problem& p, const Target& t) {
     return plan;
   }
   // Two blocks for each multiprocessor; every split has sums of its own in memory.
-  plan.splits = static_cast<int>(std::clamp<int64_t>(2 * t.multiprocessors / least, 1, tiles));
+  plan.splits =
+      static_cast<int>(std::clamp<int64_t>(2 * t.multiprocessors / least, 1, std::max<int64_t>(tiles, 1)));
   plan.partial_bytes = plan.splits * p.rows * (p.channels * taps + 1) * 4;
   plan.kernel = Kernel::kMma;
   return plan;

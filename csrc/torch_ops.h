@@ -105,6 +105,7 @@ inline Geometry make_geometry(const Sizes& z, const GeometryValues& v) {
   for (int64_t n : v) check(n < kLarge, "geometry value ", n, " is too large");
   check(order == 0 || order == 1, "channel_order must be 0 (crd) or 1 (dcr), got ", order);
   check(z.kernel_h >= 1 && z.kernel_w >= 1, "empty kernel");
+  check(z.in_channels >= 1 && z.conv_channels >= 1, "no channels");
   check(z.conv_channels % (r_h * r_w) == 0, z.conv_channels, " convolution channels do not divide by ", r_h,
         " * ", r_w);
   check(groups >= 1 && z.in_channels % groups == 0 && z.conv_channels % groups == 0,

@@ -76,24 +76,49 @@ def allows_tf32() -> bool:
     return torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32"
 
 
+def _constant_when_compiled(function: Any) -> None:
+    """Let torch.compile call a function instead of tracing it, and keep its result.
+
+    As torch.compiler.assume_constant_result, which would import the whole of Dynamo along with this package.
+    """
+    function._dynamo_marked_constant = True
+
+
 @functools.cache
+def _capability(index: int) -> tuple[int, ...]:
+    return tuple(torch.ops.fused_subpixel.cuda_capability(index))
+
+
+def has_tensor_cores(device: torch.device) -> bool:
+    """Whether the CUDA library has tensor-core kernels for a GPU on which it runs."""
+    return _capability(_index(device))[2] >= 80
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 def _gpu_refusal(index: int) -> str | None:
     """Why the CUDA library cannot run on a GPU, in words; None if it can."""
-    driver, built_with, *gpu = torch.ops.fused_subpixel.cuda_capability(index)
+    driver, built_with, *gpu = _capability(index)
+    if driver // 1000 < built_with // 1000:  # such a driver does not even count the GPUs for the library
+        return (
+            f"the driver is for CUDA {_version(driver)}, the library was built with {_version(built_with)}: "
+            "update the driver, or build with an older toolkit"
+        )
     if not gpu:
         return f"the driver shows no GPU {index}"
     compute_capability, _, _, error = gpu
     if error == 0:
         return None
-    if driver // 1000 < built_with // 1000:
-        return (
-            f"the driver is for CUDA {_version(driver)}, the library was built with {_version(built_with)}: "
-            "update the driver, or build with an older toolkit"
-        )
     return (
         f"the library holds no kernels for compute capability {compute_capability / 10:.1f} (CUDA error "
         f"{error}): build it with FUSED_SUBPIXEL_CUDA_ARCHS"
     )
+
+
+for _function in (allows_tf32, has_tensor_cores, _gpu_refusal):
+    _constant_when_compiled(_function)
 
 
 def _version(number: int) -> str:
@@ -108,7 +133,7 @@ def refusal(backend: str, device: torch.device, dtype: torch.dtype) -> str | Non
     if not library.loaded:
         return library.problem
     if backend == "cuda":
-        return _gpu_refusal(torch.cuda.current_device() if device.index is None else device.index)
+        return _gpu_refusal(_index(device))
     return None
 
 

@@ -88,7 +88,11 @@ def explain(
     for name in ("cuda", "cpu"):
         reason = backends.refusal(name, call.problem.device, call.problem.dtype) or only_reference
         if reason is None and chosen == "reference":
-            reason = "the reference was asked for"
+            asked = (backend or backends.requested()) == "reference"
+            slower = None if asked else functional.why_no_tensor_cores(call.problem)
+            reason = (
+                "the reference was asked for" if slower is None else f"slower than PyTorch here: {slower}"
+            )
         candidates.append(Candidate(name, reason is None, reason or "runs"))
     candidates.append(Candidate("reference", True, "plain PyTorch, runs everything"))
 

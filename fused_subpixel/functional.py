@@ -122,7 +122,7 @@ def pixel_unshuffle(
 
 def _shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: str, inverse: bool) -> Tensor:
     """By the CUDA library's kernel, which keeps the layout, where that can run; else by PyTorch."""
-    if input.is_cuda and input.dim() == 4:
+    if input.is_cuda and input.dim() == 4 and input.element_size() <= 8:
         tracing = torch.compiler.is_compiling()
         chosen = backends.choose(backends.requested(tracing), input.device, input.dtype)
         if chosen == "cuda" and why_only_reference(tracing, input, input, None, None, None) is None:
@@ -168,12 +168,30 @@ def prepare(
     if tf32:
         problem = problem._replace(geometry=problem.geometry._replace(tf32=1))
     backend = backends.choose(requested, problem.device, problem.dtype)
+    if requested == "auto" and backend == "cuda" and why_no_tensor_cores(problem) is not None:
+        backend = "reference"
     plan = plan_backward(backend, problem.geometry, problem.input_shape, problem.weight_shape, problem.dtype)
     linear = None
     if not recoverable(problem.epilogue, residual is not None):
         without = problem._replace(epilogue=Epilogue())
         linear = Call(without, backend, (tuple(without.geometry), *without.epilogue), plan)
     return Call(problem, backend, (tuple(problem.geometry), *problem.epilogue), plan, linear)
+
+
+def why_no_tensor_cores(problem: Problem) -> str | None:
+    """Why a call on a GPU would get the generic CUDA kernel, slower than PyTorch's convolution; in words.
+
+    For any shape, so that torch.compile can ask. The plan may find more reasons, in odd geometries.
+    """
+    if problem.dtype == torch.float64:
+        return "float64 has no tensor-core kernel"
+    if problem.dtype == torch.float32 and not problem.geometry.tf32:
+        return "exact float32 has no tensor-core kernel, and PyTorch's settings do not allow tf32"
+    if problem.geometry.groups != 1:
+        return "the tensor-core kernels know one group only"
+    if not backends.has_tensor_cores(problem.device):
+        return "the tensor-core kernels need compute capability 8.0"
+    return None
 
 
 # typed: True and 1.0 equal 1, but are refused where an int belongs.
@@ -267,7 +285,13 @@ def convolve(
 
     if call.backend != "reference":
         if only_reference is None:
-            return _run(call, tracing, input, weight, bias, activation_weight, residual)
+            try:
+                return _run(call, tracing, input, weight, bias, activation_weight, residual)
+            except RuntimeError:
+                if call.backend == "cuda" and not tracing:
+                    # LibTorch's stable ABI forgets the type of an error. If it was memory, this one is right.
+                    torch.empty(call.problem.output_shape, dtype=input.dtype, device=input.device)
+                raise
         if arguments[0] != "auto":
             raise ValueError(f"backend {call.backend!r} cannot run here: {only_reference}")
     elif arguments[0] == "auto" and not tracing:

@@ -253,8 +253,10 @@ def outputs_start_as_nan() -> Iterator[None]:
     """Memory from torch.empty is filled with NaN: a pixel that is not written shows."""
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 # ---- views -------------------------------------------------------------------------------------------------
@@ -320,6 +322,7 @@ GEOMETRIES = (
     Case("padding only at the end", (1, 2, 3, 17), (8, 2, 2, 2), padding=(0, 0, 1, 1)),
     Case("crop", (2, 3, 4, 36), (12, 3, 3, 3), padding=SAME3, crop=(1, 1, 1, 1)),
     Case("uneven crop", (1, 2, 5, 18), (18, 2, 2, 2), (3, 3), crop=(2, 4, 5, 7), order="dcr"),
+    Case("crop, r=1", (1, 4, 6, 9), (5, 4, 3, 3), (1, 1), padding=SAME3, crop=(1, 2, 0, 1)),
     Case("crop of whole vectors", (1, 2, 3, 50), (8, 2, 1, 1), crop=(3, 41, 0, 30)),
     # groups: within a pixel cell, one per channel, wide ones
     Case("groups", (2, 6, 4, 19), (24, 2, 3, 2), groups=3),

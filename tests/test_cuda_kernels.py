@@ -307,7 +307,7 @@ def test_tf32_follows_torchs_settings() -> None:
     ("capability", "message"),
     [
         ([13000, 13000], "the driver shows no GPU 0"),
-        ([12080, 13000, 90, 132, 232448, 35], "the driver is for CUDA 12.8, the library was built with 13.0"),
+        ([12080, 13000], "the driver is for CUDA 12.8, the library was built with 13.0"),
         ([13000, 13000, 70, 80, 98304, 209], "holds no kernels for compute capability 7.0"),
         ([13000, 13000, 90, 132, 232448, 0], None),
     ],
@@ -318,13 +318,22 @@ def test_a_gpu_that_cannot_is_refused_in_words(
     library = torch.library.Library("fused_subpixel", "IMPL")
     library.impl("cuda_capability", lambda device: capability, "CompositeExplicitAutograd")
     monkeypatch.setitem(_library.libraries, "cuda", _library.LoadedLibrary())
-    backends._gpu_refusal.cache_clear()
+    backends._capability.cache_clear()
+    torch.compiler.reset()
     try:
         reason = backends.refusal("cuda", torch.device("cuda", 0), torch.float16)
+        answer = torch.compile(lambda x: (x, ask()), backend="eager", fullgraph=True)(torch.ones(1))[1]
     finally:
-        backends._gpu_refusal.cache_clear()
+        backends._capability.cache_clear()
         library._destroy()
     assert reason is None if message is None else message in str(reason)
+    assert answer == (reason, True)
+
+
+def ask() -> tuple[str | None, bool]:
+    """What a call on a GPU asks for, traced by torch.compile too."""
+    device = torch.device("cuda", 0)
+    return backends.refusal("cuda", device, torch.float16), backends.allows_tf32()
 
 
 # ---- a kernel that lacks something is caught --------------------------------------------------------------

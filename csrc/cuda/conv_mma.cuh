@@ -25,8 +25,8 @@ constexpr int kPackThreads = 256;
 
 // Where piece `piece` of matrix row `row` lies.
 template <int kChunkBytes>
-FS_DEVICE int swizzled(int row, int piece) {
-  constexpr int kPieces = kChunkBytes / 16, kRowsPerLine = 128 / kChunkBytes;
+FS_DEVICE unsigned swizzled(unsigned row, unsigned piece) {
+  constexpr unsigned kPieces = kChunkBytes / 16, kRowsPerLine = 128 / kChunkBytes;
   static_assert(kPieces * kRowsPerLine == 8, "eight rows on, all is the same again: multiply() counts on it");
   return row * kChunkBytes + (piece ^ (row / kRowsPerLine % kPieces)) * 16;
 }
@@ -90,9 +90,11 @@ struct ChannelPlace {
 FS_DEVICE ChannelPlace channel_place(const PixelLoad& p, int s, int row, int column) {
   const PixelSource& from = p.source;
   const ShuffledChannels& m = from.map;
-  if (m.cell_h * m.cell_w == 1)
-    return {s * from.channel_stride,
-            s < from.total && row >= 0 && row < from.fine_h && column >= 0 && column < from.fine_w};
+  if (m.cell_h * m.cell_w == 1) {
+    const int y = row - from.crop_top, x = column - from.crop_left;
+    return {s * from.channel_stride - from.crop_top * from.row_stride - from.crop_left * from.col_stride,
+            s < from.total && y >= 0 && y < from.fine_h && x >= 0 && x < from.fine_w};
+  }
   int c, i, j;
   if (m.order == ChannelOrder::kDCR) {
     const int cell = p.channels.divide(s);

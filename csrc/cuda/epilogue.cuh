@@ -51,7 +51,8 @@ FS_DEVICE Compute<T> bias_of(const EpilogueParams& e, int64_t conv_channel) {
 
 template <class T>
 FS_DEVICE Compute<T> slope_of(const EpilogueParams& e, int64_t c, int64_t conv_channel) {
-  if (!e.prelu) return static_cast<Compute<T>>(e.negative_slope);
+  if (!e.prelu)
+    return sizeof(Compute<T>) == 8 ? Compute<T>(e.negative_slope) : Compute<T>(e.negative_slope_f);
   return widen(static_cast<const T*>(e.prelu)[e.prelu_c * c + e.prelu_o * conv_channel]);
 }
 
@@ -71,11 +72,13 @@ FS_DEVICE Compute<T> residual_at(const EpilogueParams& e, const Place& p) {
   return widen(static_cast<const T*>(e.residual)[at]);
 }
 
-template <class S>
-FS_DEVICE S clamp_to(const EpilogueParams& e, S v) {
-  const S low = static_cast<S>(e.clamp_min), high = static_cast<S>(e.clamp_max);
-  v = v < low ? low : v;
-  return v > high ? high : v;
+FS_DEVICE float clamp_to(const EpilogueParams& e, float v) {
+  v = v < e.clamp_min_f ? e.clamp_min_f : v;
+  return v > e.clamp_max_f ? e.clamp_max_f : v;
+}
+FS_DEVICE double clamp_to(const EpilogueParams& e, double v) {
+  v = v < e.clamp_min ? e.clamp_min : v;
+  return v > e.clamp_max ? e.clamp_max : v;
 }
 
 }  // namespace fused_subpixel::cuda

@@ -23,12 +23,16 @@ EpilogueParams epilogue_params(const ForwardArguments& a) {
           a.epilogue.residual_kind,
           a.epilogue.negative_slope,
           a.epilogue.clamp_min,
-          a.epilogue.clamp_max};
+          a.epilogue.clamp_max,
+          static_cast<float>(a.epilogue.negative_slope),
+          static_cast<float>(a.epilogue.clamp_min),
+          static_cast<float>(a.epilogue.clamp_max)};
 }
 
 EpilogueParams no_epilogue() {
   EpilogueParams e{};
   e.clamp_min = -kInfinity, e.clamp_max = kInfinity;
+  e.clamp_min_f = -__builtin_inff(), e.clamp_max_f = __builtin_inff();
   return e;
 }
 

@@ -50,6 +50,8 @@ template <class T>
 void launch_weight_grad_mma(const WeightGradParams& params, void* stream);
 // Whether the driver finds an image of the kernels for the current GPU: 0, or the cudaError_t.
 int image_error();
+// The architecture of the tensor-core kernels' code for the current GPU, 80 for sm_80; 0: there is none.
+int mma_image_version();
 void launch_generic(Pass pass, DType dtype, const GenericParams& params, const Target& target, void* stream);
 
 }  // namespace fused_subpixel::cuda

@@ -3,6 +3,8 @@
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <atomic>
+
 #include "../torch_ops.h"
 #include "launch.h"
 
@@ -20,16 +22,26 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
-Target target_of(int device) {
+// The tensor-core kernels may have been left out, or built for newer GPUs only.
+bool has_mma_image(int device) {
 #if FS_HAVE_SM80
-  constexpr int kMost = 1000;
+  constexpr int kKnown = 64;
+  static std::atomic<int8_t> known[kKnown];  // 0: not asked yet, else 1 + answer
+  if (device < kKnown && known[device] != 0) return known[device] == 2;
+  const bool found = mma_image_version() >= 80;
+  if (device < kKnown) known[device] = static_cast<int8_t>(found ? 2 : 1);
+  return found;
 #else
-  constexpr int kMost = 75;  // all that was compiled is what any GPU can do
+  (void)device;
+  return false;
 #endif
-  return {std::min(attribute(cudaDevAttrComputeCapabilityMajor, device) * 10 +
-                       attribute(cudaDevAttrComputeCapabilityMinor, device),
-                   kMost),
-          attribute(cudaDevAttrMultiProcessorCount, device),
+}
+
+// Of the current device.
+Target target_of(int device) {
+  const int sm = attribute(cudaDevAttrComputeCapabilityMajor, device) * 10 +
+                 attribute(cudaDevAttrComputeCapabilityMinor, device);
+  return {sm >= 80 && !has_mma_image(device) ? 75 : sm, attribute(cudaDevAttrMultiProcessorCount, device),
           attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)};
 }
 
@@ -78,6 +90,7 @@ Tensor shuffle(const Tensor& input, int64_t factor_h, int64_t factor_w, int64_t 
   check(input.dim() == 4, "expected input [N, C, H, W], got ", shape_of(input));
   check(factor_h >= 1 && factor_w >= 1 && (order == 0 || order == 1),
         "factors or channel order out of range");
+  check(input.element_size() <= 8, "elements of more than 8 bytes are not shuffled here");
   const int64_t c = input.size(1), h = input.size(2), w = input.size(3), cell = factor_h * factor_w;
   check(inverse ? h % factor_h == 0 && w % factor_w == 0 : c % cell == 0, "input ", shape_of(input),
         " does not divide by ", factor_h, " and ", factor_w);

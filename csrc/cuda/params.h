@@ -49,6 +49,8 @@ struct EpilogueParams {
   Activation activation;
   ResidualKind residual_kind;
   double negative_slope, clamp_min, clamp_max;
+  float negative_slope_f, clamp_min_f,
+      clamp_max_f;  // a conversion for each value would cost more than its sum
 };
 
 // Everything of one operator, for the generic kernels.
