@@ -142,10 +142,7 @@ bool lay_out_wgmma(const Problem& p, const Target& t, Plan& plan) {
   plan.pixel_stage_bytes = round_up(plan.pixel_plane * int64_t{plan.chunk_bytes}, 128);
   const int64_t taps = p.kernel_h * p.kernel_w, tap_bytes = int64_t{plan.columns} * plan.chunk_bytes;
   plan.packed_bytes = row_blocks * plan.chunks * taps * tap_bytes;
-  plan.step_taps = static_cast<int>(std::min(kStepBytes / tap_bytes, taps));
-  plan.steps = static_cast<int>(ceil_div(taps, plan.step_taps));
-  plan.step_taps = static_cast<int>(ceil_div(taps, plan.steps));
-  plan.filter_step_bytes = plan.step_taps * tap_bytes;
+  plan.step_taps = 1, plan.steps = static_cast<int>(taps), plan.filter_step_bytes = tap_bytes;
   const int64_t staging = int64_t{kMmaPixels} * (plan.columns + kStagingPad) * 4;
   const int64_t table = round_up(int64_t{plan.columns} * kRowInfoBytes, 16);
   const auto fits = [&](int stages, int64_t limit) {

@@ -8,12 +8,12 @@
 //            halo_w pixels on, and the next eight channels a plane on. A tap only moves the start, by whole pixels:
 //            any multiple of 16 bytes is allowed, for nothing is swizzled (see wgmma_operand).
 //   filter   Packed as [piece][row of the weight][16 bytes] for each tap, fetched by the copy engine, one bulk copy for
-//            each step of a few taps, which completes on an mbarrier.
+//            a tap, which completes on an mbarrier.
 //   sums     Warpgroup g has pixels 64g to 64g + 63, that is 8 x 8, and all 128 columns: 64 registers a thread.
 //   store    As in conv_mma.cuh. One tile to a block; two blocks share a multiprocessor, and one computes while the
 //            other stores.
 //
-// Step s is computed in the background while the threads prepare step s + 1. They come to its barrier after they have
+// A step of the sum is one tap of one chunk. Step s is computed in the background while the threads prepare step s + 1. They come to its barrier after they have
 // waited for step s - 1, whose stage is then free for step s + stages - 2.
 #pragma once
 
@@ -63,11 +63,10 @@ struct WgmmaBlock {
         load_pixels<T, 8>(p.load, origin, at.chunk, shared + at.pixel_stage * plan.pixel_stage_bytes,
                           Planes<kPieces>(plan.pixel_plane));
       if (thread_index() == 0) {
-        const int tap = at.step * plan.step_taps;
-        const int bytes = (tap + plan.step_taps > p.taps ? p.taps - tap : plan.step_taps) * kTapBytes;
-        mbarrier_arrive_expect(arrived + at.filter_stage, bytes);
-        bulk_copy(shared + plan.filter_offset + at.filter_stage * plan.filter_step_bytes,
-                  packed + (int64_t{at.chunk} * p.taps + tap) * kTapBytes, bytes, arrived + at.filter_stage);
+        mbarrier_arrive_expect(arrived + at.filter_stage, kTapBytes);
+        bulk_copy(shared + plan.filter_offset + at.filter_stage * kTapBytes,
+                  packed + (int64_t{at.chunk} * p.taps + at.step) * kTapBytes, kTapBytes,
+                  arrived + at.filter_stage);
       }
       if (++at.filter_stage == plan.stages) at.filter_stage = 0;
       if (++at.step == plan.steps) {
@@ -78,23 +77,18 @@ struct WgmmaBlock {
     cp_async_commit();
   }
 
-  // Taps first .. first + count - 1 of one chunk; filter holds these taps. One group of wgmmas.
-  FS_DEVICE void multiply(const unsigned char* pixels, const unsigned char* filter, int first, int count,
+  // Tap (i, j) of one chunk; filter holds its weights. One group of wgmmas, and no branch between them: else the
+  // compiler would make several groups of it, and wgmma_wait<1> would wait for more than the step before.
+  FS_DEVICE void multiply(const unsigned char* pixels, const unsigned char* filter, int i, int j,
                           bool accumulate) {
     const int plane = p.plan.pixel_plane * 16;
-    const uint64_t a0 = wgmma_operand(pixels + base * 16, p.plan.halo_w * 16, plane);
-    uint64_t b = wgmma_operand(filter, 128, kColumns * 16);
-    int i = first / p.kernel_w, j = first - i * p.kernel_w;
-    for (int tap = 0; tap < count; ++tap, b = moved_operand(b, kTapBytes)) {
-      const uint64_t a = moved_operand(a0, (i * p.dilation_h * p.plan.halo_w + j * p.dilation_w) * 16);
-      if (++j == p.kernel_w) j = 0, ++i;
-      wgmma_fence();
-      FS_UNROLL
-      for (int k = 0; k < kPieces; k += 2) {
-        wgmma<T>(sum, moved_operand(a, k * plane), moved_operand(b, k * kColumns * 16), accumulate);
-        accumulate = true;
-      }
-    }
+    const int moved = i * p.dilation_h * p.plan.halo_w + j * p.dilation_w;
+    const uint64_t a = wgmma_operand(pixels + (base + moved) * 16, p.plan.halo_w * 16, plane);
+    const uint64_t b = wgmma_operand(filter, 128, kColumns * 16);
+    wgmma_fence();
+    FS_UNROLL
+    for (int k = 0; k < kPieces; k += 2)
+      wgmma<T>(sum, moved_operand(a, k * plane), moved_operand(b, k * kColumns * 16), accumulate || k > 0);
     wgmma_commit();
   }
 
@@ -117,7 +111,7 @@ struct WgmmaBlock {
     for (int step = 2; step < plan.stages; ++step) fetch(ahead);
     int pixel_stage = 0, filter_stage = 0, parity = 0;
     for (int chunk = 0; chunk < plan.chunks; ++chunk) {
-      for (int step = 0; step < plan.steps; ++step) {
+      for (int step = 0, i = 0, j = 0; step < plan.steps; ++step) {
         if (step == 0) {  // this chunk's pixels, the oldest of stages - 2 groups under way
           if (plan.stages == 3) cp_async_wait<0>();
           if (plan.stages == 4) cp_async_wait<1>();
@@ -127,13 +121,11 @@ struct WgmmaBlock {
         fetch(ahead);
         mbarrier_wait(arrived + filter_stage, parity);
         sync_warp();
-        const int tap = step * plan.step_taps,
-                  count = tap + plan.step_taps > p.taps ? p.taps - tap : plan.step_taps;
         multiply(shared + pixel_stage * plan.pixel_stage_bytes,
-                 shared + plan.filter_offset + filter_stage * plan.filter_step_bytes, tap, count,
-                 chunk + step > 0);
+                 shared + plan.filter_offset + filter_stage * kTapBytes, i, j, chunk + step > 0);
         wgmma_wait<1>();
         if (++filter_stage == plan.stages) filter_stage = 0, parity ^= 1;
+        if (++j == p.kernel_w) j = 0, ++i;
       }
       if (++pixel_stage == plan.pixel_stages) pixel_stage = 0;
     }
