@@ -14,7 +14,7 @@ from torch import Tensor
 from fused_subpixel._arguments import ACTIVATIONS
 
 RESIDUALS = (None, "high", "nearest", "low")
-GENERIC, MMA = 0, 1
+GENERIC, MMA, WGMMA = 0, 1, 2
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 

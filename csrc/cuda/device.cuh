@@ -196,7 +196,6 @@ FS_DEVICE void fence_async_proxy() {
 // d[64x128] += a[64x16] b[16x128], or = if !accumulate, by the four warps of a warpgroup, in the background: in order,
 // but d is there, and a and b in shared memory are free, only after the wgmma_wait that covers it. Warp w of the four
 // has rows 16w to 16w + 15 of d, eight columns to every four registers, which hold them as mma's d does.
-constexpr int kWgmmaRows = 64, kWgmmaColumns = 128, kWgmmaSums = kWgmmaColumns / 2;
 // Orders what was done with the registers of d before the wgmma that comes next.
 FS_DEVICE void wgmma_fence() {
 #if FS_SM90A
