@@ -111,6 +111,57 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
   return false;
 }
 
+// How much faster wgmma is than mma.sync, on the work of the busiest multiprocessor.
+constexpr double kWgmmaSpeed = 1.6;
+
+// Hopper's plan, if it is for this problem.
+bool lay_out_wgmma(const Problem& p, const Target& t, Plan& plan) {
+  if (!p.wgmma || t.sm != 90 || element_bytes(p.dtype) != 2 || p.vector != 8) return false;
+  if (p.stride_h != 1 || p.stride_w != 1 || p.rows < kWgmmaTileColumns || p.channels < 64) return false;
+  plan.kernel = Kernel::kWgmma;
+  plan.columns = kWgmmaTileColumns, plan.tile_w = kWgmmaTileWidth, plan.threads = 256;
+  const auto tiles = [&](int64_t n, int64_t h) {
+    return ceil_div(p.batch, n) * ceil_div(p.conv_h, h) * ceil_div(p.conv_w, kWgmmaTileWidth);
+  };
+  plan.tile_n = tiles(2, 8) < tiles(1, 16) ? 2 : 1, plan.tile_h = plan.tile_n == 2 ? 8 : 16;
+  const int64_t all_tiles = tiles(plan.tile_n, plan.tile_h), row_blocks = ceil_div(p.rows, plan.columns);
+  const int64_t halo_h = plan.tile_h + (p.kernel_h - 1) * p.dilation_h;
+  const int64_t halo_w = plan.tile_w + (p.kernel_w - 1) * p.dilation_w;
+  if (halo_h * halo_w >= kSmallNumber / 8 / plan.tile_n || plan.tile_w * p.run >= kSmallNumber) return false;
+  if (all_tiles >= int64_t{1} << 31 || row_blocks >= 1 << 16) return false;
+  plan.tiles_n = static_cast<int>(ceil_div(p.batch, plan.tile_n));
+  plan.tiles_h = static_cast<int>(ceil_div(p.conv_h, plan.tile_h));
+  plan.tiles_w = static_cast<int>(ceil_div(p.conv_w, plan.tile_w));
+  plan.halo_h = static_cast<int>(halo_h), plan.halo_w = static_cast<int>(halo_w);
+  plan.grid_x = static_cast<int>(all_tiles), plan.grid_y = static_cast<int>(row_blocks);
+
+  const int64_t bytes = p.channels * 2, small_waste = round_up(bytes, 64);
+  plan.chunk_bytes = round_up(bytes, 128) > small_waste + small_waste / 8 ? 64 : 128;
+  plan.chunks = static_cast<int>(ceil_div(bytes, plan.chunk_bytes));
+  // Threads copy the pieces of a pixel next to each other: planes lie so that these hit different banks.
+  const int64_t pieces = plan.chunk_bytes / 16, pixels = plan.tile_n * halo_h * halo_w;
+  plan.pixel_plane = static_cast<int>(round_up(pixels, 8) + 8 / pieces);
+  plan.pixel_stage_bytes = round_up(plan.pixel_plane * int64_t{plan.chunk_bytes}, 128);
+  const int64_t taps = p.kernel_h * p.kernel_w, tap_bytes = int64_t{plan.columns} * plan.chunk_bytes;
+  plan.packed_bytes = row_blocks * plan.chunks * taps * tap_bytes;
+  plan.step_taps = 1, plan.steps = static_cast<int>(taps), plan.filter_step_bytes = tap_bytes;
+  const int64_t staging = int64_t{kMmaPixels} * (plan.columns + kStagingPad) * 4;
+  const int64_t table = round_up(int64_t{plan.columns} * kRowInfoBytes, 16);
+  const auto fits = [&](int stages, int64_t limit) {
+    // a step is fetched while the one before the last is still read: stages steps in a row are in use
+    plan.stages = stages, plan.pixel_stages = static_cast<int>(1 + ceil_div(stages - 1, plan.steps));
+    plan.filter_offset = plan.pixel_stages * plan.pixel_stage_bytes;
+    plan.table_offset = std::max(plan.filter_offset + plan.stages * plan.filter_step_bytes, staging);
+    plan.barrier_offset = plan.table_offset + table;
+    plan.shared_bytes = plan.barrier_offset + kWgmmaStages * 8;
+    return plan.shared_bytes <= limit;
+  };
+  // Two blocks to a multiprocessor, so that one computes while the other stores; of a block's memory the driver takes
+  // 1 KB.
+  const int64_t half = (t.shared_bytes - 1024) / 2;
+  return fits(4, half) || fits(3, half) || fits(4, t.shared_bytes) || fits(3, t.shared_bytes);
+}
+
 }  // namespace
 
 Plan plan_conv(const Problem& p, const Target& t) {
@@ -137,13 +188,19 @@ Plan plan_conv(const Problem& p, const Target& t) {
     if (least >= 0 && cost >= least) continue;
     bool fits = lay_out(p, t, candidate);
     if (!fits && candidate.chunk_bytes == 64) candidate.chunk_bytes = 32, fits = lay_out(p, t, candidate);
-    if (fits) best = candidate, least = cost;
+    if (fits) best = candidate, best.kernel = Kernel::kMma, least = cost;
+  }
+  Plan hopper{};
+  if (lay_out_wgmma(p, t, hopper)) {
+    const double cost =
+        static_cast<double>(ceil_div(int64_t{hopper.grid_x} * hopper.grid_y, t.multiprocessors)) *
+        static_cast<double>(hopper.columns + kPixelColumns) / kWgmmaSpeed;
+    if (least < 0 || cost < least) best = hopper, least = cost;
   }
   if (least < 0) {
     plan.refusal = Refusal::kLargeTile;
     return plan;
   }
-  best.kernel = Kernel::kMma;
   return best;
 }
 

@@ -11,6 +11,7 @@ namespace fused_subpixel::cuda {
 enum class Kernel : int32_t {
   kGeneric,  // one thread per result: everything
   kMma,      // implicit GEMM on the tensor cores (mma.sync), sm_80 and up
+  kWgmma,    // the same on Hopper's (wgmma), half types and wide layers
 };
 
 // Why the tensor cores do not compute a problem; explanation.py has the words.
@@ -41,17 +42,22 @@ struct Problem {
   int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
   int64_t run;  // rows that lie side by side in memory for one row of fine pixels
   bool tf32;    // float32 may be computed as tf32
+  int vector;   // neighbouring channels of a pixel that can be copied at once
+  bool wgmma;   // Hopper's kernels were compiled
 };
 
 // mma.sync tile: kMmaPixels pixels by `columns` rows of the weight; the weight's rows are the columns of the GEMM.
 constexpr int kMmaPixels = 128;
 constexpr int kMmaColumns[] = {16, 32, 48, 64, 128};
+// wgmma tile: as many pixels, 16 x 8 of one image or 8 x 8 of two, by one number of columns. Eight pixels of a row are
+// what the hardware reads at once.
+constexpr int kWgmmaTileColumns = 128, kWgmmaTileWidth = 8, kWgmmaStages = 4;
 
 struct Plan {
   Kernel kernel;
   Refusal refusal;
   int columns;      // of a block's tile
-  int chunk_bytes;  // of a pixel's channels that are in shared memory at a time, 32 or 64
+  int chunk_bytes;  // of a pixel's channels that are in shared memory at a time, 32 or 64; kWgmma: 64 or 128
   int chunks;
   int tile_n, tile_h, tile_w;  // images x rows x columns of pixels
   int tiles_n, tiles_h, tiles_w;
@@ -65,6 +71,8 @@ struct Plan {
   int64_t pixel_stage_bytes, filter_step_bytes, shared_bytes;
   int64_t filter_offset, staging_offset, table_offset;  // in shared memory; pixels are at 0
   int64_t packed_bytes;                                 // of the reordered filter, in global memory
+  int pixel_plane;         // kWgmma: pixels from one piece of eight channels to the next, with padding
+  int64_t barrier_offset;  // kWgmma: in shared memory
 };
 
 Plan plan_conv(const Problem& problem, const Target& target);

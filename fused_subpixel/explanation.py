@@ -175,4 +175,5 @@ def _cuda_kernel(call: functional.Call, problem: list[int]) -> str:
     kernel, refusal, pixels, rows, blocks = torch.ops.fused_subpixel.cuda_plan(problem, target)
     if kernel == 0:
         return f"cuda library, one thread per result: {_CUDA_REFUSALS[refusal]}"
-    return f"cuda library, tensor cores, {blocks} blocks, tiles of {pixels} pixels x {rows} rows of weight"
+    cores = "Hopper's tensor cores (wgmma)" if kernel == 2 else "tensor cores"
+    return f"cuda library, {cores}, {blocks} blocks, tiles of {pixels} pixels x {rows} rows of weight"

@@ -15,7 +15,7 @@ from fused_subpixel._arguments import ACTIVATIONS
 from fused_subpixel._layout import is_channels_last
 
 RESIDUALS = (None, "high", "nearest", "low")
-GENERIC, MMA = 0, 1
+GENERIC, MMA, WGMMA = 0, 1, 2
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 

@@ -340,6 +340,7 @@ def ask() -> tuple[str | None, bool]:
 
 FAMILIES = {  # where barriers and waits stand, and what runs through them
     "conv_mma.cuh": lambda seed, target: run_forward(seed, target),
+    "tile_store.cuh": lambda seed, target: run_forward(seed, target),
     "weight_grad_mma.cuh": lambda seed, target: run_weight_grad(seed, target),
     "generic.cuh": lambda seed, target: run_weight_grad(seed, OLD._replace(multiprocessors=1)),
 }
@@ -408,9 +409,9 @@ def test_a_missing_barrier_or_wait_is_caught(file: str, line: int) -> None:
 
 # A text of the source, and what makes an index in it off by one; what runs through it.
 MISCOUNTED = (
-    ("conv_mma.cuh", "w * plan.tile_w}", "w * plan.tile_w + (w > 0)}", "conv_mma.cuh"),
+    ("tile_store.cuh", "w * plan.tile_w}", "w * plan.tile_w + (w > 0)}", "conv_mma.cuh"),
     ("conv_mma.cuh", "(base[m] + moved,", "(base[m] + moved + 1,", "conv_mma.cuh"),
-    ("conv_mma.cuh", "first_row ? unit * p.run", "first_row ? unit * p.run + 1", "conv_mma.cuh"),
+    ("tile_store.cuh", "first_row ? unit * p.run", "first_row ? unit * p.run + 1", "conv_mma.cuh"),
     ("weight_grad_mma.cuh", "row_warps + warp, to)", "row_warps + warp + 1, to)", "weight_grad_mma.cuh"),
     ("generic.cuh", "y = h * g.stride_h + a", "y = h * g.stride_h + 1 + a", "generic.cuh"),
 )

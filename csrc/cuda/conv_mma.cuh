@@ -15,12 +15,12 @@
 // bytes of channels: 16 elements of half types, 8 of tf32.
 #pragma once
 
-#include "epilogue.cuh"
+#include "run.cuh"
+#include "tile_store.cuh"
 
 namespace fused_subpixel::cuda {
 
 constexpr int kPixelWarps = 4, kPixelsPerWarp = kMmaPixels / kPixelWarps;
-constexpr int kStagingPad = 8;  // floats between rows of the staging area: rows start in different banks
 constexpr int kPackThreads = 256;
 
 // Where piece `piece` of matrix row `row` lies.
@@ -30,13 +30,14 @@ FS_DEVICE unsigned swizzled(unsigned row, unsigned piece) {
   static_assert(kPieces * kRowsPerLine == 8, "eight rows on, all is the same again: multiply() counts on it");
   return row * kChunkBytes + (piece ^ (row / kRowsPerLine % kPieces)) * 16;
 }
-
-FS_DEVICE Phase phase_of(const ShuffledChannels& m, int64_t counted) {
-  return phase_of_channel(counted, m.channels, m.cell_h, m.cell_w, m.order);
-}
-FS_DEVICE int64_t conv_channel_of(const ShuffledChannels& m, int64_t counted) {
-  return channel_of_phase(phase_of(m, counted), m.channels, m.cell_h, m.cell_w, m.call_order);
-}
+// The same as a placement, which packing and loading take as a parameter: kPieces, and at(). Made of the matrix's
+// rows; sm90_conv.cuh has another one, for which they matter.
+template <int kChunkBytes>
+struct Swizzled {
+  static constexpr int kPieces = kChunkBytes / 16;
+  FS_DEVICE explicit Swizzled(int) {}
+  FS_DEVICE int at(int row, int piece) const { return swizzled<kChunkBytes>(row, piece); }
+};
 
 FS_DEVICE uint32_t to_operand(uint32_t word, TF32) { return round_to_tf32(word); }
 template <class T>
@@ -46,10 +47,11 @@ FS_DEVICE uint32_t to_operand(uint32_t word, T) {
 
 // ---- filter ---------------------------------------------------------------------------------------------------------
 // A thread makes one 16-byte piece of the packed filter.
-template <class T, int kChunkBytes>
+template <class T, class Placement>
 FS_KERNEL(kPackThreads, 1)
 pack_filter_kernel(FS_CONSTANT(PackParams) p) {
-  constexpr int kPieces = kChunkBytes / 16, kElements = 16 / static_cast<int>(sizeof(T));
+  constexpr int kPieces = Placement::kPieces, kElements = 16 / static_cast<int>(sizeof(T));
+  const Placement place(p.columns);
   const int taps = p.kernel_h * p.kernel_w;
   const int64_t total = int64_t{p.row_blocks} * p.chunks * taps * p.columns * kPieces;
   for (int64_t i = int64_t{block_x()} * kPackThreads + thread_index(); i < total;
@@ -75,10 +77,18 @@ pack_filter_kernel(FS_CONSTANT(PackParams) p) {
     }
     FS_UNROLL
     for (int word = 0; word < 4; ++word) packed.word[word] = to_operand(packed.word[word], T{});
-    store_16(static_cast<unsigned char*>(p.packed) + block * p.columns * kChunkBytes +
-                 swizzled<kChunkBytes>(column, piece),
-             packed);
+    store_16(
+        static_cast<unsigned char*>(p.packed) + block * p.columns * kPieces * 16 + place.at(column, piece),
+        packed);
   }
+}
+
+// Host: fills the packed filter of a plan.
+template <class T, class Placement>
+void launch_pack(const PackParams& params, const Plan& plan, void* stream) {
+  const int64_t pieces = plan.packed_bytes / 16;
+  const int blocks = static_cast<int>((pieces + kPackThreads - 1) / kPackThreads);
+  run_kernel<PackParams>(&pack_filter_kernel<T, Placement>, blocks, 1, kPackThreads, 0, stream, params);
 }
 
 // ---- pixels -----------------------------------------------------------------------------------------------------------
@@ -111,20 +121,11 @@ FS_DEVICE ChannelPlace channel_place(const PixelLoad& p, int s, int row, int col
           s < from.total && y >= 0 && y < from.fine_h && x >= 0 && x < from.fine_w};
 }
 
-// First pixel of a tile.
-struct TileOrigin {
-  int n, h, w;
-};
-template <class AnyPlan>
-FS_DEVICE TileOrigin tile_origin(const AnyPlan& plan, int tile) {
-  const int w = tile % plan.tiles_w, rest = tile / plan.tiles_w;
-  return {rest / plan.tiles_h * plan.tile_n, rest % plan.tiles_h * plan.tile_h, w * plan.tile_w};
-}
-
 // One chunk of the tile's pixels into `stage`, kVector elements at a time; the threads share (pixel, piece) pairs.
-template <class T, int kChunkBytes, int kVector>
-FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int chunk, unsigned char* stage) {
-  constexpr int kPieces = kChunkBytes / 16, kElements = 16 / static_cast<int>(sizeof(T));
+template <class T, int kVector, class Placement>
+FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int chunk, unsigned char* stage,
+                           const Placement& place) {
+  constexpr int kPieces = Placement::kPieces, kElements = 16 / static_cast<int>(sizeof(T));
   const PixelSource& from = p.source;
   const int pixels = p.halo_pixels.divisor;
   FS_NO_UNROLL
@@ -138,16 +139,16 @@ FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int chu
     const T* at = static_cast<const T*>(from.data) + n * from.batch_stride + row * from.row_stride +
                   column * from.col_stride;
     const int first = (chunk * kPieces + piece) * kElements;
-    unsigned char* to = stage + swizzled<kChunkBytes>(pixel, piece);
+    unsigned char* to = stage + place.at(pixel, piece);
     Packed16 gathered = {};
     FS_UNROLL
     for (int e = 0; e < kElements; e += kVector) {
-      const ChannelPlace place = channel_place(p, first + e, row, column);
-      const bool exists = place.exists && n < p.batch;
+      const ChannelPlace channel = channel_place(p, first + e, row, column);
+      const bool exists = channel.exists && n < p.batch;
       if constexpr (kVector * sizeof(T) >= 4) {
-        cp_async<kVector * sizeof(T)>(to + e * sizeof(T), exists ? at + place.offset : from.data, exists);
+        cp_async<kVector * sizeof(T)>(to + e * sizeof(T), exists ? at + channel.offset : from.data, exists);
       } else if (exists) {
-        put_element(gathered, e, at[place.offset]);
+        put_element(gathered, e, at[channel.offset]);
       }
     }
     if constexpr (kVector * sizeof(T) < 4) store_16(to, gathered);
@@ -156,12 +157,13 @@ FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int chu
 
 template <class T, int kChunkBytes>
 FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int chunk, unsigned char* stage) {
+  const Swizzled<kChunkBytes> place(p.halo_pixels.divisor);
   if constexpr (sizeof(T) == 2) {
-    if (p.source.vector == 8) return load_pixels<T, kChunkBytes, 8>(p, origin, chunk, stage);
+    if (p.source.vector == 8) return load_pixels<T, 8>(p, origin, chunk, stage, place);
   }
-  if (p.source.vector >= 4) return load_pixels<T, kChunkBytes, 4>(p, origin, chunk, stage);
-  if (p.source.vector == 2) return load_pixels<T, kChunkBytes, 2>(p, origin, chunk, stage);
-  load_pixels<T, kChunkBytes, 1>(p, origin, chunk, stage);
+  if (p.source.vector >= 4) return load_pixels<T, 4>(p, origin, chunk, stage, place);
+  if (p.source.vector == 2) return load_pixels<T, 2>(p, origin, chunk, stage, place);
+  load_pixels<T, 1>(p, origin, chunk, stage, place);
 }
 
 FS_DEVICE void copy_bytes(const unsigned char* from, unsigned char* to, int bytes) {
@@ -179,9 +181,10 @@ struct Cursor {
 
 template <class T, int kChunkBytes, int kColumnTiles, int kColumnWarps>
 struct MmaBlock {
-  static constexpr int kColumns = 8 * kColumnTiles * kColumnWarps, kPitch = kColumns + kStagingPad;
+  static constexpr int kColumns = 8 * kColumnTiles * kColumnWarps;
   static constexpr int kTapBytes = kColumns * kChunkBytes;  // of the filter
   const MmaParams& p;
+  TileStore<T, kColumns> store;
   int base[2];                    // halo index, at tap 0, of the pixels whose rows this lane reads
   float sum[2][kColumnTiles][4];  // 16 pixels x 8 columns each
 
@@ -195,7 +198,7 @@ struct MmaBlock {
            int64_t{block_y()} * p.plan.chunks * p.taps * kTapBytes;
   }
 
-  FS_DEVICE explicit MmaBlock(const MmaParams& params) : p(params) {
+  FS_DEVICE explicit MmaBlock(const MmaParams& params) : p(params), store{params} {
     FS_UNROLL
     for (int m = 0; m < 2; ++m) {
       int pixel = pixel_warp() * kPixelsPerWarp + m * 16 + lane() % 16;
@@ -273,123 +276,14 @@ struct MmaBlock {
     }
   }
 
-  // ---- store ------------------------------------------------------------------------------------------------------
-  // What the epilogue must know of each row of the weight.
-  struct RowInfo {
-    float bias, slope;
-    int c, j, conv_channel;
-  };
-  FS_DEVICE RowInfo* row_info() const { return reinterpret_cast<RowInfo*>(shared() + p.plan.table_offset); }
-  FS_DEVICE float* staging() const { return reinterpret_cast<float*>(shared() + p.plan.staging_offset); }
-
-  FS_DEVICE void fill_row_info() const {
-    for (int column = thread_index(); column < kColumns; column += block_threads()) {
-      const int row = block_y() * kColumns + column;
-      RowInfo info = {};
-      if (row < p.rows) {
-        const Phase at = phase_of(p.map, row);
-        const int64_t o = channel_of_phase(at, p.map.channels, p.map.cell_h, p.map.cell_w, p.map.call_order);
-        info = {bias_of<T>(p.epilogue, o), slope_of<T>(p.epilogue, at.c, o), static_cast<int>(at.c),
-                static_cast<int>(at.j), static_cast<int>(o)};
-      }
-      row_info()[column] = info;
-    }
-  }
-
   FS_DEVICE void stage_sums() const {
-    const Activation activation = p.epilogue.activation;
     FS_UNROLL
     for (int c = 0; c < kColumnTiles; ++c) {
       const int column = (column_warp() * kColumnTiles + c) * 8 + lane() % 4 * 2;
-      const RowInfo left = row_info()[column], right = row_info()[column + 1];
+      const auto at = store.columns_at(column);
       FS_UNROLL
-      for (int m = 0; m < 2; ++m) {
-        FS_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          const int pixel = pixel_warp() * kPixelsPerWarp + m * 16 + half * 8 + lane() / 4;
-          float* to = staging() + pixel * kPitch + column;
-          to[0] = activate_straight(activation, sum[m][c][2 * half] + left.bias, left.slope);
-          to[1] = activate_straight(activation, sum[m][c][2 * half + 1] + right.bias, right.slope);
-        }
-      }
-    }
-  }
-
-  FS_DEVICE void curve_sums() const {
-    FS_NO_UNROLL
-    for (int i = thread_index(); i < kMmaPixels * kColumns; i += block_threads()) {
-      float& value = staging()[i / kColumns * kPitch + i % kColumns];
-      value = activate(p.epilogue.activation, value, 0.f);
-    }
-  }
-
-  // Slots of 16 bytes, by (row of the tile, unit, piece, slot): neighbouring threads write neighbouring memory. A piece
-  // is a stretch of memory: a tile row of a unit, or, where units are cut, one pixel of it.
-  FS_DEVICE void store_tile(const TileOrigin& origin) const {
-    constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-    const Plan& plan = p.plan;
-    const ShuffledChannels& m = p.map;
-    const int first_row = block_y() * kColumns,
-              end_row = first_row + kColumns < p.rows ? first_row + kColumns : p.rows;
-    const int first_unit = first_row / p.run;
-    const int width = plan.tile_w < p.conv_w - origin.w ? plan.tile_w : p.conv_w - origin.w;
-    const int x0 = origin.w * m.cell_w - p.crop_left;  // fine column of the tile's first pixel
-    const int from_element = x0 < 0 ? -x0 * p.per_column : 0;
-    const int64_t columns_left = int64_t{p.out_w} - x0;
-    const int to_element = columns_left < int64_t{width} * m.cell_w
-                               ? static_cast<int>(columns_left) * p.per_column
-                               : width * p.run;
-    const int total =
-        plan.tile_n * plan.tile_h * p.store_units.divisor * p.store_pieces.divisor * p.store_slots.divisor;
-    for (int i = thread_index(); i < total; i += block_threads()) {
-      const int stretch = p.store_slots.divide(i), slot = i - stretch * p.store_slots.divisor;
-      const int unit_of_line = p.store_pieces.divide(stretch),
-                piece = stretch - unit_of_line * p.store_pieces.divisor;
-      const int line = p.store_units.divide(unit_of_line);
-      const int unit = first_unit + unit_of_line - line * p.store_units.divisor;
-      const int image = p.tile_h.divide(line), n = origin.n + image,
-                h = origin.h + line - image * plan.tile_h;
-      const int begin_row = unit * p.run > first_row ? unit * p.run : first_row;
-      const int stop_row = (unit + 1) * p.run < end_row ? (unit + 1) * p.run : end_row;
-      if (n >= p.load.batch || h >= p.conv_h || begin_row >= stop_row) continue;
-      const int block = unit / m.cell_h, y = h * m.cell_h + unit - block * m.cell_h - p.crop_top;
-      if (y < 0 || y >= p.out_h) continue;
-      // Elements of the tile row, p.run to the pixel: [begin, end) are this piece's, [low, high) of these exist.
-      const int begin = p.whole_units ? 0 : piece * p.run + begin_row - unit * p.run;
-      const int end = p.whole_units ? width * p.run : begin + stop_row - begin_row;
-      const int low = begin > from_element ? begin : from_element, high = end < to_element ? end : to_element;
-      T* row = static_cast<T*>(p.output) + n * p.out_batch_stride + y * p.out_row_stride +
-               block * p.out_unit_stride + int64_t{x0} * p.per_column;
-      const int misaligned = static_cast<int>(reinterpret_cast<uintptr_t>(row + begin) / sizeof(T) % kVector);
-      const int first = begin - misaligned + slot * kVector;
-      if (first >= high || first + kVector <= low) continue;
-      int e = first > begin ? first : begin, w = p.store_run.divide(e), q = e - w * p.run;
-      const float* sums = staging() + (line * plan.tile_w + w) * kPitch + unit * p.run - first_row;
-      Packed16 packed = {};
-      const bool whole = first >= low && first + kVector <= high;
-      FS_UNROLL
-      for (int v = 0; v < kVector; ++v) {
-        if (first + v < low || first + v >= high) {
-          if (first + v >= begin && ++q == p.run) q = 0, ++w, sums += kPitch;
-          continue;
-        }
-        float value = sums[q];
-        if (p.epilogue.residual) {
-          const RowInfo& info = row_info()[unit * p.run + q - first_row];
-          const int column = origin.w + w;
-          value +=
-              residual_at<T>(p.epilogue, {n, info.c, y, int64_t{column} * m.cell_w + info.j - p.crop_left, h,
-                                          column, info.conv_channel});
-        }
-        T result;
-        narrow(clamp_to(p.epilogue, value), result);
-        if (whole)
-          put_element(packed, v, result);
-        else
-          row[first + v] = result;
-        if (++q == p.run) q = 0, ++w, sums += kPitch;
-      }
-      if (whole) store_16(row + first, packed);
+      for (int m = 0; m < 2; ++m)
+        store.stage(pixel_warp() * kPixelsPerWarp + m * 16 + lane() / 4, column, at, sum[m][c]);
     }
   }
 
@@ -401,7 +295,7 @@ struct MmaBlock {
 
   FS_DEVICE void run() {
     const Plan& plan = p.plan;
-    fill_row_info();
+    store.fill_row_info();
     Cursor ahead = {block_x(), 0, 0, 0, 0};
     if (plan.resident) copy_bytes(packed(), shared() + plan.filter_offset, plan.chunks * p.taps * kTapBytes);
     for (int stage = 1; stage < plan.stages; ++stage) fetch(ahead);
@@ -426,12 +320,7 @@ struct MmaBlock {
       }
       if (!plan.resident) sync_threads();  // the staging area lies over pixels and filter
       stage_sums();
-      sync_threads();
-      if (!is_straight(p.epilogue.activation)) {
-        curve_sums();
-        sync_threads();
-      }
-      store_tile(tile_origin(plan, tile));  // the next tile's first barrier keeps its sums from overtaking
+      store.store(tile_origin(plan, tile));  // the next tile's first barrier keeps its sums from overtaking
     }
   }
 };

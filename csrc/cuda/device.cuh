@@ -20,6 +20,9 @@
 #define FS_CONSTANT(Params) const __grid_constant__ Params  // of a kernel: read where it is, never copied
 #define FS_UNROLL _Pragma("unroll")
 #define FS_NO_UNROLL _Pragma("unroll 1")  // where registers are short
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)    // compiled for sm_90a
+#define FS_SM90A 1
+#endif
 
 namespace fused_subpixel::cuda {
 
@@ -55,6 +58,9 @@ FS_DEVICE Packed16 load_16(const void* from) {  // global or shared
 }
 FS_DEVICE void store_16(void* to, const Packed16& value) {
   *static_cast<uint4*>(to) = make_uint4(value.word[0], value.word[1], value.word[2], value.word[3]);
+}
+FS_DEVICE void store_8(void* to, uint32_t first, uint32_t second) {  // a multiple of 8
+  *static_cast<uint2*>(to) = make_uint2(first, second);
 }
 
 // ---- asynchronous copies from global to shared memory (sm_80) -----------------------------------------------------
@@ -139,6 +145,124 @@ FS_DEVICE void mma<TF32>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
 }
 #undef FS_MMA
 
+// ---- Hopper (sm_90a): mbarriers, bulk copies, products of a warpgroup -----------------------------------------------
+// An mbarrier in shared memory goes from phase to phase: one ends when all arrivals have come and all bytes that they
+// announced have been copied.
+FS_DEVICE void mbarrier_init(uint64_t* barrier, int arrivals) {
+#if FS_SM90A
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)
+               : "memory");
+#endif
+}
+FS_DEVICE void mbarrier_arrive_expect(uint64_t* barrier, int bytes) {
+#if FS_SM90A
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(bytes)
+               : "memory");
+#endif
+}
+// Until the phase of this parity has ended: 0 for the first one, then 1, 0, ...
+FS_DEVICE void mbarrier_wait(uint64_t* barrier, int parity) {
+#if FS_SM90A
+  uint32_t ended;
+  do {
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n"
+        "}"
+        : "=r"(ended)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+  } while (!ended);
+#endif
+}
+// Global to shared memory, by the copy engine for one thread: addresses and bytes are multiples of 16. Counts in the
+// barrier's phase, and is seen by those that have waited for it.
+FS_DEVICE void bulk_copy(void* to, const void* from, int bytes, uint64_t* barrier) {
+#if FS_SM90A
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+#endif
+}
+// Copy engine and wgmma see what this thread has written to shared memory until now, by cp_async too; those that other
+// threads issue after a barrier that follows.
+FS_DEVICE void fence_async_proxy() {
+#if FS_SM90A
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// d[64x128] += a[64x16] b[16x128], or = if !accumulate, by the four warps of a warpgroup, in the background: in order,
+// but d is there, and a and b in shared memory are free, only after the wgmma_wait that covers it. Warp w of the four
+// has rows 16w to 16w + 15 of d, eight columns to every four registers, which hold them as mma's d does.
+// Orders what was done with the registers of d before the wgmma that comes next.
+FS_DEVICE void wgmma_fence() {
+#if FS_SM90A
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+FS_DEVICE void wgmma_commit() {
+#if FS_SM90A
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+// Until at most kPending of the groups that were committed are under way.
+template <int kPending>
+FS_DEVICE void wgmma_wait() {
+#if FS_SM90A
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+#endif
+}
+// For all of them, after which d may be used: no use of it moves to before this.
+FS_DEVICE void wgmma_wait_for(float (&d)[kWgmmaSums]) {
+  wgmma_wait<0>();
+  FS_UNROLL
+  for (int i = 0; i < kWgmmaSums; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+#if FS_SM90A
+#define FS_WGMMA(types)                                                                                 \
+  asm volatile(                                                                                         \
+      "{\n"                                                                                             \
+      ".reg .pred p;\n"                                                                                 \
+      "setp.ne.b32 p, %66, 0;\n"                                                                        \
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." types                                              \
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"                         \
+      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"                \
+      " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"                \
+      " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63},"               \
+      " %64, %65, p, 1, 1, 0, 0;\n"                                                                     \
+      "}"                                                                                               \
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),        \
+        "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),      \
+        "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]),      \
+        "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),      \
+        "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]),      \
+        "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]),      \
+        "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),      \
+        "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])       \
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
+#else
+#define FS_WGMMA(types)
+#endif
+template <class T>
+FS_DEVICE void wgmma(float (&d)[kWgmmaSums], uint64_t a, uint64_t b, bool accumulate);
+template <>
+FS_DEVICE void wgmma<Half>(float (&d)[kWgmmaSums], uint64_t a, uint64_t b, bool accumulate) {
+  FS_WGMMA("f16.f16");
+}
+template <>
+FS_DEVICE void wgmma<BFloat16>(float (&d)[kWgmmaSums], uint64_t a, uint64_t b, bool accumulate) {
+  FS_WGMMA("bf16.bf16");
+}
+#undef FS_WGMMA
+
 // ---- conversions --------------------------------------------------------------------------------------------------
 FS_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 FS_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
@@ -167,6 +291,21 @@ FS_DEVICE uint32_t round_to_tf32(uint32_t float_bits) {
 
 // ---- the same for both --------------------------------------------------------------------------------------------
 namespace fused_subpixel::cuda {
+
+// One operand of wgmma, which lies in shared memory in pieces of eight elements along k, 16 bytes, at 16-byte aligned
+// addresses. Eight rows (columns, of b) are neighbours, 128 bytes; `rows_stride` is from these to the next eight,
+// `k_stride` from the first to the second eight elements along k, both in bytes. In the manual's words: K-major, no
+// swizzle, and the "leading" offset is the one along k, the "stride" offset that along the rows. Without a swizzle the
+// place of a byte depends on no bits of its address, so that any 16-byte aligned start will do.
+FS_DEVICE uint64_t wgmma_operand(const void* start, int rows_stride, int k_stride) {
+  return static_cast<uint64_t>(shared_address(start) >> 4 & 0x3fff) |
+         static_cast<uint64_t>(k_stride >> 4 & 0x3fff) << 16 |
+         static_cast<uint64_t>(rows_stride >> 4 & 0x3fff) << 32;
+}
+// The same operand `bytes` further on.
+FS_DEVICE uint64_t moved_operand(uint64_t operand, int bytes) {
+  return operand + static_cast<uint64_t>(bytes >> 4);
+}
 
 FS_DEVICE float widen(float x) { return x; }
 FS_DEVICE double widen(double x) { return x; }

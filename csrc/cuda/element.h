@@ -23,4 +23,7 @@ inline int64_t element_bytes(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 
+// Of one wgmma (device.cuh): rows and columns of its sums, of which a thread has that many.
+constexpr int kWgmmaRows = 64, kWgmmaColumns = 128, kWgmmaSums = kWgmmaColumns / 2;
+
 }  // namespace fused_subpixel::cuda

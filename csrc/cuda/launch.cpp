@@ -52,7 +52,14 @@ int64_t run_of(int64_t channels, int64_t r_w, bool channels_last) {
   return channels_last ? r_w * channels : r_w;
 }
 
-Problem forward_problem(const Geometry& g, DType dtype, bool channels_last) {
+#if FS_HAVE_SM90
+constexpr bool kHaveWgmma = true;
+#else
+constexpr bool kHaveWgmma = false;
+#endif
+
+// vector: of the input.
+Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, int vector) {
   return {dtype,
           g.batch,
           g.in_channels / g.groups,
@@ -67,11 +74,13 @@ Problem forward_problem(const Geometry& g, DType dtype, bool channels_last) {
           g.dilation_h,
           g.dilation_w,
           run_of(g.channels, g.r_w, channels_last),
-          g.tf32};
+          g.tf32,
+          vector,
+          kHaveWgmma};
 }
 
-// The convolution of the low-resolution gradient with the kernel turned by 180 degrees.
-Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last) {
+// The convolution of the low-resolution gradient with the kernel turned by 180 degrees. vector: of the gradient.
+Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last, int vector) {
   return {dtype,
           g.batch,
           g.conv_channels() / g.groups,
@@ -86,7 +95,9 @@ Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last) {
           g.dilation_h,
           g.dilation_w,
           run_of(g.in_channels, 1, channels_last),
-          g.tf32};
+          g.tf32,
+          vector,
+          kHaveWgmma};
 }
 
 // The most elements, a power of two up to 16 bytes, that divide all steps from one run of channels to another.
@@ -192,6 +203,12 @@ void set_plan(MmaParams& m, const Plan& plan, const void* packed, DType dtype) {
 
 // Builds for older GPUs only leave the tensor-core kernels out; their target says so (target_of in ops_cuda.cpp).
 void launch(DType dtype, const PackParams& pack, const MmaParams& m, void* stream) {
+#if FS_HAVE_SM90
+  if (m.plan.kernel == Kernel::kWgmma) {
+    if (dtype == DType::kFloat16) return launch_wgmma<Half>(pack, m, stream);
+    return launch_wgmma<BFloat16>(pack, m, stream);
+  }
+#endif
 #if FS_HAVE_SM80
   switch (dtype) {
     case DType::kFloat32: return launch_mma<TF32>(pack, m, stream);
@@ -204,18 +221,38 @@ void launch(DType dtype, const PackParams& pack, const MmaParams& m, void* strea
 #endif
 }
 
-Plan forward_plan(const ForwardArguments& a, const Target& target) {
-  return plan_conv(
-      forward_problem(a.geometry, a.dtype, channels_are_neighbours(a.output.stride, a.geometry.channels)),
-      target);
+// A dense tensor in the default strides of its layout, of which only these count.
+TensorView dense(int64_t channels, int64_t h, int64_t w, bool channels_last) {
+  return {nullptr, channels_last ? Strides{channels * h * w, 1, w * channels, channels}
+                                 : Strides{channels * h * w, h * w, w, 1}};
 }
-Plan input_grad_plan(const Geometry& g, DType dtype, bool channels_last, const Target& target) {
+
+Plan forward_plan(const Geometry& g, DType dtype, const TensorView& input, bool channels_last,
+                  const Target& target) {
+  const int vector = plain_source(input, dtype, g.in_channels, g.in_h, g.in_w).vector;
+  return plan_conv(forward_problem(g, dtype, channels_last, vector), target);
+}
+Plan forward_plan(const ForwardArguments& a, const Target& target) {
+  return forward_plan(a.geometry, a.dtype, a.input,
+                      channels_are_neighbours(a.output.stride, a.geometry.channels), target);
+}
+Plan input_grad_plan(const Geometry& g, DType dtype, const TensorView& grad_output, bool channels_last,
+                     const Target& target) {
   if (g.stride_h != 1 || g.stride_w != 1) {
     Plan plan{};
     plan.refusal = Refusal::kStridedInputGrad;
     return plan;
   }
-  return plan_conv(input_grad_problem(g, dtype, channels_last), target);
+  return plan_conv(input_grad_problem(g, dtype, channels_last, gradient_source(g, grad_output, dtype).vector),
+                   target);
+}
+Plan input_grad_plan(const InputGradArguments& a, const Target& target) {
+  return input_grad_plan(a.geometry, a.dtype, a.grad_output,
+                         channels_are_neighbours(a.grad_input.stride, a.geometry.in_channels), target);
+}
+// How channels are copied makes no difference to it.
+WeightGradPlan weight_grad_plan(const Geometry& g, DType dtype, const Target& target) {
+  return plan_weight_grad(forward_problem(g, dtype, false, 1), target);
 }
 
 }  // namespace
@@ -224,9 +261,7 @@ int64_t forward_scratch(const ForwardArguments& a, const Target& target) {
   return forward_plan(a, target).packed_bytes;
 }
 int64_t input_grad_scratch(const InputGradArguments& a, const Target& target) {
-  return input_grad_plan(a.geometry, a.dtype,
-                         channels_are_neighbours(a.grad_input.stride, a.geometry.in_channels), target)
-      .packed_bytes;
+  return input_grad_plan(a, target).packed_bytes;
 }
 
 void conv_forward(const ForwardArguments& a, void* scratch, const Device& device) {
@@ -278,7 +313,7 @@ void conv_forward(const ForwardArguments& a, void* scratch, const Device& device
 void conv_input_grad(const InputGradArguments& a, void* scratch, const Device& device) {
   const Geometry& g = a.geometry;
   const bool channels_last = channels_are_neighbours(a.grad_input.stride, g.in_channels);
-  const Plan plan = input_grad_plan(g, a.dtype, channels_last, device.target);
+  const Plan plan = input_grad_plan(a, device.target);
   if (plan.kernel == Kernel::kGeneric) {
     GenericParams p{};
     p.g = g;
@@ -322,12 +357,12 @@ void conv_input_grad(const InputGradArguments& a, void* scratch, const Device& d
 }
 
 int64_t weight_grad_scratch(const WeightGradArguments& a, const Target& target) {
-  return plan_weight_grad(forward_problem(a.geometry, a.dtype, false), target).partial_bytes;
+  return weight_grad_plan(a.geometry, a.dtype, target).partial_bytes;
 }
 
 void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Device& device) {
   const Geometry& g = a.geometry;
-  const WeightGradPlan plan = plan_weight_grad(forward_problem(g, a.dtype, false), device.target);
+  const WeightGradPlan plan = weight_grad_plan(g, a.dtype, device.target);
   if (plan.kernel == Kernel::kGeneric) {
     GenericParams p{};
     p.g = g;
@@ -357,13 +392,16 @@ void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Device&
 
 PassPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last, const Target& target) {
   if (pass == Pass::kWeightGrad) {
-    const WeightGradPlan p = plan_weight_grad(forward_problem(g, dtype, channels_last), target);
+    const WeightGradPlan p = weight_grad_plan(g, dtype, target);
     return {p.kernel, p.refusal, int64_t{p.tile_n} * p.tile_h * p.tile_w,
             int64_t{p.row_warps} * kGradWarpRows,
             int64_t{p.row_blocks} * p.channel_blocks * p.tap_blocks * p.splits};
   }
-  const Plan p = pass == Pass::kForward ? plan_conv(forward_problem(g, dtype, channels_last), target)
-                                        : input_grad_plan(g, dtype, channels_last, target);
+  const Plan p =
+      pass == Pass::kForward
+          ? forward_plan(g, dtype, dense(g.in_channels, g.in_h, g.in_w, channels_last), channels_last, target)
+          : input_grad_plan(g, dtype, dense(g.channels, g.out_h, g.out_w, channels_last), channels_last,
+                            target);
   return {p.kernel, p.refusal, int64_t{p.tile_n} * p.tile_h * p.tile_w, p.columns,
           int64_t{p.grid_x} * p.grid_y};
 }

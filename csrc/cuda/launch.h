@@ -47,6 +47,8 @@ PassPlan plan_pass(Pass pass, const Geometry& geometry, DType dtype, bool channe
 template <class T>
 void launch_mma(const PackParams& pack, const MmaParams& params, void* stream);
 template <class T>
+void launch_wgmma(const PackParams& pack, const MmaParams& params, void* stream);
+template <class T>
 void launch_weight_grad_mma(const WeightGradParams& params, void* stream);
 // Whether the driver finds an image of the kernels for the current GPU: 0, or the cudaError_t.
 int image_error();

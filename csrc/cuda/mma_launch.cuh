@@ -12,9 +12,7 @@ namespace fused_subpixel::cuda {
 template <class T, int kChunkBytes>
 void launch_mma_chunk(const PackParams& pack, const MmaParams& params, void* stream) {
   const Plan& plan = params.plan;
-  const int64_t pieces = plan.packed_bytes / 16;
-  const int blocks = static_cast<int>((pieces + kPackThreads - 1) / kPackThreads);
-  run_kernel<PackParams>(&pack_filter_kernel<T, kChunkBytes>, blocks, 1, kPackThreads, 0, stream, pack);
+  launch_pack<T, Swizzled<kChunkBytes>>(pack, plan, stream);
   const auto run = [&](void (*kernel)(MmaParams)) {
     run_kernel<MmaParams>(kernel, plan.grid_x, plan.grid_y, plan.threads, plan.shared_bytes, stream, params);
   };

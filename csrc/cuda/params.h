@@ -96,7 +96,8 @@ struct PixelLoad {
   SmallDivisor channels, cell_h, cell_w;     // of source.map
 };
 
-// The reordered filter: [row block][chunk][tap][column][chunk_bytes], 16-byte pieces swizzled as in shared memory.
+// The reordered filter: [row block][chunk][tap] and then columns x chunk_bytes as they lie in shared memory: kMma:
+// [column][chunk_bytes], 16-byte pieces swizzled; kWgmma: [piece][column][16 bytes].
 struct PackParams {
   const void* weight;
   void* packed;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #define FS_HAVE_SM80 1
+#define FS_HAVE_SM90 1
 #include "cuda/generic.cu"
 #include "cuda/launch.cpp"
 #include "cuda/shuffle.cu"
@@ -17,6 +18,8 @@
 #include "cuda/sm80_conv_tf32.cu"
 #include "cuda/sm80_weight_grad_bfloat16.cu"
 #include "cuda/sm80_weight_grad_half.cu"
+#include "cuda/sm90_conv_bfloat16.cu"
+#include "cuda/sm90_conv_half.cu"
 
 namespace py = pybind11;
 using namespace fused_subpixel;

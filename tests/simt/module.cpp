@@ -20,7 +20,8 @@ PYBIND11_MODULE(fused_subpixel_simt, m) {
     const simt::Statistics& s = simt::options().statistics;
     using namespace py::literals;
     return py::dict("blocks"_a = s.blocks, "barriers"_a = s.barriers, "collectives"_a = s.collectives,
-                    "mmas"_a = s.mmas, "copies"_a = s.copies, "switches"_a = s.switches);
+                    "mmas"_a = s.mmas, "wgmmas"_a = s.wgmmas, "copies"_a = s.copies,
+                    "switches"_a = s.switches);
   });
   bind_selftest(m);
 #if FS_SIMT_KERNELS

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <new>
 #include <numeric>
@@ -33,7 +34,7 @@ Options& options() {
 
 namespace {
 
-constexpr int kWarp = 32, kMaxThreads = 1024, kMaxShared = 227 << 10, kAlignment = 128;
+constexpr int kWarp = 32, kWarpgroup = 128, kMaxThreads = 1024, kMaxShared = 227 << 10, kAlignment = 128;
 constexpr size_t kStack = 192 << 10;  // of a fiber; only what is used of it costs memory...
 constexpr size_t kFiber = 256 << 10;  // ...after unreadable memory, for stacks grow down
 constexpr size_t kGuard = 1 << 20;    // unreadable on either side of a buffer: strides go far astray
@@ -70,17 +71,53 @@ struct Copy {
   Site site;
 };
 
-enum class State { kRunnable, kInCollective, kAtBarrier, kEnded };
+enum class State { kRunnable, kInCollective, kAtBarrier, kAtMbarrier, kEnded };
+
+struct Thread;
+struct BulkCopy {
+  unsigned char* to;
+  const unsigned char* from;
+  int bytes;
+  const Thread* thread;
+  Site site;
+};
+// An mbarrier. The eight bytes where it lies are its name only.
+struct Mbarrier {
+  int arrivals, missing;         // of a phase, and of this one
+  int64_t announced;             // bytes of this phase
+  std::vector<BulkCopy> copies;  // of this phase, which are performed when it ends
+  uint32_t phase;                // as many have ended
+  uint32_t seen_phase,
+      seen_epoch;  // the latest that a thread has seen to end, and the first such thread's epoch
+};
+
+// A warp's part of a wgmma that is under way: 16 of the 64 rows. Its sums are in `saved`, not in the registers.
+struct Wgmma {
+  Multiply type;
+  uint64_t a, b;
+  bool accumulate;
+  float* d[kWarp];  // the lanes' registers
+  int group;
+  Site site;
+  std::vector<float> saved;  // [lane][register], empty if those of an earlier one are awaited
+};
+struct Issued {  // what the warps of a warpgroup must agree about
+  uint64_t a, b;
+  bool accumulate;
+  Site site;
+};
 
 struct Thread {
   State state;
-  Site site;                 // the latest named operation
-  void* arguments;           // for the collective it waits in
-  std::vector<Copy> copies;  // issued, in this order, and not waited for
-  int groups;                // committed so far
-  uint32_t epoch;            // block barriers passed, by all blocks so far
-  uint32_t warp_epoch;       // warp barriers passed
-  bool started = false;      // its fiber waits in registers, else it is to be made
+  Site site;                                  // the latest named operation
+  void* arguments;                            // for the collective it waits in
+  std::vector<Copy> copies;                   // issued, in this order, and not waited for
+  int groups;                                 // committed so far
+  uint32_t epoch;                             // block barriers passed, by all blocks so far
+  uint32_t warp_epoch;                        // warp barriers passed
+  uint32_t fences;                            // of the asynchronous proxy, so far
+  std::map<const Mbarrier*, uint32_t> ended;  // phases that it has waited for
+  bool started = false;                       // its fiber waits in registers, else it is to be made
   jmp_buf registers;
 };
 
@@ -90,6 +127,10 @@ struct Warp {
   const Thread* first;         // ...and the first one of them
   Thread* thread;              // of lane 0
   unsigned char order[kWarp];  // in which its lanes run
+  std::vector<Wgmma> wgmmas;   // issued, in this order, and not waited for
+  int groups;                  // of these, committed so far
+  size_t issued;
+  bool registers_fenced;
 };
 
 // How a word of shared memory was last read or written, see touch().
@@ -98,10 +139,14 @@ struct Access {
   Site site;
   uint32_t epoch = 0, warp_epoch;
   bool by_other_warps, by_other_lanes;  // too, in the same epochs
+  uint32_t fences;                      // that its thread had made
 };
 struct Word {
   Access read, write;
-  bool awaits_copy = false;
+  bool awaits_copy = false, is_mbarrier = false;
+  uint16_t readers = 0;            // wgmmas of warps that are under way
+  const Mbarrier* with = nullptr;  // written by a bulk copy...
+  uint32_t phase;                  // ...in this phase
 };
 
 struct Machine {
@@ -113,6 +158,8 @@ struct Machine {
   const GuardedBuffer* shared;
   std::vector<Word> words;  // of shared memory
   uint32_t epoch;           // in which the block began
+  std::map<const void*, Mbarrier> mbarriers;
+  std::vector<Issued> issued[kMaxThreads / kWarpgroup];
   const std::function<void()>* body;
   Thread* current = nullptr;  // whose fiber runs, or none
   bool preempted;             // it gave way, although it could go on
@@ -143,6 +190,10 @@ void shuffle_order(T* p, int n) {
 Warp& warp_of(const Thread& t) { return m.warps[(&t - m.threads) / kWarp]; }
 unsigned char* stack_of(const Thread& t) { return m.stacks + (&t - m.threads + 1) * kFiber - kStack; }
 bool on_a_stack(const void* p) { return p >= m.stacks && p < m.stacks + kMaxThreads * kFiber; }
+
+Word* word_at(const void* p) {
+  return m.words.data() + (static_cast<const unsigned char*>(p) - m.shared->data()) / 4;
+}
 
 // ---- errors -----------------------------------------------------------------------------------------------
 std::string str(const Site& site) {
@@ -245,6 +296,8 @@ void fiber_main() {
       Thread& t = *m.current;
       if (!t.copies.empty())
         t.site = t.copies[0].site, fail("thread ended with asynchronous copies under way");
+      if (!warp_of(t).wgmmas.empty())
+        t.site = warp_of(t).wgmmas[0].site, fail("thread ended with wgmmas under way");
     } catch (const std::exception& e) {
       m.error = e.what();
     }
@@ -309,12 +362,15 @@ void run_block() {
   for (int i = 0; i < m.thread_count; ++i) {
     Thread& t = m.threads[i];
     t.state = State::kRunnable, t.site = {"the start", "kernel", 0}, t.copies.clear(), t.groups = 0;
-    t.epoch = m.epoch, t.warp_epoch = 0;
+    t.epoch = m.epoch, t.warp_epoch = 0, t.fences = 0, t.ended.clear();
   }
+  m.mbarriers.clear();
+  for (auto& issued : m.issued) issued.clear();
   for (int i = 0; i < m.warp_count; ++i) {
     Warp& w = m.warps[i];
     w.lanes = w.runnable = std::min(kWarp, m.thread_count - i * kWarp);
     w.arrived = 0, w.thread = m.threads + i * kWarp;
+    w.wgmmas.clear(), w.groups = 0, w.issued = 0, w.registers_fenced = false;
     std::iota(w.order, w.order + kWarp, 0);
   }
   if (sigsetjmp(m.on_signal, 1) == 0) {
@@ -329,6 +385,16 @@ void run_block() {
   } catch (const std::exception& e) {
     throw std::runtime_error(block_name() + ": " + e.what());
   }
+  for (const auto& [at, barrier] : m.mbarriers) {
+    if (!barrier.copies.empty())
+      throw std::runtime_error(block_name() + " ended with bulk copies under way, " +
+                               str(barrier.copies[0].site));
+    for (Word* w = word_at(at); w < word_at(at) + 2; ++w) w->is_mbarrier = false;
+  }
+  for (int i = 0; i < m.warp_count; ++i)
+    if (m.warps[i].issued != m.issued[i * kWarp / kWarpgroup].size())
+      throw std::runtime_error(block_name() + ", warp " + std::to_string(i) +
+                               ": not all wgmmas of its warpgroup");
   m.epoch = m.threads[0].epoch + 1;
   ++options().statistics.blocks;
 }
@@ -359,6 +425,22 @@ void check_shared(const void* p, int bytes) {
   if (!m.shared->holds(p, bytes)) fail("the address does not lie in shared memory");
 }
 
+// What a bulk copy wrote is seen by those that waited for its mbarrier, and by all after a barrier that follows.
+bool has_seen(const Thread& t, const Word& w) {
+  const auto own = t.ended.find(w.with);
+  if (own != t.ended.end() && own->second > w.phase) return true;
+  return w.with->seen_phase > w.phase && w.with->seen_epoch < t.epoch;
+}
+
+// Copy engine and wgmma see what threads wrote only after these threads' fence.
+void check_fenced(const void* p, int bytes) {
+  if (!options().check_races) return;
+  for (const Word *w = word_at(p), *end = w + bytes / 4; w < end; ++w)
+    if (!w->with && w->write.epoch >= m.epoch && w->write.fences == w->write.thread->fences)
+      fail("no fence_async_proxy since it was written by " + thread_name(*w->write.thread) + ", " +
+           str(w->write.site));
+}
+
 // Two threads that use the same word, one of them to write it, must have a barrier in between, be it that of
 // their warp, whichever of them came first this time. Shuffles, ldmatrix and mma are none: lanes meet there,
 // but what they wrote need not be seen. Only named operations are checked.
@@ -370,13 +452,16 @@ void touch(const Thread& t, const void* p, int bytes, bool write) {
     if (a.by_other_warps || &warp_of(*a.thread) != &warp) return true;
     return a.warp_epoch == t.warp_epoch && (a.by_other_lanes || a.thread != &t);
   };
-  const ptrdiff_t first = (static_cast<const unsigned char*>(p) - m.shared->data()) / 4;
-  for (ptrdiff_t i = first; i < first + bytes / 4; ++i) {
-    Word& w = m.words[i];
+  for (Word *word = word_at(p), *end = word + bytes / 4; word < end; ++word) {
+    Word& w = *word;
     if (w.awaits_copy)
       fail("the address awaits a copy by " + thread_name(*w.write.thread) + ", " + str(w.write.site));
+    if (write && w.readers) fail("a wgmma that is under way reads the address");
+    if (write && w.is_mbarrier) fail("the address holds an mbarrier");
+    if (w.with && !has_seen(t, w))
+      fail("no wait for the mbarrier of the copy that wrote it, " + str(w.write.site));
     for (const Access* a : {&w.write, &w.read})
-      if ((write || a == &w.write) && conflicts(*a))
+      if ((write || a == &w.write) && !(w.with && a == &w.write) && conflicts(*a))
         fail(std::string("race, no barrier since it was ") + (a == &w.write ? "written" : "read") + " by " +
              thread_name(*a->thread) + ", " + str(a->site) +
              (a->by_other_warps || a->by_other_lanes ? ", and by others" : ""));
@@ -384,12 +469,12 @@ void touch(const Thread& t, const void* p, int bytes, bool write) {
     const bool same_epoch = a.epoch == t.epoch, same_warp = same_epoch && &warp_of(*a.thread) == &warp;
     a.by_other_warps = same_epoch && (a.by_other_warps || !same_warp);
     a.by_other_lanes = same_warp && a.warp_epoch == t.warp_epoch && (a.by_other_lanes || a.thread != &t);
-    a.thread = &t, a.site = t.site, a.epoch = t.epoch, a.warp_epoch = t.warp_epoch;
+    a.thread = &t, a.site = t.site, a.epoch = t.epoch, a.warp_epoch = t.warp_epoch, a.fences = t.fences;
+    if (write) w.with = nullptr;
   }
 }
 void set_awaits_copy(const void* p, int bytes, bool awaits) {
-  const ptrdiff_t first = (static_cast<const unsigned char*>(p) - m.shared->data()) / 4;
-  for (ptrdiff_t i = first; i < first + bytes / 4; ++i) m.words[i].awaits_copy = awaits;
+  for (Word *w = word_at(p), *end = w + bytes / 4; w < end; ++w) w->awaits_copy = awaits;
 }
 
 void wait(Thread& t, State state) {
@@ -585,6 +670,231 @@ void multiply(Multiply type, float* d, const uint32_t* a, const uint32_t* b, Sit
           sum[row][n] = static_cast<float>(sum[row][n] + left[row][k] * right[k][n]);
     for (int l = 0; l < kWarp; ++l)
       for (int i = 0; i < 4; ++i) all[l]->d[i] = sum[l / 4 + i / 2 * 8][2 * (l % 4) + i % 2];
+  });
+}
+
+// ---- mbarriers and bulk copies ----------------------------------------------------------------------------
+namespace {
+Mbarrier& mbarrier_at(Thread& t, uint64_t* barrier) {
+  check_shared(barrier, 8);
+  touch(t, barrier, 8, false);
+  const auto found = m.mbarriers.find(barrier);
+  if (found == m.mbarriers.end()) fail("there is no mbarrier at this address");
+  return found->second;
+}
+
+// Whoever waits for an mbarrier looks again.
+void wake_waiters() {
+  for (int i = 0; i < m.thread_count; ++i) {
+    if (m.threads[i].state != State::kAtMbarrier) continue;
+    m.threads[i].state = State::kRunnable, ++warp_of(m.threads[i]).runnable;
+  }
+}
+
+// Performs the copies of a phase if nothing lacks that could end it.
+bool end_phase(Mbarrier& b) {
+  if (b.missing) return false;
+  int64_t bytes = 0;
+  for (const BulkCopy& c : b.copies) bytes += c.bytes;
+  if (bytes > b.announced) fail("more bytes are copied than the mbarrier's arrivals announced");
+  if (bytes < b.announced) return false;
+  for (const BulkCopy& c : b.copies) {
+    std::memcpy(c.to, c.from, c.bytes);
+    set_awaits_copy(c.to, c.bytes, false);
+    for (Word *w = word_at(c.to), *end = w + c.bytes / 4; w < end; ++w) w->with = &b, w->phase = b.phase;
+  }
+  b.copies.clear(), b.missing = b.arrivals, b.announced = 0, ++b.phase;
+  wake_waiters();
+  return true;
+}
+}  // namespace
+
+void barrier_init(uint64_t* barrier, int arrivals, Site site) {
+  Thread& t = begin(site);
+  check_shared(barrier, 8);
+  if (arrivals < 1) fail("an mbarrier of no arrivals");
+  touch(t, barrier, 8, true);
+  m.mbarriers[barrier] = {arrivals, arrivals, 0, {}, 0, 0, 0};
+  for (Word* w = word_at(barrier); w < word_at(barrier) + 2; ++w) w->is_mbarrier = true;
+}
+
+void barrier_arrive(uint64_t* barrier, int bytes, Site site) {
+  Mbarrier& b = mbarrier_at(begin(site), barrier);
+  if (b.missing-- == 0) fail("one arrival too many");
+  b.announced += bytes;
+  if (chance(0x8000)) end_phase(b);
+  wake_waiters();
+}
+
+// The copies come as late as can be, with the first thread that cannot go on without them; or at any time.
+void barrier_wait(uint64_t* barrier, int parity, Site site) {
+  if (skipped(site)) return;
+  Thread& t = begin(site);
+  Mbarrier& b = mbarrier_at(t, barrier);
+  if (parity != 0 && parity != 1) fail("a parity is 0 or 1");
+  while (static_cast<int>(b.phase % 2) == parity && !end_phase(b)) wait(t, State::kAtMbarrier);
+  t.ended[&b] = b.phase;
+  if (b.seen_phase < b.phase) b.seen_phase = b.phase, b.seen_epoch = t.epoch;
+}
+
+void bulk_copy(void* to, const void* from, int bytes, uint64_t* barrier, Site site) {
+  Thread& t = begin(site);
+  Mbarrier& b = mbarrier_at(t, barrier);
+  if (bytes <= 0 || bytes % 16) fail("the number of bytes is no multiple of 16");
+  check_aligned(to, 16), check_aligned(from, 16);
+  if (!m.shared->holds(to, bytes)) fail("the destination does not lie in shared memory");
+  const GuardedBuffer* buffer = buffer_near(from);
+  if (!buffer || buffer == m.shared) fail("the source is not in global memory");
+  if (!buffer->holds(from, bytes)) fail("out of bounds, " + buffer->distance(from));
+  check_fenced(barrier, 8), check_fenced(to, bytes);
+  touch(t, to, bytes, true);
+  set_awaits_copy(to, bytes, options().check_races);
+  std::memset(to, 0xff, bytes);
+  b.copies.push_back(
+      {static_cast<unsigned char*>(to), static_cast<const unsigned char*>(from), bytes, &t, site});
+  ++options().statistics.copies;
+  if (chance(0x8000)) end_phase(b);
+  wake_waiters();
+}
+
+void fence_async_proxy(Site site) {
+  if (!skipped(site)) ++begin(site).fences;
+}
+
+// ---- products of a warpgroup ------------------------------------------------------------------------------
+namespace {
+// The 128 bytes of eight rows from `row` on, `second` or first eight elements along k, of an operand.
+const unsigned char* core_matrix(uint64_t operand, int row, int second) {
+  const auto field = [operand](int bit) { return static_cast<ptrdiff_t>(operand >> bit & 0x3fff) * 16; };
+  return m.shared->data() + field(0) + row / 8 * field(32) + second * field(16);
+}
+// All core matrices that a warp's part of a wgmma reads.
+template <class Visit>
+void for_operands(const Warp& w, const Wgmma& g, Visit visit) {
+  const int first = static_cast<int>(&w - m.warps) % (kWarpgroup / kWarp) * 16;
+  for (int second = 0; second < 2; ++second) {
+    for (int row = first; row < first + 16; row += 8) visit(core_matrix(g.a, row, second));
+    for (int row = 0; row < cuda::kWgmmaColumns; row += 8) visit(core_matrix(g.b, row, second));
+  }
+}
+constexpr int kCoreBytes = 128;
+constexpr uint32_t kPoison = 0xffffffffu;
+
+// The sums of a warp's part, g.saved, as multiply() does them.
+void sum_up(const Warp& w, Wgmma& g) {
+  constexpr int kColumns = cuda::kWgmmaColumns;
+  static double left[16][16], right[16][kColumns];  // [row][k], [k][column]
+  const int first = static_cast<int>(&w - m.warps) % (kWarpgroup / kWarp) * 16;
+  const auto element = [&](uint64_t operand, int row, int k) -> double {
+    uint16_t bits;
+    std::memcpy(&bits, core_matrix(operand, row, k / 8) + row % 8 * 16 + k % 8 * 2, 2);
+    return g.type == Multiply::kHalf ? half_to_float(bits) : cuda::float_of(uint32_t{bits} << 16);
+  };
+  for (int k = 0; k < 16; ++k) {
+    for (int row = 0; row < 16; ++row) left[row][k] = element(g.a, first + row, k);
+    for (int n = 0; n < kColumns; ++n) right[k][n] = element(g.b, n, k);
+  }
+  for (int row = 0; row < 16; ++row) {
+    float sum[kColumns];
+    // column n of row r is register n / 8 * 4 + r / 8 * 2 + n % 2 of lane r % 8 * 4 + n % 8 / 2
+    const auto at = [&](int n) -> float& {
+      return g.saved[(row % 8 * 4 + n % 8 / 2) * cuda::kWgmmaSums + n / 8 * 4 + row / 8 * 2 + n % 2];
+    };
+    for (int n = 0; n < kColumns; ++n) sum[n] = g.accumulate ? at(n) : 0;
+    for (int k = 0; k < 16; ++k)
+      for (int n = 0; n < kColumns; ++n) sum[n] = static_cast<float>(sum[n] + left[row][k] * right[k][n]);
+    for (int n = 0; n < kColumns; ++n) at(n) = sum[n];
+  }
+}
+}  // namespace
+
+void group_fence(Site site) {
+  if (skipped(site)) return;
+  Thread& t = begin(site);
+  int none;
+  collective(t, none, [&t](int**) { warp_of(t).registers_fenced = true; });
+}
+
+void group_commit(Site site) {
+  if (skipped(site)) return;
+  Thread& t = begin(site);
+  int none;
+  collective(t, none, [&t](int**) { ++warp_of(t).groups; });
+}
+
+// Issued by each warp for itself, as it comes; the warpgroup's four must issue the same.
+void group_multiply(Multiply type, float* d, uint64_t a, uint64_t b, bool accumulate, Site site) {
+  struct Arguments {
+    float* d;
+    uint64_t a, b;
+    bool accumulate;
+  } mine = {d, a, b, accumulate};
+  Thread& t = begin(site);
+  collective(t, mine, [&t, type, site](Arguments** all) {
+    Warp& w = warp_of(t);
+    const Arguments& x = *all[0];
+    Wgmma g{type, x.a, x.b, x.accumulate, {}, w.groups, site, {}};
+    for (int l = 0; l < kWarp; ++l) {
+      if (all[l]->a != x.a || all[l]->b != x.b || all[l]->accumulate != x.accumulate)
+        fail("lanes disagree about the operands");
+      g.d[l] = all[l]->d;
+    }
+    const int group = static_cast<int>(&w - m.warps) * kWarp / kWarpgroup;
+    if ((group + 1) * kWarpgroup > m.thread_count) fail("there are not four warps in the warpgroup");
+    std::vector<Issued>& issued = m.issued[group];
+    if (w.issued == issued.size()) issued.push_back({x.a, x.b, x.accumulate, site});
+    const Issued& same = issued[w.issued++];
+    if (same.a != x.a || same.b != x.b || same.accumulate != x.accumulate || same.site.line != site.line)
+      fail("the warps of a warpgroup disagree, another one issued " + str(same.site));
+    for_operands(w, g, [&t](const unsigned char* p) {
+      if (!m.shared->holds(p, kCoreBytes)) fail("out of bounds, " + m.shared->distance(p));
+      touch(t, p, kCoreBytes, false);
+      check_fenced(p, kCoreBytes);
+      for (Word *word = word_at(p), *end = word + kCoreBytes / 4; word < end; ++word) ++word->readers;
+    });
+    const bool in_line = std::any_of(w.wgmmas.begin(), w.wgmmas.end(),
+                                     [&](const Wgmma& before) { return before.d[0] == x.d; });
+    if (!in_line) {
+      if (!w.registers_fenced) fail("no wgmma_fence since the registers of the sums were free");
+      g.saved.resize(kWarp * cuda::kWgmmaSums);
+      for (int l = 0; l < kWarp; ++l) {
+        std::memcpy(&g.saved[l * cuda::kWgmmaSums], g.d[l], cuda::kWgmmaSums * 4);
+        std::memset(g.d[l], kPoison & 0xff, cuda::kWgmmaSums * 4);
+      }
+    }
+    w.wgmmas.push_back(std::move(g));
+  });
+}
+
+// Everything that a warp waits for is done now, as late as can be: operands are read, and sums appear.
+void group_wait(int pending, Site site) {
+  if (skipped(site)) return;
+  Thread& t = begin(site);
+  int none;
+  collective(t, none, [&t, pending](int**) {
+    Warp& w = warp_of(t);
+    w.registers_fenced = false;
+    while (!w.wgmmas.empty() && w.wgmmas.front().group < w.groups - pending) {
+      Wgmma g = std::move(w.wgmmas.front());
+      w.wgmmas.erase(w.wgmmas.begin());
+      for (int l = 0; l < kWarp; ++l)
+        for (int i = 0; i < cuda::kWgmmaSums; ++i)
+          if (cuda::bits_of(g.d[l][i]) != kPoison) fail("the sums were written while a wgmma was under way");
+      for_operands(w, g, [&t](const unsigned char* p) {
+        for (Word *word = word_at(p), *end = word + kCoreBytes / 4; word < end; ++word) --word->readers;
+        touch(t, p, kCoreBytes, false);
+      });
+      sum_up(w, g);
+      ++options().statistics.wgmmas;
+      const auto next = std::find_if(w.wgmmas.begin(), w.wgmmas.end(),
+                                     [&](const Wgmma& later) { return later.d[0] == g.d[0]; });
+      if (next != w.wgmmas.end()) {
+        next->saved = std::move(g.saved);
+        continue;
+      }
+      for (int l = 0; l < kWarp; ++l)
+        std::memcpy(g.d[l], &g.saved[l * cuda::kWgmmaSums], cuda::kWgmmaSums * 4);
+    }
   });
 }
 

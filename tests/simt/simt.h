@@ -21,13 +21,13 @@
 namespace fused_subpixel::simt {
 
 // ---- for tests --------------------------------------------------------------------------------------------
-struct Statistics {  // of the last launch
-  uint64_t blocks, barriers, collectives, mmas, copies, switches;
+struct Statistics {                                                        // of the last launch
+  uint64_t blocks, barriers, collectives, mmas, wgmmas, copies, switches;  // wgmmas: of warps
 };
 struct Options {
   uint64_t seed = 0;  // every launch starts from it: the same seed runs the same interleaving again
   bool check_races = true;
-  // A barrier or a wait that is left out, to see that it is missed: the end of its file's name, and its line.
+  // A barrier, a wait or a fence that is left out, to see that it is missed: the end of its file's name, and its line.
   std::string skipped_file;
   int skipped_line = 0;
   Statistics statistics = {};
@@ -104,6 +104,15 @@ void copy_commit(Site site);
 void copy_wait(int pending, Site site);
 void load_matrices(uint32_t* r, const void* row, bool transposed, Site site);
 void multiply(Multiply type, float* d, const uint32_t* a, const uint32_t* b, Site site);
+void barrier_init(uint64_t* barrier, int arrivals, Site site);
+void barrier_arrive(uint64_t* barrier, int bytes, Site site);
+void barrier_wait(uint64_t* barrier, int parity, Site site);
+void bulk_copy(void* to, const void* from, int bytes, uint64_t* barrier, Site site);
+void fence_async_proxy(Site site);
+void group_fence(Site site);
+void group_commit(Site site);
+void group_wait(int pending, Site site);
+void group_multiply(Multiply type, float* d, uint64_t a, uint64_t b, bool accumulate, Site site);
 
 }  // namespace fused_subpixel::simt
 
@@ -141,6 +150,11 @@ FS_DEVICE void store_16(void* to, const Packed16& value, FS_PLACE) {
   simt::store(to, &value, 16, {"store_16", file, line});
 }
 
+FS_DEVICE void store_8(void* to, uint32_t first, uint32_t second, FS_PLACE) {
+  const uint32_t words[2] = {first, second};
+  simt::store(to, words, 8, {"store_8", file, line});
+}
+
 template <int kBytes>
 FS_DEVICE void cp_async(void* to, const void* from, bool valid, FS_PLACE) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
@@ -170,6 +184,40 @@ FS_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]
     static_assert(std::is_same_v<T, TF32>);
     simt::multiply(simt::Multiply::kTF32, d, a, b, {"mma<TF32>", file, line});
   }
+}
+
+FS_DEVICE uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(static_cast<const unsigned char*>(p) - simt::here.shared);
+}
+FS_DEVICE void mbarrier_init(uint64_t* barrier, int arrivals, FS_PLACE) {
+  simt::barrier_init(barrier, arrivals, {"mbarrier_init", file, line});
+}
+FS_DEVICE void mbarrier_arrive_expect(uint64_t* barrier, int bytes, FS_PLACE) {
+  simt::barrier_arrive(barrier, bytes, {"mbarrier_arrive_expect", file, line});
+}
+FS_DEVICE void mbarrier_wait(uint64_t* barrier, int parity, FS_PLACE) {
+  simt::barrier_wait(barrier, parity, {"mbarrier_wait", file, line});
+}
+FS_DEVICE void bulk_copy(void* to, const void* from, int bytes, uint64_t* barrier, FS_PLACE) {
+  simt::bulk_copy(to, from, bytes, barrier, {"bulk_copy", file, line});
+}
+FS_DEVICE void fence_async_proxy(FS_PLACE) { simt::fence_async_proxy({"fence_async_proxy", file, line}); }
+
+FS_DEVICE void wgmma_fence(FS_PLACE) { simt::group_fence({"wgmma_fence", file, line}); }
+FS_DEVICE void wgmma_commit(FS_PLACE) { simt::group_commit({"wgmma_commit", file, line}); }
+template <int kPending>
+FS_DEVICE void wgmma_wait(FS_PLACE) {
+  simt::group_wait(kPending, {"wgmma_wait", file, line});
+}
+FS_DEVICE void wgmma_wait_for(float (&)[kWgmmaSums], FS_PLACE) {
+  simt::group_wait(0, {"wgmma_wait_for", file, line});
+}
+template <class T>
+FS_DEVICE void wgmma(float (&d)[kWgmmaSums], uint64_t a, uint64_t b, bool accumulate, FS_PLACE) {
+  static_assert(std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>);
+  constexpr bool kIsHalf = std::is_same_v<T, Half>;
+  simt::group_multiply(kIsHalf ? simt::Multiply::kHalf : simt::Multiply::kBFloat16, d, a, b, accumulate,
+                       {"wgmma", file, line});
 }
 
 FS_DEVICE uint32_t bits_of(float x) {
