@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ import pybind11
 import pytest
 import torch
 from cases import BASES, DTYPES, EPILOGUES, GEOMETRIES, SAME3, Case, variant
-from emulated import GENERIC, LARGE, MMA, OLD, SMALL, Target
+from emulated import GENERIC, LARGE, MMA, OLD, SMALL, WGMMA, Target
 from test_kernel_gradients import exact as exact_gradients
 from test_kernel_gradients import integer_gradient
 from torch import Tensor
@@ -45,6 +46,17 @@ HEADS = tuple(
         (64, 8, 1, 60), (64, 1, 2, 7), (128, 2, 5, 4), (144, 2, 3, 20), (256, 2, 3, 32), (576, 3, 1, 24),
     )
 )  # fmt: skip
+# For Hopper's own kernel. Two images to a tile or one, several chunks, tiles and blocks of rows, crops.
+WIDE = (
+    Case("128 rows, 3x3", (1, 64, 16, 15), (128, 64, 3, 3), (2, 2), padding=SAME3),
+    Case("256 rows, 1x1", (3, 72, 7, 8), (256, 72, 1, 1), (2, 2)),
+    Case("160 rows, 2x2", (1, 128, 17, 9), (160, 128, 2, 2)),
+    Case("144 rows, r 3", (2, 136, 8, 8), (144, 136, 1, 1), (3, 3)),
+    Case("128 rows, dilated", (1, 64, 16, 8), (128, 64, 3, 2), (4, 2), dilation=(2, 3), padding=(2, 2, 1, 2)),
+    Case("248 rows, 1x3", (3, 200, 8, 7), (248, 200, 1, 3), (1, 2), padding=(0, 0, 1, 1)),
+    Case("128 rows, cropped", (1, 128, 15, 16), (128, 128, 3, 3), (2, 2), padding=SAME3, crop=(1, 3, 2, 1)),
+)
+HOPPER = Target(90, 1)  # one multiprocessor: what computes more at a time wins
 ALL = (*GEOMETRIES, *HEADS)
 LITTLE = 3_000_000  # multiply-adds: more takes long and shows no more
 
@@ -78,6 +90,30 @@ def test_forward(case: Case, dtype: torch.dtype, channels_last: bool, target: Ta
         case, tensors, channels_last, target, tf32=True, seed=seed, guard_start=bool(seed % 2)
     )
     assert found.equal(cases.exact(case).to(dtype))
+
+
+@pytest.mark.parametrize("case", WIDE, ids=str)
+@pytest.mark.parametrize("of_type", HALVES, ids=str)
+def test_hopper(case: Case, of_type: torch.dtype, channels_last: bool) -> None:
+    """Forward with and without an epilogue, and the input gradient, in both layouts of what is written."""
+    last = torch.channels_last
+    assert emulated.plan(case, of_type, True, HOPPER)[0] == WGMMA
+    for changes in ({}, {"activation": "relu", "residual": "high", "clamp": (-9.0, 30.0)}):
+        changed = variant(case, **changes)
+        tensors, expected = cases.integers(changed).to(of_type, last), cases.exact(changed).to(of_type)
+        for seed in range(3):
+            found = emulated.forward(
+                changed, tensors, channels_last, HOPPER, seed=seed, guard_start=bool(seed % 2)
+            )
+            assert found.equal(expected)
+    grad = integer_gradient(case).to(of_type).contiguous(memory_format=last)
+    found = emulated.input_grad(case, grad, cases.integers(case).weight.to(of_type), channels_last, HOPPER)
+    assert found.equal(exact_gradients(case)[0].to(of_type))
+
+
+def test_hopper_takes_input_gradients() -> None:
+    planned = {emulated.plan(case, torch.float16, True, HOPPER, which=1)[0] for case in WIDE}
+    assert WGMMA in planned
 
 
 @pytest.mark.parametrize("case", [case for case in (*ALL, *EPILOGUES) if small(case, 300_000)], ids=str)
@@ -249,7 +285,7 @@ def test_the_cases_take_every_tile() -> None:
         emulated.plan(case, dtype, last, which=which, tf32=True)
         for case in ALL for dtype in DTYPES for last in (False, True) for which in (0, 1, 2)
     ]  # fmt: skip
-    assert {plan[0] for plan in plans} == {GENERIC, MMA}
+    assert {plan[0] for plan in plans} - {WGMMA} == {GENERIC, MMA}
     assert {plan[3] for plan in plans if plan[0] == MMA} == {16, 32, 48, 64, 128}
 
 
@@ -262,7 +298,7 @@ H100 = Target(90, 132, 227 << 10)
 def test_channel_counts_of_heads_waste_little(rows: int, columns: int) -> None:
     case = Case("head", (1, 64, 360, 640), (rows, 64, 3, 3), (1, 1), padding=SAME3)
     kernel, refusal, pixels, found, blocks = emulated.plan(case, torch.float16, True, H100)
-    assert (kernel, refusal, found) == (MMA, 0, columns)
+    assert (kernel, refusal, found) == (WGMMA if rows >= 128 else MMA, 0, columns)
     assert pixels >= 120
     assert blocks >= 132
 
@@ -339,6 +375,7 @@ def ask() -> tuple[str | None, bool]:
 # ---- a kernel that lacks something is caught --------------------------------------------------------------
 
 FAMILIES = {  # where barriers and waits stand, and what runs through them
+    "sm90_conv.cuh": lambda seed, _: run_hopper(seed),
     "conv_mma.cuh": lambda seed, target: run_forward(seed, target),
     "tile_store.cuh": lambda seed, target: run_forward(seed, target),
     "weight_grad_mma.cuh": lambda seed, target: run_weight_grad(seed, target),
@@ -365,6 +402,14 @@ def curve_tensors() -> cases.Tensors:
     return cases.randoms(LACKING_CURVE, torch.float16).to(torch.float16, torch.channels_last)
 
 
+def run_hopper(seed: int) -> bool:
+    for case in (WIDE[1], WIDE[2], WIDE[6]):  # three stages and four, one tap and several
+        tensors = cases.integers(case).to(torch.float16, torch.channels_last)
+        if not emulated.forward(case, tensors, True, HOPPER, seed=seed).equal(cases.exact(case).half()):
+            return False
+    return True
+
+
 def run_weight_grad(seed: int, target: Target) -> bool:
     case = LACKING_GENERIC if target.sm == OLD.sm else LACKING_LITTLE
     last = {"memory_format": torch.channels_last}
@@ -377,12 +422,14 @@ def run_weight_grad(seed: int, target: Target) -> bool:
 
 
 def sites() -> list[tuple[str, int]]:
-    """File and line of every barrier and wait."""
+    """File and line of every barrier, wait and fence."""
     return [
         (name, number)
         for name in FAMILIES
         for number, line in enumerate((CUDA / name).read_text().splitlines(), 1)
-        if "sync_threads();" in line or "cp_async_wait<" in line
+        if re.search(
+            r"\b(sync_threads|cp_async_wait|mbarrier_wait|fence_async_proxy|wgmma_(fence|wait\w*))[<(]", line
+        )
     ]
 
 
@@ -412,6 +459,8 @@ MISCOUNTED = (
     ("tile_store.cuh", "w * plan.tile_w}", "w * plan.tile_w + (w > 0)}", "conv_mma.cuh"),
     ("conv_mma.cuh", "(base[m] + moved,", "(base[m] + moved + 1,", "conv_mma.cuh"),
     ("tile_store.cuh", "first_row ? unit * p.run", "first_row ? unit * p.run + 1", "conv_mma.cuh"),
+    ("sm90_conv.cuh", "(base + moved)", "(base + moved + 1)", "sm90_conv.cuh"),
+    ("sm90_conv.cuh", "p.plan.halo_w * 16, plane)", "p.plan.halo_w * 16 + 16, plane)", "sm90_conv.cuh"),
     ("weight_grad_mma.cuh", "row_warps + warp, to)", "row_warps + warp + 1, to)", "weight_grad_mma.cuh"),
     ("generic.cuh", "y = h * g.stride_h + a", "y = h * g.stride_h + 1 + a", "generic.cuh"),
 )

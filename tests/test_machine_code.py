@@ -107,6 +107,16 @@ def test_nothing_is_spilled(arch: str) -> None:
     assert not spilled, "\n".join(spilled)
 
 
+@pytest.mark.parametrize("of_type", ["Half", "BFloat16"])
+def test_hopper_multiplies_by_warpgroups(of_type: str) -> None:
+    """In the background, that is: one group of wgmmas to each commit, and 16-byte stores."""
+    for instance, kernel in instances("conv_wgmma_kernel", "sm_90a", of_type).items():
+        assert kernel.count(r"HGMMA\.64x128x16\.F32") >= 2, instance
+        assert kernel.count(r"HGMMA.*gsb0") == 1, instance
+        assert kernel.count(r"UBLKCP") > 0, instance
+        assert kernel.count(r"STG\.E(\.\w+)*\.128\b") > 0, instance
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize(("name", "of_type"), KERNELS)
 class TestTensorCoreKernels:

@@ -364,6 +364,8 @@ void run_block() {
     t.state = State::kRunnable, t.site = {"the start", "kernel", 0}, t.copies.clear(), t.groups = 0;
     t.epoch = m.epoch, t.warp_epoch = 0, t.fences = 0, t.ended.clear();
   }
+  if (!m.mbarriers.empty())
+    for (Word& w : m.words) w.with = nullptr;
   m.mbarriers.clear();
   for (auto& issued : m.issued) issued.clear();
   for (int i = 0; i < m.warp_count; ++i) {
