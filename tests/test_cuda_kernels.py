@@ -392,7 +392,7 @@ import sys, test_cuda_kernels as tests
 run = tests.FAMILIES[sys.argv[1]]
 try:
     right = all(run(seed, target) for target in tests.TARGETS.values() for seed in (0, 1))
-except RuntimeError:
+except (RuntimeError, SystemError):  # the latter: pybind11 fails to translate across these objects
     right = False
 print("right" if right else "wrong")
 """
