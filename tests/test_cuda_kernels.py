@@ -49,9 +49,9 @@ HEADS = tuple(
 # For Hopper's own kernel. Two images to a tile or one, several chunks, tiles and blocks of rows, crops.
 WIDE = (
     Case("128 rows, 3x3", (1, 64, 16, 15), (128, 64, 3, 3), (2, 2), padding=SAME3),
-    Case("256 rows, 1x1", (3, 72, 7, 8), (256, 72, 1, 1), (2, 2)),
+    Case("256 rows, 1x1", (3, 256, 7, 8), (256, 256, 1, 1), (2, 2)),
     Case("160 rows, 2x2", (1, 128, 17, 9), (160, 128, 2, 2)),
-    Case("144 rows, r 3", (2, 136, 8, 8), (144, 136, 1, 1), (3, 3)),
+    Case("144 rows, r 3", (2, 72, 8, 8), (144, 72, 1, 1), (3, 3)),
     Case("128 rows, dilated", (1, 64, 16, 8), (128, 64, 3, 2), (4, 2), dilation=(2, 3), padding=(2, 2, 1, 2)),
     Case("248 rows, 1x3", (3, 200, 8, 7), (248, 200, 1, 3), (1, 2), padding=(0, 0, 1, 1)),
     Case("128 rows, cropped", (1, 128, 15, 16), (128, 128, 3, 3), (2, 2), padding=SAME3, crop=(1, 3, 2, 1)),
@@ -308,8 +308,11 @@ def test_channel_counts_of_heads_waste_little(rows: int, columns: int) -> None:
 )
 def test_small_images_fill_the_gpu(shape: tuple[int, int, int, int]) -> None:
     case = Case("wide", shape, (4 * shape[1], shape[1], 1, 1))
-    *_, blocks = emulated.plan(case, torch.float16, True, H100)
-    assert blocks >= min(100, shape[0] * shape[2] * shape[3] // 128 * 4 * shape[1] // 16)
+    kernel, *_, blocks = emulated.plan(case, torch.float16, True, H100)
+    # Hopper's larger and faster tiles may leave half of the GPU idle and are done first
+    assert blocks >= min(
+        66 if kernel == WGMMA else 100, shape[0] * shape[2] * shape[3] // 128 * 4 * shape[1] // 16
+    )
 
 
 @pytest.mark.parametrize(
@@ -460,7 +463,7 @@ MISCOUNTED = (
     ("conv_mma.cuh", "(base[m] + moved,", "(base[m] + moved + 1,", "conv_mma.cuh"),
     ("tile_store.cuh", "first_row ? unit * p.run", "first_row ? unit * p.run + 1", "conv_mma.cuh"),
     ("sm90_conv.cuh", "(base + moved)", "(base + moved + 1)", "sm90_conv.cuh"),
-    ("sm90_conv.cuh", "p.plan.halo_w * 16, plane)", "p.plan.halo_w * 16 + 16, plane)", "sm90_conv.cuh"),
+    ("sm90_conv.cuh", "p.plan.halo_h : 8)", "p.plan.halo_h : 9)", "sm90_conv.cuh"),
     ("weight_grad_mma.cuh", "row_warps + warp, to)", "row_warps + warp + 1, to)", "weight_grad_mma.cuh"),
     ("generic.cuh", "y = h * g.stride_h + a", "y = h * g.stride_h + 1 + a", "generic.cuh"),
 )
@@ -470,7 +473,7 @@ import sys, test_cuda_kernels as tests
 run = tests.FAMILIES[sys.argv[1]]
 try:
     right = all(run(seed, target) for target in tests.TARGETS.values() for seed in (0, 1))
-except RuntimeError:
+except (RuntimeError, SystemError):  # the latter: pybind11 fails to translate across these objects
     right = False
 print("right" if right else "wrong")
 """

@@ -78,7 +78,7 @@ struct WgmmaBlock {
   }
 
   // Tap (i, j) of one chunk; filter holds its weights. One group of wgmmas, and no branch between them: else the
-  // compiler would make several groups of it, and wgmma_wait<1> would wait for more than the step before.
+  // compiler would make several groups of it, and the wait that follows would be for more than the step before.
   FS_DEVICE void multiply(const unsigned char* pixels, const unsigned char* filter, int i, int j,
                           bool accumulate) {
     const int plane = p.plan.pixel_plane * 16;
