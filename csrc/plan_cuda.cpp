@@ -111,7 +111,8 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
   return false;
 }
 
-// How much faster wgmma is than mma.sync, on the work of the busiest multiprocessor.
+// How much faster wgmma is taken to be than mma.sync, on the work of the busiest multiprocessor. An assumption, from
+// the rates of the instructions; not measured.
 constexpr double kWgmmaSpeed = 1.6;
 
 // Hopper's plan, if it is for this problem.
@@ -129,6 +130,7 @@ bool lay_out_wgmma(const Problem& p, const Target& t, Plan& plan) {
   const int64_t halo_w = plan.tile_w + (p.kernel_w - 1) * p.dilation_w;
   if (halo_h * halo_w >= kSmallNumber / 8 / plan.tile_n || plan.tile_w * p.run >= kSmallNumber) return false;
   if (all_tiles >= int64_t{1} << 31 || row_blocks >= 1 << 16) return false;
+  if (all_tiles * row_blocks < t.multiprocessors) return false;  // smaller tiles fill the GPU
   plan.tiles_n = static_cast<int>(ceil_div(p.batch, plan.tile_n));
   plan.tiles_h = static_cast<int>(ceil_div(p.conv_h, plan.tile_h));
   plan.tiles_w = static_cast<int>(ceil_div(p.conv_w, plan.tile_w));
