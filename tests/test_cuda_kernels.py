@@ -470,7 +470,7 @@ import sys, test_cuda_kernels as tests
 run = tests.FAMILIES[sys.argv[1]]
 try:
     right = all(run(seed, target) for target in tests.TARGETS.values() for seed in (0, 1))
-except (RuntimeError, SystemError):  # the latter: pybind11 fails to translate across these objects
+except (RuntimeError, SystemError):  # what pybind11 sometimes makes of the former in such a mixed module
     right = False
 print("right" if right else "wrong")
 """

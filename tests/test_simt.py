@@ -295,3 +295,30 @@ def test_rounding_to_tf32(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(
         simt.round_to_tf32(special), np.float32([np.inf, -np.inf, np.nan, 0, np.inf])
     )
+
+
+# ---- Hopper's ----------------------------------------------------------------------------------------------
+
+
+def planes(x: np.ndarray) -> np.ndarray:
+    """[rows, k] as [k / 8, rows, 8]."""
+    return np.ascontiguousarray(x.reshape(x.shape[0], -1, 8).transpose(1, 0, 2))
+
+
+@pytest.mark.parametrize("type_name", ["Half", "BFloat16"])
+@pytest.mark.parametrize("start", [0, 1, 5, 8])
+def test_wgmma(type_name: str, start: int, seed: int, rng: np.random.Generator) -> None:
+    """Operands that start at any row: 16 bytes are all the alignment there is without a swizzle."""
+    a, b = integers(rng, 72, 64), integers(rng, 128, 64)
+    got = simt.wgmma(type_name, stored(type_name, planes(a)), stored(type_name, planes(b)), start, "")
+    assert np.array_equal(got.reshape(64, 128), a[start : start + 64] @ b.T)
+
+
+@pytest.mark.parametrize("lack", ["fence", "arrival", "parity", "bytes", "wait"])
+def test_wgmma_that_lacks_something(lack: str, seed: int, rng: np.random.Generator) -> None:
+    a, b = integers(rng, 72, 64), integers(rng, 128, 64)
+    try:
+        got = simt.wgmma("Half", stored("Half", planes(a)), stored("Half", planes(b)), 3, lack)
+    except RuntimeError:
+        return
+    assert not np.array_equal(got.reshape(64, 128), a[3:67] @ b.T)

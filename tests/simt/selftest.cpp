@@ -204,6 +204,48 @@ gemm(FS_CONSTANT(GemmParams) p) {
       }
 }
 
+// ---- wgmma ------------------------------------------------------------------------------------------------
+// d[64, 128] = rows start ... start + 63 of a[planes of 8 elements, 72, 8] by b[planes, 128, 8]: a comes by ordinary
+// stores, b by the copy engine. `Lack` is left out.
+enum Lack { kNothingLacks, kFence, kArrival, kParity, kBytes, kWgmmaWait };
+struct WgmmaParams {
+  const void *a, *b;
+  float* d;
+  int start;
+};
+constexpr int kWgmmaK = 64, kARows = 72, kABytes = kARows * kWgmmaK * 2, kBBytes = 128 * kWgmmaK * 2;
+constexpr int kWgmmaShared = kABytes + kBBytes + 8;
+
+template <class T, Lack lack>
+void wgmma_gemm(WgmmaParams p) {
+  unsigned char *a = shared_memory(), *b = a + kABytes;
+  auto* arrived = reinterpret_cast<uint64_t*>(b + kBBytes);
+  const int t = thread_index();
+  if (t == 0) {
+    mbarrier_init(arrived, 1);
+    fence_async_proxy();
+    mbarrier_arrive_expect(arrived, lack == kBytes ? kBBytes - 16 : kBBytes);
+    bulk_copy(b, p.b, kBBytes, arrived);
+  }
+  for (int at = t * 16; at < kABytes; at += 128 * 16)
+    store_16(a + at, load_16(static_cast<const unsigned char*>(p.a) + at));
+  if (lack != kFence) fence_async_proxy();
+  sync_threads();
+  if (lack != kArrival) mbarrier_wait(arrived, lack == kParity ? 1 : 0);
+  sync_warp();
+  float d[kWgmmaSums];
+  const uint64_t left = wgmma_operand(a + p.start * 16, 128, kARows * 16),
+                 right = wgmma_operand(b, 128, 128 * 16);
+  wgmma_fence();
+  for (int k = 0; k < kWgmmaK / 8; k += 2)
+    wgmma<T>(d, moved_operand(left, k * kARows * 16), moved_operand(right, k * 128 * 16), k > 0);
+  wgmma_commit();
+  if (lack != kWgmmaWait) wgmma_wait_for(d);
+  for (int q = 0; q < kWgmmaSums; ++q)
+    p.d[(t / 32 * 16 + q / 2 % 2 * 8 + t % 32 / 4) * 128 + q / 4 * 8 + t % 4 * 2 + q % 2] = d[q];
+  if (lack == kWgmmaWait) wgmma_wait_for(d);
+}
+
 // ---- mistakes ---------------------------------------------------------------------------------------------
 // Launched with 2 blocks of 64 threads and 1032 bytes of shared memory.
 struct MistakeParams {
@@ -457,6 +499,19 @@ void bind_selftest(py::module_& m) {
     const Output<> output(int64_t{rows} * columns);
     simt::launch(kernels.at({type, rows_are_k}), (columns + kTile - 1) / kTile, (rows + kTile - 1) / kTile,
                  128, kGemmShared, {left.data(), right.data(), output.as<float>(), rows, columns, k});
+    return output.array();
+  });
+  m.def("wgmma", [](const std::string& type, const py::array& a, const py::array& b, int start,
+                    const std::string& lack) {
+    const std::map<std::string, void (*)(WgmmaParams)> kernels = {
+        {"Half", wgmma_gemm<Half, kNothingLacks>}, {"BFloat16", wgmma_gemm<BFloat16, kNothingLacks>},
+        {"fence", wgmma_gemm<Half, kFence>},       {"arrival", wgmma_gemm<Half, kArrival>},
+        {"parity", wgmma_gemm<Half, kParity>},     {"bytes", wgmma_gemm<Half, kBytes>},
+        {"wait", wgmma_gemm<Half, kWgmmaWait>}};
+    const Input left(a), right(b);
+    const Output<> output(64 * 128);
+    simt::launch(kernels.at(lack.empty() ? type : lack), 1, 1, 128, kWgmmaShared,
+                 {left.data(), right.data(), output.as<float>(), start});
     return output.array();
   });
   m.def("mistake", [](const std::string& name) {
