@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""CUDA kernels that lack a barrier, wait or fence, or miscount by one: the emulator catches all of them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import cases
+import emulated
+import pybind11
+import pytest
+import torch
+from cases import SAME3, Case, variant
+from emulated import OLD, Target
+from test_cuda_kernels import CUDA, HOPPER, ROOT, TARGETS, WIDE, error
+from test_kernel_gradients import exact as exact_gradients
+from test_kernel_gradients import integer_gradient
+
+FAMILIES = {  # where barriers and waits stand, and what runs through them
+    "sm90_conv.cuh": lambda seed, _: run_hopper(seed),
+    "conv_mma.cuh": lambda seed, target: run_forward(seed, target),
+    "tile_store.cuh": lambda seed, target: run_forward(seed, target),
+    "weight_grad_mma.cuh": lambda seed, target: run_weight_grad(seed, target),
+    "generic.cuh": lambda seed, target: run_weight_grad(seed, OLD._replace(multiprocessors=1)),
+}
+LACKING = Case("several chunks, steps and tiles", (1, 128, 9, 33), (96, 128, 3, 3), padding=SAME3)
+LACKING_LITTLE = Case("several tiles", (2, 40, 9, 33), (16, 40, 3, 3), padding=SAME3)
+LACKING_POINTS = Case("one step for each of many chunks", (1, 300, 5, 33), (48, 300, 1, 1))
+LACKING_CURVE = variant(LACKING_LITTLE, activation="sigmoid")
+LACKING_GENERIC = Case("more results than blocks", (1, 2, 9, 33), (36, 2, 1, 1))
+
+
+def run_forward(seed: int, target: Target) -> bool:
+    """Whether output and input gradient are right; an error of the emulator is none of its business."""
+    for case in (LACKING, LACKING_LITTLE, LACKING_POINTS):
+        tensors = cases.integers(case).to(torch.float16, torch.channels_last)
+        if not emulated.forward(case, tensors, True, target, seed=seed).equal(cases.exact(case).half()):
+            return False
+    found = emulated.forward(LACKING_CURVE, curve_tensors(), True, target, seed=seed)
+    return error(found, cases.plain(LACKING_CURVE, curve_tensors().double())) < 0.01
+
+
+def curve_tensors() -> cases.Tensors:
+    return cases.randoms(LACKING_CURVE, torch.float16).to(torch.float16, torch.channels_last)
+
+
+def run_hopper(seed: int) -> bool:
+    for case in (WIDE[1], WIDE[2], WIDE[6]):  # three stages and four, one tap and several
+        tensors = cases.integers(case).to(torch.float16, torch.channels_last)
+        if not emulated.forward(case, tensors, True, HOPPER, seed=seed).equal(cases.exact(case).half()):
+            return False
+    return True
+
+
+def run_weight_grad(seed: int, target: Target) -> bool:
+    case = LACKING_GENERIC if target.sm == OLD.sm else LACKING_LITTLE
+    last = {"memory_format": torch.channels_last}
+    grad, x = (
+        integer_gradient(case).half().contiguous(**last),
+        cases.integers(case).input.half().contiguous(**last),
+    )
+    found = emulated.weight_grad(case, grad, x, target, seed=seed)
+    return all(a.equal(b.half()) for a, b in zip(found, exact_gradients(case)[1:], strict=True))
+
+
+def sites() -> list[tuple[str, int]]:
+    """File and line of every barrier, wait and fence."""
+    return [
+        (name, number)
+        for name in FAMILIES
+        for number, line in enumerate((CUDA / name).read_text().splitlines(), 1)
+        if re.search(
+            r"\b(sync_threads|cp_async_wait|mbarrier_wait|fence_async_proxy|wgmma_(fence|wait\w*))[<(]", line
+        )
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_nothing_lacks(family: str, target: Target) -> None:
+    assert all(FAMILIES[family](seed, target) for seed in range(3))
+
+
+@pytest.mark.parametrize(("file", "line"), sites(), ids=str)
+def test_a_missing_barrier_or_wait_is_caught(file: str, line: int) -> None:
+    emulated.simt.skip(file, line)
+    try:
+        for target, seed in itertools.product(TARGETS.values(), range(4)):
+            try:
+                if not FAMILIES[file](seed, target):
+                    return
+            except RuntimeError:
+                return
+    finally:
+        emulated.simt.skip("", 0)
+    pytest.fail("nobody noticed")
+
+
+# A text of the source, and what makes an index in it off by one; what runs through it.
+MISCOUNTED = (
+    ("tile_store.cuh", "w * plan.tile_w}", "w * plan.tile_w + (w > 0)}", "conv_mma.cuh"),
+    ("conv_mma.cuh", "(base[m] + moved,", "(base[m] + moved + 1,", "conv_mma.cuh"),
+    ("tile_store.cuh", "first_row ? unit * p.run", "first_row ? unit * p.run + 1", "conv_mma.cuh"),
+    ("sm90_conv.cuh", "(base + moved)", "(base + moved + 1)", "sm90_conv.cuh"),
+    ("sm90_conv.cuh", "p.plan.halo_h : 8)", "p.plan.halo_h : 9)", "sm90_conv.cuh"),
+    ("weight_grad_mma.cuh", "row_warps + warp, to)", "row_warps + warp + 1, to)", "weight_grad_mma.cuh"),
+    ("generic.cuh", "y = h * g.stride_h + a", "y = h * g.stride_h + 1 + a", "generic.cuh"),
+)
+OBJECTS = [f"tests/simt/{name}.cpp.o" for name in ("simt", "selftest", "module")] + ["csrc/plan_cuda.cpp.o"]
+PROGRAM = """
+import sys, test_cuda_mutations as tests
+run = tests.FAMILIES[sys.argv[1]]
+try:
+    right = all(run(seed, target) for target in tests.TARGETS.values() for seed in (0, 1))
+except (RuntimeError, SystemError):  # what pybind11 sometimes makes of the former in such a mixed module
+    right = False
+print("right" if right else "wrong")
+"""
+
+
+@pytest.mark.parametrize("wrong", [None, *MISCOUNTED], ids=lambda w: "as it is" if w is None else w[2])
+def test_an_index_off_by_one_is_caught(wrong: tuple[str, str, str, str] | None, tmp_path: Path) -> None:
+    """In a copy of the sources, compiled anew."""
+    objects = [ROOT / "build" / "ninja" / name for name in OBJECTS]
+    if not all(path.exists() for path in objects):
+        pytest.skip("the emulator was not built by setup.py")
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    family = "conv_mma.cuh"
+    if wrong is not None:
+        name, text, replacement, family = wrong
+        source = tmp_path / "csrc" / "cuda" / name
+        assert source.read_text().count(text) == 1, "the text to be changed is gone"
+        source.write_text(source.read_text().replace(text, replacement))
+    includes = [
+        ROOT / "tests" / "simt",
+        tmp_path / "csrc",
+        pybind11.get_include(),
+        sysconfig.get_path("include"),
+    ]
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    command = [
+        *shlex.split(os.environ.get("CXX", "g++" if shutil.which("g++") else "clang++")),
+        "-std=c++17", "-O0", "-fPIC", "-shared", "-DFS_SIMT", "-DFS_SIMT_KERNELS=1",
+        *(f"-I{folder}" for folder in includes), str(ROOT / "tests" / "simt" / "kernels.cpp"),
+        *map(str, objects), "-o", str(tmp_path / f"fused_subpixel_simt{suffix}"),
+    ]  # fmt: skip
+    subprocess.run(command, check=True)
+    paths = os.pathsep.join(map(str, (tmp_path, ROOT / "tests", ROOT)))
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, family],
+        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert result.stdout.strip() == ("right" if wrong is None else "wrong")
