@@ -24,11 +24,14 @@ from test_cuda_kernels import CUDA, HOPPER, ROOT, TARGETS, WIDE, error
 from test_kernel_gradients import exact as exact_gradients
 from test_kernel_gradients import integer_gradient
 
+from fused_subpixel import reference
+
 FAMILIES = {  # where barriers and waits stand, and what runs through them
     "sm90_conv.cuh": lambda seed, _: run_hopper(seed),
     "conv_mma.cuh": lambda seed, target: run_forward(seed, target),
     "tile_store.cuh": lambda seed, target: run_forward(seed, target),
     "weight_grad_mma.cuh": lambda seed, target: run_weight_grad(seed, target),
+    "shuffle.cuh": lambda *_: run_shuffle(),
     "generic.cuh": lambda seed, target: run_weight_grad(seed, OLD._replace(multiprocessors=1)),
 }
 LACKING = Case("several chunks, steps and tiles", (1, 128, 9, 33), (96, 128, 3, 3), padding=SAME3)
@@ -58,6 +61,14 @@ def run_hopper(seed: int) -> bool:
         if not emulated.forward(case, tensors, True, HOPPER, seed=seed).equal(cases.exact(case).half()):
             return False
     return True
+
+
+def run_shuffle() -> bool:
+    x = torch.arange(2 * 54 * 5 * 7).view(2, 54, 5, 7)
+    high = emulated.shuffle(x, (3, 2), 0, False, guard_start=False)
+    return high.equal(reference.shuffle(x, 3, 2, 0)) and emulated.shuffle(high, (3, 2), 0, True, True).equal(
+        x
+    )
 
 
 def run_weight_grad(seed: int, target: Target) -> bool:
@@ -112,6 +123,7 @@ MISCOUNTED = (
     ("sm90_conv.cuh", "(base + moved)", "(base + moved + 1)", "sm90_conv.cuh"),
     ("sm90_conv.cuh", "p.plan.halo_h : 8)", "p.plan.halo_h : 9)", "sm90_conv.cuh"),
     ("weight_grad_mma.cuh", "row_warps + warp, to)", "row_warps + warp + 1, to)", "weight_grad_mma.cuh"),
+    ("shuffle.cuh", "j = column - w * cell_w", "j = column + 1 - w * cell_w", "shuffle.cuh"),
     ("generic.cuh", "y = h * g.stride_h + a", "y = h * g.stride_h + 1 + a", "generic.cuh"),
 )
 OBJECTS = [f"tests/simt/{name}.cpp.o" for name in ("simt", "selftest", "module")] + ["csrc/plan_cuda.cpp.o"]
