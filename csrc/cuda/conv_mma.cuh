@@ -236,7 +236,7 @@ struct MmaBlock {
 
   // Taps first .. first + count - 1 of one chunk; filter holds these taps.
   FS_DEVICE void multiply(const unsigned char* pixels, const unsigned char* filter, int first, int count) {
-    int a = first / p.kernel_w, b = first - a * p.kernel_w;
+    int a = p.taps_across.divide(first), b = first - a * p.kernel_w;
     for (int tap = 0; tap < count; ++tap, filter += kTapBytes) {
       const int moved = a * p.dilation_h * p.plan.halo_w + b * p.dilation_w;
       if (++b == p.kernel_w) b = 0, ++a;

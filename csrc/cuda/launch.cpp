@@ -186,6 +186,7 @@ void set_plan(MmaParams& m, const Plan& plan, const void* packed, DType dtype) {
   m.plan = plan, m.packed = packed;
   m.taps = m.kernel_h * m.kernel_w, m.tiles = plan.tiles_n * plan.tiles_h * plan.tiles_w;
   m.tile_w = SmallDivisor(plan.tile_w), m.tile_h = SmallDivisor(plan.tile_h);
+  m.taps_across = SmallDivisor(m.kernel_w);
   const int64_t vector = 16 / element_bytes(dtype);
   const auto slots = [&](int64_t length) { return (length + vector - 1) / vector + 1; };
   m.whole_units = m.rows <= plan.columns || plan.columns % m.run == 0;

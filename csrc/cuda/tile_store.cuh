@@ -108,6 +108,7 @@ struct TileStore {
                            p.per_column;
     const int total =
         plan.tile_n * plan.tile_h * p.store_units.divisor * p.store_pieces.divisor * p.store_slots.divisor;
+    FS_NO_UNROLL
     for (int i = thread_index(); i < total; i += block_threads()) {
       const int stretch = p.store_slots.divide(i), slot = i - stretch * p.store_slots.divisor;
       const int unit_of_line = p.store_pieces.divide(stretch),
