@@ -13,7 +13,6 @@ constexpr int64_t kStepBytes = 16 << 10;   // of filter that is fetched at a tim
 constexpr int64_t kResidentBytes = 72 << 10;
 // Overheads, in the unit of a column of the tile: reading the pixels costs about as much as a dozen columns.
 constexpr int64_t kPixelColumns = 12;
-constexpr int kRowInfoBytes = 20, kStagingPad = 8;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }

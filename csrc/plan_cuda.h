@@ -48,6 +48,9 @@ struct Problem {
 
 // mma.sync tile: kMmaPixels pixels by `columns` rows of the weight; the weight's rows are the columns of the GEMM.
 constexpr int kMmaPixels = 128;
+// Of the store: floats between rows of the staging area, so that rows start in different banks; and what it must know
+// of each row of the weight.
+constexpr int kStagingPad = 8, kRowInfoBytes = 20;
 constexpr int kMmaColumns[] = {16, 32, 48, 64, 128};
 // wgmma tile: as many pixels, 16 x 8 of one image or 8 x 8 of two, by one number of columns. Eight pixels of a row are
 // what the hardware reads at once.

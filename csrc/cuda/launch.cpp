@@ -182,7 +182,9 @@ void set_output(MmaParams& m, void* data, const Strides& s, const ShuffledChanne
   m.per_column = static_cast<int>(run / map.cell_w);
 }
 
-void set_plan(MmaParams& m, const Plan& plan, const void* packed, DType dtype) {
+void set_plan(MmaParams& m, const Geometry& g, const Plan& plan, const void* packed, DType dtype) {
+  m.kernel_h = static_cast<int>(g.kernel_h), m.kernel_w = static_cast<int>(g.kernel_w);
+  m.dilation_h = static_cast<int>(g.dilation_h), m.dilation_w = static_cast<int>(g.dilation_w);
   m.plan = plan, m.packed = packed;
   m.taps = m.kernel_h * m.kernel_w, m.tiles = plan.tiles_n * plan.tiles_h * plan.tiles_w;
   m.tile_w = SmallDivisor(plan.tile_w), m.tile_h = SmallDivisor(plan.tile_h);
@@ -226,6 +228,31 @@ void launch(DType dtype, const PackParams& pack, const MmaParams& m, void* strea
 TensorView dense(int64_t channels, int64_t h, int64_t w, bool channels_last) {
   return {nullptr, channels_last ? Strides{channels * h * w, 1, w * channels, channels}
                                  : Strides{channels * h * w, h * w, w, 1}};
+}
+
+// The filter of a pass: rows are the convolution's channels, or, for the input gradient, those of the input.
+PackParams pack_params(const Geometry& g, const TensorView& weight, void* packed, const Plan& plan,
+                       const ShuffledChannels& map, Pass pass) {
+  const Strides& s = weight.stride;
+  const auto low = static_cast<int>(g.conv_channels()), in = static_cast<int>(g.in_channels);
+  const auto kernel_h = static_cast<int>(g.kernel_h), kernel_w = static_cast<int>(g.kernel_w);
+  const bool forward = pass == Pass::kForward;
+  return {weight.data,
+          packed,
+          forward ? s.n : s.c,
+          forward ? s.c : s.n,
+          s.h,
+          s.w,
+          forward ? low : in,
+          forward ? in : low,
+          kernel_h,
+          kernel_w,
+          plan.columns,
+          plan.chunks,
+          plan.grid_y,
+          map,
+          forward,
+          !forward};
 }
 
 Plan forward_plan(const Geometry& g, DType dtype, const TensorView& input, bool channels_last,
@@ -279,23 +306,7 @@ void conv_forward(const ForwardArguments& a, void* scratch, const Device& device
     return launch_generic(Pass::kForward, a.dtype, p, device.target, device.stream);
   }
   const ShuffledChannels map = counted(g, a.output.stride);
-  const Strides& ws = a.weight.stride;
-  const PackParams pack{a.weight.data,
-                        scratch,
-                        ws.n,
-                        ws.c,
-                        ws.h,
-                        ws.w,
-                        static_cast<int>(g.conv_channels()),
-                        static_cast<int>(g.in_channels),
-                        static_cast<int>(g.kernel_h),
-                        static_cast<int>(g.kernel_w),
-                        plan.columns,
-                        plan.chunks,
-                        plan.grid_y,
-                        map,
-                        true,
-                        false};
+  const PackParams pack = pack_params(g, a.weight, scratch, plan, map, Pass::kForward);
   MmaParams m{};
   m.load = pixel_load(plain_source(a.input, a.dtype, g.in_channels, g.in_h, g.in_w), g.batch,
                       {g.stride_h, g.stride_w, g.pad_top, g.pad_left}, plan.tile_n, plan.halo_h, plan.halo_w);
@@ -304,10 +315,8 @@ void conv_forward(const ForwardArguments& a, void* scratch, const Device& device
   m.conv_h = static_cast<int>(g.conv_h), m.conv_w = static_cast<int>(g.conv_w);
   m.crop_top = static_cast<int>(g.crop_top), m.crop_left = static_cast<int>(g.crop_left);
   m.out_h = static_cast<int>(g.out_h), m.out_w = static_cast<int>(g.out_w);
-  m.kernel_h = static_cast<int>(g.kernel_h), m.kernel_w = static_cast<int>(g.kernel_w);
-  m.dilation_h = static_cast<int>(g.dilation_h), m.dilation_w = static_cast<int>(g.dilation_w);
   m.epilogue = epilogue_params(a);
-  set_plan(m, plan, scratch, a.dtype);
+  set_plan(m, g, plan, scratch, a.dtype);
   launch(a.dtype, pack, m, device.stream);
 }
 
@@ -330,30 +339,12 @@ void conv_input_grad(const InputGradArguments& a, void* scratch, const Device& d
                     (g.kernel_w - 1) * g.dilation_w - g.pad_left};
   m.load = pixel_load(gradient_source(g, a.grad_output, a.dtype), g.batch, steps, plan.tile_n, plan.halo_h,
                       plan.halo_w);
-  const Strides& ws = a.weight.stride;
-  const PackParams pack{a.weight.data,
-                        scratch,
-                        ws.c,
-                        ws.n,
-                        ws.h,
-                        ws.w,
-                        static_cast<int>(g.in_channels),
-                        static_cast<int>(g.conv_channels()),
-                        static_cast<int>(g.kernel_h),
-                        static_cast<int>(g.kernel_w),
-                        plan.columns,
-                        plan.chunks,
-                        plan.grid_y,
-                        m.load.source.map,
-                        false,
-                        true};
+  const PackParams pack = pack_params(g, a.weight, scratch, plan, m.load.source.map, Pass::kInputGrad);
   set_output(m, const_cast<void*>(a.grad_input.data), a.grad_input.stride, plain(g.in_channels),
              g.in_channels, run_of(g.in_channels, 1, channels_last));
   m.conv_h = m.out_h = static_cast<int>(g.in_h), m.conv_w = m.out_w = static_cast<int>(g.in_w);
-  m.kernel_h = static_cast<int>(g.kernel_h), m.kernel_w = static_cast<int>(g.kernel_w);
-  m.dilation_h = static_cast<int>(g.dilation_h), m.dilation_w = static_cast<int>(g.dilation_w);
   m.epilogue = no_epilogue();
-  set_plan(m, plan, scratch, a.dtype);
+  set_plan(m, g, plan, scratch, a.dtype);
   launch(a.dtype, pack, m, device.stream);
 }
 

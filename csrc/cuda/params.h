@@ -124,7 +124,7 @@ struct MmaParams {
   int tiles;
   EpilogueParams epilogue;
   Plan plan;
-  SmallDivisor tile_w, tile_h, taps_across;  // taps_across: kernel_w
+  SmallDivisor tile_w, tile_h, taps_across;                        // taps_across: kernel_w
   SmallDivisor store_slots, store_pieces, store_units, store_run;  // divisors and counts of the store loop
   bool whole_units;  // every block has whole units, so that a tile row of a unit is one stretch of memory
 };

@@ -7,8 +7,6 @@
 
 namespace fused_subpixel::cuda {
 
-constexpr int kStagingPad = 8;  // floats between rows of the staging area: rows start in different banks
-
 FS_DEVICE Phase phase_of(const ShuffledChannels& m, int64_t counted) {
   return phase_of_channel(counted, m.channels, m.cell_h, m.cell_w, m.order);
 }
@@ -36,6 +34,7 @@ struct TileStore {
     float bias, slope;
     int c, j, conv_channel;
   };
+  static_assert(sizeof(RowInfo) == kRowInfoBytes);
   FS_DEVICE RowInfo* row_info() const {
     return reinterpret_cast<RowInfo*>(shared_memory() + p.plan.table_offset);
   }
