@@ -13,12 +13,11 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 // threads come in pairs, with the other thread. (Fetching the next strip ahead of time, by prefetch instructions
 // among the tiles, made everything slower.) While the filter does not stay packed, larger blocks pack it less often.
 constexpr int64_t kStripShareOfL2 = 3, kStripShareOfL2Repacking = 2, kFilterShareOfL2 = 8;
-// Cost of packing a filter element, a square transposition, in packed strip elements.
-constexpr double kFilterElement = 0.5;
 // Memory wants long rows: narrower blocks would pack fewer halo rows and still be slower.
 constexpr int64_t kNarrowEnough = 256;
-// Rows of transformed sums that are kept at a time.
-constexpr int64_t kWinogradPanelRows = 32;
+// Rows of transformed sums that are kept at a time, and what their filters may take at most. (Twice as much measured
+// 1.4 times as fast as the direct tile, on 256 channels.)
+constexpr int64_t kWinogradPanelRows = 32, kWinogradPanelShareOfL2 = 2;
 // Multiply-adds below which one thread is faster than waking the others (about 20 us of work).
 constexpr double kParallelMinimum = 1e6;
 
@@ -46,13 +45,35 @@ double multiply_adds(const CpuProblem& p) {
 // Measured on AVX-512: cycles to finish and store one vector of sums.
 constexpr double kWinogradInput = 110, kWinogradOutput = 60;  // one vector of tiles, transformed
 constexpr double kWinogradFilter = 8;                         // one 3x3 filter, packed and transformed
+constexpr double kWinogradScalarFilter = 30;  // the same where the rows of a panel are no whole vectors
 constexpr double kStoreRun = 3, kStoreDense = 3, kStoreTransposed = 14, kStoreScalarPerLane = 2;
+
+// Tiles that make a panel: whole runs, so that they interleave in registers; for Winograd, whose filter is transformed
+// with rows in the lanes, whole vectors too where there are that many.
+int whole_panel(const CpuProblem& p, bool winograd, int rows, int lanes) {
+  const int64_t tiles = ceil_div(p.rows, rows);
+  int panel = 1;
+  if (interleaves_in_registers(p.run))
+    while (panel < tiles && panel * rows % p.run != 0) ++panel;
+  if (winograd)
+    for (int more = panel; more <= tiles && more * rows <= kWinogradPanelRows; more += panel)
+      if (more * rows % lanes == 0) return more;
+  return panel;
+}
 
 struct Choice {
   CpuKernel kernel;
   int tile_rows, tile_pixels;
   double cycles;
+  bool late = false;
 };
+
+// The problem that is left to a kernel whose tiles hold one phase each.
+CpuProblem without_late_pixels(CpuProblem p) {
+  p.conv_h -= p.late_h, p.conv_w -= p.late_w;
+  p.kernel_h += p.late_h, p.kernel_w += p.late_w;  // of the strip
+  return p;
+}
 
 Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
   Choice best{CpuKernel::kPixelLanes, 1, 1, -1};
@@ -61,43 +82,50 @@ Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
   };
   const double k = static_cast<double>(p.channels * p.kernel_h * p.kernel_w);
   const double image_rows = static_cast<double>(p.batch * p.conv_h);
-  const bool in_registers = interleaves_in_registers(p.run);
+  const double store = interleaves_in_registers(p.run) ? kStoreRun
+                       : p.rows_dense                  ? kStoreTransposed
+                                                       : kStoreScalarPerLane * t.lanes;
   for (int rows : kTileRows) {
     const int v = pixel_vectors(rows, t.registers);
     const double tiles = static_cast<double>(ceil_div(p.rows, rows));
     const double vectors = image_rows * static_cast<double>(ceil_div(p.conv_w, t.lanes));
-    const double store = in_registers ? kStoreRun : kStoreScalarPerLane * t.lanes;
     offer({CpuKernel::kPixelLanes, rows, v,
            tiles * vectors / v * k * step_cycles(rows * v, rows, v, kHiddenPixels) +
                static_cast<double>(p.rows) * vectors * store});
   }
   for (int nv = 1; nv <= 4; ++nv) {
     const int most = channel_pixels(nv, t.registers);
-    const int64_t splits = ceil_div(p.conv_w, most), pixels = ceil_div(p.conv_w, splits);
+    const bool late = p.late_h + p.late_w > 0 && p.conv_h > p.late_h && p.conv_w > p.late_w &&
+                      p.phase_rows > 0 && p.phase_rows % (nv * t.lanes) == 0;
+    const int64_t conv_w = p.conv_w - (late ? p.late_w : 0);
+    const double image_rows = static_cast<double>(p.batch * (p.conv_h - (late ? p.late_h : 0)));
+    const int64_t splits = ceil_div(conv_w, most), pixels = ceil_div(conv_w, splits);
     const double tiles = static_cast<double>(ceil_div(p.rows, nv * t.lanes));
     const double stored = p.rows_dense ? kStoreDense * static_cast<double>(pixels)
                                        : kStoreTransposed * static_cast<double>(round_up(pixels, t.lanes));
     offer({CpuKernel::kChannelLanes, nv * t.lanes, static_cast<int>(pixels),
            tiles * image_rows * static_cast<double>(splits) *
-               (k * step_cycles(pixels * nv, pixels, nv, kHiddenFilter) + nv * stored)});
+               (k * step_cycles(pixels * nv, pixels, nv, kHiddenFilter) + nv * stored),
+           late});
   }
   // A filter that is transformed for every part of a block must be so in whole vectors of rows.
   const int64_t panel_bytes = 16 * p.channels * std::min(p.rows, kWinogradPanelRows) * t.element_bytes;
-  const bool fits_winograd = panel_bytes <= t.l2_bytes / kFilterShareOfL2 && p.kernel_h == 3 &&
+  const bool fits_winograd = panel_bytes <= t.l2_bytes / kWinogradPanelShareOfL2 && p.kernel_h == 3 &&
                              p.kernel_w == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
                              p.dilation_w == 1 && t.element_bytes == 4;
   if (fits_winograd) {
-    const double vectors =
-        static_cast<double>(p.batch * ceil_div(p.conv_h, 2) * ceil_div(p.conv_w, 2 * t.lanes));
+    const double vectors = static_cast<double>(
+        p.batch * ceil_div(ceil_div(p.conv_h, 2) * ceil_div(p.conv_w, 2), static_cast<int64_t>(t.lanes)));
     const double channels = static_cast<double>(p.channels), stored = static_cast<double>(p.rows);
-    const double store = in_registers ? kStoreRun : kStoreScalarPerLane * t.lanes;
     for (int rows : kTileRows) {
       const int v = pixel_vectors(rows, t.registers);
       const double tiles = static_cast<double>(ceil_div(p.rows, rows));
+      const double filter =
+          whole_panel(p, true, rows, t.lanes) * rows % t.lanes == 0 ? kWinogradFilter : kWinogradScalarFilter;
       offer({CpuKernel::kWinograd, rows, v,
              vectors * (tiles / v * 16 * channels * step_cycles(rows * v, rows, v, kHiddenPixels) +
                         channels * kWinogradInput + stored * (kWinogradOutput + 4 * store)) +
-                 channels * stored * kWinogradFilter});
+                 channels * stored * filter});
     }
   }
   return best;
@@ -108,8 +136,9 @@ int64_t piece(int64_t size, int64_t parts, int64_t quantum) {
   return round_up(ceil_div(size, parts), quantum);
 }
 
-StripShape strip_of(CpuKernel kernel, const CpuProblem& p, int64_t h, int64_t w, int lanes) {
-  return kernel == CpuKernel::kWinograd ? winograd_strip(p, h, w, lanes) : strip_shape(p, h, w, lanes);
+StripShape strip_of(const CpuPlan& plan, const CpuProblem& p, int64_t h, int64_t w, int lanes) {
+  return plan.kernel == CpuKernel::kWinograd ? winograd_strip(p, h, w, lanes)
+                                             : strip_shape(p, h, w, lanes, plan.channels_inner);
 }
 
 void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elements_per_pixel, CpuPlan& plan) {
@@ -121,13 +150,8 @@ void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elemen
                                                                   : plan.tile_pixels;
   const int64_t H = std::max<int64_t>(p.conv_h, 1), W = std::max<int64_t>(p.conv_w, 1),
                 N = std::max<int64_t>(p.batch, 1);
-  const double repacked =
-      plan.filter_resident
-          ? 0.0
-          : kFilterElement * static_cast<double>(p.rows * p.channels * p.kernel_h * p.kernel_w);
   const auto strip_elements = [&](int64_t h, int64_t w) {
-    return strip_of(plan.kernel, p, h, w, t.lanes).image_step +
-           h * round_up(w, t.lanes) * extra_elements_per_pixel;
+    return strip_of(plan, p, h, w, t.lanes).image_step + h * round_up(w, t.lanes) * extra_elements_per_pixel;
   };
   // Of all widths, each with the tallest block that fits, the one with the least packing per pixel.
   int64_t w = W, h = 1;
@@ -137,7 +161,7 @@ void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elemen
     const int64_t one = strip_elements(1, width), row = (strip_elements(3, width) - one) / 2;
     const int64_t height = std::clamp<int64_t>((budget - one) / std::max<int64_t>(row, 1) + 1, 1, H);
     const double cost =
-        (static_cast<double>(strip_elements(height, width)) + repacked) / static_cast<double>(height * width);
+        static_cast<double>(strip_elements(height, width)) / static_cast<double>(height * width);
     const bool fits = one <= budget;
     if (best < 0 || !fits || cost < best) best = fits ? cost : -1, w = width, h = height;
     if (fits && width <= std::max(quantum, kNarrowEnough)) break;
@@ -176,19 +200,30 @@ void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elemen
 }  // namespace
 
 StripShape winograd_strip(const CpuProblem& p, int64_t block_h, int64_t block_w, int lanes) {
-  return strip_shape(p, round_up(block_h, 2), round_up(block_w, 2 * lanes), lanes);
+  return strip_shape(p, round_up(block_h, 2), round_up(block_w, 2 * lanes), lanes, false);
 }
 
-StripShape strip_shape(const CpuProblem& p, int64_t block_h, int64_t block_w, int lanes) {
+StripShape strip_shape(const CpuProblem& p, int64_t block_h, int64_t block_w, int lanes,
+                       bool channels_inner) {
   StripShape s;
   s.rows = (block_h - 1) * p.stride_h + (p.kernel_h - 1) * p.dilation_h + 1;
   s.phases = p.stride_w;
-  s.phase_columns = round_up(block_w, lanes) + (p.kernel_w - 1) * p.dilation_w / p.stride_w;
-  s.row_step = s.phases * s.phase_columns;
-  // an odd number of vectors between channels: neighbours fall into different cache sets
-  s.channel_step = round_up(s.rows * s.row_step, lanes);
-  if (s.channel_step / lanes % 2 == 0) s.channel_step += lanes;
-  s.image_step = p.channels * s.channel_step;
+  const int64_t reach = (p.kernel_w - 1) * p.dilation_w / p.stride_w;
+  // an odd number of vectors between channels, or columns: neighbours fall into different cache sets
+  const auto odd_vectors = [lanes](int64_t n) {
+    return round_up(n, lanes) + (ceil_div(n, lanes) % 2 ? 0 : lanes);
+  };
+  if (channels_inner) {
+    s.phase_columns = block_w + reach;
+    s.channel_step = 1, s.column_step = odd_vectors(p.channels);
+    s.row_step = s.phases * s.phase_columns * s.column_step;
+    s.image_step = s.rows * s.row_step;
+  } else {
+    s.phase_columns = round_up(block_w, lanes) + reach;
+    s.column_step = 1, s.row_step = s.phases * s.phase_columns;
+    s.channel_step = odd_vectors(s.rows * s.row_step);
+    s.image_step = p.channels * s.channel_step;
+  }
   return s;
 }
 
@@ -201,11 +236,8 @@ CpuPlan plan_cpu_conv(const CpuProblem& p, const CpuTarget& t) {
   const int64_t taps = winograd ? 16 : p.kernel_h * p.kernel_w;
   const int64_t tile_bytes = p.channels * taps * plan.tile_rows * t.element_bytes;
   plan.filter_resident = tiles * tile_bytes <= t.l2_bytes / kFilterShareOfL2;
-  plan.panel_tiles = 1;
-  if (plan.kernel != CpuKernel::kChannelLanes && interleaves_in_registers(p.run)) {
-    // whole runs in every panel, so that they interleave in registers
-    while (plan.panel_tiles < tiles && plan.panel_tiles * plan.tile_rows % p.run != 0) ++plan.panel_tiles;
-  }
+  plan.panel_tiles =
+      plan.kernel == CpuKernel::kChannelLanes ? 1 : whole_panel(p, winograd, plan.tile_rows, t.lanes);
   if (winograd) {
     // the transformed input of a part passes once per panel: panels as large as the filter's share of the cache
     const int64_t whole = plan.panel_tiles;  // tiles that keep runs together
@@ -214,8 +246,13 @@ CpuPlan plan_cpu_conv(const CpuProblem& p, const CpuTarget& t) {
     const int64_t panels = ceil_div(tiles, std::max(whole, most / whole * whole));
     plan.panel_tiles = static_cast<int>(round_up(ceil_div(tiles, panels), whole));
   }
+  plan.panels = ceil_div(tiles, plan.panel_tiles);
+  plan.panel_elements =
+      p.channels * taps * plan.tile_rows * plan.panel_tiles + (winograd ? taps * t.lanes : 0);
+  plan.late = choice.late;
+  plan.channels_inner = plan.kernel == CpuKernel::kChannelLanes && p.source_dense;
   // where the filter does not stay, the strip is read many times over: it alone counts
-  choose_blocks(p, t, plan.filter_resident ? p.rows : 0, plan);
+  choose_blocks(plan.late ? without_late_pixels(p) : p, t, plan.filter_resident ? p.rows : 0, plan);
   plan.part_h = plan.block_h;
   if (winograd) {
     const int64_t pair_tiles = ceil_div(plan.block_w, 2 * t.lanes) * t.lanes;

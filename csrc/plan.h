@@ -46,32 +46,41 @@ struct CpuProblem {
   int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
   int64_t run;      // rows that interleave into one contiguous run of the output; 0: none
   bool rows_dense;  // neighbouring rows are neighbours in memory (channels_last output)
+  // Where a crop takes a pixel off some phases only, a kernel whose tiles hold one phase can do with that many rows
+  // and columns of pixels less. phase_rows: neighbouring rows of one phase; 0: phases mix.
+  int64_t late_h, late_w, phase_rows;
+  bool source_dense;  // neighbouring channels of the source are neighbours in memory (channels_last input)
 };
 
 // A block is block_n images x block_h rows x block_w columns of low-resolution output, computed from one
 // zero-padded strip of its input. Work items are (block, group) pairs.
 struct CpuPlan {
   CpuKernel kernel;
-  int tile_rows;    // rows per register tile (kChannelLanes: row vectors * lanes)
-  int tile_pixels;  // vectors of pixels (kWinograd: of tiles); kChannelLanes: the most pixels
-  int panel_tiles;  // row tiles that are stored together
+  int tile_rows;                   // rows per register tile (kChannelLanes: row vectors * lanes)
+  int tile_pixels;                 // vectors of pixels (kWinograd: of tiles); kChannelLanes: the most pixels
+  int panel_tiles;                 // row tiles that are stored together
+  int64_t panels, panel_elements;  // of one group's filter; of the packed filter of a panel
   int64_t block_n, block_h, block_w;
   int64_t part_h;  // kWinograd: rows of a block that are transformed at a time
   int64_t blocks_n, blocks_h, blocks_w;
   int64_t items;
-  bool filter_resident;  // all row tiles of a group are packed at once and kept over the blocks
+  bool filter_resident;  // every thread packs a group's filter for itself, into its share of the cache
   bool parallel;         // false: so small that waking threads costs more than it saves
+  bool late;             // the problem's late_h, late_w apply
+  bool channels_inner;   // the strip's channels are neighbours, else its columns are
 };
 
 CpuPlan plan_cpu_conv(const CpuProblem& problem, const CpuTarget& target);
 CpuPlan plan_cpu_weight_grad(const CpuProblem& problem, const CpuTarget& target);
 
 // Strip geometry shared by plan and packer: columns are split by stride phase, so that a tile always reads
-// neighbouring pixels; each phase row is rounded up for whole vectors.
+// neighbouring pixels. Pixel lanes want columns side by side, rounded up for whole vectors; channel lanes are content
+// with either, and where channels are neighbours in the source, packing them so is a plain copy.
 struct StripShape {
-  int64_t rows, phases, phase_columns, row_step, channel_step, image_step;  // steps in elements
+  int64_t rows, phases, phase_columns, row_step, column_step, channel_step, image_step;  // steps in elements
 };
-StripShape strip_shape(const CpuProblem& problem, int64_t block_h, int64_t block_w, int lanes);
+StripShape strip_shape(const CpuProblem& problem, int64_t block_h, int64_t block_w, int lanes,
+                       bool channels_inner);
 // The same for whole 2x2 tiles.
 StripShape winograd_strip(const CpuProblem& problem, int64_t block_h, int64_t block_w, int lanes);
 

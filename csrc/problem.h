@@ -54,12 +54,19 @@ struct TensorView {
   Strides stride{};
 };
 
+// Elements from one convolution channel to the next in each of its coordinates, see Phase.
+struct PhaseStrides {
+  int64_t c, i, j;
+};
+
 struct ForwardArguments {
   Geometry geometry;
   DType dtype;
   TensorView input, weight, residual, output;
-  const void* bias;   // contiguous, or null
-  const void* prelu;  // contiguous, or null
+  PhaseStrides weight_rows;  // of weight
+  bool weight_turned;        // a transposed convolution's, its taps turned by 180 degrees
+  const void* bias;          // contiguous, or null
+  const void* prelu;         // contiguous, or null
   int64_t prelu_size;
   Epilogue epilogue;
 };

@@ -132,15 +132,19 @@ inline Geometry make_geometry(const Sizes& z, const GeometryValues& v) {
 }
 
 inline Geometry forward_geometry(const Tensor& input, const Tensor& weight, const GeometryValues& v) {
-  check(input.dim() == 4 && weight.dim() == 4,
-        "expected input [N, Ci, H, W] and weight [C*r*r, Ci/groups, kh, kw]");
+  check(input.dim() == 4 && (weight.dim() == 4 || weight.dim() == 6),
+        "expected input [N, Ci, H, W] and weight [C*r*r, Ci/groups, kh, kw] or [C, r, r, Ci, kh, kw]");
   check(weight.scalar_type() == input.scalar_type(), "input and weight differ in dtype");
   check(weight.device() == input.device(), "input and weight are on different devices");
-  const Geometry g = make_geometry({input.size(0), input.size(1), input.size(2), input.size(3),
-                                    weight.size(0), weight.size(2), weight.size(3)},
+  const bool split = weight.dim() == 6;
+  const int64_t rows = split ? weight.size(0) * weight.size(1) * weight.size(2) : weight.size(0);
+  const int64_t d = weight.dim() - 3;  // of the input's channels
+  const Geometry g = make_geometry({input.size(0), input.size(1), input.size(2), input.size(3), rows,
+                                    weight.size(d + 1), weight.size(d + 2)},
                                    v);
-  check(weight.size(1) * g.groups == g.in_channels, "weight ", shape_of(weight), " does not fit input ",
-        shape_of(input));
+  check(weight.size(d) * g.groups == g.in_channels &&
+            (!split || (weight.size(1) == g.r_h && weight.size(2) == g.r_w && g.groups == 1)),
+        "weight ", shape_of(weight), " does not fit input ", shape_of(input), " or the upscale factors");
   return g;
 }
 
@@ -173,6 +177,22 @@ inline Tensor dense_vector(const char* name, const Tensor& t, const Tensor& inpu
   check_like(name, t, input);
   check(t.dim() <= 1, name, " must have one dimension, got ", shape_of(t));
   return torch::stable::contiguous(t);
+}
+
+// A weight of six dimensions is a view of a transposed convolution's, [C, r_h, r_w, Ci, k_h, k_w]: no copy has to be
+// made to split its phases, and its taps are turned.
+inline void set_weight(ForwardArguments& a, const Tensor& weight) {
+  const Geometry& g = a.geometry;
+  a.weight_turned = weight.dim() == 6;
+  if (a.weight_turned) {
+    a.weight = {weight.const_data_ptr(), {0, weight.stride(3), weight.stride(4), weight.stride(5)}};
+    a.weight_rows = {weight.stride(0), weight.stride(1), weight.stride(2)};
+    return;
+  }
+  a.weight = view_of(weight);
+  const int64_t n = a.weight.stride.n;
+  a.weight_rows = g.order == ChannelOrder::kCRD ? PhaseStrides{g.cell() * n, g.r_w * n, n}
+                                                : PhaseStrides{n, g.r_w * g.channels * n, g.channels * n};
 }
 
 struct ForwardCall {
@@ -214,7 +234,8 @@ inline ForwardCall forward_call(const Tensor& input, const Tensor& weight, const
     a.residual = view_of(*residual);
   }
   Tensor output = new_tensor({g.batch, g.channels, g.out_h, g.out_w}, input, suggests_channels_last(input));
-  a.input = view_of(input), a.weight = view_of(weight), a.output = writable_view_of(output);
+  a.input = view_of(input), a.output = writable_view_of(output);
+  set_weight(a, weight);
   return {a, output, bias_dense, prelu_dense};
 }
 

@@ -2,20 +2,33 @@
 """Sub-pixel convolution for PyTorch: convolution whose output write is the pixel shuffle."""
 
 from .backends import use_backend
-from .explanation import Explanation, explain
-from .functional import pixel_shuffle, pixel_unshuffle, subpixel_conv2d
+from .conversion import (
+    conv_transpose_bias_to_subpixel,
+    conv_transpose_weight_to_subpixel,
+    subpixel_bias_to_conv_transpose,
+    subpixel_weight_to_conv_transpose,
+)
+from .explanation import Explanation, explain, explain_conv_transpose2d
+from .functional import conv_transpose2d, pixel_shuffle, pixel_unshuffle, subpixel_conv2d
 from .init import icnr_
-from .modules import SubpixelConv2d
+from .modules import ConvTranspose2d, SubpixelConv2d
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConvTranspose2d",
     "Explanation",
     "SubpixelConv2d",
+    "conv_transpose2d",
+    "conv_transpose_bias_to_subpixel",
+    "conv_transpose_weight_to_subpixel",
     "explain",
+    "explain_conv_transpose2d",
     "icnr_",
     "pixel_shuffle",
     "pixel_unshuffle",
+    "subpixel_bias_to_conv_transpose",
     "subpixel_conv2d",
+    "subpixel_weight_to_conv_transpose",
     "use_backend",
 ]

@@ -68,6 +68,21 @@ class Epilogue(NamedTuple):
         return self.clamp_min != -math.inf or self.clamp_max != math.inf
 
 
+class Transposed(NamedTuple):
+    """What a transposed convolution says that :class:`Geometry`, its sub-pixel convolution, does not."""
+
+    input_shape: tuple[int, ...]  # [N, Ci, H, W]
+    weight_shape: tuple[int, ...]  # [Ci, C/groups, K_h, K_w]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    output_padding: tuple[int, int]
+    dilation: tuple[int, int]
+    # Rows and columns of zeros that extend the kernel, below and to the right, to a multiple of the stride.
+    extension: tuple[int, int]
+    # Input pixels that reach no output pixel, as negative paddings of F.pad: (left, right, top, bottom).
+    unused: tuple[int, int, int, int]
+
+
 class Problem(NamedTuple):
     """A checked call, without its tensors."""
 
@@ -78,6 +93,9 @@ class Problem(NamedTuple):
     output_shape: tuple[int, ...]  # [N, C, P*r_h - crops, Q*r_w - crops]
     dtype: torch.dtype
     device: torch.device
+    # Set where the caller's weight, bias and input are those of a transposed convolution. The shapes above
+    # are the sub-pixel convolution's all the same.
+    transposed: Transposed | None = None
 
 
 def low_size(geometry: Geometry, height: int, width: int, kernel_h: int, kernel_w: int) -> tuple[int, int]:
@@ -161,6 +179,136 @@ def resolve(
         low = low_size(geometry, shape[2], shape[3], kernel_h, kernel_w)
         _check_residual(residual[0], output_shape, weight_shape[0], low)
     return Problem(geometry, epilogue, tuple(shape), tuple(weight_shape), output_shape, dtype, device)
+
+
+def resolve_transposed(
+    input: TensorInfo,
+    weight: TensorInfo,
+    bias: TensorInfo | None,
+    activation_weight: TensorInfo | None,
+    residual: TensorInfo | None,
+    stride: object,
+    padding: object,
+    output_padding: object,
+    groups: object,
+    dilation: object,
+    activation: object,
+    negative_slope: object,
+    clamp: object,
+) -> Problem:
+    """:func:`resolve` for the arguments of :func:`fused_subpixel.conv_transpose2d`.
+
+    A transposed convolution of stride s is a convolution whose kernel has ceil(K/s) taps a side, a shuffle by
+    s and a crop. Rows of the convolution that the crop would take off whole are not computed: they come off
+    its padding instead, and off the input where that is not enough. With dilation the geometry means nothing.
+    """
+    shape, dtype, device = input
+    weight_shape = weight[0]
+    if len(weight_shape) != 4:
+        _fail("weight", "[Ci, C/groups, K_h, K_w]", _shape(weight_shape))
+    _check_ranks(shape, weight_shape)
+    _check_dtypes_and_devices(input, weight, bias, activation_weight, residual)
+    strides, paddings = pair("stride", stride, minimum=1), pair("padding", padding, minimum=0)
+    dilations = pair("dilation", dilation, minimum=1)
+    extras = pair("output_padding", output_padding, minimum=0)
+    for extra, step, spread in zip(extras, strides, dilations, strict=True):
+        if extra >= max(step, spread):
+            _fail("output_padding", f"less than stride {strides} or dilation {dilations}", extras)
+    count = integer("groups", groups, minimum=1)
+    channels = _check_transposed_channels(shape, weight_shape, bias, count)
+
+    sides = [
+        _transposed_side(shape[2 + axis], weight_shape[2 + axis], *numbers)
+        for axis, numbers in enumerate(zip(strides, paddings, extras, dilations, strict=True))
+    ]
+    vertical, horizontal = sides
+    if vertical.size < 1 or horizontal.size < 1:
+        expected = "what leaves an output of at least one pixel"
+        _fail("padding", expected, f"{paddings}, an output of {vertical.size}x{horizontal.size}")
+    geometry = Geometry(
+        *strides, 1, 1, vertical.before, horizontal.before, vertical.after, horizontal.after, 1, 1, count,
+        vertical.crop_before, horizontal.crop_before, vertical.crop_after, horizontal.crop_after,
+    )  # fmt: skip
+    low_channels = channels * strides[0] * strides[1]
+    output_shape = (shape[0], channels, vertical.size, horizontal.size)
+    _check_output_size(output_shape, vertical.size, horizontal.size)
+    epilogue = Epilogue(
+        lookup("activation", activation, ACTIVATIONS),
+        number("negative_slope", negative_slope),
+        *clamp_bounds(clamp),
+    )
+    _check_activation_weight(activation, activation_weight, channels, channels)
+    if residual is not None and tuple(residual[0]) != output_shape:
+        _fail("residual", f"{_shape(output_shape)}, as the output", _shape(residual[0]))
+    transposed = Transposed(
+        tuple(shape),
+        tuple(weight_shape),
+        strides,
+        paddings,
+        extras,
+        dilations,
+        (vertical.extension, horizontal.extension),
+        (*horizontal.unused, *vertical.unused),
+    )
+    return Problem(
+        geometry,
+        epilogue,
+        (shape[0], shape[1], shape[2] + sum(vertical.unused), shape[3] + sum(horizontal.unused)),
+        (low_channels, shape[1] // count, vertical.taps, horizontal.taps),
+        output_shape,
+        dtype,
+        device,
+        transposed,
+    )
+
+
+class _Side(NamedTuple):
+    """One direction of a transposed convolution as a sub-pixel convolution."""
+
+    size: int  # of the output
+    taps: int
+    before: int  # padding
+    after: int
+    crop_before: int
+    crop_after: int
+    extension: int
+    unused: tuple[int, int]
+
+
+def _transposed_side(
+    size: int, kernel: int, stride: int, padding: int, output_padding: int, dilation: int
+) -> _Side:
+    output = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1
+    taps = -(-kernel // stride)
+    before, crop_before = taps - 1 - padding // stride, padding % stride
+    low = -(-(crop_before + output) // stride)  # pixels before the shuffle
+    after = low - 1 + taps - size - before
+    return _Side(
+        output,
+        taps,
+        max(before, 0),
+        max(after, 0),
+        crop_before,
+        low * stride - crop_before - output,
+        taps * stride - kernel,
+        (min(before, 0), min(after, 0)),
+    )
+
+
+def _check_transposed_channels(
+    shape: Sequence[int], weight_shape: Sequence[int], bias: TensorInfo | None, groups: int
+) -> int:
+    """C, the channels of the output."""
+    if min(weight_shape) < 1:
+        _fail("weight", "sizes of at least 1", _shape(weight_shape))
+    if weight_shape[0] % groups:
+        _fail("weight", f"a first size divisible by groups={groups}", _shape(weight_shape))
+    if shape[1] != weight_shape[0]:
+        _fail("input", f"{weight_shape[0]} channels (weight {_shape(weight_shape)})", _shape(shape))
+    channels = weight_shape[1] * groups
+    if bias is not None and (len(bias[0]) != 1 or bias[0][0] != channels):
+        _fail("bias", f"[{channels}], one value per channel of the output", _shape(bias[0]))
+    return channels
 
 
 # ---- single values ---------------------------------------------------------------------------------------
@@ -325,14 +473,19 @@ def _checked_output_shape(
     if out_h < 1 or out_w < 1:
         _fail("crop", f"less than the output's {low_h * g.upscale_h}x{low_w * g.upscale_w} pixels", g[11:15])
     channels = low_channels // (g.upscale_h * g.upscale_w)
+    output_shape = (batch, channels, out_h, out_w)
+    _check_output_size(output_shape, low_h * g.upscale_h, low_w * g.upscale_w)
+    return output_shape
+
+
+def _check_output_size(shape: tuple[int, int, int, int], uncropped_h: int, uncropped_w: int) -> None:
     # Not while tracing: no compiled graph should depend on whether its sizes are below these.
     if not torch.compiler.is_compiling() and (
-        max(low_h * g.upscale_h, low_w * g.upscale_w) > _LARGEST_SIZE
-        or batch * low_channels * low_h * low_w >= 2**60
+        max(uncropped_h, uncropped_w) > _LARGEST_SIZE
+        or shape[0] * shape[1] * uncropped_h * uncropped_w >= 2**60
     ):
         expected = f"an output at most {_LARGEST_SIZE} pixels high and wide, of less than 2**60 values"
-        _fail("input", expected, _shape((batch, channels, out_h, out_w)))
-    return batch, channels, out_h, out_w
+        _fail("input", expected, _shape(shape))
 
 
 def _check_activation_weight(
@@ -346,12 +499,8 @@ def _check_activation_weight(
         _fail("activation_weight", "a tensor where activation is 'prelu'", None)
     shape = info[0]
     if len(shape) > 1 or math.prod(shape) not in (1, channels, low_channels):
-        _fail(
-            "activation_weight",
-            f"1, C={channels} (after the shuffle) or C*r_h*r_w={low_channels} (before it) values in one "
-            "dimension",
-            _shape(shape),
-        )
+        several = f"C={channels} (after the shuffle) or C*r_h*r_w={low_channels} (before it)"
+        _fail("activation_weight", f"1, {several} values in one dimension", _shape(shape))
 
 
 def _check_residual(

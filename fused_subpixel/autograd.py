@@ -26,6 +26,7 @@ from torch import Tensor
 from . import _library, backends, reference
 from ._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, Problem
 from ._layout import is_channels_last, memory_format
+from .conversion import subpixel_operands, subpixel_weight_to_conv_transpose
 
 aten = torch.ops.aten
 # Overloads, because choosing among them costs a microsecond per call.
@@ -90,6 +91,9 @@ class BackwardPlan(NamedTuple):
 
 
 _NARROW_ROWS, _LARGE_IMAGE, _TINY_WORK = 48, 1024, 1_000_000
+# On images of few columns the bfloat16 gradients of PyTorch's transposed convolution (2.13, on CPUs) hold
+# uninitialised memory; with up to 4 columns that was seen.
+_SAFE_WIDTH = 8
 
 
 def plan_backward(
@@ -98,6 +102,7 @@ def plan_backward(
     input_shape: tuple[int, ...],
     weight_shape: tuple[int, ...],
     dtype: torch.dtype,
+    transposed: bool = False,
 ) -> BackwardPlan:
     """Decide who computes the gradients of a call that runs on ``backend``."""
     g = geometry
@@ -108,6 +113,8 @@ def plan_backward(
         return BackwardPlan(
             tensor_cores and (g.stride_h, g.stride_w) == (1, 1), tensor_cores and dtype.itemsize == 2
         )
+    if transposed and dtype == torch.bfloat16 and input_shape[3] <= _SAFE_WIDTH and backend == "cpu":
+        return BackwardPlan(True, True)
     if backend == "reference" or (g.stride_h, g.stride_w) != (1, 1) or g.groups != 1:
         return BackwardPlan(False, False)
     # Measured on AVX-512: up to 48 rows of weight over images of some size, ours take 0.6 to 1.1 times what
@@ -157,6 +164,58 @@ def convolution_gradients(
         rest = pytorch_convolution_gradients(
             grad, input, weight, geometry, input_shape, weight_shape, (need_input, need_weight, need_bias)
         )
+        grad_input, grad_weight, grad_bias = (
+            rest[0] if need_input else grad_input,
+            rest[1] if need_weight else grad_weight,
+            rest[2] if need_bias else grad_bias,
+        )
+    return grad_input, grad_weight, grad_bias
+
+
+def transposed_convolution_gradients(
+    grad: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    problem: Problem,
+    channels_last: bool,
+    needed: tuple[bool, bool, bool],
+    plan: BackwardPlan,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """:func:`convolution_gradients` of a transposed convolution, in the shapes of its own operands.
+
+    PyTorch's own transposed backward needs no unshuffled gradient: the input's gradient is a strided
+    convolution of the output's.
+    """
+    transposed, groups = problem.transposed, problem.geometry.groups
+    assert transposed is not None
+    need_input, need_weight, need_bias = needed
+    grad_input = grad_weight = grad_bias = None
+    if not torch.is_grad_enabled() and not any(transposed.unused):
+        numbers = tuple(problem.geometry)
+        if need_input and plan.input_grad:
+            assert weight is not None
+            _, rows, _ = subpixel_operands(problem, grad, weight, None, False)
+            height, width = problem.input_shape[2:]
+            grad_input = _input_grad_operator(grad, rows, height, width, numbers, channels_last)
+            need_input = False
+        if need_weight and plan.weight_grad:
+            assert input is not None
+            grad_rows, grad_phases = _weight_grad_operator(grad, input, *problem.weight_shape[2:], numbers)
+            grad_weight = subpixel_weight_to_conv_transpose(
+                grad_rows, transposed.stride, groups=groups, kernel_size=transposed.weight_shape[2:]
+            )
+            need_weight = False
+            if need_bias and grad.element_size() > 2:  # in half types the phases would be rounded one by one
+                grad_bias = grad_phases.view(grad.shape[1], -1).sum(1)
+                need_bias = False
+    if need_input or need_weight or need_bias:
+        input = grad.new_empty(()).expand(transposed.input_shape) if input is None else input
+        weight = grad.new_empty(()).expand(transposed.weight_shape) if weight is None else weight
+        rest = aten.convolution_backward(
+            grad, input, weight, [grad.shape[1]], transposed.stride, transposed.padding,
+            transposed.dilation, True, transposed.output_padding, groups,
+            (need_input, need_weight, need_bias),
+        )  # fmt: skip
         grad_input, grad_weight, grad_bias = (
             rest[0] if need_input else grad_input,
             rest[1] if need_weight else grad_weight,
@@ -228,7 +287,10 @@ class SubpixelConv2dFunction(torch.autograd.Function):
     ) -> Tensor:
         """The output; keeps what :meth:`backward` needs and no more."""
         with torch._C._AutoDispatchBelowAutograd():  # as in functional.py
-            output = _operator(input, weight, bias, None, residual, *call.numbers)
+            operands = (input, weight, bias)
+            if call.problem.transposed is not None:
+                operands = subpixel_operands(call.problem, input, weight, bias, call.backend == "cpu")
+            output = _operator(*operands, None, residual, *call.numbers)
         needs_input_grad = ctx.needs_input_grad
         ctx.save_for_backward(
             input if needs_input_grad[1] else None,
@@ -251,6 +313,11 @@ class SubpixelConv2dFunction(torch.autograd.Function):
             grad_residual = residual_gradient(grad, ctx.residual_shape, problem.geometry)
         if output is not None:
             grad = activation_gradient(grad, output, problem.epilogue)
+        if problem.transposed is not None:
+            gradients = transposed_convolution_gradients(
+                grad, input, weight, problem, ctx.channels_last, ctx.needs_input_grad[:3], ctx.call.plan
+            )
+            return *gradients, grad_residual, None
         grad_input, grad_weight, grad_bias = convolution_gradients(
             grad,
             input,

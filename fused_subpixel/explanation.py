@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import backends, functional
-from ._arguments import describe
+from ._arguments import Problem, describe, resolve, resolve_transposed
 from ._layout import is_channels_last
 from .autograd import recoverable
 
@@ -71,6 +72,49 @@ def explain(
 
     Takes the same arguments and raises the same errors; nothing is computed.
     """
+    return _explain(
+        resolve, input, weight, bias, activation_weight, residual, backend,
+        upscale_factor, stride, padding, dilation, groups, activation, negative_slope, clamp, channel_order,
+    )  # fmt: skip
+
+
+def explain_conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+    *,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    activation_weight: Tensor | None = None,
+    residual: Tensor | None = None,
+    clamp: Sequence[float | None] | None = None,
+    backend: str | None = None,
+) -> Explanation:
+    """Tell which kernel :func:`fused_subpixel.conv_transpose2d` would run for these arguments, and why.
+
+    Takes the same arguments and raises the same errors; nothing is computed.
+    """
+    return _explain(
+        resolve_transposed, input, weight, bias, activation_weight, residual, backend,
+        stride, padding, output_padding, groups, dilation, activation, negative_slope, clamp,
+    )  # fmt: skip
+
+
+def _explain(
+    resolve: Callable[..., Problem],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation_weight: Tensor | None,
+    residual: Tensor | None,
+    backend: str | None,
+    *options: Any,
+) -> Explanation:
     only_reference = functional.why_only_reference(False, input, weight, bias, activation_weight, residual)
     if input.dim() == 3:
         input = input.unsqueeze(0)
@@ -78,15 +122,16 @@ def explain(
     call = functional.prepare(
         backend or backends.requested(),
         input.is_cuda and backends.allows_tf32(),
+        resolve,
         (input.shape, input.dtype, input.device), (weight.shape, weight.dtype, weight.device),
-        describe(bias), describe(activation_weight), describe(residual),
-        upscale_factor, stride, padding, dilation, groups, activation, negative_slope, clamp, channel_order,
+        describe(bias), describe(activation_weight), describe(residual), *options,
     )  # fmt: skip
     chosen = "reference" if only_reference else call.backend
 
     candidates = []
     for name in ("cuda", "cpu"):
         reason = backends.refusal(name, call.problem.device, call.problem.dtype) or only_reference
+        reason = reason or functional.why_no_kernel(call.problem)
         if reason is None and chosen == "reference":
             asked = (backend or backends.requested()) == "reference"
             slower = None if asked else functional.why_no_tensor_cores(call.problem)
@@ -96,12 +141,14 @@ def explain(
         candidates.append(Candidate(name, reason is None, reason or "runs"))
     candidates.append(Candidate("reference", True, "plain PyTorch, runs everything"))
 
+    transposed = call.problem.transposed is not None
     if chosen == "reference":
         plain = "PyTorch's autograd"
-        return Explanation(
-            chosen, tuple(candidates), "PyTorch's convolution, then a shuffle", plain, plain, plain
-        )
+        forward = "PyTorch's conv_transpose2d" if transposed else "PyTorch's convolution, then a shuffle"
+        return Explanation(chosen, tuple(candidates), forward, plain, plain, plain)
     elsewhere = "PyTorch's convolution backward, on the unshuffled gradient"
+    if transposed:
+        elsewhere = "PyTorch's backward of a transposed convolution"
     kernels = _kernels(call, is_channels_last(input))
     return Explanation(
         chosen,

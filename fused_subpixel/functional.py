@@ -8,7 +8,7 @@ follows from shapes, dtypes and options is worked out once and cached (:func:`pr
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _arguments, _library, backends, reference
-from ._arguments import Epilogue, Problem, TensorInfo, describe
+from ._arguments import Epilogue, Problem, TensorInfo, describe, resolve, resolve_transposed
 from .autograd import BackwardPlan, SubpixelConv2dFunction, plan_backward, recoverable
+from .conversion import subpixel_operands
 
 _operator = torch.ops.fused_subpixel.subpixel_conv2d.default
 _TENSOR_NAMES = ("input", "weight", "bias", "activation_weight", "residual")
@@ -84,8 +85,63 @@ def subpixel_conv2d(
         ValueError: an argument has the wrong value or shape, or the demanded backend cannot run.
     """
     return convolve(
-        input, weight, bias, activation_weight, residual, backend,
+        resolve, input, weight, bias, activation_weight, residual, backend,
         upscale_factor, stride, padding, dilation, groups, activation, negative_slope, clamp, channel_order,
+    )  # fmt: skip
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+    *,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    activation_weight: Tensor | None = None,
+    residual: Tensor | None = None,
+    clamp: Sequence[float | None] | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Transposed convolution ("deconvolution") as a sub-pixel convolution: the same numbers, one pass.
+
+    A drop-in for :func:`torch.nn.functional.conv_transpose2d`, whose arguments come first. A transposed
+    convolution of stride s is a convolution whose kernel has ceil(K/s) taps a side, a pixel shuffle by s and
+    a crop; shuffle and crop happen as the kernel stores. W. Shi et al., "Is the deconvolution layer the same
+    as a convolutional layer?", arXiv 1609.07009. With dilation PyTorch computes it.
+
+    Args:
+        input: [N, Ci, H, W] or [Ci, H, W], of dtype float16, bfloat16, float32 or float64.
+        weight: [Ci, C/groups, K_h, K_w], as of ``nn.ConvTranspose2d``.
+        bias: [C].
+        stride: an int or (vertical, horizontal), as all pairs.
+        padding: output pixels taken off at every side.
+        output_padding: output pixels added at the bottom and right; less than the stride or the dilation.
+        groups: as in ``conv_transpose2d``.
+        dilation: distance of the kernel's taps, in output pixels.
+        activation: as in :func:`subpixel_conv2d`.
+        negative_slope: of ``"leaky_relu"``.
+        activation_weight: slopes of ``"prelu"``: one, or C.
+        residual: shaped as the output, added after the activation.
+        clamp: (lowest, highest) value of the output; either may be None.
+        backend: as in :class:`use_backend`, for this call.
+
+    Returns:
+        [N, C, (H-1)*stride_h - 2*padding_h + dilation_h*(K_h-1) + output_padding_h + 1, ...], without N for
+        an input without, in the input's dtype and memory format (channels_last or contiguous). Under autocast
+        in autocast's dtype.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong value or shape, or the demanded backend cannot run.
+    """
+    return convolve(
+        resolve_transposed, input, weight, bias, activation_weight, residual, backend,
+        stride, padding, output_padding, groups, dilation, activation, negative_slope, clamp,
     )  # fmt: skip
 
 
@@ -156,6 +212,7 @@ class Call(NamedTuple):
 def prepare(
     requested: str,
     tf32: bool,
+    resolve: Callable[..., Problem],
     input: TensorInfo,
     weight: TensorInfo,
     bias: TensorInfo | None,
@@ -163,19 +220,33 @@ def prepare(
     residual: TensorInfo | None,
     *options: Any,
 ) -> Call:
-    """Check a call and choose its backend; ``options`` in the order of :func:`_arguments.resolve`."""
-    problem = _arguments.resolve(input, weight, bias, activation_weight, residual, *options)
+    """Check a call and choose its backend; ``options`` in the order that ``resolve`` takes them."""
+    problem = resolve(input, weight, bias, activation_weight, residual, *options)
     if tf32:
         problem = problem._replace(geometry=problem.geometry._replace(tf32=1))
     backend = backends.choose(requested, problem.device, problem.dtype)
+    if backend != "reference" and (reason := why_no_kernel(problem)) is not None:
+        if requested != "auto":
+            raise ValueError(f"backend {requested!r} cannot run here: {reason}")
+        backend = "reference"
     if requested == "auto" and backend == "cuda" and why_no_tensor_cores(problem) is not None:
         backend = "reference"
-    plan = plan_backward(backend, problem.geometry, problem.input_shape, problem.weight_shape, problem.dtype)
+    plan = plan_backward(
+        backend, problem.geometry, problem.input_shape, problem.weight_shape, problem.dtype,
+        problem.transposed is not None,
+    )  # fmt: skip
     linear = None
     if not recoverable(problem.epilogue, residual is not None):
         without = problem._replace(epilogue=Epilogue())
         linear = Call(without, backend, (tuple(without.geometry), *without.epilogue), plan)
     return Call(problem, backend, (tuple(problem.geometry), *problem.epilogue), plan, linear)
+
+
+def why_no_kernel(problem: Problem) -> str | None:
+    """Why no compiled backend can compute a problem, whatever its dtype and device; in words."""
+    if problem.transposed is not None and problem.transposed.dilation != (1, 1):
+        return "a transposed convolution with dilation is no sub-pixel convolution"
+    return None
 
 
 def why_no_tensor_cores(problem: Problem) -> str | None:
@@ -243,6 +314,7 @@ def _autocast(*tensors: Any) -> tuple[Any, ...]:
 
 
 def convolve(
+    resolve: Callable[..., Problem],
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -251,7 +323,7 @@ def convolve(
     backend: str | None,
     *options: Any,
 ) -> Tensor:
-    """:func:`subpixel_conv2d` with its ``options`` in the order of :func:`_arguments.resolve`."""
+    """:func:`subpixel_conv2d` or :func:`conv_transpose2d`, with ``options`` in the order of ``resolve``."""
     tracing = torch.compiler.is_compiling()
     only_reference = why_only_reference(tracing, input, weight, bias, activation_weight, residual)
     if torch._C._is_any_autocast_enabled():
@@ -262,6 +334,7 @@ def convolve(
     arguments = (
         backend or backends.requested(tracing),
         input.is_cuda and backends.allows_tf32(),
+        resolve,
         (input.shape, input.dtype, input.device),  # written out: three more calls would cost 0.5 µs
         (weight.shape, weight.dtype, weight.device),
         None if bias is None else (bias.shape, bias.dtype, bias.device),
@@ -269,9 +342,9 @@ def convolve(
         describe(residual),
         *options,
     )
-    if len(arguments[2][0]) == 3:
+    if len(arguments[3][0]) == 3:
         return convolve(
-            input.unsqueeze(0), weight, bias, activation_weight,
+            resolve, input.unsqueeze(0), weight, bias, activation_weight,
             None if residual is None else residual.unsqueeze(0), backend, *options,
         ).squeeze(0)  # fmt: skip
     call = None
@@ -296,9 +369,7 @@ def convolve(
             raise ValueError(f"backend {call.backend!r} cannot run here: {only_reference}")
     elif arguments[0] == "auto" and not tracing:
         _library.warn_if_missing(input.device.type)
-    return reference.run(
-        input, weight, bias, activation_weight, residual, call.problem.geometry, call.problem.epilogue
-    )
+    return reference.run_problem(call.problem, input, weight, bias, activation_weight, residual)
 
 
 def _run(
@@ -327,10 +398,13 @@ def _run(
         return reference.apply_epilogue(
             hidden, activation_weight, residual, call.problem.geometry, call.problem.epilogue
         )
+    if needs_gradient and not tracing:
+        return SubpixelConv2dFunction.apply(input, weight, bias, residual, call)
+    if call.problem.transposed is not None:
+        split = call.backend == "cpu" and not tracing
+        input, weight, bias = subpixel_operands(call.problem, input, weight, bias, split)
     if tracing:
         return _operator(input, weight, bias, activation_weight, residual, *call.numbers)
-    if needs_gradient:
-        return SubpixelConv2dFunction.apply(input, weight, bias, residual, call)
     # Past the autograd registered on the operator, which would cost a small call twice its time.
     with torch._C._AutoDispatchBelowAutograd():
         return _operator(input, weight, bias, activation_weight, residual, *call.numbers)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The op as a module. A module owns parameters and options; all else is in functional.py."""
+"""The operations as modules. A module owns parameters and options; all else is in functional.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import _arguments
 from ._arguments import ACTIVATIONS, CHANNEL_ORDERS
-from .functional import subpixel_conv2d
+from .functional import conv_transpose2d, subpixel_conv2d
 from .init import icnr_
 
 _DEFAULTS = {
@@ -214,3 +214,30 @@ class SubpixelConv2d(nn.Module):
             shown["bias"] = False
         options = (f"{name}={value!r}" for name, value in shown.items())
         return ", ".join((f"{self.in_channels}, {self.out_channels}", *options))
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` on the fused kernels: the same arguments, parameters, state_dict and numbers.
+
+    See :func:`fused_subpixel.conv_transpose2d` for how. :func:`fused_subpixel.replace_conv_transpose` turns
+    the ``nn.ConvTranspose2d`` of a model into these.
+    """
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Apply the transposed convolution; ``output_size`` as in ``nn.ConvTranspose2d``."""
+        layer: Any = self  # the attributes' types are those of all convolutions
+        output_padding = layer.output_padding
+        if output_size is not None:
+            output_padding = layer._output_padding(
+                input, output_size, layer.stride, layer.padding, layer.kernel_size, 2, layer.dilation
+            )
+        return conv_transpose2d(
+            input,
+            self.weight,
+            self.bias,
+            layer.stride,
+            layer.padding,
+            tuple(output_padding),
+            layer.groups,
+            layer.dilation,
+        )

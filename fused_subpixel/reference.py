@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _arguments
-from ._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry
+from ._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, Problem
 from ._layout import is_channels_last, memory_format
 
 _DCR = CHANNEL_ORDERS["dcr"]
@@ -77,12 +77,64 @@ def run(
     return output.contiguous(memory_format=layout)
 
 
+def run_problem(
+    problem: Problem,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation_weight: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """A checked call of any public function."""
+    geometry, epilogue, transposed = problem.geometry, problem.epilogue, problem.transposed
+    if transposed is None:
+        return run(input, weight, bias, activation_weight, residual, geometry, epilogue)
+    layout = memory_format(is_channels_last(input))
+    output = F.conv_transpose2d(
+        input, weight, bias, transposed.stride, transposed.padding, transposed.output_padding,
+        geometry.groups, transposed.dilation,
+    )  # fmt: skip
+    output = apply_epilogue(output, activation_weight, residual, Geometry(), epilogue)
+    return output.contiguous(memory_format=layout)
+
+
 def symmetric_padding(input: Tensor, geometry: Geometry) -> tuple[Tensor, tuple[int, int]]:
     """The input and the padding to convolve it with: PyTorch's convolutions know no asymmetric padding."""
     g = geometry
     if g.pad_top == g.pad_bottom and g.pad_left == g.pad_right:
         return input, (g.pad_top, g.pad_left)
     return F.pad(input, (g.pad_left, g.pad_right, g.pad_top, g.pad_bottom)), (0, 0)
+
+
+def fractionally_strided_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+) -> Tensor:
+    """The third face of a transposed convolution: insert zeros between the pixels, then convolve.
+
+    Between neighbouring pixels come stride-1 zeros, around them K-1-padding, and the kernel, turned by 180
+    degrees, moves one output pixel at a time: a fraction 1/stride of an input pixel. Most of its products are
+    with zeros; it is here to be understood and to test the others. Arguments and result as of
+    :func:`torch.nn.functional.conv_transpose2d`, for a batched input; V. Dumoulin and F. Visin, "A guide to
+    convolution arithmetic for deep learning", arXiv 1603.07285.
+    """
+    (stride_h, stride_w), (pad_h, pad_w) = (
+        _arguments.pair("stride", stride, minimum=1),
+        _arguments.pair("padding", padding, minimum=0),
+    )
+    extra_h, extra_w = _arguments.pair("output_padding", output_padding, minimum=0)
+    n, channels, height, width = input.shape
+    spread = input.new_zeros(n, channels, (height - 1) * stride_h + 1, (width - 1) * stride_w + 1)
+    spread[:, :, ::stride_h, ::stride_w] = input
+    around_h, around_w = weight.shape[2] - 1 - pad_h, weight.shape[3] - 1 - pad_w
+    spread = F.pad(spread, (around_w, around_w + extra_w, around_h, around_h + extra_h))
+    grouped = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)  # [C, Ci/groups, K, K]
+    return F.conv2d(spread, grouped.flip(2, 3), bias, groups=groups)
 
 
 # ---- shuffles --------------------------------------------------------------------------------------------

@@ -67,6 +67,10 @@ problems = st.builds(
     dilation_w=st.just(1) | st.integers(1, 9),
     run=st.sampled_from([0, 1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 24, 48]),
     rows_dense=st.booleans(),
+    late_h=st.integers(0, 1),
+    late_w=st.integers(0, 1),
+    phase_rows=st.sampled_from([0, 16, 32, 64, 192]),
+    source_dense=st.booleans(),
 )
 targets = st.builds(
     lambda bytes_and_lanes, **fields: make(
@@ -87,7 +91,7 @@ def image_problem(**fields: Any) -> Any:
     default = {
         "batch": 1, "groups": 1, "channels": 64, "rows": 12, "conv_h": 64, "conv_w": 64, "kernel_h": 3,
         "kernel_w": 3, "stride_h": 1, "stride_w": 1, "dilation_h": 1, "dilation_w": 1, "run": 2,
-        "rows_dense": False,
+        "rows_dense": False, "late_h": 0, "late_w": 0, "phase_rows": 0, "source_dense": False,
     }  # fmt: skip
     return make(host.CpuProblem, **{**default, **fields})
 
@@ -103,8 +107,8 @@ def test_blocks_cover_the_output_once(which: str, problem: Any, target: Any) -> 
     plan = PLANS[which](problem, target)
     for size, block, blocks in (
         (problem.batch, plan.block_n, plan.blocks_n),
-        (problem.conv_h, plan.block_h, plan.blocks_h),
-        (problem.conv_w, plan.block_w, plan.blocks_w),
+        (problem.conv_h - problem.late_h * plan.late, plan.block_h, plan.blocks_h),
+        (problem.conv_w - problem.late_w * plan.late, plan.block_w, plan.blocks_w),
     ):
         assert block >= 1
         assert block <= max(size, 1)
@@ -147,8 +151,9 @@ def test_panels_hold_whole_runs(problem: Any, target: Any) -> None:
 
 
 def strip_of(problem: Any, target: Any, plan: Any) -> Any:
-    shape = host.winograd_strip if plan.kernel == host.WINOGRAD else host.strip_shape
-    return shape(problem, plan.block_h, plan.block_w, target.lanes)
+    if plan.kernel == host.WINOGRAD:
+        return host.winograd_strip(problem, plan.block_h, plan.block_w, target.lanes)
+    return host.strip_shape(problem, plan.block_h, plan.block_w, target.lanes, plan.channels_inner)
 
 
 @given(problem=problems, target=targets)
@@ -195,7 +200,7 @@ def test_winograd_only_where_it_is_one(problem: Any, target: Any) -> None:
 def test_strip_holds_all_that_the_taps_read(problem: Any, target: Any) -> None:
     """For every pixel of a block rounded up to whole vectors; channels do not overlap."""
     plan = host.plan_cpu_weight_grad(problem, target)
-    strip = host.strip_shape(problem, plan.block_h, plan.block_w, target.lanes)
+    strip = host.strip_shape(problem, plan.block_h, plan.block_w, target.lanes, False)
     last_row = (plan.block_h - 1) * problem.stride_h + (problem.kernel_h - 1) * problem.dilation_h
     assert strip.rows == last_row + 1
     assert strip.phases == problem.stride_w
@@ -208,6 +213,33 @@ def test_strip_holds_all_that_the_taps_read(problem: Any, target: Any) -> None:
     assert strip.channel_step % target.lanes == 0
     assert strip.channel_step // target.lanes % 2 == 1, "neighbouring channels share their cache sets"
     assert strip.image_step == problem.channels * strip.channel_step
+
+
+@given(problem=problems, target=targets)
+@EXAMPLES
+def test_strip_of_neighbouring_channels(problem: Any, target: Any) -> None:
+    """Columns do not overlap, and no more of them than the block's own taps read."""
+    strip = host.strip_shape(problem, 5, 7, target.lanes, True)
+    assert strip.channel_step == 1
+    assert strip.column_step >= problem.channels
+    assert strip.column_step % target.lanes == 0
+    assert strip.column_step // target.lanes % 2 == 1, "neighbouring columns share their cache sets"
+    reach = (problem.kernel_w - 1) * problem.dilation_w // problem.stride_w
+    assert strip.phase_columns == 7 + reach
+    assert strip.row_step == strip.phases * strip.phase_columns * strip.column_step
+    assert strip.image_step == strip.rows * strip.row_step
+
+
+@given(problem=problems, target=targets)
+@EXAMPLES
+def test_late_pixels_only_where_every_tile_holds_one_phase(problem: Any, target: Any) -> None:
+    plan = host.plan_cpu_conv(problem, target)
+    assert plan.channels_inner == (plan.kernel == host.CHANNEL_LANES and problem.source_dense)
+    if plan.late:
+        assert plan.kernel == host.CHANNEL_LANES
+        assert problem.late_h or problem.late_w
+        assert problem.phase_rows % plan.tile_rows == 0
+    assert plan.panels == -(-problem.rows // (plan.tile_rows * plan.panel_tiles))
 
 
 @pytest.mark.parametrize("which", PLANS)
@@ -294,7 +326,8 @@ def test_absurd_sizes_neither_overflow_nor_take_long(which: str, fields: dict[st
     assert plan.items == problem.groups * plan.blocks_n * plan.blocks_h * plan.blocks_w
     assert plan.blocks_h == -(-problem.conv_h // plan.block_h)
     assert plan.blocks_w == -(-problem.conv_w // plan.block_w)
-    assert host.strip_shape(problem, plan.block_h, plan.block_w, AVX512.lanes).image_step > 0
+    for inner in (False, True):
+        assert host.strip_shape(problem, plan.block_h, plan.block_w, AVX512.lanes, inner).image_step > 0
 
 
 @pytest.mark.parametrize("width", [640, 4096, 65536])

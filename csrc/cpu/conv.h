@@ -43,15 +43,26 @@ FS_INLINE CpuProblem strip_problem(const Window& w) {
   CpuProblem p{};
   p.channels = w.channels, p.kernel_h = w.kernel_h, p.kernel_w = w.kernel_w;
   p.stride_h = w.stride_h, p.stride_w = w.stride_w, p.dilation_h = w.dilation_h, p.dilation_w = w.dilation_w;
+  p.kernel_h += w.late_h, p.kernel_w += w.late_w;
   return p;
 }
 
-FS_INLINE void tap_offsets(const Window& w, const StripShape& shape, int64_t* tap) {
-  for (int64_t a = 0; a < w.kernel_h; ++a) {
-    for (int64_t b = 0; b < w.kernel_w; ++b) {
-      const int64_t col = b * w.dilation_w;
-      tap[a * w.kernel_w + b] =
-          a * w.dilation_h * shape.row_step + col % w.stride_w * shape.phase_columns + col / w.stride_w;
+// One chain of sums over a wide layer would lose digits: its rounding error grows with its length, that of slices added
+// up hardly does. So many channels at a time.
+FS_INLINE int64_t slice_channels(int64_t channels, int64_t taps) {
+  constexpr int64_t kChain = 256;
+  return smaller(channels, larger<int64_t>(kChain / taps, 1));
+}
+
+// Of the products of one slice.
+FS_INLINE void strip_offsets(const Window& w, const StripShape& shape, int64_t channels, int64_t* at) {
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t a = 0; a < w.kernel_h; ++a) {
+      for (int64_t b = 0; b < w.kernel_w; ++b) {
+        const int64_t col = b * w.dilation_w;
+        *at++ = c * shape.channel_step + a * w.dilation_h * shape.row_step +
+                (col % w.stride_w * shape.phase_columns + col / w.stride_w) * shape.column_step;
+      }
     }
   }
 }
@@ -88,6 +99,9 @@ struct GroupRows {
     fine_row = arena.take<int32_t>(padded), fine_col = arena.take<int32_t>(padded);
     bias = arena.take<S>(padded), slope = arena.take<S>(padded);
   }
+  bool late_h(const Phase& p) const { return task.window.late_h && p.i < task.dest.crop_top; }
+  bool late_w(const Phase& p) const { return task.window.late_w && p.j < task.dest.crop_left; }
+
   RowTable<S> enter(int64_t g) {
     const Destination& d = task.dest;
     const TaskEpilogue& e = task.epilogue;
@@ -95,7 +109,8 @@ struct GroupRows {
     for (int64_t row = 0; row < d.rows; ++row) {
       const Phase p = d.row_phase[g * d.rows + row];
       const int64_t o = d.row_channel[g * d.rows + row];
-      const int64_t i = p.i - d.crop_top, j = p.j - d.crop_left;
+      const int64_t i = p.i - d.crop_top + (late_h(p) ? d.r_h : 0);
+      const int64_t j = p.j - d.crop_left + (late_w(p) ? d.r_w : 0);
       fine_row[row] = static_cast<int32_t>(i), fine_col[row] = static_cast<int32_t>(j);
       dest[row] = p.c * d.stride.c + i * d.stride.h + j * d.stride.w;
       residual[row] = e.residual_kind == ResidualKind::kHighRes  ? p.c * r.c + i * r.h + j * r.w
@@ -125,56 +140,76 @@ struct ConvWorker {
   Store<T> out;
   GroupRows<T> rows;
   S *strip, *filter, *sums;
-  int64_t tiles, k, group = -1;
-  bool resident;  // all filter tiles of a group fit the scratch: packed once, not once per block
+  int64_t tiles, k, slice, group = -1;
+  bool resident;
+  bool direct;  // the source itself serves as strip
 
   explicit ConvWorker(const ConvTask& t)
       : task(t),
         plan(t.plan),
-        shape(strip_shape(strip_problem(t.window), plan.block_h, plan.block_w, L)),
+        shape(strip_shape(strip_problem(t.window), plan.block_h, plan.block_w, L, plan.channels_inner)),
         out(t.dest, t.epilogue),
         rows{t, {}, {}, {}, {}, {}, {}} {
     const Window& w = task.window;
+    const Source& source = task.source;
+    direct = plan.channels_inner && __is_same(T, S) && source.run == w.channels && source.row_scale == 1 &&
+             source.col_scale == 1 && w.taps() == 1 && w.stride_h == 1 && w.stride_w == 1 &&
+             w.conv_h == source.fine_h && w.conv_w == source.fine_w;
+    if (direct)
+      shape.image_step = source.batch_stride, shape.row_step = source.row_stride,
+      shape.column_step = source.col_stride;
     tiles = ceil_div(task.dest.rows, plan.tile_rows);
-    k = w.channels * w.taps();
+    k = w.channels * w.taps(), slice = slice_channels(w.channels, w.taps());
     const int64_t padded = tiles * plan.tile_rows + L;
     resident = plan.filter_resident;
-    const int64_t kept_tiles = resident ? tiles : plan.panel_tiles;
-    const int64_t strip_size = plan.block_n * shape.image_step + 2 * L;
-    const int64_t filter_size = kept_tiles * k * plan.tile_rows + L;
+    const int64_t strip_size = direct ? 0 : plan.block_n * shape.image_step + 2 * L;
+    const int64_t filter_size = resident ? plan.panels * plan.panel_elements : 0;
     const int64_t sums_size = int64_t{plan.panel_tiles} * plan.tile_rows * plan.tile_pixels *
                                   (plan.kernel == CpuKernel::kPixelLanes ? L : 1) +
                               L;
-    Arena arena{static_cast<char*>(thread_scratch(Arena::bytes<int64_t>(w.taps()) +
+    Arena arena{static_cast<char*>(thread_scratch(Arena::bytes<int64_t>(slice * w.taps()) +
                                                   Arena::bytes<S>(strip_size) + Arena::bytes<S>(filter_size) +
                                                   Arena::bytes<S>(sums_size) + GroupRows<T>::bytes(padded)))};
-    int64_t* tap = arena.take<int64_t>(w.taps());
+    int64_t* at = arena.take<int64_t>(slice * w.taps());
     strip = arena.take<S>(strip_size), filter = arena.take<S>(filter_size), sums = arena.take<S>(sums_size);
     rows.place(arena, padded);
-    tap_offsets(w, shape, tap);
-    map = {tap, w.taps(), w.channels, shape.channel_step, plan.tile_rows, plan.tile_pixels * L, false};
-    for (int64_t l = 0; l < 2 * L; ++l)
-      strip[plan.block_n * shape.image_step + l] = S(0);  // vector over-read
+    strip_offsets(w, shape, slice, at);
+    map = {at, 0, shape.column_step, plan.tile_rows, plan.tile_pixels * L, false};
+    if (!direct)
+      for (int64_t l = 0; l < 2 * L; ++l)
+        strip[plan.block_n * shape.image_step + l] = S(0);  // vector over-read
+  }
+
+  // Points at, or packs, the part of the source that a block reads.
+  const S* strip_of(int64_t g, const Block& b, bool follows) const {
+    const Source& s = task.source;
+    if (direct)
+      return static_cast<const S*>(s.data) + s.channel_offset[g * task.window.channels] +
+             b.n * s.batch_stride + b.h * s.row_stride + b.w * s.col_stride;
+    pack_strip<T>(s, task.window, shape, g, b.n, b.images, b.h, b.w, strip, follows ? plan.block_h : 0);
+    return strip;
   }
 
   void enter_group(int64_t g) {
     group = g;
     out.table = rows.enter(g);
-    if (resident) pack_tiles(0, tiles);
+    if (resident)
+      for (int64_t p = 0; p < plan.panels; ++p) pack_panel(g, p, filter + p * plan.panel_elements);
+    else
+      filter = static_cast<S*>(task.panels) + g * plan.panels * plan.panel_elements;
   }
 
-  void pack_tiles(int64_t first, int64_t count) {
-    const int64_t all = task.dest.rows;
-    for (int64_t t = 0; t < count; ++t) {
-      const int64_t row = (first + t) * plan.tile_rows;
-      pack_filter<T>(task.filter, task.window, group, group * all + row,
-                     smaller<int64_t>(plan.tile_rows, all - row), plan.tile_rows,
-                     filter + t * k * plan.tile_rows);
+  void pack_panel(int64_t g, int64_t panel, S* to) const {
+    const int64_t all = task.dest.rows, end = smaller(tiles, (panel + 1) * plan.panel_tiles);
+    for (int64_t t = panel * plan.panel_tiles; t < end; ++t, to += k * plan.tile_rows) {
+      const int64_t row = t * plan.tile_rows;
+      pack_filter<T>(task.filter, task.window, g, g * all + row, smaller<int64_t>(plan.tile_rows, all - row),
+                     plan.tile_rows, to);
     }
   }
 
-  const S* strip_at(const PixelVector& p) const {
-    return strip + p.n * shape.image_step + p.h * task.window.stride_h * shape.row_step + p.w;
+  int64_t strip_at(const PixelVector& p) const {
+    return p.n * shape.image_step + p.h * task.window.stride_h * shape.row_step + p.w * shape.column_step;
   }
 
   void run(int64_t begin, int64_t end) {
@@ -182,36 +217,31 @@ struct ConvWorker {
     for (int64_t item = begin; item < end; ++item) {
       if (item / blocks != group) enter_group(item / blocks);
       const Block b = block_of(plan, task.window, item % blocks);
-      const bool follows = item > begin && b.h > 0;
-      pack_strip<T>(task.source, task.window, shape, group, b.n, b.images, b.h, b.w, strip,
-                    follows ? plan.block_h : 0);
-      for (int64_t tile = 0; tile < tiles; tile += plan.panel_tiles) {
+      const S* pixels = strip_of(group, b, item > begin && b.h > 0);
+      const S* packed = filter;
+      for (int64_t tile = 0; tile < tiles; tile += plan.panel_tiles, packed += plan.panel_elements) {
         const int64_t count = smaller<int64_t>(plan.panel_tiles, tiles - tile);
-        if (!resident) pack_tiles(tile, count);
-        const S* packed = filter + (resident ? tile * k * plan.tile_rows : 0);
         if (plan.kernel == CpuKernel::kPixelLanes)
-          pixel_panel(b, packed, tile, count);
+          pixel_panel(b, pixels, packed, tile, count);
         else
-          channel_panel(b, packed, tile);
+          channel_panel(b, pixels, packed, tile);
       }
     }
   }
 
-  // Calls tile(filter offset, strip offset, map) for slices of the channels. One chain of sums over a wide layer
-  // would lose digits: its rounding error grows with its length, that of slices added up hardly does.
+  // Calls tile(filter offset, strip offset, map) for slices of the channels.
   template <class F>
   FS_INLINE void in_slices(F&& tile) const {
-    constexpr int64_t kChain = 256;
-    const int64_t step = larger<int64_t>(kChain / map.taps, 1);
-    StripMap slice = map;
-    for (int64_t c = 0; c < map.channels; c += step) {
-      slice.channels = smaller(step, map.channels - c);
-      slice.add = c > 0;
-      tile(c * map.taps * map.filter_step, c * map.channel_step, slice);
+    const int64_t channels = task.window.channels, taps = task.window.taps();
+    StripMap part = map;
+    for (int64_t c = 0; c < channels; c += slice) {
+      part.products = smaller(slice, channels - c) * taps;
+      part.add = c > 0;
+      tile(c * taps * map.filter_step, c * shape.channel_step, part);
     }
   }
 
-  void pixel_panel(const Block& b, const S* packed, int64_t tile, int64_t count) {
+  void pixel_panel(const Block& b, const S* source, const S* packed, int64_t tile, int64_t count) {
     constexpr int kMost = 8;
     const int V = plan.tile_pixels;
     const PixelTile<S> run_tile = pixel_tile_of<S>(plan.tile_rows);
@@ -226,36 +256,40 @@ struct ConvWorker {
       for (int v = 0; v < V; ++v) {
         if (v < valid) {
           const PixelVector p = cursor.next();
-          at[v] = strip_at(p), pixels[v] = absolute(p, b);
+          at[v] = source + strip_at(p), pixels[v] = absolute(p, b);
         } else {
           at[v] = at[valid - 1];  // the last tile of a block repeats a vector and drops it
         }
       }
-      in_slices([&](int64_t filter_at, int64_t strip_offset, const StripMap& slice) {
+      in_slices([&](int64_t filter_at, int64_t strip_offset, const StripMap& part) {
         const S* from[kMost];
         for (int v = 0; v < V; ++v) from[v] = at[v] + strip_offset;
         for (int64_t t = 0; t < count; ++t)
-          run_tile(packed + t * k * plan.tile_rows + filter_at, from, slice,
+          run_tile(packed + t * k * plan.tile_rows + filter_at, from, part,
                    sums + t * plan.tile_rows * V * L);
       });
       out.store_planar(sums, V * L, first_row, stored, pixels, valid);
     }
   }
 
-  void channel_panel(const Block& b, const S* packed, int64_t tile) {
+  void channel_panel(const Block& b, const S* source, const S* packed, int64_t tile) {
     const int NV = plan.tile_rows / L;
     const int64_t first_row = tile * plan.tile_rows;
     const int64_t stored = smaller<int64_t>(plan.tile_rows, task.dest.rows - first_row);
-    const int64_t splits = ceil_div(b.width, plan.tile_pixels), step = ceil_div(b.width, splits);
+    const int64_t splits = ceil_div(b.width, plan.tile_pixels);
     const bool planar = !task.dest.rows_dense;
+    const Phase& phase = task.dest.row_phase[group * task.dest.rows + first_row];
+    const S* const origin =
+        source + (rows.late_h(phase) ? shape.row_step : 0) + (rows.late_w(phase) ? shape.column_step : 0);
     for (int64_t n = 0; n < b.images; ++n) {
       for (int64_t h = 0; h < b.height; ++h) {
-        for (int64_t w = 0; w < b.width; w += step) {
-          const PixelVector p{n, h, w, static_cast<int>(smaller(step, b.width - w))};
-          const S* from = strip_at(p);
+        for (int64_t s = 0; s < splits; ++s) {  // as even as can be
+          const int64_t w = b.width * s / splits, end = b.width * (s + 1) / splits;
+          const PixelVector p{n, h, w, static_cast<int>(end - w)};
+          const S* from = origin + strip_at(p);
           const ChannelTile<S> run_tile = channel_tile_of<S>(p.count, NV);
-          in_slices([&](int64_t filter_at, int64_t strip_offset, const StripMap& slice) {
-            run_tile(packed + filter_at, from + strip_offset, slice, sums);
+          in_slices([&](int64_t filter_at, int64_t strip_offset, const StripMap& part) {
+            run_tile(packed + filter_at, from + strip_offset, part, sums);
           });
           if (planar)
             store_transposed(absolute(p, b), NV, first_row, stored);

@@ -18,14 +18,28 @@ void with_type(DType dtype, F&& f) {
   }
 }
 
-void run_conv(const ConvTask& task, int64_t begin, int64_t end) {
+template <class F>
+void with_worker(const ConvTask& task, F&& f) {
   with_type(task.dtype, [&](auto t) {
     using T = decltype(t);
     if constexpr (__is_same(Compute<T>, float)) {
-      if (task.plan.kernel == CpuKernel::kWinograd) return WinogradWorker<T>(task).run(begin, end);
+      if (task.plan.kernel == CpuKernel::kWinograd) return f(WinogradWorker<T>(task));
     }
-    ConvWorker<T>(task).run(begin, end);
+    f(ConvWorker<T>(task));
   });
+}
+
+void run_conv(const ConvTask& task, int64_t begin, int64_t end) {
+  with_worker(task, [&](auto worker) { worker.run(begin, end); });
+}
+template <class Worker>
+void pack_panels(const Worker& worker, const ConvTask& task, int64_t begin, int64_t end) {
+  auto* to = static_cast<typename Worker::S*>(task.panels) + begin * task.plan.panel_elements;
+  for (int64_t p = begin; p < end; ++p, to += task.plan.panel_elements)
+    worker.pack_panel(p / task.plan.panels, p % task.plan.panels, to);
+}
+void run_pack_panels(const ConvTask& task, int64_t begin, int64_t end) {
+  with_worker(task, [&](const auto& worker) { pack_panels(worker, task, begin, end); });
 }
 void run_weight_grad(const WeightGradTask& task, int64_t slot, int64_t begin, int64_t end) {
   with_type(task.dtype, [&](auto t) { weight_grad<decltype(t)>(task, slot, begin, end); });
@@ -39,7 +53,7 @@ void run_finish_weight_grad(const WeightGradTask& task) {
 #define FS_STRING_(x) #x
 #define FS_STRING(x) FS_STRING_(x)
 extern const Kernels kernels;
-const Kernels kernels = {FS_STRING(FS_ISA), kVectorBytes,     kRegisters,
-                         &run_conv,         &run_weight_grad, &run_finish_weight_grad};
+const Kernels kernels = {FS_STRING(FS_ISA), kVectorBytes,           kRegisters, &run_conv, &run_pack_panels,
+                         &run_weight_grad,  &run_finish_weight_grad};
 
 }  // namespace fused_subpixel::cpu::FS_ISA

@@ -154,11 +154,21 @@ Source gradient_source(const Geometry& g, const TensorView& grad, const Shuffled
 }
 
 Window forward_window(const Geometry& g) {
-  return {g.batch,      g.groups,     g.in_channels / g.groups,
-          g.conv_h,     g.conv_w,     g.kernel_h,
-          g.kernel_w,   g.stride_h,   g.stride_w,
-          g.dilation_h, g.dilation_w, g.pad_top,
-          g.pad_left};
+  return {g.batch,
+          g.groups,
+          g.in_channels / g.groups,
+          g.conv_h,
+          g.conv_w,
+          g.kernel_h,
+          g.kernel_w,
+          g.stride_h,
+          g.stride_w,
+          g.dilation_h,
+          g.dilation_w,
+          g.pad_top,
+          g.pad_left,
+          0,
+          0};
 }
 
 // The input gradient is a convolution of the low-resolution gradient with the kernel turned by 180 degrees.
@@ -175,12 +185,29 @@ Window input_grad_window(const Geometry& g) {
           g.dilation_h,
           g.dilation_w,
           (g.kernel_h - 1) * g.dilation_h - g.pad_top,
-          (g.kernel_w - 1) * g.dilation_w - g.pad_left};
+          (g.kernel_w - 1) * g.dilation_w - g.pad_left,
+          0,
+          0};
 }
 
 CpuProblem problem_of(const Window& w, int64_t rows, int64_t run, bool rows_dense) {
   return {w.batch,    w.groups,   w.channels, rows,         w.conv_h,     w.conv_w, w.kernel_h,
-          w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w, run,      rows_dense};
+          w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w, run,      rows_dense,
+          0,          0,          0,          false};
+}
+
+// Pixels that only the phases above and left of the crop need, where these can be computed a pixel later instead.
+void set_late(const Geometry& g, const Strides& output, CpuProblem& p) {
+  const bool channels_last = output.c == 1 && g.channels > 1;
+  if (!channels_last || g.stride_h != 1 || g.stride_w != 1) return;
+  if (g.groups != 1 && g.order != ChannelOrder::kCRD) return;  // groups split the phases
+  p.phase_rows = g.channels / g.groups;
+  const auto late = [](int64_t conv, int64_t out, int64_t factor, int64_t crop) {
+    const int64_t needed = (out + factor - 1) / factor;
+    return crop < factor && conv == needed + 1 && needed > 0 ? int64_t{1} : int64_t{0};
+  };
+  p.late_h = late(g.conv_h, g.out_h, g.r_h, g.crop_top);
+  p.late_w = late(g.conv_w, g.out_w, g.r_w, g.crop_left);
 }
 
 Filter::Dense density(const Strides& s, const Geometry& g) {
@@ -207,12 +234,38 @@ std::vector<int64_t> tap_table(const Geometry& g, const Strides& s, bool turned)
 
 bool rows_dense(const Strides& s, int64_t run, int64_t lanes) { return s.c == 1 && run >= lanes; }
 
-void run_shares(const CpuPlan& plan, const Pool& pool, const std::function<void(int64_t, int64_t)>& run) {
+void run_shares(bool parallel, int64_t items, const Pool& pool,
+                const std::function<void(int64_t, int64_t)>& run) {
+  if (parallel && items > 1)
+    pool.for_each_share(items, run);
+  else if (items > 0)
+    run(0, items);
+}
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+using Memory = std::unique_ptr<void, Free>;
+
+Memory aligned(size_t bytes) {
+  Memory memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+  if (!memory) throw std::bad_alloc();
+  return memory;
+}
+
+void run_conv(ConvTask& task, const Kernels& kernels, const Pool& pool) {
+  const CpuPlan& plan = task.plan;
   if (plan.items == 0) return;
-  if (plan.parallel && plan.items > 1)
-    pool.for_each_share(plan.items, run);
-  else
-    run(0, plan.items);
+  Memory panels;
+  if (!plan.filter_resident) {
+    const int64_t count = task.window.groups * plan.panels;
+    panels = aligned(static_cast<size_t>(count * plan.panel_elements * compute_bytes(task.dtype)));
+    task.panels = panels.get();
+    run_shares(plan.parallel, count, pool,
+               [&](int64_t begin, int64_t end) { kernels.pack_panels(task, begin, end); });
+  }
+  run_shares(plan.parallel, plan.items, pool,
+             [&](int64_t begin, int64_t end) { kernels.conv(task, begin, end); });
 }
 
 }  // namespace
@@ -247,19 +300,13 @@ int64_t l2_bytes() {
 // extreme layers ask for, and it goes back to the system when something smaller comes.
 void* thread_scratch(size_t bytes) {
   constexpr size_t kKept = size_t{4} << 20;
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  thread_local std::unique_ptr<void, Free> memory;
+  thread_local Memory memory;
   thread_local size_t size = 0;
   if (bytes > size || (size > kKept && bytes <= kKept)) {
     memory.reset();
-    size = (bytes + 4095) / 4096 * 4096;
-    memory.reset(std::aligned_alloc(64, size));
-    if (!memory) {
-      size = 0;
-      throw std::bad_alloc();
-    }
+    size = 0;
+    memory = aligned(bytes);
+    size = bytes;
   }
   return memory.get();
 }
@@ -278,12 +325,14 @@ void conv_forward(const ForwardArguments& a, const Pool& pool) {
 
   const Strides& ws = a.weight.stride;
   std::vector<int64_t> row_offset;
-  for (int64_t channel : rows.order.channel) row_offset.push_back(channel * ws.n);
+  for (const Phase& p : rows.order.phase)
+    row_offset.push_back(p.c * a.weight_rows.c + p.i * a.weight_rows.i + p.j * a.weight_rows.j);
   // every group reads the same channels of its own rows
   std::vector<int64_t> channel_offset;
   for (int64_t c = 0; c < g.in_channels; ++c) channel_offset.push_back(c % task.window.channels * ws.c);
-  const std::vector<int64_t> taps = tap_table(g, ws, false);
-  task.filter = {a.weight.data, row_offset.data(), channel_offset.data(), taps.data(), density(ws, g)};
+  const std::vector<int64_t> taps = tap_table(g, ws, a.weight_turned);
+  task.filter = {a.weight.data, row_offset.data(), channel_offset.data(), taps.data(),
+                 a.weight_turned ? Filter::Dense::kNone : density(ws, g)};
 
   const bool dense = rows_dense(a.output.stride, rows.run, target.lanes);
   task.dest = {const_cast<void*>(a.output.data),
@@ -312,8 +361,17 @@ void conv_forward(const ForwardArguments& a, const Pool& pool) {
                    a.residual.data,
                    a.epilogue.residual_kind,
                    a.residual.stride};
-  task.plan = plan_cpu_conv(problem_of(task.window, per_group, rows.run, dense), target);
-  run_shares(task.plan, pool, [&](int64_t begin, int64_t end) { kernels.conv(task, begin, end); });
+  const bool low_residual = task.epilogue.residual_kind == ResidualKind::kNearest ||
+                            task.epilogue.residual_kind == ResidualKind::kLowRes;
+  CpuProblem problem = problem_of(task.window, per_group, rows.run, dense);
+  problem.source_dense = task.source.run >= target.lanes;
+  if (!low_residual) set_late(g, a.output.stride, problem);
+  task.plan = plan_cpu_conv(problem, target);
+  if (task.plan.late) {
+    task.window.late_h = problem.late_h, task.window.late_w = problem.late_w;
+    task.window.conv_h -= problem.late_h, task.window.conv_w -= problem.late_w;
+  }
+  run_conv(task, kernels, pool);
 }
 
 void conv_input_grad(const InputGradArguments& a, const Pool& pool) {
@@ -358,8 +416,10 @@ void conv_input_grad(const InputGradArguments& a, const Pool& pool) {
   const double inf = __builtin_inf();
   task.epilogue = {nullptr, Activation::kNone,   0.0, -inf, inf, nullptr, 0, 0,
                    nullptr, ResidualKind::kNone, {}};
-  task.plan = plan_cpu_conv(problem_of(task.window, per_group, run, dense), target);
-  run_shares(task.plan, pool, [&](int64_t begin, int64_t end) { kernels.conv(task, begin, end); });
+  CpuProblem problem = problem_of(task.window, per_group, run, dense);
+  problem.source_dense = task.source.run >= target.lanes;
+  task.plan = plan_cpu_conv(problem, target);
+  run_conv(task, kernels, pool);
 }
 
 namespace {
@@ -413,18 +473,21 @@ CpuPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last,
   const Kernels& kernels = current();
   const CpuTarget target = target_of(kernels, dtype, threads);
   if (pass == Pass::kWeightGrad) return weight_grad_plan(g, dtype, kernels, threads);
+  const int64_t h = g.out_h, w = g.out_w, c = g.channels;
+  const Strides s = channels_last ? Strides{h * w * c, 1, w * c, c} : Strides{h * w * c, h * w, w, 1};
+  const int64_t low_run = shuffled_rows(g, s).run;
   if (pass == Pass::kInputGrad) {
     const int64_t rows = g.in_channels / g.groups,
                   run = channels_last ? (g.groups == 1 ? g.in_channels : 0) : 1;
-    return plan_cpu_conv(problem_of(input_grad_window(g), rows, run, channels_last && run >= target.lanes),
-                         target);
+    CpuProblem problem = problem_of(input_grad_window(g), rows, run, channels_last && run >= target.lanes);
+    problem.source_dense = low_run >= target.lanes;
+    return plan_cpu_conv(problem, target);
   }
-  const int64_t h = g.out_h, w = g.out_w, c = g.channels;
-  const Strides s = channels_last ? Strides{h * w * c, 1, w * c, c} : Strides{h * w * c, h * w, w, 1};
-  const int64_t run = shuffled_rows(g, s).run;
-  return plan_cpu_conv(
-      problem_of(forward_window(g), g.conv_channels() / g.groups, run, rows_dense(s, run, target.lanes)),
-      target);
+  CpuProblem problem = problem_of(forward_window(g), g.conv_channels() / g.groups, low_run,
+                                  rows_dense(s, low_run, target.lanes));
+  problem.source_dense = channels_last && g.in_channels / g.groups >= target.lanes;
+  set_late(g, s, problem);
+  return plan_cpu_conv(problem, target);
 }
 
 }  // namespace fused_subpixel::cpu

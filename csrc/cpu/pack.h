@@ -90,6 +90,28 @@ void pack_row(const Source& source, const T* from, const int32_t* channel_col, i
   }
 }
 
+// One row of `run` channels with channels inner: columns col0 .. into to[x * column_step + q].
+template <class T>
+void copy_row(const Source& source, const T* from, const int32_t* channel_col, int64_t run, int64_t col0,
+              int64_t col_step, int64_t n, Compute<T>* to, int64_t column_step) {
+  using S = Compute<T>;
+  constexpr int L = kLanes<S>;
+  const auto inside = [&](int64_t col, int64_t q) {
+    const int64_t fine = col * source.col_scale + channel_col[q];
+    return fine >= 0 && fine < source.fine_w;
+  };
+  for (int64_t x = 0; x < n; ++x, to += column_step) {
+    const int64_t col = col0 + x * col_step;
+    const T* pixel = from + col * source.col_stride;
+    if (run >= L && inside(col, 0) && inside(col, run - 1)) {  // channel_col rises along a run
+      for (int64_t q = 0; q<run; q = q + 2 * L> run && q + L < run ? run - L : q + L)
+        store<S>(to + q, load_widened<T>(pixel + q));
+    } else {
+      for (int64_t q = 0; q < run; ++q) to[q] = inside(col, q) ? S(widen(pixel[q])) : S(0);
+    }
+  }
+}
+
 // The strip of `images` images and all channels of group g for the block whose first output pixel is (h0, w0).
 // Where the strip still holds the block `below_rows` output rows further up (0: it does not), the rows that both
 // have move up and only new ones are read.
@@ -100,9 +122,11 @@ void pack_strip(const Source& source, const Window& window, const StripShape& sh
   const T* data = static_cast<const T*>(source.data);
   const int64_t run = source.run;
   const int64_t kept = below_rows > 0 ? larger<int64_t>(shape.rows - below_rows * window.stride_h, 0) : 0;
+  const bool inner = shape.channel_step == 1;
   if (kept > 0) {
-    for (int64_t q = 0; q < images * window.channels; ++q) {
-      S* to = strip + q / window.channels * shape.image_step + q % window.channels * shape.channel_step;
+    const int64_t planes = inner ? 1 : window.channels;
+    for (int64_t q = 0; q < images * planes; ++q) {
+      S* to = strip + q / planes * shape.image_step + q % planes * shape.channel_step;
       std::memmove(to, to + (shape.rows - kept) * shape.row_step,
                    sizeof(S) * static_cast<size_t>(kept * shape.row_step));
     }
@@ -114,20 +138,40 @@ void pack_strip(const Source& source, const Window& window, const StripShape& sh
         const int64_t first = g * window.channels + k;
         S* to = strip + n * shape.image_step + k * shape.channel_step + y * shape.row_step;
         const int64_t fine = row * source.row_scale + source.channel_row[first];
-        if (fine < 0 || fine >= source.fine_h) {
+        const bool outside = fine < 0 || fine >= source.fine_h;
+        if (outside && inner) {
+          for (int64_t x = 0; x < shape.phases * shape.phase_columns; ++x)
+            std::memset(to + x * shape.column_step, 0, sizeof(S) * static_cast<size_t>(run));
+          continue;
+        }
+        if (outside) {
           for (int64_t q = 0; q < run; ++q)
             std::memset(to + q * shape.channel_step, 0, sizeof(S) * static_cast<size_t>(shape.row_step));
           continue;
         }
         const T* from =
             data + (n0 + n) * source.batch_stride + source.channel_offset[first] + row * source.row_stride;
-        for (int64_t phase = 0; phase < shape.phases; ++phase)
-          pack_row<T>(source, from, source.channel_col + first, run,
-                      w0 * window.stride_w - window.pad_left + phase, window.stride_w, shape.phase_columns,
-                      to + phase * shape.phase_columns, shape.channel_step);
+        for (int64_t phase = 0; phase < shape.phases; ++phase) {
+          const int64_t col = w0 * window.stride_w - window.pad_left + phase;
+          S* first_column = to + phase * shape.phase_columns * shape.column_step;
+          if (inner)
+            copy_row<T>(source, from, source.channel_col + first, run, col, window.stride_w,
+                        shape.phase_columns, first_column, shape.column_step);
+          else
+            pack_row<T>(source, from, source.channel_col + first, run, col, window.stride_w,
+                        shape.phase_columns, first_column, shape.channel_step);
+        }
       }
     }
   }
+}
+
+// Whether each L rows are neighbours in memory.
+template <int L>
+bool rows_dense(const int64_t* row_offset, int64_t rows) {
+  for (int64_t t = 0; t < rows; ++t)
+    if (row_offset[t] != row_offset[t - t % L] + t % L) return false;
+  return true;
 }
 
 // Rows first .. first + valid - 1 of the filter into packed[k * rows + t]; rows past `valid` become zero.
@@ -160,6 +204,16 @@ void pack_filter(const Filter& filter, const Window& window, int64_t g, int64_t 
       }
       return;
     }
+  }
+  if (rows % L == 0 && valid == rows && rows_dense<L>(filter.row_offset + first, rows)) {
+    for (int64_t c = 0; c < window.channels; ++c) {
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const T* from = data + channel[c] + filter.tap_offset[tap];
+        for (int64_t t = 0; t < rows; t += L, packed += L)
+          store<S>(packed, load_widened<T>(from + filter.row_offset[first + t]));
+      }
+    }
+    return;
   }
   for (int64_t t = 0; t < rows; ++t) {
     for (int64_t c = 0; c < window.channels; ++c) {

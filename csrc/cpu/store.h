@@ -126,7 +126,22 @@ struct Store {
   // sums[row * row_step + v * L + lane], rows first_row .. first_row + rows - 1 of the group.
   void store_planar(const S* sums, int64_t row_step, int64_t first_row, int64_t rows,
                     const PixelVector* pixels, int vectors) const {
-    const int64_t run = dest.run, end = first_row + rows;
+    const int64_t end = first_row + rows;
+    if (dest.rows_dense) {  // square transpositions, as far as they go
+      for (; first_row + L <= end; first_row += L, sums += L * row_step) {
+        for (int v = 0; v < vectors; ++v) {
+          Vec<S> square[L];
+          FS_UNROLL
+          for (int l = 0; l < L; ++l) square[l] = load<S>(sums + l * row_step + v * L);
+          transpose<S>(square);
+          S part[L * L];
+          FS_UNROLL
+          for (int l = 0; l < L; ++l) store<S>(part + l * L, square[l]);
+          store_pixels(part, L, first_row, L, pixels[v]);
+        }
+      }
+    }
+    const int64_t run = dest.run;
     for (int v = 0; v < vectors; ++v) {
       const PixelVector& p = pixels[v];
       const S* from = sums + v * L;
@@ -205,9 +220,18 @@ struct Store {
                                   table.residual[row + L - 1] - table.residual[row] == L - 1;
       if (within_run && !row_inside(p, row)) continue;
       T* to = static_cast<T*>(dest.data) + dest_pixel(p);
+      const int64_t last = p.w + p.count - 1;
+      if (within_run && !epilogue.residual && col_inside(p.w, row) && col_inside(p.w, row + L - 1) &&
+          col_inside(last, row) && col_inside(last, row + L - 1)) {  // nearly always
+        const S* sum = sums + row - first_row;
+        T* whole = to + table.dest[row];
+        for (int x = 0; x < p.count; ++x, whole += dest_step, sum += pixel_step)
+          store_narrowed<T>(whole, clamp(finish(load<S>(sum), bias, slope)));
+        continue;
+      }
       const T* from = static_cast<const T*>(epilogue.residual) + (epilogue.residual ? residual_pixel(p) : 0);
       for (int x = 0; x < p.count; ++x, to += dest_step, from += residual_col) {
-        const bool dense = within_run && cell_inside(p.w + x);
+        const bool dense = within_run && col_inside(p.w + x, row) && col_inside(p.w + x, row + L - 1);
         Vec<S> v = finish(load<S>(sums + x * pixel_step + row - first_row), bias, slope);
         if (epilogue.residual) {
           if (dense && residual_dense) {

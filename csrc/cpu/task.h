@@ -33,6 +33,9 @@ struct Window {
   int64_t batch, groups, channels;  // channels: source channels of one group
   int64_t conv_h, conv_w;
   int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
+  // 1: rows whose phase the crop takes off the first pixel row (column) are computed one pixel later than the others,
+  // instead of one pixel more for all. conv_h, conv_w are without that pixel.
+  int64_t late_h, late_w;
   int64_t taps() const { return kernel_h * kernel_w; }
 };
 
@@ -80,6 +83,8 @@ struct ConvTask {
   Destination dest;
   TaskEpilogue epilogue;
   CpuPlan plan;
+  // Where the plan does not keep the filter per thread: the panels of all groups, packed once before the items run.
+  void* panels;
 };
 
 // Weight gradient: partial[slot][row][channel * taps + tap] += sum over pixels of gradient(row) * input(channel).
@@ -104,7 +109,8 @@ void* thread_scratch(size_t bytes);
 struct Kernels {
   const char* name;
   int vector_bytes, registers;
-  void (*conv)(const ConvTask&, int64_t begin, int64_t end);  // items: see plan.h
+  void (*conv)(const ConvTask&, int64_t begin, int64_t end);         // items: see plan.h
+  void (*pack_panels)(const ConvTask&, int64_t begin, int64_t end);  // of all groups, into task.panels
   void (*weight_grad)(const WeightGradTask&, int64_t slot, int64_t begin, int64_t end);
   void (*finish_weight_grad)(const WeightGradTask&);  // adds the slots in order
 };

@@ -11,15 +11,17 @@
 
 namespace fused_subpixel::cpu::FS_ISA {
 
-// Strip addressing: value of (pixel p, channel c, tap t) is at strip[p + c * channel_step + tap[t]]; the filter moves
-// on by filter_step elements with every (channel, tap). Sums of a pixel tile's rows lie sums_step apart.
+// Strip addressing: value of (pixel p, product k = (channel, tap)) is at strip[p * column_step + at[k]], where a pixel
+// tile takes a column_step of one for granted; the filter moves on by
+// filter_step elements with every product. One loop with a table: an inner one over so few taps would be mispredicted
+// as often as it ends. Sums of a pixel tile's rows lie sums_step apart.
 struct StripMap {
-  const int64_t* tap;
-  int64_t taps, channels, channel_step, filter_step, sums_step;
+  const int64_t* at;
+  int64_t products, column_step, filter_step, sums_step;
   bool add;  // to the sums that are there, instead of replacing them
 };
 
-// Filter is packed [channels * taps][filter_step], T of them used; registers: T * V sums, V pixel vectors, one broadcast.
+// Filter is packed [products][filter_step], T of them used; registers: T * V sums, V pixel vectors, one broadcast.
 template <class S, int T, int V>
 void pixel_tile(const S* filter, const S* const* pixels, const StripMap& map, S* sums) {
   Vec<S> sum[T][V];
@@ -31,22 +33,18 @@ void pixel_tile(const S* filter, const S* const* pixels, const StripMap& map, S*
   const S* p[V];
   FS_UNROLL
   for (int v = 0; v < V; ++v) p[v] = pixels[v];
-  for (int64_t c = 0; c < map.channels; ++c) {
-    for (int64_t k = 0; k < map.taps; ++k) {
-      const int64_t tap = map.tap[k];
-      Vec<S> x[V];
-      FS_UNROLL
-      for (int v = 0; v < V; ++v) x[v] = load<S>(p[v] + tap);
-      FS_UNROLL
-      for (int t = 0; t < T; ++t) {
-        const Vec<S> w = splat<S>(filter[t]);
-        FS_UNROLL
-        for (int v = 0; v < V; ++v) sum[t][v] += w * x[v];
-      }
-      filter += map.filter_step;
-    }
+  for (int64_t k = 0; k < map.products; ++k) {
+    const int64_t at = map.at[k];
+    Vec<S> x[V];
     FS_UNROLL
-    for (int v = 0; v < V; ++v) p[v] += map.channel_step;
+    for (int v = 0; v < V; ++v) x[v] = load<S>(p[v] + at);
+    FS_UNROLL
+    for (int t = 0; t < T; ++t) {
+      const Vec<S> w = splat<S>(filter[t]);
+      FS_UNROLL
+      for (int v = 0; v < V; ++v) sum[t][v] += w * x[v];
+    }
+    filter += map.filter_step;
   }
   FS_UNROLL
   for (int t = 0; t < T; ++t) {
@@ -58,7 +56,7 @@ void pixel_tile(const S* filter, const S* const* pixels, const StripMap& map, S*
   }
 }
 
-// Filter is packed [channels * taps][NV * lanes]; registers: P * NV sums, NV filter vectors, one broadcast.
+// Filter is packed [products][NV * lanes]; registers: P * NV sums, NV filter vectors, one broadcast.
 template <class S, int P, int NV>
 void channel_tile(const S* filter, const S* pixels, const StripMap& map, S* sums) {
   Vec<S> sum[P][NV];
@@ -67,21 +65,19 @@ void channel_tile(const S* filter, const S* pixels, const StripMap& map, S* sums
     FS_UNROLL
     for (int v = 0; v < NV; ++v) sum[p][v] = Vec<S>{};
   }
-  for (int64_t c = 0; c < map.channels; ++c) {
-    for (int64_t k = 0; k < map.taps; ++k) {
-      const S* x = pixels + map.tap[k];
-      Vec<S> w[NV];
+  const int64_t step = map.column_step;
+  for (int64_t k = 0; k < map.products; ++k) {
+    const S* x = pixels + map.at[k];
+    Vec<S> w[NV];
+    FS_UNROLL
+    for (int v = 0; v < NV; ++v) w[v] = load<S>(filter + v * kLanes<S>);
+    FS_UNROLL
+    for (int p = 0; p < P; ++p) {
+      const Vec<S> b = splat<S>(x[p * step]);
       FS_UNROLL
-      for (int v = 0; v < NV; ++v) w[v] = load<S>(filter + v * kLanes<S>);
-      FS_UNROLL
-      for (int p = 0; p < P; ++p) {
-        const Vec<S> b = splat<S>(x[p]);
-        FS_UNROLL
-        for (int v = 0; v < NV; ++v) sum[p][v] += b * w[v];
-      }
-      filter += NV * kLanes<S>;
+      for (int v = 0; v < NV; ++v) sum[p][v] += b * w[v];
     }
-    pixels += map.channel_step;
+    filter += NV * kLanes<S>;
   }
   FS_UNROLL
   for (int p = 0; p < P; ++p) {

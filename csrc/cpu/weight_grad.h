@@ -13,14 +13,14 @@ void weight_grad(const WeightGradTask& task, int64_t slot, int64_t begin, int64_
   constexpr int L = kLanes<S>;
   const CpuPlan& plan = task.plan;
   const Window& window = task.window;
-  const StripShape in = strip_shape(strip_problem(window), plan.block_h, plan.block_w, L);
+  const StripShape in = strip_shape(strip_problem(window), plan.block_h, plan.block_w, L, false);
   // the gradient is read at the low-resolution pixels themselves: one tap, stride 1
   Window pixels = window;
   pixels.channels = task.rows;
   pixels.kernel_h = pixels.kernel_w = pixels.stride_h = pixels.stride_w = pixels.dilation_h =
       pixels.dilation_w = 1;
   pixels.pad_top = pixels.pad_left = 0;
-  const StripShape out = strip_shape(strip_problem(pixels), plan.block_h, plan.block_w, L);
+  const StripShape out = strip_shape(strip_problem(pixels), plan.block_h, plan.block_w, L, false);
 
   const int64_t taps = window.taps(), columns = window.channels * taps, row_step = columns + 1;
   const int64_t most = plan.block_n * plan.block_h * ceil_div(plan.block_w, L);
@@ -35,7 +35,7 @@ void weight_grad(const WeightGradTask& task, int64_t slot, int64_t begin, int64_
   S* out_strip = arena.take<S>(out_size);
   int32_t* at_in = arena.take<int32_t>(most);
   int32_t* at_out = arena.take<int32_t>(most);
-  tap_offsets(window, in, tap);
+  strip_offsets(window, in, 1, tap);
   for (int64_t l = 0; l < 2 * L; ++l) in_strip[in_size - 1 - l] = S(0);
 
   S* const sums = static_cast<S*>(task.partial) + slot * window.groups * task.rows * row_step;

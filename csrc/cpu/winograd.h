@@ -3,7 +3,7 @@
 // the direct sum takes 36. Everything is the direct kernel's: the strip, the register tile - sixteen small matrix
 // products, one per position of the 4x4 transformed tile - and the shuffled store. Included by kernels.cpp only.
 //
-// Lanes are tiles: neighbouring 2x2 output cells of one pair of rows. Per block,
+// Lanes are tiles: 2x2 output cells, counted through the pairs of rows. Per block,
 //   input   [16][channels][tiles]      B^T d B of every 4x4 input tile
 //   filter  [16][channels][panel rows] G g G^T, for one panel of rows at a time
 //   sums    [16][panel rows][tiles]    their products, summed over channels
@@ -25,6 +25,7 @@ struct WinogradWorker {
   Store<T> out;
   GroupRows<T> rows;
   S *strip, *input, *packed, *filter, *sums, *planar;
+  int64_t* at;  // of the transformed input's channels
   int64_t channels, panel_rows, position_step, tile_step, group = -1;
   bool resident;
 
@@ -36,7 +37,7 @@ struct WinogradWorker {
         rows{t, {}, {}, {}, {}, {}, {}} {
     channels = task.window.channels;
     panel_rows = int64_t{plan.panel_tiles} * plan.tile_rows;
-    const int64_t panels = ceil_div(task.dest.rows, panel_rows), padded = panels * panel_rows + L;
+    const int64_t padded = plan.panels * panel_rows + L;
     resident = plan.filter_resident;
     // with room for the vectors that the last tile of a part computes in vain
     tile_step = (ceil_div(plan.part_h, 2) * ceil_div(plan.block_w, 2 * L) + plan.tile_pixels) * L;
@@ -45,12 +46,14 @@ struct WinogradWorker {
                   input_size = kPositions * channels * tile_step;
     const int64_t packed_size = channels * 9 * panel_rows + L;
     position_step = channels * panel_rows + L;
-    const int64_t filter_size = (resident ? panels : 1) * kPositions * position_step;
+    const int64_t filter_size = resident ? plan.panels * plan.panel_elements : 0;
     const int64_t sums_size = kPositions * panel_rows * tile_step, planar_size = panel_rows * 4 * L;
     Arena arena{static_cast<char*>(thread_scratch(
-        Arena::bytes<S>(strip_size) + Arena::bytes<S>(input_size) + Arena::bytes<S>(packed_size) +
-        Arena::bytes<S>(filter_size) + Arena::bytes<S>(sums_size) + Arena::bytes<S>(planar_size) +
-        GroupRows<T>::bytes(padded)))};
+        Arena::bytes<int64_t>(channels) + Arena::bytes<S>(strip_size) + Arena::bytes<S>(input_size) +
+        Arena::bytes<S>(packed_size) + Arena::bytes<S>(filter_size) + Arena::bytes<S>(sums_size) +
+        Arena::bytes<S>(planar_size) + GroupRows<T>::bytes(padded)))};
+    at = arena.take<int64_t>(channels);
+    for (int64_t c = 0; c < channels; ++c) at[c] = c * tile_step;
     strip = arena.take<S>(strip_size), input = arena.take<S>(input_size), packed = arena.take<S>(packed_size);
     filter = arena.take<S>(filter_size), sums = arena.take<S>(sums_size), planar = arena.take<S>(planar_size);
     rows.place(arena, padded);
@@ -71,8 +74,7 @@ struct WinogradWorker {
         const int64_t vectors = transform_input(h, height, b.width);
         const Block part{b.n, 1, b.h + h, height, b.w, b.width};
         for (int64_t row = 0, panel = 0; row < task.dest.rows; row += panel_rows, ++panel) {
-          if (!resident) transform_filter(row, filter);
-          const S* transformed = filter + (resident ? panel * kPositions * position_step : 0);
+          const S* transformed = filter + panel * plan.panel_elements;
           const int64_t stored = smaller(panel_rows, task.dest.rows - row);
           for (int position = 0; position < kPositions; ++position)
             multiply(transformed, position, vectors, stored);
@@ -85,9 +87,10 @@ struct WinogradWorker {
   void enter_group(int64_t g) {
     group = g;
     out.table = rows.enter(g);
-    if (!resident) return;
-    for (int64_t row = 0, panel = 0; row < task.dest.rows; row += panel_rows, ++panel)
-      transform_filter(row, filter + panel * kPositions * position_step);
+    if (resident)
+      for (int64_t p = 0; p < plan.panels; ++p) pack_panel(g, p, filter + p * plan.panel_elements);
+    else
+      filter = static_cast<S*>(task.panels) + g * plan.panels * plan.panel_elements;
   }
 
   // One dimension of G g: (g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2).
@@ -96,9 +99,9 @@ struct WinogradWorker {
     to[0] = g0, to[1] = outer + inner, to[2] = outer - inner, to[3] = g2;
   }
 
-  void transform_filter(int64_t row, S* to) {
-    const int64_t all = task.dest.rows, R = panel_rows;
-    pack_filter<T>(task.filter, task.window, group, group * all + row, smaller(R, all - row), R, packed);
+  void pack_panel(int64_t g, int64_t panel, S* to) const {
+    const int64_t all = task.dest.rows, R = panel_rows, row = panel * R;
+    pack_filter<T>(task.filter, task.window, g, g * all + row, smaller(R, all - row), R, packed);
     // Lanes are rows. A ragged last vector spills into the next channel, which is written after it, or into the slack.
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t t = 0; t < R; t += L) {
@@ -126,12 +129,13 @@ struct WinogradWorker {
 
   // Rows h .. h + height - 1 of the block; returns the number of tile vectors.
   int64_t transform_input(int64_t first, int64_t height, int64_t width) {
-    const int64_t pairs = ceil_div(height, 2), across = ceil_div(width, 2 * L);
+    const int64_t pairs = ceil_div(height, 2), across = ceil_div(width, 2);
     for (int64_t c = 0; c < channels; ++c) {
-      S* to = input + c * tile_step;
       for (int64_t h = 0; h < pairs; ++h) {
         const S* from = strip + c * shape.channel_step + (first + 2 * h) * shape.row_step;
-        for (int64_t v = 0; v < across; ++v, from += 2 * L, to += L) {
+        S* to = input + c * tile_step + h * across;
+        // the lanes too many of a row's last vector are overwritten by the next row's first
+        for (int64_t v = 0; v < across; v += L, from += 2 * L, to += L) {
           Vec<S> d[4][4];
           FS_UNROLL
           for (int a = 0; a < 4; ++a) {
@@ -151,28 +155,27 @@ struct WinogradWorker {
         }
       }
     }
-    return pairs * across;
+    return ceil_div(pairs * across, L);
   }
 
   void multiply(const S* transformed, int position, int64_t vectors, int64_t stored) {
-    static constexpr int64_t kNoTap = 0;
-    const StripMap map{&kNoTap, 1, channels, tile_step, panel_rows, kPositions * tile_step, false};
+    const StripMap map{at, channels, 1, panel_rows, kPositions * tile_step, false};
     const PixelTile<S> run_tile = pixel_tile_of<S>(plan.tile_rows);
     const S* from = input + position * channels * tile_step;
     const S* weights = transformed + position * position_step;
     for (int64_t v0 = 0; v0 < vectors; v0 += plan.tile_pixels) {
-      const S* at[8];
-      for (int v = 0; v < plan.tile_pixels; ++v) at[v] = from + smaller(v0 + v, vectors - 1) * L;
+      const S* tiles[8];
+      for (int v = 0; v < plan.tile_pixels; ++v) tiles[v] = from + smaller(v0 + v, vectors - 1) * L;
       for (int64_t t = 0; t < stored; t += plan.tile_rows)
-        run_tile(weights + t, at, map, sums + (t * kPositions + position) * tile_step + v0 * L);
+        run_tile(weights + t, tiles, map, sums + (t * kPositions + position) * tile_step + v0 * L);
     }
   }
 
   // A^T m A of every tile, interleaved back to neighbouring pixels: two vectors in each of two rows.
   void transform_output(const Block& b, int64_t first_row, int64_t stored) {
-    int64_t vector = 0;
+    const int64_t across = ceil_div(b.width, 2);
     for (int64_t h = 0; h < b.height; h += 2) {
-      for (int64_t w = 0; w < b.width; w += 2 * L, ++vector) {
+      for (int64_t w = 0; w < b.width; w += 2 * L) {
         PixelVector pixels[4];
         int used = 0;
         for (int64_t y = h; y < smaller(h + 2, b.height); ++y)
@@ -180,7 +183,7 @@ struct WinogradWorker {
             pixels[used++] = absolute({0, y, x, static_cast<int>(smaller<int64_t>(L, b.width - x))}, b);
         const int per_row = b.width - w > L ? 2 : 1;
         for (int64_t row = 0; row < stored; ++row) {
-          const S* m = sums + row * kPositions * tile_step + vector * L;
+          const S* m = sums + row * kPositions * tile_step + h / 2 * across + w / 2;
           Vec<S> s[2][4];  // [output row][position column]
           FS_UNROLL
           for (int p = 0; p < 4; ++p) {

@@ -55,7 +55,11 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(CpuProblem, dilation_h)
       .FS_FIELD(CpuProblem, dilation_w)
       .FS_FIELD(CpuProblem, run)
-      .FS_FIELD(CpuProblem, rows_dense);
+      .FS_FIELD(CpuProblem, rows_dense)
+      .FS_FIELD(CpuProblem, late_h)
+      .FS_FIELD(CpuProblem, late_w)
+      .FS_FIELD(CpuProblem, phase_rows)
+      .FS_FIELD(CpuProblem, source_dense);
   py::class_<CpuPlan>(m, "CpuPlan")
       .def_property_readonly("kernel", [](const CpuPlan& p) { return static_cast<int>(p.kernel); })
       .FS_FIELD(CpuPlan, tile_rows)
@@ -70,12 +74,17 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(CpuPlan, blocks_w)
       .FS_FIELD(CpuPlan, items)
       .FS_FIELD(CpuPlan, filter_resident)
-      .FS_FIELD(CpuPlan, parallel);
+      .FS_FIELD(CpuPlan, parallel)
+      .FS_FIELD(CpuPlan, panels)
+      .FS_FIELD(CpuPlan, panel_elements)
+      .FS_FIELD(CpuPlan, late)
+      .FS_FIELD(CpuPlan, channels_inner);
   py::class_<StripShape>(m, "StripShape")
       .FS_FIELD(StripShape, rows)
       .FS_FIELD(StripShape, phases)
       .FS_FIELD(StripShape, phase_columns)
       .FS_FIELD(StripShape, row_step)
+      .FS_FIELD(StripShape, column_step)
       .FS_FIELD(StripShape, channel_step)
       .FS_FIELD(StripShape, image_step);
 #undef FS_FIELD

@@ -1,0 +1,445 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""conv_transpose2d against PyTorch's, its two other faces, its module and the converters of parameters."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import re
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import DTYPES, LAYOUTS
+from torch import Tensor, nn
+
+import fused_subpixel as fs
+from fused_subpixel import reference
+
+
+class Configuration(NamedTuple):
+    """A transposed convolution; pairs are (vertical, horizontal)."""
+
+    batch: int
+    channels_in: int
+    size: tuple[int, int]
+    channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    output_padding: tuple[int, int]
+    groups: int
+    bias: bool
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """What follows input, weight and bias."""
+        return self.stride, self.padding, self.output_padding, self.groups
+
+    @property
+    def output_size(self) -> tuple[int, ...]:
+        return tuple(
+            (n - 1) * s - 2 * p + k + o
+            for n, s, p, k, o in zip(
+                self.size, self.stride, self.padding, self.kernel, self.output_padding, strict=True
+            )
+        )
+
+
+def random_configuration(draw: random.Random) -> Configuration:
+    while True:
+        kernel = (draw.randint(1, 9), draw.randint(1, 9))
+        stride = (draw.randint(1, 5), draw.randint(1, 5))
+        groups = draw.choice((1, 1, 1, 2, 3))
+        found = Configuration(
+            batch=draw.choice((1, 2, 3)),
+            channels_in=groups * draw.choice((1, 2, 3, 5, 19)),
+            size=(draw.randint(1, 9), draw.randint(1, 21)),
+            channels=groups * draw.choice((1, 2, 3, 4, 16, 32)),
+            kernel=kernel,
+            stride=stride,
+            padding=(draw.randint(0, kernel[0]), draw.randint(0, kernel[1])),
+            output_padding=(draw.randint(0, stride[0] - 1), draw.randint(0, stride[1] - 1)),
+            groups=groups,
+            bias=draw.random() < 0.7,
+        )
+        work = math.prod((found.batch, found.channels_in, *found.size, found.channels, *kernel)) / groups
+        if min(found.output_size) > 0 and work < 5e6:
+            return found
+
+
+_DRAW = random.Random(0)
+CONFIGURATIONS = [random_configuration(_DRAW) for _ in range(500)]
+FAMOUS = {
+    "DCGAN": Configuration(2, 32, (8, 8), 32, (4, 4), (2, 2), (1, 1), (0, 0), 1, True),
+    "U-Net": Configuration(1, 32, (9, 13), 16, (2, 2), (2, 2), (0, 0), (0, 0), 1, True),
+    "FSRCNN x3": Configuration(1, 56, (11, 17), 1, (9, 9), (3, 3), (4, 4), (2, 2), 1, True),
+    "kernel 3 stride 2": Configuration(1, 64, (7, 9), 32, (3, 3), (2, 2), (1, 1), (1, 1), 1, False),
+    "padding beyond the kernel": Configuration(1, 3, (9, 9), 4, (2, 2), (2, 2), (5, 4), (1, 0), 1, True),
+    "one row": Configuration(1, 16, (1, 40), 16, (1, 4), (1, 2), (0, 1), (0, 0), 1, True),
+}
+
+
+def tensors_of(c: Configuration, integers: bool = False) -> list[Tensor]:
+    """Input, weight and, if there is one, bias, in float64; scaled for outputs of about one."""
+
+    def values(*shape: int) -> Tensor:
+        if integers:
+            return torch.randint(-3, 4, shape).double()
+        return torch.randn(shape, dtype=torch.float64)
+
+    fan_in = c.channels_in // c.groups * math.prod(c.kernel)
+    weight = values(c.channels_in, c.channels // c.groups, *c.kernel) / (1 if integers else fan_in**0.5)
+    tensors = [values(c.batch, c.channels_in, *c.size), weight]
+    return [*tensors, values(c.channels)] if c.bias else tensors
+
+
+def forward_and_gradients(
+    function: Any, c: Configuration, tensors: list[Tensor], grad: Tensor
+) -> list[Tensor]:
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    bias = leaves[2] if c.bias else None
+    output = function(leaves[0], leaves[1], bias, *c.options)
+    return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+
+
+def to(tensors: list[Tensor], dtype: torch.dtype, layout: str) -> list[Tensor]:
+    return [
+        t.to(dtype).contiguous(memory_format=LAYOUTS[layout]) if t.dim() == 4 else t.to(dtype)
+        for t in tensors
+    ]
+
+
+ALL = [*FAMOUS.values(), *CONFIGURATIONS]
+
+
+@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_as_accurate_as_pytorch(part: int, layout: str, backend: str, one_thread: None) -> None:
+    """Output and all gradients: at most twice PyTorch's own error against float64, and one rounding of its.
+
+    That rounding grows like a random walk with the number of products, of the size of the largest value, for
+    PyTorch is at times exact where there are few outputs. For the half types PyTorch's are its float32
+    results, rounded: the bfloat16 gradients of its CPU kernels (2.13) hold uninitialised memory on images of
+    few columns, which is why nothing is asked of them where they are what runs.
+    """
+    for number, c in enumerate(ALL[part::10]):
+        dtype = DTYPES[number % len(DTYPES)]
+        exact = tensors_of(c)
+        rounded = to(exact, dtype, layout)
+        grad = torch.randn(c.batch, c.channels, *c.output_size, dtype=torch.float64)
+        grad = to([grad], dtype, layout)[0]
+        truths = forward_and_gradients(F.conv_transpose2d, c, [t.double() for t in rounded], grad.double())
+        arithmetic = torch.promote_types(dtype, torch.float32)
+        plain = [
+            result.to(dtype)
+            for result in forward_and_gradients(
+                F.conv_transpose2d, c, [t.to(arithmetic) for t in rounded], grad.to(arithmetic)
+            )
+        ]
+        found = forward_and_gradients(fs.conv_transpose2d, c, rounded, grad)
+        products = [
+            c.channels_in // c.groups * math.prod(c.kernel),
+            c.channels // c.groups * math.prod(c.kernel),
+            c.batch * math.prod(c.size),
+            c.batch * math.prod(c.output_size),
+        ]
+        pytorchs = backend == "reference" and dtype == torch.bfloat16
+        for truth, ours, theirs, terms in zip(truths, found, plain, products, strict=False):
+            assert ours.dtype == dtype
+            assert ours.shape == theirs.shape
+            walk = (torch.finfo(dtype).eps + torch.finfo(arithmetic).eps * max(2, terms**0.5)) * float(
+                truth.abs().max()
+            )
+            if pytorchs and ours is not found[0]:
+                continue
+            error, allowed = ((t.double() - truth).abs().max() for t in (ours, theirs))
+            assert error <= 2 * allowed + walk, (c, dtype)
+        assert found[0].is_contiguous(memory_format=LAYOUTS[layout]) or rounded[0].is_contiguous()
+
+
+@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_exact_on_integers(part: int, layout: str, backend: str, isa: int, one_thread: None) -> None:
+    """In float32, whose 24 bits hold every sum; output and gradients."""
+    for c in ALL[part::10]:
+        tensors = to(tensors_of(c, integers=True), torch.float32, layout)
+        grad = torch.randint(-2, 3, (c.batch, c.channels, *c.output_size)).float()
+        grad = grad.contiguous(memory_format=LAYOUTS[layout])
+        truth = forward_and_gradients(F.conv_transpose2d, c, [t.double() for t in tensors], grad.double())
+        found = forward_and_gradients(fs.conv_transpose2d, c, tensors, grad)
+        for ours, theirs in zip(found, truth, strict=True):
+            assert ours.double().equal(theirs), c
+
+
+@pytest.mark.parametrize("name", FAMOUS)
+def test_three_faces(name: str) -> None:
+    """The transposed convolution, zeros inserted and convolved, and the sub-pixel convolution are one."""
+    c = FAMOUS[name]
+    tensors = tensors_of(c, integers=True)
+    x, weight, bias = (*tensors, None)[:3]
+    transposed = F.conv_transpose2d(x, weight, bias, *c.options)
+    assert reference.fractionally_strided_conv2d(x, weight, bias, *c.options).equal(transposed)
+    rows = fs.conv_transpose_weight_to_subpixel(weight, c.stride)
+    taps = rows.shape[2:]
+    whole = fs.subpixel_conv2d(x, rows, None, c.stride, padding=(taps[0] - 1, taps[1] - 1))
+    size = transposed.shape[2:]
+    whole = F.pad(whole, (0, c.output_padding[1], 0, c.output_padding[0]))
+    cropped = whole[:, :, c.padding[0] :, c.padding[1] :][:, :, : size[0], : size[1]]
+    assert cropped.equal(transposed if bias is None else transposed - bias.view(1, -1, 1, 1))
+
+
+def test_no_more_pixels_than_needed() -> None:
+    """The common layers are convolutions without wasted taps, and nothing of their input is unused."""
+    from fused_subpixel._arguments import resolve_transposed
+
+    def geometry(kernel: int, stride: int, padding: int, extra: int = 0) -> Any:
+        info = (torch.float32, torch.device("cpu"))
+        options = (stride, padding, extra, 1, 1, None, 0.01, None)
+        found = resolve_transposed(
+            ((1, 8, 10, 10), *info), ((8, 4, kernel, kernel), *info), None, None, None, *options
+        )
+        g = found.geometry
+        assert found.transposed is not None
+        assert found.transposed.unused == (0, 0, 0, 0)
+        return found.weight_shape[2:], g[4:8], g[11:15], found.transposed.extension
+
+    assert geometry(4, 2, 1) == ((2, 2), (1, 1, 1, 1), (1, 1, 1, 1), (0, 0))
+    assert geometry(2, 2, 0) == ((1, 1), (0, 0, 0, 0), (0, 0, 0, 0), (0, 0))
+    assert geometry(6, 2, 2) == ((3, 3), (1, 1, 1, 1), (0, 0, 0, 0), (0, 0))
+    assert geometry(9, 3, 4, 2) == ((3, 3), (1, 1, 2, 2), (1, 1, 2, 2), (0, 0))
+    assert geometry(3, 2, 1, 1) == ((2, 2), (1, 1, 1, 1), (1, 1, 1, 1), (1, 1))
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "prelu", "gelu", "tanh"])
+@pytest.mark.parametrize("clamp", [None, (-0.5, 0.5)])
+def test_epilogue(backend: str, activation: Any, clamp: Any) -> None:
+    c = FAMOUS["DCGAN"]
+    x, weight, bias = (t.requires_grad_() for t in tensors_of(c))
+    residual = torch.randn(c.batch, c.channels, *c.output_size, dtype=torch.float64, requires_grad=True)
+    slopes = (
+        torch.rand(c.channels, dtype=torch.float64, requires_grad=True) if activation == "prelu" else None
+    )
+    found = fs.conv_transpose2d(
+        x,
+        weight,
+        bias,
+        *c.options,
+        activation=activation,
+        activation_weight=slopes,
+        residual=residual,
+        clamp=clamp,
+    )
+    plain = F.conv_transpose2d(x, weight, bias, *c.options)
+    if activation == "prelu":
+        plain = F.prelu(plain, slopes)
+    elif activation:
+        plain = getattr(F, activation, torch.tanh)(plain)
+    plain = plain + residual
+    plain = plain if clamp is None else plain.clamp(*clamp)
+    torch.testing.assert_close(found, plain)
+    leaves = [t for t in (x, weight, bias, residual, slopes) if t is not None]
+    grad = torch.randn_like(plain)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, leaves, grad), torch.autograd.grad(plain, leaves, grad), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", FAMOUS)
+def test_gradients_of_gradients(name: str, backend: str) -> None:
+    c = FAMOUS[name]._replace(
+        channels_in=2, channels=2, size=(3, 4) if name != "padding beyond the kernel" else (9, 9)
+    )
+    leaves = [t.requires_grad_() for t in tensors_of(c)]
+
+    def run(*tensors: Tensor) -> Tensor:
+        return fs.conv_transpose2d(*(*tensors, None)[:3], *c.options)
+
+    torch.autograd.gradcheck(run, leaves)
+    torch.autograd.gradgradcheck(run, leaves)
+
+
+@pytest.mark.parametrize("frozen", ["input", "weight", "bias"])
+def test_only_what_is_needed(backend: str, frozen: str) -> None:
+    c = FAMOUS["DCGAN"]
+    tensors = dict(zip(("input", "weight", "bias"), tensors_of(c), strict=True))
+    for name, tensor in tensors.items():
+        tensor.requires_grad_(name != frozen)
+    fs.conv_transpose2d(*tensors.values(), *c.options).sum().backward()
+    ours = {name: tensor.grad for name, tensor in tensors.items()}
+    for tensor in tensors.values():
+        tensor.grad = None
+    F.conv_transpose2d(*tensors.values(), *c.options).sum().backward()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(ours[name], tensor.grad)
+
+
+def test_unusual_inputs(backend: str) -> None:
+    """No batch dimension, no images, views, an expanded gradient."""
+    c = FAMOUS["kernel 3 stride 2"]
+    x, weight = tensors_of(c)
+    expected = F.conv_transpose2d(x, weight, None, *c.options)
+    torch.testing.assert_close(fs.conv_transpose2d(x[0], weight, None, *c.options), expected[0])
+    assert fs.conv_transpose2d(x[:0], weight, None, *c.options).shape == (0, *expected.shape[1:])
+    for view in (x.transpose(2, 3).contiguous().transpose(2, 3), x.flip(0)[:, :, 1:, 2:], x[:, :, ::2, ::3]):
+        turned = weight.transpose(2, 3).contiguous().transpose(2, 3)
+        torch.testing.assert_close(
+            fs.conv_transpose2d(view, turned, None, *c.options),
+            F.conv_transpose2d(view, turned, None, *c.options),
+        )
+    x.requires_grad_()
+    fs.conv_transpose2d(x, weight, None, *c.options).sum().backward()
+    torch.testing.assert_close(
+        x.grad, torch.autograd.grad(F.conv_transpose2d(x, weight, None, *c.options).sum(), x)[0]
+    )
+
+
+def test_under_transforms_compile_and_autocast() -> None:
+    c = FAMOUS["DCGAN"]
+    x, weight, bias = tensors_of(c)
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return fs.conv_transpose2d(x, weight, bias, *c.options, activation="relu")
+
+    expected = F.conv_transpose2d(x, weight, bias, *c.options).relu()
+    torch.testing.assert_close(torch.vmap(run, (0, None, None))(x, weight, bias), expected)
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=True)
+    torch.testing.assert_close(compiled(x, weight, bias), expected)
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    for ours, theirs in zip(
+        torch.autograd.grad(compiled(*leaves).square().sum(), leaves),
+        torch.autograd.grad(F.conv_transpose2d(*leaves, *c.options).relu().square().sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run(x.float(), weight.float(), bias.float()).dtype == torch.bfloat16
+
+
+def test_dilation_is_left_to_pytorch() -> None:
+    x, weight = torch.randn(1, 2, 4, 5), torch.randn(2, 3, 3, 3)
+    found = fs.conv_transpose2d(x, weight, None, 2, 1, 2, 1, 3)
+    assert found.equal(F.conv_transpose2d(x, weight, None, 2, 1, 2, 1, 3))
+    told = fs.explain_conv_transpose2d(x, weight, dilation=2)
+    assert told.backend == "reference"
+    assert told.forward == "PyTorch's conv_transpose2d"
+    assert "a transposed convolution with dilation is no sub-pixel convolution" in str(told)
+    with pytest.raises(ValueError, match="backend 'cpu' cannot run here"):
+        fs.conv_transpose2d(x, weight, dilation=2, backend="cpu")
+
+
+def test_explain(backend: str) -> None:
+    x, weight = torch.randn(1, 64, 40, 50), torch.randn(64, 3, 4, 4)
+    told = fs.explain_conv_transpose2d(x, weight, None, 2, 1)
+    assert told.backend == backend
+    assert ("cpu library" in told.forward) == (backend == "cpu")
+
+
+X, W = torch.zeros(1, 4, 5, 6), torch.zeros(4, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((X[0, 0], W), {}, ValueError, "input: expected [N, Ci, H, W] or [Ci, H, W], got [5, 6]"),
+        ((X, W[0]), {}, ValueError, "weight: expected [Ci, C/groups, K_h, K_w], got [3, 3, 3]"),
+        ((X[:, :3], W), {}, ValueError, "input: expected 4 channels (weight [4, 3, 3, 3]), got [1, 3, 5, 6]"),
+        ((X, W, torch.zeros(4)), {}, ValueError, "bias: expected [3], one value per channel of the output"),
+        ((X, W.double()), {}, TypeError, "weight: expected dtype torch.float32 as input has"),
+        ((X, W), {"groups": 3}, ValueError, "weight: expected a first size divisible by groups=3"),
+        ((X, W), {"stride": 0}, ValueError, "stride: expected at least 1"),
+        ((X, W), {"stride": 2.0}, TypeError, "stride: expected an int"),
+        ((X, W), {"padding": -1}, ValueError, "padding: expected at least 0"),
+        ((X, W), {"padding": "same"}, TypeError, "padding: expected an int"),
+        ((X, W), {"padding": 4}, ValueError, "padding: expected what leaves an output of at least one pixel"),
+        ((X, W), {"output_padding": 1}, ValueError, "output_padding: expected less than stride (1, 1) or"),
+        ((X, W), {"activation": "swish"}, ValueError, "activation: expected one of"),
+        (
+            (X, W),
+            {"residual": torch.zeros(1, 3, 5, 6)},
+            ValueError,
+            "residual: expected [1, 3, 7, 8], as the output, got [1, 3, 5, 6]",
+        ),
+        (([1], W), {}, TypeError, "input: expected a torch.Tensor"),
+    ],
+    ids=str,
+)
+def test_refuses(arguments: Any, options: Any, error: type[Exception], message: str, backend: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        fs.conv_transpose2d(*arguments, **options)
+
+
+# ---- the module --------------------------------------------------------------------------------------------
+
+
+def test_module_is_a_drop_in(backend: str) -> None:
+    torch.manual_seed(1)
+    plain = nn.ConvTranspose2d(6, 4, (3, 4), (2, 3), (1, 2), output_padding=(1, 2), groups=2)
+    torch.manual_seed(1)
+    fused = fs.ConvTranspose2d(6, 4, (3, 4), (2, 3), (1, 2), output_padding=(1, 2), groups=2)
+    assert isinstance(fused, nn.ConvTranspose2d)
+    assert fused.weight.equal(plain.weight)
+    fused.load_state_dict(plain.state_dict(), strict=True)
+    plain.load_state_dict(copy.deepcopy(fused).state_dict(), strict=True)
+    x = torch.randn(2, 6, 5, 7)
+    torch.testing.assert_close(fused(x), plain(x))
+    for size in ([9, 18], [10, 20], [2, 4, 10, 19]):
+        torch.testing.assert_close(fused(x, size), plain(x, size))
+    torch.testing.assert_close(fused(x[0]), plain(x[0]))
+    with pytest.raises(ValueError, match="requested an output size"):
+        fused(x, [90, 90])
+    assert repr(fused).startswith("ConvTranspose2d(6, 4, kernel_size=(3, 4)")
+
+
+# ---- converters --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["crd", "dcr"])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2, (3, 2)])
+def test_converters(order: str, groups: int, stride: Any) -> None:
+    r_h, r_w = (stride, stride) if isinstance(stride, int) else stride
+    if groups > 1 and order == "dcr":
+        pytest.skip("groups of dcr rows are not those of a transposed convolution")
+    k, p = (3, 2), (1, 1)
+    x = torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    weight = torch.randn(6 * r_h * r_w, 4 // groups, *k, dtype=torch.float64)
+    bias = fs.conv_transpose_bias_to_subpixel(
+        torch.randn(6, dtype=torch.float64), stride, channel_order=order
+    )
+    transposed = fs.subpixel_weight_to_conv_transpose(weight, stride, groups=groups, channel_order=order)
+    assert transposed.shape == (4, 6 // groups, 3 * r_h, 2 * r_w)
+    expected = fs.subpixel_conv2d(x, weight, bias, stride, padding=p, groups=groups, channel_order=order)
+    padding = (r_h * (k[0] - 1 - p[0]), r_w * (k[1] - 1 - p[1]))
+    after = fs.subpixel_bias_to_conv_transpose(bias, stride, channel_order=order)
+    torch.testing.assert_close(F.conv_transpose2d(x, transposed, after, stride, padding, 0, groups), expected)
+    back = fs.conv_transpose_weight_to_subpixel(transposed, stride, groups=groups, channel_order=order)
+    assert back.equal(weight)
+
+
+def test_converters_where_the_kernel_does_not_divide() -> None:
+    weight = torch.randn(4, 3, 5, 7)
+    rows = fs.conv_transpose_weight_to_subpixel(weight, (2, 3))
+    assert rows.shape == (18, 4, 3, 3)
+    assert fs.subpixel_weight_to_conv_transpose(rows, (2, 3), kernel_size=(5, 7)).equal(weight)
+    whole = fs.subpixel_weight_to_conv_transpose(rows, (2, 3))
+    assert whole.equal(F.pad(weight, (0, 2, 0, 1)))
+    message = "kernel_size: expected at least 5x7 and at most 6x9, got 4x7"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fs.subpixel_weight_to_conv_transpose(rows, (2, 3), kernel_size=(4, 7))
+
+
+def test_converters_refuse() -> None:
+    with pytest.raises(ValueError, match="bias: expected the same value for all phases of a channel"):
+        fs.subpixel_bias_to_conv_transpose(torch.arange(8.0), 2)
+    with pytest.raises(ValueError, match=r"bias: expected a size divisible by 2\*2=4, got \[6\]"):
+        fs.subpixel_bias_to_conv_transpose(torch.zeros(6), 2)
+    with pytest.raises(ValueError, match=r"weight: expected a first size divisible by 2\*2"):
+        fs.subpixel_weight_to_conv_transpose(torch.zeros(6, 1, 3, 3), 2)
+    with pytest.raises(ValueError, match="weight: expected a first size divisible by groups=2"):
+        fs.conv_transpose_weight_to_subpixel(torch.zeros(3, 1, 3, 3), 2, groups=2)
+    with pytest.raises(ValueError, match=r"weight: expected \[Ci, C/groups, K_h, K_w\]"):
+        fs.conv_transpose_weight_to_subpixel(torch.zeros(3), 2)
