@@ -6,11 +6,14 @@ from .explanation import Explanation, explain
 from .functional import pixel_shuffle, pixel_unshuffle, subpixel_conv2d
 from .init import icnr_
 from .modules import SubpixelConv2d
+from .surgery import Report, Site
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Explanation",
+    "Report",
+    "Site",
     "SubpixelConv2d",
     "explain",
     "icnr_",
