@@ -4,6 +4,7 @@
 from .backends import use_backend
 from .explanation import Explanation, explain
 from .functional import pixel_shuffle, pixel_unshuffle, subpixel_conv2d
+from .graphs import fuse, fusing_backend
 from .init import icnr_
 from .modules import SubpixelConv2d
 from .surgery import Report, Site
@@ -16,6 +17,8 @@ __all__ = [
     "Site",
     "SubpixelConv2d",
     "explain",
+    "fuse",
+    "fusing_backend",
     "icnr_",
     "pixel_shuffle",
     "pixel_unshuffle",
