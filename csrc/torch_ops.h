@@ -184,15 +184,17 @@ struct ForwardCall {
 inline ForwardCall forward_call(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                                 const OptionalTensor& activation_weight, const OptionalTensor& residual,
                                 const std::vector<int64_t>& geometry, int64_t activation,
-                                double negative_slope, double clamp_min, double clamp_max) {
+                                double negative_slope, const std::optional<double>& clamp_min,
+                                const std::optional<double>& clamp_max) {
   const Geometry g = forward_geometry(input, weight, geometry_values(geometry));
   check(activation >= 0 && activation <= static_cast<int64_t>(Activation::kSigmoid), "unknown activation ",
         activation);
   ForwardArguments a{};
   a.geometry = g;
   a.dtype = dtype_of(input);
-  a.epilogue = {static_cast<Activation>(activation), negative_slope, clamp_min, clamp_max,
-                ResidualKind::kNone};
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  a.epilogue = {static_cast<Activation>(activation), negative_slope, clamp_min.value_or(-kInfinity),
+                clamp_max.value_or(kInfinity), ResidualKind::kNone};
   OptionalTensor bias_dense, prelu_dense;
   if (bias) {
     bias_dense = dense_vector("bias", *bias, input);

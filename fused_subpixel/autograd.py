@@ -36,7 +36,7 @@ _weight_grad_operator = torch.ops.fused_subpixel.subpixel_conv2d_weight_grad.def
 _RELU, _LEAKY_RELU = ACTIVATIONS["relu"], ACTIVATIONS["leaky_relu"]
 _TANH, _SIGMOID = ACTIVATIONS["tanh"], ACTIVATIONS["sigmoid"]
 _CRD, _DCR = CHANNEL_ORDERS["crd"], CHANNEL_ORDERS["dcr"]
-_NO_EPILOGUE = Epilogue()
+_NO_EPILOGUE = Epilogue().numbers
 
 
 def recoverable(epilogue: Epilogue, has_residual: bool) -> bool:
@@ -271,7 +271,7 @@ class SubpixelConv2dFunction(torch.autograd.Function):
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, weight, bias, activation_weight, residual, numbers, *epilogue = inputs
     ctx.geometry = Geometry(*numbers)
-    ctx.epilogue = Epilogue(*epilogue)
+    ctx.epilogue = Epilogue.of(*epilogue)
     ctx.input_shape, ctx.weight_shape = input.shape, weight.shape
     ctx.residual_shape = None if residual is None else residual.shape
     ctx.channels_last = is_channels_last(input)
@@ -383,7 +383,7 @@ def _plain_subpixel_conv2d(
     *epilogue: Any,
 ) -> Tensor:
     return reference.run(
-        input, weight, bias, activation_weight, residual, Geometry(*numbers), Epilogue(*epilogue)
+        input, weight, bias, activation_weight, residual, Geometry(*numbers), Epilogue.of(*epilogue)
     )
 
 

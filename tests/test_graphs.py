@@ -173,7 +173,7 @@ def check_arguments(
     node: torch.fx.Node, activation: str | None, residual: str | None, clamp: tuple[float, float] | None
 ) -> None:
     """The call has the epilogue that the pattern says: nothing of it stayed outside."""
-    numbers = Epilogue(*node.args[6:])
+    numbers = Epilogue.of(*node.args[6:])
     assert numbers.activation == ACTIVATIONS[activation]
     assert (numbers.clamp_min, numbers.clamp_max) == (clamp or (-math.inf, math.inf))
     assert (node.args[4] is None) == (residual is None)

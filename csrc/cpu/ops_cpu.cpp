@@ -26,7 +26,7 @@ Pool torch_pool() {
 Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                        const OptionalTensor& activation_weight, const OptionalTensor& residual,
                        std::vector<int64_t> geometry, int64_t activation, double negative_slope,
-                       double clamp_min, double clamp_max) {
+                       std::optional<double> clamp_min, std::optional<double> clamp_max) {
   const ForwardCall call = forward_call(input, weight, bias, activation_weight, residual, geometry,
                                         activation, negative_slope, clamp_min, clamp_max);
   if (call.output.numel() > 0) conv_forward(call.arguments, torch_pool());

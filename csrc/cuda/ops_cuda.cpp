@@ -57,7 +57,7 @@ struct OnDevice {
 Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                        const OptionalTensor& activation_weight, const OptionalTensor& residual,
                        std::vector<int64_t> geometry, int64_t activation, double negative_slope,
-                       double clamp_min, double clamp_max) {
+                       std::optional<double> clamp_min, std::optional<double> clamp_max) {
   const OnDevice on(input);
   const ForwardCall call = forward_call(input, weight, bias, activation_weight, residual, geometry,
                                         activation, negative_slope, clamp_min, clamp_max);

@@ -177,7 +177,7 @@ def _replace(graph: Graph, found: Match) -> None:
     unused = [argument for node in found.nodes for argument in node.all_input_nodes]
     arguments = (
         input, weight, bias, found.activation_weight, found.residual,
-        list(found.geometry), *found.epilogue,
+        list(found.geometry), *found.epilogue.numbers,
     )  # fmt: skip
     last.op, last.target, last.args, last.kwargs = "call_function", _operator, arguments, {}
     for stale in ("torch_fn", "source_fn_stack", "eager_input_vals"):
