@@ -37,7 +37,7 @@ def _empty(like: Tensor, shape: tuple[int, ...], channels_last: bool) -> Tensor:
 
 
 @torch.library.register_fake("fused_subpixel::subpixel_conv2d")
-def _(
+def fake_subpixel_conv2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -74,7 +74,7 @@ def _(
 
 
 @torch.library.register_fake("fused_subpixel::shuffle")
-def _(input: Tensor, factor_h: int, factor_w: int, channel_order: int, inverse: bool) -> Tensor:
+def fake_shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: int, inverse: bool) -> Tensor:
     n, c, h, w = input.shape
     cell = factor_h * factor_w
     shape = (

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._decomp import register_decomposition
 
 from . import _library, backends, reference
 from ._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, Problem
@@ -425,3 +426,12 @@ for _name, _kernel in (
     ("subpixel_conv2d_weight_grad", _plain_weight_grad),
 ):
     _library.definitions.impl(_name, _kernel, "CompositeExplicitAutograd")
+
+# torch.onnx.export writes an operator that it does not know as its decomposition, here Conv and DepthToSpace.
+# Fake tensors of symbolic sizes would run that too, where there is no meta function.
+for _operation, _fake, _kernel in (
+    (_operator, _library.fake_subpixel_conv2d, _plain_subpixel_conv2d),
+    (torch.ops.fused_subpixel.shuffle.default, _library.fake_shuffle, _plain_shuffle),
+):
+    register_decomposition(_operation, type="meta")(_fake)
+    register_decomposition(_operation)(_kernel)
