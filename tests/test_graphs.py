@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import fused_subpixel as fs
+from fused_subpixel import backends
 from fused_subpixel._arguments import ACTIVATIONS, Epilogue, Geometry
+from fused_subpixel.graphs import pattern
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -466,6 +469,56 @@ def test_reference_asked_for() -> None:
         assert not calls(fs.fuse(program).graph)
 
 
+def test_no_kernels_for_the_device() -> None:
+    program = export(Model(PATTERNS["all"][0]).to("meta"), torch.randn(2, 3, 6, 7, device="meta"))
+    with pytest.warns(UserWarning, match="there are no kernels for meta"):
+        assert not calls(fs.fuse(program).graph)
+
+
+def test_on_a_gpu_only_what_has_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generic CUDA kernels are slower than PyTorch: as eager calls, unless they are asked for."""
+    monkeypatch.setattr(backends, "refusal", lambda *arguments: None)
+    monkeypatch.setattr(backends, "has_tensor_cores", lambda device: True)
+
+    def why_not(dtype: torch.dtype, **geometry: int) -> str | None:
+        like = types.SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype)
+        return pattern._why_not_here(Geometry(2, 2, **geometry), like)  # type: ignore[arg-type]
+
+    assert why_not(torch.float16) is None and why_not(torch.float32, tf32=1) is None
+    assert "exact float32 has no tensor-core kernel" in str(why_not(torch.float32))
+    assert "one group only" in str(why_not(torch.float16, groups=2))
+    with fs.use_backend("cuda"):
+        assert why_not(torch.float32) is None
+
+
+def test_preserved_module_signatures() -> None:
+    """A value that a preserved module returns stays in the graph: unflatten needs it."""
+    model = nn.Sequential(nn.Conv2d(3, 12, 1), nn.PixelShuffle(2))
+    x = torch.randn(2, 3, 6, 7)
+    program = torch.export.export(model, (x,), preserve_module_call_signature=("0",), strict=True)
+    with pytest.warns(UserWarning, match="enters or leaves a module whose signature is preserved"):
+        fused = fs.fuse(program)
+    torch.testing.assert_close(torch.export.unflatten(fused)(x), model(x))
+
+
+def test_unflattened() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 12, 1), nn.PixelShuffle(2), nn.ReLU())
+    x = torch.randn(2, 3, 6, 7)
+    fused = fs.fuse(torch.export.export(model, (x,)))
+    assert len(calls(fused.graph)) == 1
+    torch.testing.assert_close(torch.export.unflatten(fused)(x), model(x))
+
+
+def test_nearest_upsampling_repeats_pixels_where_it_is_said_to() -> None:
+    x = torch.arange(4096.0).view(1, 1, 1, -1)
+    repeats = [factor for factor in range(2, 65) if pattern._nearest_repeats(factor)]
+    assert {2, 3, 4, 8, 16} < set(repeats)
+    for factor in repeats:
+        assert nearest(x, factor)[0, 0, 0].equal(x.flatten().repeat_interleave(factor))
+    refused = set(range(2, 65)) - set(repeats)
+    assert any(not nearest(x, r)[0, 0, 0].equal(x.flatten().repeat_interleave(r)) for r in refused)
+
+
 def test_unprovable_sizes_are_left_alone() -> None:
     """A residual that has the output's shape for the example only, not for all sizes."""
     model = Model(lambda m, x: ps(m.conv(x), 2))
@@ -481,11 +534,11 @@ def test_unprovable_sizes_are_left_alone() -> None:
     x, other = torch.randn(2, 3, 6, 7), torch.randn(2, 3, 12, 14)
     auto = torch.export.Dim.AUTO
     dims = ({2: auto, 3: auto}, {})
-    program = torch.export.export(Both(), (x, torch.randn(1, 1, 1, 1)), dynamic_shapes=dims)
+    added = torch.randn(1, 1, 1, 1)
+    program = torch.export.export(Both(), (x, added), dynamic_shapes=dims)
     fused, report = fs.fuse(program, return_report=True)
     assert "differ in shape" in str(report)
-    for added in (torch.randn(1, 1, 1, 1),):
-        torch.testing.assert_close(fused.module()(x, added), Both()(x, added))
+    torch.testing.assert_close(fused.module()(x, added), Both()(x, added))
     # and where the sizes are fixed, or tied to each other, it is proven
     program = torch.export.export(Both(), (x, other))
     assert "stays" not in str(fs.fuse(program, return_report=True)[1])
@@ -637,6 +690,18 @@ def test_compiled_left_alone(name: str) -> None:
         torch.manual_seed(1)
         torch.testing.assert_close(found, model(x.clone()), rtol=1e-12, atol=1e-12)
     assert len(calls(keep.graphs[0].graph)) == count
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_slopes_that_dynamo_makes_variable(caplog: pytest.LogCaptureFixture) -> None:
+    """With dynamic=True a module's numbers are inputs of the graph: left alone, and said."""
+    caplog.set_level(logging.INFO, "fused_subpixel")
+    model = nn.Sequential(nn.Conv2d(3, 12, 1), nn.LeakyReLU(0.3), nn.PixelShuffle(2))
+    x = torch.randn(2, 3, 6, 7)
+    compiled = torch.compile(model, backend=fs.fusing_backend("eager"), fullgraph=True, dynamic=True)
+    torch.testing.assert_close(compiled(x), model(x))
+    assert "its slope is not a constant of the graph" in caplog.text
+    assert "1 site: 1 left alone" in caplog.text
 
 
 @pytest.mark.usefixtures("fresh_dynamo")

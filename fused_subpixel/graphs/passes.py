@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from .._layout import memory_format
 from ..surgery.report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site
-from .calls import call_of, has_side_effects, known, tensor_of
+from .calls import call_of, has_side_effects, known, spelled, tensor_of
 from .pattern import Match, Refusal, Shuffle, match, shuffles
 
 aten = torch.ops.aten
@@ -62,7 +62,14 @@ def fuse(program: Any, *, return_report: bool = False) -> Any:
     # The copy renames nodes that are called as builtins of Python are, and the signature knows them by name.
     for copied, node in zip(graph_module.graph.nodes, program.graph.nodes, strict=True):
         copied.name = node.name
-    report = _fuse_all(graph_module, training=False)
+    signatures = [entry.signature for entry in program.module_call_graph if entry.signature is not None]
+    kept = {
+        argument.name
+        for signature in signatures
+        for argument in (*signature.inputs, *signature.outputs)
+        if hasattr(argument, "name")
+    }
+    report = _fuse_all(graph_module, training=False, kept=kept)
     if not report.replaced and not report.already_replaced:
         warnings.warn(f"fuse: nothing was replaced: {report}", UserWarning, stacklevel=2)
     fused = ExportedProgram(
@@ -127,12 +134,12 @@ def _inductor_options(mode: str | None = None, options: dict[str, Any] | None = 
 # ---- rewriting ---------------------------------------------------------------------------------------------
 
 
-def _fuse_all(root: GraphModule, *, training: bool) -> Report:
-    """Fuse in a graph and in the graphs of its submodules, in place."""
+def _fuse_all(root: GraphModule, *, training: bool, kept: Collection[str] = ()) -> Report:
+    """Fuse in place, in a graph and those of its submodules; values whose names are ``kept`` stay."""
     sites: list[Site] = []
     for module in root.modules():
         if isinstance(module, GraphModule):
-            found = _fuse_graph(module.graph, training)
+            found = _fuse_graph(module.graph, training, kept)
             if any(site.status == REPLACED for site in found):
                 module.graph.lint()
                 module.recompile()
@@ -140,7 +147,7 @@ def _fuse_all(root: GraphModule, *, training: bool) -> Report:
     return Report(sites)
 
 
-def _fuse_graph(graph: Graph, training: bool) -> list[Site]:
+def _fuse_graph(graph: Graph, training: bool, kept: Collection[str]) -> list[Site]:
     sites = []
     done = [node for node in graph.nodes if node.op == "call_function" and node.target is _operator]
     for node in done:
@@ -152,6 +159,9 @@ def _fuse_graph(graph: Graph, training: bool) -> list[Site]:
             if isinstance(shuffle, Refusal):
                 raise shuffle
             found = match(shuffle, training)
+            for inner in found.nodes[:-1]:
+                if inner.name in kept:
+                    raise Refusal(f"{spelled(inner)} enters or leaves a module whose signature is preserved")
         except Refusal as refusal:
             layers = shuffle.name if isinstance(shuffle, Shuffle) else "pixel_shuffle"
             sites.append(Site(_path(node), layers, LEFT_ALONE, str(refusal)))
