@@ -139,6 +139,9 @@ PATTERNS: dict[str, tuple[Function, str | None, str | None, tuple[float, float] 
     "views": (lambda m, x: F.relu(shuffled_by_views(m.conv(x))), "relu", None, None),
     "views by way of NHWC": (lambda m, x: F.relu(shuffled_as_pixels(m.conv(x))), "relu", None, None),
     "views, dcr": (lambda m, x: depth_to_space(m.conv(x)) + nearest(x), None, "nearest", None),
+    "views, dcr, prelu before": (
+        lambda m, x: depth_to_space(m.slopes_before(m.conv(x))), "prelu", None, None,
+    ),
     "views, dcr, residual before": (
         lambda m, x: depth_to_space(m.conv(x) + x.repeat(1, 4, 1, 1)), None, "low", None,
     ),
@@ -151,6 +154,7 @@ FORMS = {
 }
 # Some steps a decomposed program spells out in others, which are not recognised; what is left of the pattern:
 DECOMPOSED: dict[str, Any] = {
+    "views, dcr, prelu before": None,
     "prelu before": None,
     "silu before": None,
     "prelu after": (None, None, None),
@@ -321,6 +325,21 @@ def test_submodules_of_the_graph() -> None:
     assert fused.module()(x).equal(model(x))
 
 
+def test_autocast_inside_the_model() -> None:
+    """It is a graph of its own in an exported program, which says nothing of casts."""
+
+    def forward(m: Model, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = ps(F.relu(m.conv(x)), 2)
+        return y.float() * 2
+
+    model = Model(forward)
+    fused, report = fs.fuse(export(model, whole(2, 3, 6, 7, dtype=torch.float32)), return_report=True)
+    assert len(report.replaced) == 1
+    x = whole(1, 3, 5, 8, dtype=torch.float32)
+    assert fused.module()(x).equal(model(x))
+
+
 # ---- what is left alone ------------------------------------------------------------------------------------
 
 
@@ -337,6 +356,19 @@ def residual_written_between(m: Model, x: Tensor) -> Tensor:
     z = y + x
     x.mul_(3)
     return z.relu()
+
+
+def upsampled_then_written(m: Model, x: Tensor) -> Tensor:
+    x = x * 1
+    base = nearest(x)
+    x.mul_(2)
+    return ps(m.conv(x), 2) + base
+
+
+def viewed_as_integers(m: Model, x: Tensor) -> Tensor:
+    n, _, h, w = x.shape
+    split = m.conv(x).view(n, 3, 2, 2, h, w).view(torch.int64)
+    return split.permute(0, 1, 4, 2, 5, 3).reshape(n, 3, 2 * h, 2 * w)
 
 
 def written_residual(m: Model, x: Tensor) -> Tensor:
@@ -390,6 +422,7 @@ LEFT: dict[str, tuple[Function, str, int]] = {
         .reshape(len(x), 3, 2 * x.shape[2], 2 * x.shape[3]),
         "split channels", 0,
     ),
+    "views of another dtype": (viewed_as_integers, "changes the dtype", 0),
     "another permutation": (
         lambda m, x: m.conv(x).view(len(x), 3, 2, 2, *x.shape[2:]).permute(0, 2, 3, 1, 4, 5) * 2,
         r"split channels come to mul", 0,
@@ -419,6 +452,7 @@ LEFT: dict[str, tuple[Function, str, int]] = {
     ),
     "clamp upside down": (lambda m, x: ps(m.conv(x), 2).clamp(3, -2), "stays: its lower bound", 1),
     "written into the residual": (written_residual, "stays: it writes into its other operand", 1),
+    "input of the upsampling written later": (upsampled_then_written, "", 1),
     "residual written later": (residual_written_between, r"stays: .* may change what it reads", 1),
     "approximate gelu": (lambda m, x: F.gelu(ps(m.conv(x), 2), approximate="tanh"), "exact gelu", 1),
     "linear upsampling is a plain residual": (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -130,6 +130,8 @@ def _decomposed(view: Node, source: Node) -> Shuffle:
         elif call is None or call.name not in COPIES:
             raise Refusal(f"the split channels come to {spelled(step)}, not to a shuffle")
         nodes.append(step)
+    if _tensor(nodes[-1]).dtype != _tensor(source).dtype:
+        raise Refusal(f"{spelled(nodes[-1])} changes the dtype")
     _, factor_h, factor_w = (shape[axis] for axis in _ORDERS[order][1])
     if not isinstance(factor_h, int) or not isinstance(factor_w, int):
         raise Refusal("the upscale factor is not a constant of the graph")
@@ -190,8 +192,8 @@ def match(shuffle: Shuffle, training: bool) -> Match:
             found = _extend(found, step, shuffle, training)
         except Refusal as refusal:
             raise Refusal(f"{spelled(step)} stands before it: {refusal}") from None
-    _check_quiet(found.nodes, shuffle.nodes[-1], but=shuffle.nodes)
     found = dataclasses.replace(found, nodes=found.nodes + shuffle.nodes)
+    _check_quiet(found.nodes, shuffle.nodes[-1])
     while len(found.nodes[-1].users) == 1:
         step = _only_user(found.nodes[-1])
         call = call_of(step)
@@ -285,14 +287,21 @@ def _why_not_here(geometry: Geometry, like: Tensor) -> str | None:
     return None
 
 
-def _check_quiet(nodes: tuple[Node, ...], until: Node, but: Iterable[Node]) -> None:
+def _check_quiet(nodes: tuple[Node, ...], until: Node) -> None:
     """Nothing between the convolution and the call's place may write into what the call will read there."""
-    own = {*nodes, *but, until}
-    node = nodes[0].next
-    while node is not until:
-        if node not in own and has_side_effects(node):
-            raise Refusal(f"{spelled(node)} stands between and may change what it reads")
+    disturbing = _first_with_effects(nodes[0], until, nodes)
+    if disturbing is not None:
+        raise Refusal(f"{spelled(disturbing)} stands between and may change what it reads")
+
+
+def _first_with_effects(start: Node, end: Node, but: tuple[Node, ...]) -> Node | None:
+    """The first node between two, not in ``but``, that may write into a tensor or change a mode."""
+    node = start.next
+    while node is not end:
+        if node not in but and has_side_effects(node):
+            return node
         node = node.next
+    return None
 
 
 # ---- the epilogue, step by step ----------------------------------------------------------------------------
@@ -308,11 +317,11 @@ def _extend(found: Match, step: Node, shuffle: Shuffle, training: bool) -> Match
     before, after = _tensor(last), _tensor(step)
     if before.dtype != after.dtype or not same_shape(before.shape, after.shape):
         raise Refusal("it changes the shape or the dtype")
-    _check_quiet(found.nodes, step, but=())
+    _check_quiet(found.nodes, step)
     if call.name in COPIES:  # the operator's result is new anyway, and gets the layout that the copy has
         return dataclasses.replace(found, nodes=(*found.nodes, step))
     if call.name == "add":
-        found = dataclasses.replace(found, residual=_residual(found, last, call, shuffle))
+        found = dataclasses.replace(found, residual=_residual(found, step, call, shuffle))
     elif call.name in CLAMPS or (call.name == "relu" and not _is_linear(found)):
         found = dataclasses.replace(found, epilogue=_clamped(found.epilogue, *_bounds(call)))
     else:
@@ -371,8 +380,9 @@ def _clamped(epilogue: Epilogue, lowest: float, highest: float) -> Epilogue:
     return epilogue._replace(clamp_min=clamp(epilogue.clamp_min), clamp_max=clamp(epilogue.clamp_max))
 
 
-def _residual(found: Match, last: Node, call: Call, shuffle: Shuffle) -> Node:
+def _residual(found: Match, step: Node, call: Call, shuffle: Shuffle) -> Node:
     """The operand of an addition as the operator takes it, where its shape tells how it is added."""
+    last = found.nodes[-1]
     if found.epilogue.clamps or found.residual is not None:
         raise Refusal("the operator has one residual, before the clamp")
     other = call.arguments["other" if call.arguments["input"] is last else "input"]
@@ -391,7 +401,10 @@ def _residual(found: Match, last: Node, call: Call, shuffle: Shuffle) -> Node:
         )
     if shuffle.nodes[-1] not in found.nodes:
         return other
-    return _before_upsampling(other, _tensor(found.nodes[0]), shuffle) or other
+    source = _before_upsampling(other, _tensor(found.nodes[0]), shuffle)
+    if source is None or _first_with_effects(other, step, found.nodes) is not None:
+        return other
+    return source
 
 
 def _before_upsampling(node: Node, low: Tensor, shuffle: Shuffle) -> Node | None:
