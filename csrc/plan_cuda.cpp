@@ -180,6 +180,7 @@ Plan plan_conv(const Problem& p, const Target& t) {
   Plan best{};
   double least = -1;
   for (int columns : kMmaColumns) {
+    if (p.activated && columns > kActivatedColumns) continue;
     Plan candidate = plan;
     candidate.columns = columns;
     const bool cut = p.rows > columns && columns % p.run != 0;

@@ -40,10 +40,11 @@ struct Problem {
   int64_t batch, channels, rows, groups;
   int64_t conv_h, conv_w;
   int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
-  int64_t run;  // rows that lie side by side in memory for one row of fine pixels
-  bool tf32;    // float32 may be computed as tf32
-  int vector;   // neighbouring channels of a pixel that can be copied at once
-  bool wgmma;   // Hopper's kernels were compiled
+  int64_t run;     // rows that lie side by side in memory for one row of fine pixels
+  bool tf32;       // float32 may be computed as tf32
+  int vector;      // neighbouring channels of a pixel that can be copied at once
+  bool wgmma;      // Hopper's kernels were compiled
+  bool activated;  // an activation's gradient is applied to what is loaded
 };
 
 // mma.sync tile: kMmaPixels pixels by `columns` rows of the weight; the weight's rows are the columns of the GEMM.
@@ -52,6 +53,8 @@ constexpr int kMmaPixels = 128;
 // of each row of the weight.
 constexpr int kStagingPad = 8, kRowInfoBytes = 20;
 constexpr int kMmaColumns[] = {16, 32, 48, 64, 128};
+constexpr int kActivatedColumns =
+    64;  // wider tiles leave no registers to apply an activation's gradient with
 // wgmma tile: as many pixels, 16 x 8 of one image or 8 x 8 of two, by one number of columns. Eight pixels of a row are
 // what the hardware reads at once.
 constexpr int kWgmmaTileColumns = 128, kWgmmaTileWidth = 8, kWgmmaStages = 4;

@@ -26,6 +26,9 @@ from ._layout import is_channels_last, memory_format
 
 GEOMETRY_SCHEMA = "int[] geometry"  # the fields of Geometry
 EPILOGUE_SCHEMA = "int activation, float negative_slope, float clamp_min, float clamp_max"
+# Of the gradients: with the forward pass's output, in any strides, they apply the gradient of its activation,
+# which must be one that autograd.recoverable accepts, to grad_output as they read it.
+SAVED_SCHEMA = "Tensor? output=None, int activation=0, float negative_slope=0.0"
 
 # The geometry is one list: its ints one by one would cost a small call a good part of its time. The
 # object must live as long as the process.
@@ -34,9 +37,9 @@ for _schema in (
     "subpixel_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? activation_weight, Tensor? residual, "
     f"{GEOMETRY_SCHEMA}, {EPILOGUE_SCHEMA}) -> Tensor",
     "subpixel_conv2d_input_grad(Tensor grad_output, Tensor weight, SymInt height, SymInt width, "
-    f"{GEOMETRY_SCHEMA}, bool channels_last) -> Tensor",
+    f"{GEOMETRY_SCHEMA}, bool channels_last, {SAVED_SCHEMA}) -> Tensor",
     "subpixel_conv2d_weight_grad(Tensor grad_output, Tensor input, int kernel_h, int kernel_w, "
-    f"{GEOMETRY_SCHEMA}) -> (Tensor, Tensor)",
+    f"{GEOMETRY_SCHEMA}, {SAVED_SCHEMA}) -> (Tensor, Tensor)",
     # pixel_shuffle alone, or its inverse; a kernel on CUDA, plain PyTorch elsewhere.
     "shuffle(Tensor input, int factor_h, int factor_w, int channel_order, bool inverse) -> Tensor",
     # The CPU library's plan for a problem, for explain() and for choosing the backward; see csrc/plan.h.
@@ -48,7 +51,8 @@ for _schema in (
     # compute capability, multiprocessors, shared memory - and the error of looking for its kernels.
     "cuda_capability(int device) -> int[]",
     # The CUDA library's plan for a problem on a GPU: kernel, refusal, pixels and rows of a tile, blocks.
-    "cuda_plan(int[] problem, int[] target) -> int[]",
+    # activated: a gradient's operator gets the output.
+    "cuda_plan(int[] problem, int[] target, bool activated) -> int[]",
 ):
     definitions.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -78,7 +82,13 @@ def _(
 
 @torch.library.register_fake("fused_subpixel::subpixel_conv2d_input_grad")
 def _(
-    grad_output: Tensor, weight: Tensor, height: int, width: int, numbers: Sequence[int], channels_last: bool
+    grad_output: Tensor,
+    weight: Tensor,
+    height: int,
+    width: int,
+    numbers: Sequence[int],
+    channels_last: bool,
+    *saved: Any,
 ) -> Tensor:
     groups = Geometry(*numbers).groups
     shape = (grad_output.shape[0], weight.shape[1] * groups, height, width)
@@ -87,7 +97,7 @@ def _(
 
 @torch.library.register_fake("fused_subpixel::subpixel_conv2d_weight_grad")
 def _(
-    grad_output: Tensor, input: Tensor, kernel_h: int, kernel_w: int, numbers: Sequence[int]
+    grad_output: Tensor, input: Tensor, kernel_h: int, kernel_w: int, numbers: Sequence[int], *saved: Any
 ) -> tuple[Tensor, Tensor]:
     geometry = Geometry(*numbers)
     low_channels = grad_output.shape[1] * geometry.upscale_h * geometry.upscale_w

@@ -70,9 +70,11 @@ struct WeightGradBlock {
       const TileOrigin origin = tile_origin(plan, tile);
       unsigned char* to = shared + stage * plan.stage_bytes;
       for (int warp = 0; warp < plan.row_warps; ++warp, to += plan.gradient_chunk_bytes)
-        load_pixels<T, kGradientBytes>(p.gradient, origin, row_block * plan.row_warps + warp, to);
+        load_source<T>(p.gradient, origin, row_block * plan.row_warps + warp, to,
+                       Swizzled<kGradientBytes>(kMmaPixels));
       for (int warp = 0; warp < channel_warps; ++warp, to += plan.input_chunk_bytes)
-        load_pixels<T, kInputBytes>(p.input, origin, channel_block * channel_warps + warp, to);
+        load_pixels<T>(p.input, origin, channel_block * channel_warps + warp, to,
+                       Swizzled<kInputBytes>(p.input.halo_pixels.divisor));
     }
     cp_async_commit();
   }
