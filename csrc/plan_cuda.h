@@ -17,14 +17,13 @@ enum class Kernel : int32_t {
 // Why the tensor cores do not compute a problem; explanation.py has the words.
 enum class Refusal : int32_t {
   kNone,
-  kOldGpu,             // compute capability below 8.0
-  kFloat64,            // summed in float64, which these kernels cannot
-  kExactFloat32,       // torch's settings do not allow tf32
-  kGroups,             // more than one
-  kManyChannels,       // more than the kernels count
-  kLargeTile,          // what one tile reads does not fit into shared memory
-  kFloat32WeightGrad,  // tf32 cannot be transposed on its way to the tensor cores
-  kStridedInputGrad,   // the input gradient of a strided convolution is no convolution of the gradient
+  kOldGpu,            // compute capability below 8.0
+  kFloat64,           // summed in float64, which these kernels cannot
+  kExactFloat32,      // torch's settings do not allow tf32
+  kGroups,            // more than one
+  kManyChannels,      // more than the kernels count
+  kLargeTile,         // what one tile reads does not fit into shared memory
+  kStridedInputGrad,  // the input gradient of a strided convolution is no convolution of the gradient
 };
 
 struct Target {
@@ -85,6 +84,9 @@ Plan plan_conv(const Problem& problem, const Target& target);
 
 // Weight gradient: rows x (channels, taps), summed over pixels that are shared among blocks.
 constexpr int kGradWarps = 4, kGradWarpRows = 16, kGradWarpChannels = 32;
+// Pixels of a tile: what fits into shared memory of all GPUs. Of tf32, pixels lie that many bytes apart.
+constexpr int grad_pixels(int64_t element_bytes) { return kMmaPixels * 2 / static_cast<int>(element_bytes); }
+constexpr int grad_padding(int64_t element_bytes) { return element_bytes == 4 ? 32 : 0; }
 
 struct WeightGradPlan {
   Kernel kernel;

@@ -104,12 +104,10 @@ def plan_backward(
     """Decide who computes the gradients of a call that runs on ``backend``."""
     g = geometry
     if backend == "cuda":
-        # float32's weight gradient has no tensor-core kernel, and float64 none at all; groups are left to
-        # those who are made for them.
+        # float64 has no tensor-core kernels, nor has exact float32; groups are left to those who are made for
+        # them.
         tensor_cores = g.groups == 1 and (dtype.itemsize == 2 or (dtype == torch.float32 and g.tf32 == 1))
-        return BackwardPlan(
-            tensor_cores and (g.stride_h, g.stride_w) == (1, 1), tensor_cores and dtype.itemsize == 2
-        )
+        return BackwardPlan(tensor_cores and (g.stride_h, g.stride_w) == (1, 1), tensor_cores)
     if backend == "reference" or (g.stride_h, g.stride_w) != (1, 1) or g.groups != 1:
         return BackwardPlan(False, False)
     # Measured on AVX-512: up to 48 rows of weight over images of some size, ours take 0.6 to 1.1 times what

@@ -131,7 +131,6 @@ _CUDA_REFUSALS = (
     "the tensor-core kernels know one group only",
     "more channels than the tensor-core kernels count",
     "what one tile reads does not fit into shared memory",
-    "tf32 cannot be transposed on its way to the tensor cores",
     "the input gradient of a strided convolution is no convolution of the gradient",
 )
 

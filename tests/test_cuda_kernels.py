@@ -368,6 +368,36 @@ def test_gradients_round_once(dtype: torch.dtype) -> None:
         assert error(gradient, expected) <= 1.1 * torch.finfo(dtype).eps * float(expected.abs().max())
 
 
+def to_tf32(x: Tensor) -> Tensor:
+    """To the nearest with 10 bits, ties away from zero."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("base", BASES, ids=str)
+def test_tf32_rounds_the_factors(base: Case, channels_last: bool) -> None:
+    """Of all passes, and nothing else."""
+    tensors = cases.randoms(base, torch.float32).to(torch.float32, layouts(channels_last))
+    grad = torch.randn(base.output)
+    results = []
+    for x, weight, g in (
+        (tensors.input, tensors.weight, grad),
+        (to_tf32(tensors.input), to_tf32(tensors.weight), to_tf32(grad)),
+    ):
+        plain = tensors._replace(input=x, weight=weight)
+        results.append(
+            (
+                emulated.forward(base, plain, channels_last, tf32=True),
+                emulated.input_grad(base, g, weight, channels_last, tf32=True),
+                *emulated.weight_grad(base, g, x, tf32=True),
+            )
+        )
+    assert all(a.equal(b) for a, b in zip(*results, strict=True))
+    assert not to_tf32(grad).equal(grad)
+    exact = torch.einsum("nchw->c", to_tf32(grad).double())
+    bias = results[0][-1].double().view(base.channels, -1).sum(1)
+    torch.testing.assert_close(bias, exact, rtol=1e-5, atol=1e-4)
+
+
 def test_the_order_of_threads_changes_nothing() -> None:
     for base in BASES:
         case = variant(base, activation="silu")
@@ -420,6 +450,17 @@ def test_channel_counts_of_heads_waste_little(rows: int, columns: int) -> None:
     assert (kernel, refusal, found) == (WGMMA if rows >= 128 else MMA, 0, columns)
     assert pixels >= 120
     assert blocks >= 132
+
+
+def test_wide_tiles_are_for_gradients_without_activation() -> None:
+    """They have no registers for it; Hopper's own kernel has."""
+    case = Case("wide", (8, 128, 96, 96), (512, 128, 3, 3), padding=SAME3)
+    for target, with_activation in ((Target(80, 108, 163 << 10), (MMA, 64)), (H100, (WGMMA, 128))):
+        for activated in (False, True):
+            kernel, _, _, columns, _ = emulated.plan(
+                case, torch.float16, True, target, which=1, activated=activated
+            )
+            assert (kernel, columns) == (with_activation if activated else (with_activation[0], 128))
 
 
 @pytest.mark.parametrize(

@@ -76,20 +76,26 @@ def run_shuffle() -> bool:
     )
 
 
-def gradients_tensors(case: Case) -> tuple[torch.Tensor, cases.Tensors, torch.Tensor | None]:
+def gradients_tensors(
+    case: Case, of_type: torch.dtype = torch.float16
+) -> tuple[torch.Tensor, cases.Tensors, torch.Tensor | None]:
     """The gradient, the tensors of the forward pass, and its output where there was an activation."""
     last = {"memory_format": torch.channels_last}
-    output = quarters(case).half().contiguous(**last) if case.activation else None
-    tensors = cases.integers(case).to(torch.float16, torch.channels_last)
-    return integer_gradient(case).half().contiguous(**last), tensors, output
+    output = quarters(case).to(of_type).contiguous(**last) if case.activation else None
+    tensors = cases.integers(case).to(of_type, torch.channels_last)
+    return integer_gradient(case).to(of_type).contiguous(**last), tensors, output
 
 
 def run_weight_grad(seed: int, target: Target) -> bool:
     base = LACKING_GENERIC if target.sm == OLD.sm else LACKING_LITTLE
-    for case in (base, variant(base, activation="tanh")):
-        grad, tensors, output = gradients_tensors(case)
-        found = emulated.weight_grad(case, grad, tensors.input, target, output=output, seed=seed)
-        if not all(a.equal(b.half()) for a, b in zip(found, exact_gradients(case)[1:], strict=True)):
+    for case, of_type in (
+        (base, torch.float16),
+        (base, torch.float32),
+        (variant(base, activation="tanh"), torch.float16),
+    ):
+        grad, tensors, output = gradients_tensors(case, of_type)
+        found = emulated.weight_grad(case, grad, tensors.input, target, output=output, tf32=True, seed=seed)
+        if not all(a.equal(b.to(of_type)) for a, b in zip(found, exact_gradients(case)[1:], strict=True)):
             return False
     return True
 
@@ -141,6 +147,7 @@ MISCOUNTED = (
     ("sm90_conv.cuh", "(base + moved)", "(base + moved + 1)", "sm90_conv.cuh"),
     ("sm90_conv.cuh", "p.plan.halo_h : 8)", "p.plan.halo_h : 9)", "sm90_conv.cuh"),
     ("weight_grad_mma.cuh", "row_warps + warp, to,", "row_warps + warp + 1, to,", "weight_grad_mma.cuh"),
+    ("weight_grad_mma.cuh", "lane % 4 + q / 2 * 4, 0)", "lane % 4 + q / 2 * 3, 0)", "weight_grad_mma.cuh"),
     ("shuffle.cuh", "j = column - w * cell_w", "j = column + 1 - w * cell_w", "shuffle.cuh"),
     ("generic.cuh", "(output.data)[offset(", "(output.data)[(x > 0) + offset(", "generic.cuh"),
     ("generic.cuh", "y = h * g.stride_h + a", "y = h * g.stride_h + 1 + a", "generic.cuh"),

@@ -63,6 +63,10 @@ FS_DEVICE void store_8(void* to, uint32_t first, uint32_t second) {  // a multip
   *static_cast<uint2*>(to) = make_uint2(first, second);
 }
 
+FS_DEVICE uint32_t load_4(const void* from) {
+  return *static_cast<const uint32_t*>(from);
+}  // a multiple of 4
+
 // ---- asynchronous copies from global to shared memory (sm_80) -----------------------------------------------------
 // 4, 8 or 16 bytes, aligned as many; zeros if !valid, and then `from` is not read. Seen by this thread after the
 // cp_async_wait that covers it, by others after a barrier that follows.

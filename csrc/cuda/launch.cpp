@@ -386,8 +386,12 @@ void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Device&
   w.plan = plan;
   w.tile_w = SmallDivisor(plan.tile_w), w.tile_h = SmallDivisor(plan.tile_h);
 #if FS_HAVE_SM80
-  if (a.dtype == DType::kFloat16) return launch_weight_grad_mma<Half>(w, device.stream);
-  launch_weight_grad_mma<BFloat16>(w, device.stream);
+  switch (a.dtype) {
+    case DType::kFloat32: return launch_weight_grad_mma<TF32>(w, device.stream);
+    case DType::kBFloat16: return launch_weight_grad_mma<BFloat16>(w, device.stream);
+    case DType::kFloat16: return launch_weight_grad_mma<Half>(w, device.stream);
+    case DType::kFloat64: break;
+  }
 #endif
 }
 

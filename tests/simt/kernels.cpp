@@ -18,6 +18,7 @@
 #include "cuda/sm80_conv_tf32.cu"
 #include "cuda/sm80_weight_grad_bfloat16.cu"
 #include "cuda/sm80_weight_grad_half.cu"
+#include "cuda/sm80_weight_grad_tf32.cu"
 #include "cuda/sm90_conv_bfloat16.cu"
 #include "cuda/sm90_conv_half.cu"
 
