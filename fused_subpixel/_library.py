@@ -56,7 +56,13 @@ def fake_subpixel_conv2d(
 
 @torch.library.register_fake("fused_subpixel::subpixel_conv2d_input_grad")
 def _(
-    grad_output: Tensor, weight: Tensor, height: int, width: int, numbers: Sequence[int], channels_last: bool
+    grad_output: Tensor,
+    weight: Tensor,
+    height: int,
+    width: int,
+    numbers: Sequence[int],
+    channels_last: bool,
+    *saved: Any,
 ) -> Tensor:
     groups = Geometry(*numbers).groups
     shape = (grad_output.shape[0], weight.shape[1] * groups, height, width)
@@ -65,7 +71,7 @@ def _(
 
 @torch.library.register_fake("fused_subpixel::subpixel_conv2d_weight_grad")
 def _(
-    grad_output: Tensor, input: Tensor, kernel_h: int, kernel_w: int, numbers: Sequence[int]
+    grad_output: Tensor, input: Tensor, kernel_h: int, kernel_w: int, numbers: Sequence[int], *saved: Any
 ) -> tuple[Tensor, Tensor]:
     geometry = Geometry(*numbers)
     low_channels = grad_output.shape[1] * geometry.upscale_h * geometry.upscale_w

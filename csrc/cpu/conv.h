@@ -124,7 +124,7 @@ struct ConvWorker {
   StripMap map;
   Store<T> out;
   GroupRows<T> rows;
-  S *strip, *filter, *sums;
+  S *strip, *output_row, *filter, *sums;
   int64_t tiles, k, group = -1;
   bool resident;  // all filter tiles of a group fit the scratch: packed once, not once per block
 
@@ -141,15 +141,17 @@ struct ConvWorker {
     resident = plan.filter_resident;
     const int64_t kept_tiles = resident ? tiles : plan.panel_tiles;
     const int64_t strip_size = plan.block_n * shape.image_step + 2 * L;
+    const int64_t output_size = output_row_size(task.source, shape);
     const int64_t filter_size = kept_tiles * k * plan.tile_rows + L;
     const int64_t sums_size = int64_t{plan.panel_tiles} * plan.tile_rows * plan.tile_pixels *
                                   (plan.kernel == CpuKernel::kPixelLanes ? L : 1) +
                               L;
-    Arena arena{static_cast<char*>(thread_scratch(Arena::bytes<int64_t>(w.taps()) +
-                                                  Arena::bytes<S>(strip_size) + Arena::bytes<S>(filter_size) +
-                                                  Arena::bytes<S>(sums_size) + GroupRows<T>::bytes(padded)))};
+    Arena arena{static_cast<char*>(thread_scratch(
+        Arena::bytes<int64_t>(w.taps()) + Arena::bytes<S>(strip_size) + Arena::bytes<S>(output_size) +
+        Arena::bytes<S>(filter_size) + Arena::bytes<S>(sums_size) + GroupRows<T>::bytes(padded)))};
     int64_t* tap = arena.take<int64_t>(w.taps());
-    strip = arena.take<S>(strip_size), filter = arena.take<S>(filter_size), sums = arena.take<S>(sums_size);
+    strip = arena.take<S>(strip_size), output_row = arena.take<S>(output_size);
+    filter = arena.take<S>(filter_size), sums = arena.take<S>(sums_size);
     rows.place(arena, padded);
     tap_offsets(w, shape, tap);
     map = {tap, w.taps(), w.channels, shape.channel_step, plan.tile_rows, plan.tile_pixels * L, false};
@@ -184,7 +186,7 @@ struct ConvWorker {
       const Block b = block_of(plan, task.window, item % blocks);
       const bool follows = item > begin && b.h > 0;
       pack_strip<T>(task.source, task.window, shape, group, b.n, b.images, b.h, b.w, strip,
-                    follows ? plan.block_h : 0);
+                    follows ? plan.block_h : 0, output_row);
       for (int64_t tile = 0; tile < tiles; tile += plan.panel_tiles) {
         const int64_t count = smaller<int64_t>(plan.panel_tiles, tiles - tile);
         if (!resident) pack_tiles(tile, count);
