@@ -24,6 +24,7 @@ import importlib.util
 import os
 import platform
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -47,6 +48,8 @@ CUDA_ARCHS = "75;80;86;89;90a;100a;120+PTX"
 # later; sm90_*.cu for what Hopper alone has. A file is left out if none of its architectures is asked for;
 # FS_HAVE_SM80=1 and FS_HAVE_SM90=1 tell what was compiled.
 CUDA_FILE_ARCHS = {"sm80": r"(8|9|1\d)\d.*", "sm90": "90a"}
+
+SCHEMAS = Path(PACKAGE, "_schemas.py")
 
 # Kernels are compiled once per instruction set, each time into a namespace of its own (FS_ISA), and the right
 # one is chosen at run time. No other file gets instruction-set flags: it would run before that choice.
@@ -200,6 +203,7 @@ class NinjaFile:
         # csrc/*.cpp is host logic: each library gets its own, hidden copy
         self.shared = [self.compile(source) for source in sorted(Path("csrc").glob("*.cpp"))]
         self.libraries = [self.cpu_library(), *([self.cuda_library(*self.cuda)] if self.cuda else [])]
+        self.libraries += [self.schemas_library()] if SCHEMAS.exists() else []
 
     def step(self, rule: str, out: Path, inputs: list[Path], flags: str) -> Path:
         self.text += f"build {out}: {rule} {' '.join(map(str, inputs))}\n  flags = {flags}\n"
@@ -231,6 +235,17 @@ class NinjaFile:
         flags = f"-L{toolkit}/lib64 -L{toolkit}/lib -lcudart_static -lrt -lpthread -ldl $torch"
         flags += " -Wl,--exclude-libs,ALL"
         return self.step("link", BUILD / f"{PACKAGE}_cuda.so", self.shared + objects, flags)
+
+    def schemas_library(self) -> Path:
+        """The schemas in C++, for processes without Python; never loaded where Python defines them."""
+        text = "".join(f'R"({schema})",\n' for schema in runpy.run_path(str(SCHEMAS))["SCHEMAS"])
+        generated = BUILD / "schemas.inc"
+        if not generated.exists() or generated.read_text() != text:
+            BUILD.mkdir(parents=True, exist_ok=True)
+            generated.write_text(text)
+        sources = sorted(Path("csrc/standalone").glob("*.cpp"))
+        objects = [self.compile(source, f"-I{BUILD}") for source in sources]
+        return self.step("link", BUILD / f"{PACKAGE}_schemas.so", objects, "-Wl,-z,defs $torch")
 
     def host_tests(self) -> list[Path]:
         """The pybind11 modules of tests/host (host logic) and tests/simt (emulated kernels): no torch."""
@@ -338,9 +353,9 @@ class Wheel(bdist_wheel):
 
 
 # Elsewhere than on Linux the package is plain PyTorch: it works, at PyTorch's speed.
-DEVICES = ("cpu", "cuda") if sys.platform == "linux" else ()
+LIBRARIES = ("cpu", "cuda", "schemas") if sys.platform == "linux" else ()
 setup(
-    ext_modules=[Extension(f"{PACKAGE}.{PACKAGE}_{device}", []) for device in DEVICES],
+    ext_modules=[Extension(f"{PACKAGE}.{PACKAGE}_{library}", []) for library in LIBRARIES],
     cmdclass={
         "build_ext": BuildLibraries,
         "build_host_tests": BuildHostTests,

@@ -26,22 +26,22 @@ Refusal refusal_of(const Problem& p, const Target& t) {
   return Refusal::kNone;
 }
 
-// Pixels of a tile. Of all widths, and the greatest heights that go with them, the one that computes least in vain and
-// reads the smallest halo.
+// A tile of at most `most` pixels. Of all widths, and the greatest heights that go with them, the one that computes least
+// in vain and reads the smallest halo.
 template <class AnyPlan>
-void choose_tile(const Problem& p, AnyPlan& plan) {
+void choose_tile(const Problem& p, int64_t most, AnyPlan& plan) {
   double best = -1;
   const auto offer = [&](int64_t w) {
     w = std::min<int64_t>(w, p.conv_w);
-    const int64_t down = ceil_div(p.conv_h, std::max<int64_t>(kMmaPixels / w, 1)),
-                  h = ceil_div(p.conv_h, down);
+    const int64_t down = ceil_div(p.conv_h, std::max<int64_t>(most / w, 1)), h = ceil_div(p.conv_h, down);
     const bool whole = w == p.conv_w && h == p.conv_h;
-    const int64_t n = whole ? std::clamp<int64_t>(kMmaPixels / (w * h), 1, std::max<int64_t>(p.batch, 1)) : 1;
+    const int64_t n = whole ? std::clamp<int64_t>(most / (w * h), 1, std::max<int64_t>(p.batch, 1)) : 1;
     const int64_t halo_h = (h - 1) * p.stride_h + (p.kernel_h - 1) * p.dilation_h + 1;
     const int64_t halo_w = (w - 1) * p.stride_w + (p.kernel_w - 1) * p.dilation_w + 1;
     const int64_t tiles_n = ceil_div(p.batch, n), tiles_w = ceil_div(p.conv_w, w);
     const double tiles = static_cast<double>(tiles_n) * static_cast<double>(down * tiles_w);
-    const double cost = tiles * (1 + 0.3 * static_cast<double>(n * halo_h * halo_w) / kMmaPixels);
+    const double cost =
+        tiles * (1 + 0.3 * static_cast<double>(n * halo_h * halo_w) / static_cast<double>(most));
     if (best >= 0 && cost >= best) return;
     best = cost;
     plan.tile_n = static_cast<int>(n), plan.tile_h = static_cast<int>(h), plan.tile_w = static_cast<int>(w);
@@ -50,10 +50,11 @@ void choose_tile(const Problem& p, AnyPlan& plan) {
     plan.halo_h = static_cast<int>(std::min(halo_h, kSmallNumber));
     plan.halo_w = static_cast<int>(std::min(halo_w, kSmallNumber));
   };
-  for (int64_t w : {16, 8, 32, 64, 128, 4, 2, 1}) offer(w);
+  for (int64_t w : {16, 8, 32, 64, 128, 4, 2, 1})
+    if (w <= most) offer(w);
   for (int64_t across = 1; across <= 16; ++across) {
     const int64_t w = ceil_div(p.conv_w, across);
-    if (w <= kMmaPixels) offer(w);
+    if (w <= most) offer(w);
   }
 }
 
@@ -173,13 +174,14 @@ Plan plan_conv(const Problem& p, const Target& t) {
   const int64_t bytes = p.channels * element_bytes(p.dtype);
   const int64_t small_waste = round_up(bytes, 32), waste = round_up(bytes, 64);
   plan.chunk_bytes = waste > small_waste + small_waste / 8 ? 32 : 64;
-  choose_tile(p, plan);
+  choose_tile(p, kMmaPixels, plan);
   const int64_t tiles = int64_t{plan.tiles_n} * plan.tiles_h * plan.tiles_w;
 
   // Columns by the work of the busiest multiprocessor; cut units cost their stores something.
   Plan best{};
   double least = -1;
   for (int columns : kMmaColumns) {
+    if (p.activated && columns > kActivatedColumns) continue;
     Plan candidate = plan;
     candidate.columns = columns;
     const bool cut = p.rows > columns && columns % p.run != 0;
@@ -209,19 +211,19 @@ WeightGradPlan plan_weight_grad(const Problem& p, const Target& t) {
   WeightGradPlan plan{};
   plan.kernel = Kernel::kGeneric;
   plan.refusal = refusal_of(p, t);
-  if (plan.refusal == Refusal::kNone && p.dtype == DType::kFloat32)
-    plan.refusal = Refusal::kFloat32WeightGrad;
   if (plan.refusal != Refusal::kNone) return plan;
-  choose_tile(p, plan);
+  const int64_t bytes = element_bytes(p.dtype);
+  choose_tile(p, grad_pixels(bytes), plan);
   const int64_t taps = p.kernel_h * p.kernel_w, pixels = int64_t{plan.tile_n} * plan.halo_h * plan.halo_w;
   plan.taps = taps == 1 ? 1 : taps <= 4 ? 4 : 9;
   plan.tap_blocks = static_cast<int>(ceil_div(taps, plan.taps));
-  plan.gradient_chunk_bytes = int64_t{kMmaPixels} * kGradWarpRows * 2;
-  plan.input_chunk_bytes = round_up(pixels * kGradWarpChannels * 2, 128);
+  plan.gradient_chunk_bytes = grad_pixels(bytes) * (kGradWarpRows * bytes + grad_padding(bytes));
+  plan.input_chunk_bytes = round_up(pixels * (kGradWarpChannels * bytes + grad_padding(bytes)), 128);
   const int64_t tiles = int64_t{plan.tiles_n} * plan.tiles_h * plan.tiles_w;
   constexpr int64_t kMost = int64_t{1} << 31;
   const bool countable = tiles < kMost && p.batch < kMost && p.conv_h * p.stride_h < kMost &&
-                         p.conv_w * p.stride_w < kMost && pixels * 4 < kSmallNumber;
+                         p.conv_w * p.stride_w < kMost &&
+                         pixels * (kGradWarpChannels * bytes / 16) < kSmallNumber;
   // The shape of the block's tile that computes least in vain.
   int64_t least = -1;
   for (int row_warps : {4, 2, 1}) {
@@ -229,7 +231,7 @@ WeightGradPlan plan_weight_grad(const Problem& p, const Target& t) {
     const int64_t row_blocks = ceil_div(p.rows, rows),
                   channel_blocks = ceil_div(p.channels, channel_warps * kGradWarpChannels);
     const int64_t stage = row_warps * plan.gradient_chunk_bytes + channel_warps * plan.input_chunk_bytes;
-    const int64_t table = 2 * stage, shared = table + kMmaPixels * 4;
+    const int64_t table = 2 * stage, shared = table + grad_pixels(bytes) * 4;
     const int64_t blocks = row_blocks * channel_blocks * plan.tap_blocks;
     if (!countable || shared > t.shared_bytes || blocks >= 1 << 16 || (least >= 0 && blocks >= least))
       continue;

@@ -17,14 +17,13 @@ enum class Kernel : int32_t {
 // Why the tensor cores do not compute a problem; explanation.py has the words.
 enum class Refusal : int32_t {
   kNone,
-  kOldGpu,             // compute capability below 8.0
-  kFloat64,            // summed in float64, which these kernels cannot
-  kExactFloat32,       // torch's settings do not allow tf32
-  kGroups,             // more than one
-  kManyChannels,       // more than the kernels count
-  kLargeTile,          // what one tile reads does not fit into shared memory
-  kFloat32WeightGrad,  // tf32 cannot be transposed on its way to the tensor cores
-  kStridedInputGrad,   // the input gradient of a strided convolution is no convolution of the gradient
+  kOldGpu,            // compute capability below 8.0
+  kFloat64,           // summed in float64, which these kernels cannot
+  kExactFloat32,      // torch's settings do not allow tf32
+  kGroups,            // more than one
+  kManyChannels,      // more than the kernels count
+  kLargeTile,         // what one tile reads does not fit into shared memory
+  kStridedInputGrad,  // the input gradient of a strided convolution is no convolution of the gradient
 };
 
 struct Target {
@@ -40,10 +39,11 @@ struct Problem {
   int64_t batch, channels, rows, groups;
   int64_t conv_h, conv_w;
   int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
-  int64_t run;  // rows that lie side by side in memory for one row of fine pixels
-  bool tf32;    // float32 may be computed as tf32
-  int vector;   // neighbouring channels of a pixel that can be copied at once
-  bool wgmma;   // Hopper's kernels were compiled
+  int64_t run;     // rows that lie side by side in memory for one row of fine pixels
+  bool tf32;       // float32 may be computed as tf32
+  int vector;      // neighbouring channels of a pixel that can be copied at once
+  bool wgmma;      // Hopper's kernels were compiled
+  bool activated;  // an activation's gradient is applied to what is loaded
 };
 
 // mma.sync tile: kMmaPixels pixels by `columns` rows of the weight; the weight's rows are the columns of the GEMM.
@@ -52,6 +52,8 @@ constexpr int kMmaPixels = 128;
 // of each row of the weight.
 constexpr int kStagingPad = 8, kRowInfoBytes = 20;
 constexpr int kMmaColumns[] = {16, 32, 48, 64, 128};
+constexpr int kActivatedColumns =
+    64;  // wider tiles leave no registers to apply an activation's gradient with
 // wgmma tile: as many pixels, 16 x 8 of one image or 8 x 8 of two, by one number of columns. Eight pixels of a row are
 // what the hardware reads at once.
 constexpr int kWgmmaTileColumns = 128, kWgmmaTileWidth = 8, kWgmmaStages = 4;
@@ -82,6 +84,9 @@ Plan plan_conv(const Problem& problem, const Target& target);
 
 // Weight gradient: rows x (channels, taps), summed over pixels that are shared among blocks.
 constexpr int kGradWarps = 4, kGradWarpRows = 16, kGradWarpChannels = 32;
+// Pixels of a tile: what fits into shared memory of all GPUs. Of tf32, pixels lie that many bytes apart.
+constexpr int grad_pixels(int64_t element_bytes) { return kMmaPixels * 2 / static_cast<int>(element_bytes); }
+constexpr int grad_padding(int64_t element_bytes) { return element_bytes == 4 ? 32 : 0; }
 
 struct WeightGradPlan {
   Kernel kernel;

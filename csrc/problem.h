@@ -71,10 +71,19 @@ struct ForwardArguments {
   Epilogue epilogue;
 };
 
+// How the forward pass ended, for the gradients: they apply the activation's gradient as they load grad_output. kNone:
+// there is nothing to apply, and no output. Else one whose gradient can be read from its output.
+struct SavedOutput {
+  TensorView output;  // of grad_output's shape, in any strides
+  Activation activation = Activation::kNone;
+  double negative_slope = 0.0;  // leaky_relu: at least 0, and finite
+};
+
 struct InputGradArguments {
   Geometry geometry;
   DType dtype;
   TensorView grad_output, weight, grad_input;
+  SavedOutput saved;
 };
 
 struct WeightGradArguments {
@@ -83,6 +92,7 @@ struct WeightGradArguments {
   TensorView grad_output, input;
   void* grad_weight;  // contiguous
   void* grad_bias;    // contiguous
+  SavedOutput saved;
 };
 
 }  // namespace fused_subpixel

@@ -204,15 +204,17 @@ struct ForwardCall {
 inline ForwardCall forward_call(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                                 const OptionalTensor& activation_weight, const OptionalTensor& residual,
                                 const std::vector<int64_t>& geometry, int64_t activation,
-                                double negative_slope, double clamp_min, double clamp_max) {
+                                double negative_slope, const std::optional<double>& clamp_min,
+                                const std::optional<double>& clamp_max) {
   const Geometry g = forward_geometry(input, weight, geometry_values(geometry));
   check(activation >= 0 && activation <= static_cast<int64_t>(Activation::kSigmoid), "unknown activation ",
         activation);
   ForwardArguments a{};
   a.geometry = g;
   a.dtype = dtype_of(input);
-  a.epilogue = {static_cast<Activation>(activation), negative_slope, clamp_min, clamp_max,
-                ResidualKind::kNone};
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  a.epilogue = {static_cast<Activation>(activation), negative_slope, clamp_min.value_or(-kInfinity),
+                clamp_max.value_or(kInfinity), ResidualKind::kNone};
   OptionalTensor bias_dense, prelu_dense;
   if (bias) {
     bias_dense = dense_vector("bias", *bias, input);
@@ -249,14 +251,34 @@ inline Geometry backward_geometry(const Tensor& grad_output, const Sizes& sizes,
   return g;
 }
 
+// The forward pass's output and activation, as the gradients' operators take them.
+inline SavedOutput saved_output(const Tensor& grad_output, const OptionalTensor& output, int64_t activation,
+                                double negative_slope) {
+  const auto kind = static_cast<Activation>(activation);
+  check(output.has_value() == (kind != Activation::kNone), "output goes with activation");
+  if (!output) return {};
+  check(kind == Activation::kReLU || kind == Activation::kLeakyReLU || kind == Activation::kTanh ||
+            kind == Activation::kSigmoid,
+        "the gradient of activation ", activation, " cannot be read from its output");
+  check(kind != Activation::kLeakyReLU ||
+            (negative_slope >= 0 && negative_slope < std::numeric_limits<double>::infinity()),
+        "negative_slope must be finite and at least 0, got ", negative_slope);
+  check_like("output", *output, grad_output);
+  bool same = output->dim() == grad_output.dim();
+  for (int64_t d = 0; same && d < output->dim(); ++d) same = output->size(d) == grad_output.size(d);
+  check(same, "output ", shape_of(*output), " differs in shape from grad_output ", shape_of(grad_output));
+  return {view_of(*output), kind, negative_slope};
+}
+
 struct InputGradCall {
   InputGradArguments arguments;
   Tensor grad_input;
 };
 
 inline InputGradCall input_grad_call(const Tensor& grad_output, const Tensor& weight, int64_t height,
-                                     int64_t width, const std::vector<int64_t>& geometry,
-                                     bool channels_last) {
+                                     int64_t width, const std::vector<int64_t>& geometry, bool channels_last,
+                                     const OptionalTensor& output, int64_t activation,
+                                     double negative_slope) {
   check(grad_output.dim() == 4 && weight.dim() == 4, "expected grad_output and weight of 4 dimensions");
   check_like("weight", weight, grad_output);
   const GeometryValues values = geometry_values(geometry);
@@ -264,9 +286,10 @@ inline InputGradCall input_grad_call(const Tensor& grad_output, const Tensor& we
                                        {grad_output.size(0), weight.size(1) * values[10], height, width,
                                         weight.size(0), weight.size(2), weight.size(3)},
                                        values);
+  const SavedOutput saved = saved_output(grad_output, output, activation, negative_slope);
   Tensor grad_input = new_tensor({g.batch, g.in_channels, g.in_h, g.in_w}, grad_output, channels_last);
-  const InputGradArguments a{g, dtype_of(grad_output), view_of(grad_output), view_of(weight),
-                             writable_view_of(grad_input)};
+  const InputGradArguments a{
+      g, dtype_of(grad_output), view_of(grad_output), view_of(weight), writable_view_of(grad_input), saved};
   return {a, grad_input};
 }
 
@@ -276,7 +299,9 @@ struct WeightGradCall {
 };
 
 inline WeightGradCall weight_grad_call(const Tensor& grad_output, const Tensor& input, int64_t kernel_h,
-                                       int64_t kernel_w, const std::vector<int64_t>& geometry) {
+                                       int64_t kernel_w, const std::vector<int64_t>& geometry,
+                                       const OptionalTensor& output, int64_t activation,
+                                       double negative_slope) {
   check(grad_output.dim() == 4 && input.dim() == 4, "expected grad_output and input of 4 dimensions");
   check_like("input", input, grad_output);
   const GeometryValues values = geometry_values(geometry);
@@ -284,6 +309,7 @@ inline WeightGradCall weight_grad_call(const Tensor& grad_output, const Tensor& 
                                        {input.size(0), input.size(1), input.size(2), input.size(3),
                                         grad_output.size(1) * values[0] * values[1], kernel_h, kernel_w},
                                        values);
+  const SavedOutput saved = saved_output(grad_output, output, activation, negative_slope);
   Tensor grad_weight =
       new_tensor({g.conv_channels(), g.in_channels / g.groups, g.kernel_h, g.kernel_w}, grad_output, false);
   const std::array<int64_t, 1> rows{g.conv_channels()};
@@ -294,7 +320,8 @@ inline WeightGradCall weight_grad_call(const Tensor& grad_output, const Tensor& 
                               view_of(grad_output),
                               view_of(input),
                               grad_weight.mutable_data_ptr(),
-                              grad_bias.mutable_data_ptr()};
+                              grad_bias.mutable_data_ptr(),
+                              saved};
   return {a, grad_weight, grad_bias};
 }
 

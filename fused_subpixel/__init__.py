@@ -10,20 +10,26 @@ from .conversion import (
 )
 from .explanation import Explanation, explain, explain_conv_transpose2d
 from .functional import conv_transpose2d, pixel_shuffle, pixel_unshuffle, subpixel_conv2d
+from .graphs import fuse, fusing_backend
 from .init import icnr_
 from .modules import ConvTranspose2d, SubpixelConv2d
+from .surgery import Report, Site
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConvTranspose2d",
     "Explanation",
+    "Report",
+    "Site",
     "SubpixelConv2d",
     "conv_transpose2d",
     "conv_transpose_bias_to_subpixel",
     "conv_transpose_weight_to_subpixel",
     "explain",
     "explain_conv_transpose2d",
+    "fuse",
+    "fusing_backend",
     "icnr_",
     "pixel_shuffle",
     "pixel_unshuffle",

@@ -64,6 +64,17 @@ class Epilogue(NamedTuple):
     clamp_max: float = math.inf
 
     @property
+    def numbers(self) -> tuple[int, float, float | None, float | None]:
+        """As the operators take it: None where there is no bound, for AOTInductor cannot write infinity."""
+        activation, slope, low, high = self
+        return activation, slope, None if low == -math.inf else low, None if high == math.inf else high
+
+    @classmethod
+    def of(cls, activation: int, slope: float, low: float | None, high: float | None) -> Epilogue:
+        """From what an operator was given."""
+        return cls(activation, slope, -math.inf if low is None else low, math.inf if high is None else high)
+
+    @property
     def clamps(self) -> bool:
         return self.clamp_min != -math.inf or self.clamp_max != math.inf
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The operators' schemas, their shape functions ("fakes"), and the compiled libraries that implement them.
 
-Schemas live here and kernels in C++ (``STABLE_TORCH_LIBRARY_IMPL``), so that an operator exists, can be
-traced and can be exported even where no library was built. A library that is missing or does not load is not
-an error: the reason is kept in :data:`libraries` and told by ``python -m fused_subpixel info``.
+Schemas are defined here and kernels in C++ (``STABLE_TORCH_LIBRARY_IMPL``), so that an operator exists, can
+be traced and can be exported even where no library was built. A library that is missing or does not load is
+not an error: the reason is kept in :data:`libraries` and told by ``python -m fused_subpixel info``.
 """
 
 from __future__ import annotations
@@ -23,33 +23,11 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ._arguments import Geometry, low_size, output_size
 from ._layout import is_channels_last, memory_format
+from ._schemas import SCHEMAS
 
-GEOMETRY_SCHEMA = "int[] geometry"  # the fields of Geometry
-EPILOGUE_SCHEMA = "int activation, float negative_slope, float clamp_min, float clamp_max"
-
-# The geometry is one list: its ints one by one would cost a small call a good part of its time. The
-# object must live as long as the process.
+# Must live as long as the process.
 definitions = torch.library.Library("fused_subpixel", "FRAGMENT")
-for _schema in (
-    "subpixel_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? activation_weight, Tensor? residual, "
-    f"{GEOMETRY_SCHEMA}, {EPILOGUE_SCHEMA}) -> Tensor",
-    "subpixel_conv2d_input_grad(Tensor grad_output, Tensor weight, SymInt height, SymInt width, "
-    f"{GEOMETRY_SCHEMA}, bool channels_last) -> Tensor",
-    "subpixel_conv2d_weight_grad(Tensor grad_output, Tensor input, int kernel_h, int kernel_w, "
-    f"{GEOMETRY_SCHEMA}) -> (Tensor, Tensor)",
-    # pixel_shuffle alone, or its inverse; a kernel on CUDA, plain PyTorch elsewhere.
-    "shuffle(Tensor input, int factor_h, int factor_w, int channel_order, bool inverse) -> Tensor",
-    # The CPU library's plan for a problem, for explain() and for choosing the backward; see csrc/plan.h.
-    "cpu_plan(int[] problem) -> int[]",
-    # Current instruction set (0 portable, 1 AVX2, 2 AVX-512), bit mask of the usable ones, bytes of L2 cache.
-    "cpu_capability() -> int[]",
-    "cpu_select_isa(int isa) -> ()",
-    # Driver's and library's CUDA version, then, if there is such a GPU, what cuda_plan must know of it -
-    # compute capability, multiprocessors, shared memory - and the error of looking for its kernels.
-    "cuda_capability(int device) -> int[]",
-    # The CUDA library's plan for a problem on a GPU: kernel, refusal, pixels and rows of a tile, blocks.
-    "cuda_plan(int[] problem, int[] target) -> int[]",
-):
+for _schema in SCHEMAS:
     definitions.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
@@ -59,14 +37,14 @@ def _empty(like: Tensor, shape: tuple[int, ...], channels_last: bool) -> Tensor:
 
 
 @torch.library.register_fake("fused_subpixel::subpixel_conv2d")
-def _(
+def fake_subpixel_conv2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     activation_weight: Tensor | None,
     residual: Tensor | None,
     numbers: Sequence[int],
-    *epilogue: float,
+    *epilogue: Any,
 ) -> Tensor:
     geometry = Geometry(*numbers)
     batch, _, height, width = input.shape
@@ -78,7 +56,13 @@ def _(
 
 @torch.library.register_fake("fused_subpixel::subpixel_conv2d_input_grad")
 def _(
-    grad_output: Tensor, weight: Tensor, height: int, width: int, numbers: Sequence[int], channels_last: bool
+    grad_output: Tensor,
+    weight: Tensor,
+    height: int,
+    width: int,
+    numbers: Sequence[int],
+    channels_last: bool,
+    *saved: Any,
 ) -> Tensor:
     groups = Geometry(*numbers).groups
     shape = (grad_output.shape[0], weight.shape[1] * groups, height, width)
@@ -87,7 +71,7 @@ def _(
 
 @torch.library.register_fake("fused_subpixel::subpixel_conv2d_weight_grad")
 def _(
-    grad_output: Tensor, input: Tensor, kernel_h: int, kernel_w: int, numbers: Sequence[int]
+    grad_output: Tensor, input: Tensor, kernel_h: int, kernel_w: int, numbers: Sequence[int], *saved: Any
 ) -> tuple[Tensor, Tensor]:
     geometry = Geometry(*numbers)
     low_channels = grad_output.shape[1] * geometry.upscale_h * geometry.upscale_w
@@ -96,7 +80,7 @@ def _(
 
 
 @torch.library.register_fake("fused_subpixel::shuffle")
-def _(input: Tensor, factor_h: int, factor_w: int, channel_order: int, inverse: bool) -> Tensor:
+def fake_shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: int, inverse: bool) -> Tensor:
     n, c, h, w = input.shape
     cell = factor_h * factor_w
     shape = (

@@ -9,9 +9,10 @@ cheaper per call), and autograd registered on the raw operator for torch.compile
 applies the epilogue as ordinary PyTorch; a raw operator called with such an epilogue computes the
 pre-activation again in its backward.
 
-*Convolution.* Either the operators ``subpixel_conv2d_input_grad`` and ``subpixel_conv2d_weight_grad``, or
-PyTorch's convolution backward on the unshuffled gradient. The latter serves wherever the former are not
-better, are not there, or need gradients themselves.
+*Convolution.* Either the operators ``subpixel_conv2d_input_grad`` and ``subpixel_conv2d_weight_grad``, which
+apply the activation's gradient as they read that of the output, or PyTorch's convolution backward on the
+unshuffled gradient. The latter serves wherever the former are not better, are not there, or need gradients
+themselves.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._decomp import register_decomposition
 
 from . import _library, backends, reference
 from ._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, Problem
@@ -37,15 +39,16 @@ _weight_grad_operator = torch.ops.fused_subpixel.subpixel_conv2d_weight_grad.def
 _RELU, _LEAKY_RELU = ACTIVATIONS["relu"], ACTIVATIONS["leaky_relu"]
 _TANH, _SIGMOID = ACTIVATIONS["tanh"], ACTIVATIONS["sigmoid"]
 _CRD, _DCR = CHANNEL_ORDERS["crd"], CHANNEL_ORDERS["dcr"]
-_NO_EPILOGUE = Epilogue()
+_NO_EPILOGUE = Epilogue().numbers
 
 
 def recoverable(epilogue: Epilogue, has_residual: bool) -> bool:
     """Whether the epilogue's gradient can be computed from its output alone.
 
-    Without activation and clamp the gradient is one, whatever was added. relu, leaky_relu (with a slope that
-    keeps the sign), tanh and sigmoid have derivatives in terms of their results, if nothing was added to
-    these. silu and gelu are not monotonic, prelu's slopes may have any sign, a clamp hides what it cut off.
+    Without activation and clamp the gradient is one, whatever was added. relu, leaky_relu (with a finite
+    slope that keeps the sign), tanh and sigmoid have derivatives in terms of their results, if nothing was
+    added to these. silu and gelu are not monotonic, prelu's slopes may have any sign, a clamp hides what it
+    cut off.
     """
     if epilogue.clamps:
         return False
@@ -54,7 +57,7 @@ def recoverable(epilogue: Epilogue, has_residual: bool) -> bool:
     if has_residual:
         return False
     if epilogue.activation == _LEAKY_RELU:
-        return epilogue.negative_slope >= 0
+        return 0 <= epilogue.negative_slope < math.inf
     return epilogue.activation in (_RELU, _TANH, _SIGMOID)
 
 
@@ -107,12 +110,10 @@ def plan_backward(
     """Decide who computes the gradients of a call that runs on ``backend``."""
     g = geometry
     if backend == "cuda":
-        # float32's weight gradient has no tensor-core kernel, and float64 none at all; groups are left to
-        # those who are made for them.
+        # float64 has no tensor-core kernels, nor has exact float32; groups are left to those who are made for
+        # them.
         tensor_cores = g.groups == 1 and (dtype.itemsize == 2 or (dtype == torch.float32 and g.tf32 == 1))
-        return BackwardPlan(
-            tensor_cores and (g.stride_h, g.stride_w) == (1, 1), tensor_cores and dtype.itemsize == 2
-        )
+        return BackwardPlan(tensor_cores and (g.stride_h, g.stride_w) == (1, 1), tensor_cores)
     if transposed and dtype == torch.bfloat16 and input_shape[3] <= _SAFE_WIDTH and backend == "cpu":
         return BackwardPlan(True, True)
     if backend == "reference" or (g.stride_h, g.stride_w) != (1, 1) or g.groups != 1:
@@ -130,6 +131,8 @@ def plan_backward(
 
 def convolution_gradients(
     grad: Tensor,
+    output: Tensor | None,
+    epilogue: Epilogue,
     input: Tensor | None,
     weight: Tensor | None,
     geometry: Geometry,
@@ -139,37 +142,36 @@ def convolution_gradients(
     needed: tuple[bool, bool, bool],
     plan: BackwardPlan,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of (input, weight, bias), each where ``needed``, from the one of the linear part's output.
+    """Gradients of (input, weight, bias), each where ``needed``, from the one of the output.
 
-    ``input`` may be None where the weight's gradient is not needed, ``weight`` where the input's is not.
+    ``output`` is that of the forward pass where a :func:`recoverable` activation is to be passed first, else
+    None. ``input`` may be None where the weight's gradient is not needed, ``weight`` where the input's is
+    not.
     """
     need_input, need_weight, need_bias = needed
+    # Gradients that are to be differentiated again are PyTorch's: our operators cannot be.
+    ours = BackwardPlan(False, False) if torch.is_grad_enabled() else plan
+    our_input, our_weight = need_input and ours.input_grad, need_weight and ours.weight_grad
+    rest = (need_input and not our_input, need_weight and not our_weight, need_bias and not our_weight)
     grad_input = grad_weight = grad_bias = None
-    if not torch.is_grad_enabled():  # else the gradients are to be differentiated, which our operators cannot
-        if need_input and plan.input_grad:
-            assert weight is not None
-            grad_input = _input_grad_operator(
-                grad, weight, input_shape[2], input_shape[3], tuple(geometry), channels_last
-            )
-            need_input = False
-        if need_weight and plan.weight_grad:
-            assert input is not None
-            grad_weight, grad_bias = _weight_grad_operator(
-                grad, input, weight_shape[2], weight_shape[3], tuple(geometry)
-            )
-            if not need_bias:
-                grad_bias = None
-            need_weight = need_bias = False
-    if need_input or need_weight or need_bias:
-        rest = pytorch_convolution_gradients(
-            grad, input, weight, geometry, input_shape, weight_shape, (need_input, need_weight, need_bias)
+    if output is not None and any(rest):
+        grad, output = activation_gradient(grad, output, epilogue), None
+    if any(rest):
+        grad_input, grad_weight, grad_bias = pytorch_convolution_gradients(
+            grad, input, weight, geometry, input_shape, weight_shape, rest
         )
-        grad_input, grad_weight, grad_bias = (
-            rest[0] if need_input else grad_input,
-            rest[1] if need_weight else grad_weight,
-            rest[2] if need_bias else grad_bias,
+    saved = () if output is None else (output, epilogue.activation, epilogue.negative_slope)
+    if our_input:
+        assert weight is not None
+        grad_input = _input_grad_operator(
+            grad, weight, input_shape[2], input_shape[3], tuple(geometry), channels_last, *saved
         )
-    return grad_input, grad_weight, grad_bias
+    if our_weight:
+        assert input is not None
+        grad_weight, grad_bias = _weight_grad_operator(
+            grad, input, weight_shape[2], weight_shape[3], tuple(geometry), *saved
+        )
+    return grad_input, grad_weight, grad_bias if need_bias else None
 
 
 def transposed_convolution_gradients(
@@ -311,15 +313,17 @@ class SubpixelConv2dFunction(torch.autograd.Function):
         grad_residual = None
         if ctx.residual_shape is not None:
             grad_residual = residual_gradient(grad, ctx.residual_shape, problem.geometry)
-        if output is not None:
-            grad = activation_gradient(grad, output, problem.epilogue)
         if problem.transposed is not None:
+            if output is not None:
+                grad = activation_gradient(grad, output, problem.epilogue)
             gradients = transposed_convolution_gradients(
                 grad, input, weight, problem, ctx.channels_last, ctx.needs_input_grad[:3], ctx.call.plan
             )
             return *gradients, grad_residual, None
         grad_input, grad_weight, grad_bias = convolution_gradients(
             grad,
+            output,
+            problem.epilogue,
             input,
             weight,
             problem.geometry,
@@ -338,7 +342,7 @@ class SubpixelConv2dFunction(torch.autograd.Function):
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, weight, bias, activation_weight, residual, numbers, *epilogue = inputs
     ctx.geometry = Geometry(*numbers)
-    ctx.epilogue = Epilogue(*epilogue)
+    ctx.epilogue = Epilogue.of(*epilogue)
     ctx.input_shape, ctx.weight_shape = input.shape, weight.shape
     ctx.residual_shape = None if residual is None else residual.shape
     ctx.channels_last = is_channels_last(input)
@@ -364,12 +368,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     else:
         if needed[4]:
             grad_residual = residual_gradient(grad, ctx.residual_shape, ctx.geometry)
-        if output is not None:
-            grad = activation_gradient(grad, output, ctx.epilogue)
     backend = backends.choose("auto", grad.device, grad.dtype)
     plan = plan_backward(backend, ctx.geometry, ctx.input_shape, ctx.weight_shape, grad.dtype)
     gradients = convolution_gradients(
         grad,
+        output,
+        ctx.epilogue,
         input,
         weight,
         ctx.geometry,
@@ -450,30 +454,61 @@ def _plain_subpixel_conv2d(
     *epilogue: Any,
 ) -> Tensor:
     return reference.run(
-        input, weight, bias, activation_weight, residual, Geometry(*numbers), Epilogue(*epilogue)
+        input, weight, bias, activation_weight, residual, Geometry(*numbers), Epilogue.of(*epilogue)
     )
 
 
+def _before_activation(
+    grad: Tensor, output: Tensor | None = None, activation: int = 0, negative_slope: float = 0.0
+) -> Tensor:
+    epilogue = Epilogue(activation, negative_slope)
+    if (output is None) != (activation == 0) or not recoverable(epilogue, False):
+        raise ValueError("output goes with an activation whose gradient can be read from it")
+    if output is None:
+        return grad
+    if output.shape != grad.shape:
+        raise ValueError(f"output {list(output.shape)} differs in shape from grad_output {list(grad.shape)}")
+    return activation_gradient(grad, output, epilogue)
+
+
 def _plain_input_grad(
-    grad: Tensor, weight: Tensor, height: int, width: int, numbers: Sequence[int], channels_last: bool
+    grad: Tensor,
+    weight: Tensor,
+    height: int,
+    width: int,
+    numbers: Sequence[int],
+    channels_last: bool,
+    *saved: Any,
 ) -> Tensor:
     geometry = Geometry(*numbers)
     input_shape = (grad.shape[0], weight.shape[1] * geometry.groups, height, width)
     gradients = pytorch_convolution_gradients(
-        grad, None, weight, geometry, input_shape, weight.shape, (True, False, False)
+        _before_activation(grad, *saved),
+        None,
+        weight,
+        geometry,
+        input_shape,
+        weight.shape,
+        (True, False, False),
     )
     assert gradients[0] is not None
     return gradients[0].contiguous(memory_format=memory_format(channels_last))
 
 
 def _plain_weight_grad(
-    grad: Tensor, input: Tensor, kernel_h: int, kernel_w: int, numbers: Sequence[int]
+    grad: Tensor, input: Tensor, kernel_h: int, kernel_w: int, numbers: Sequence[int], *saved: Any
 ) -> tuple[Tensor, Tensor]:
     geometry = Geometry(*numbers)
     low_channels = grad.shape[1] * geometry.upscale_h * geometry.upscale_w
     weight_shape = (low_channels, input.shape[1] // geometry.groups, kernel_h, kernel_w)
     _, grad_weight, grad_bias = pytorch_convolution_gradients(
-        grad, input, None, geometry, input.shape, weight_shape, (False, True, True)
+        _before_activation(grad, *saved),
+        input,
+        None,
+        geometry,
+        input.shape,
+        weight_shape,
+        (False, True, True),
     )
     assert grad_weight is not None
     assert grad_bias is not None
@@ -492,3 +527,12 @@ for _name, _kernel in (
     ("subpixel_conv2d_weight_grad", _plain_weight_grad),
 ):
     _library.definitions.impl(_name, _kernel, "CompositeExplicitAutograd")
+
+# torch.onnx.export writes an operator that it does not know as its decomposition, here Conv and DepthToSpace.
+# Fake tensors of symbolic sizes would run that too, where there is no meta function.
+for _operation, _fake, _kernel in (
+    (_operator, _library.fake_subpixel_conv2d, _plain_subpixel_conv2d),
+    (torch.ops.fused_subpixel.shuffle.default, _library.fake_shuffle, _plain_shuffle),
+):
+    register_decomposition(_operation, type="meta")(_fake)
+    register_decomposition(_operation)(_kernel)

@@ -156,11 +156,7 @@ def _explain(
         forward=kernels[0],
         input_gradient=kernels[1] if call.plan.input_grad else elsewhere,
         weight_gradient=kernels[2] if call.plan.weight_grad else elsewhere,
-        epilogue_gradient=(
-            "read from the output, nothing else is stored"
-            if recoverable(call.problem.epilogue, residual is not None)
-            else "in training the pre-activation is stored, and the epilogue runs as plain PyTorch"
-        ),
+        epilogue_gradient=_epilogue_gradient(call, residual is not None),
     )
 
 
@@ -182,9 +178,20 @@ _CUDA_REFUSALS = (
     "the tensor-core kernels know one group only",
     "more channels than the tensor-core kernels count",
     "what one tile reads does not fit into shared memory",
-    "tf32 cannot be transposed on its way to the tensor cores",
     "the input gradient of a strided convolution is no convolution of the gradient",
 )
+
+
+def _epilogue_gradient(call: functional.Call, has_residual: bool) -> str:
+    epilogue, plan = call.problem.epilogue, call.plan
+    if not recoverable(epilogue, has_residual):
+        return "in training the pre-activation is stored, and the epilogue runs as plain PyTorch"
+    read = "read from the output, nothing else is stored"
+    if epilogue.activation == 0:
+        return read
+    if plan.input_grad and plan.weight_grad:
+        return f"{read}; applied by the kernels of both gradients as they load that of the output"
+    return f"{read}; applied by PyTorch first"
 
 
 def _kernels(call: functional.Call, channels_last: bool) -> list[str]:
@@ -219,7 +226,8 @@ def _cpu_kernel(call: functional.Call, problem: list[int]) -> str:
 
 def _cuda_kernel(call: functional.Call, problem: list[int]) -> str:
     target = torch.ops.fused_subpixel.cuda_capability(call.problem.device.index or 0)[2:5]
-    kernel, refusal, pixels, rows, blocks = torch.ops.fused_subpixel.cuda_plan(problem, target)
+    activated = problem[0] > 0 and call.problem.epilogue.activation != 0 and all(call.plan)
+    kernel, refusal, pixels, rows, blocks = torch.ops.fused_subpixel.cuda_plan(problem, target, activated)
     if kernel == 0:
         return f"cuda library, one thread per result: {_CUDA_REFUSALS[refusal]}"
     cores = "Hopper's tensor cores (wgmma)" if kernel == 2 else "tensor cores"

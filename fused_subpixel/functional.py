@@ -238,8 +238,8 @@ def prepare(
     linear = None
     if not recoverable(problem.epilogue, residual is not None):
         without = problem._replace(epilogue=Epilogue())
-        linear = Call(without, backend, (tuple(without.geometry), *without.epilogue), plan)
-    return Call(problem, backend, (tuple(problem.geometry), *problem.epilogue), plan, linear)
+        linear = Call(without, backend, (tuple(without.geometry), *without.epilogue.numbers), plan)
+    return Call(problem, backend, (tuple(problem.geometry), *problem.epilogue.numbers), plan, linear)
 
 
 def why_no_kernel(problem: Problem) -> str | None:

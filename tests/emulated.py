@@ -73,38 +73,45 @@ def forward(
     return output
 
 
+def saved(case: Case, output: Tensor | None) -> list[Any]:
+    """The output and what the case says of the activation; nothing of it without an output."""
+    if output is None:
+        return [None, 0, 0.0]
+    return [array(output), ACTIVATIONS[case.activation], case.epilogue.negative_slope]
+
+
 def input_grad(
     case: Case, grad: Tensor, weight: Tensor, channels_last: bool, target: Target = LARGE, *,
-    tf32: bool = False, seed: int = 0, guard_start: bool = False,
+    output: Tensor | None = None, tf32: bool = False, seed: int = 0, guard_start: bool = False,
 ) -> Tensor:  # fmt: skip
     simt.set_seed(seed)
     found = empty(case.input, grad, channels_last)
     simt.input_grad(
-        geometry(case, tf32), DTYPES.index(grad.dtype), array(grad), array(weight), array(found),
-        list(target), guard_start,
+        geometry(case, tf32), DTYPES.index(grad.dtype), array(grad), array(weight), *saved(case, output),
+        array(found), list(target), guard_start,
     )  # fmt: skip
     return found
 
 
 def weight_grad(
-    case: Case, grad: Tensor, input: Tensor, target: Target = LARGE, *, tf32: bool = False, seed: int = 0,
-    guard_start: bool = False,
+    case: Case, grad: Tensor, input: Tensor, target: Target = LARGE, *, output: Tensor | None = None,
+    tf32: bool = False, seed: int = 0, guard_start: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     simt.set_seed(seed)
     weight, bias = grad.new_empty(case.weight), grad.new_empty(case.weight[:1])
     simt.weight_grad(
-        geometry(case, tf32), DTYPES.index(grad.dtype), array(grad), array(input), array(weight), array(bias),
-        list(target), guard_start,
+        geometry(case, tf32), DTYPES.index(grad.dtype), array(grad), array(input), *saved(case, output),
+        array(weight), array(bias), list(target), guard_start,
     )  # fmt: skip
     return weight, bias
 
 
 def plan(
     case: Case, dtype: torch.dtype, channels_last: bool, target: Target = LARGE, *,
-    which: int = cases.FORWARD, tf32: bool = False,
+    which: int = cases.FORWARD, tf32: bool = False, activated: bool = False,
 ) -> list[int]:  # fmt: skip
     """Kernel, refusal, pixels and columns of a tile, blocks."""
-    return simt.plan(which, geometry(case, tf32), DTYPES.index(dtype), channels_last, list(target))
+    return simt.plan(which, geometry(case, tf32), DTYPES.index(dtype), channels_last, activated, list(target))
 
 
 def shuffle(input: Tensor, factors: tuple[int, int], order: int, inverse: bool, guard_start: bool) -> Tensor:

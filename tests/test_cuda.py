@@ -9,8 +9,8 @@ import cases
 import pytest
 import torch
 from cases import EPILOGUES, GEOMETRIES, Case, Tensors
+from test_kernel_gradients import ACTIVATED, RECOVERABLE, integer_gradient, quarters, saved
 from test_kernel_gradients import exact as exact_gradients
-from test_kernel_gradients import integer_gradient
 from torch import Tensor
 
 import fused_subpixel as fs
@@ -53,13 +53,20 @@ def forward(case: Case, tensors: Tensors, tf32: bool = False) -> Tensor:
     return cases.operators.subpixel_conv2d(*tensors, geometry, *case.epilogue)
 
 
-def gradients(case: Case, grad: Tensor, tensors: Tensors, channels_last: bool, tf32: bool) -> list[Tensor]:
-    geometry = case.geometry._replace(tf32=int(tf32))
+def gradients(
+    case: Case,
+    grad: Tensor,
+    tensors: Tensors,
+    channels_last: bool,
+    tf32: bool,
+    output: Tensor | None = None,
+) -> list[Tensor]:
+    geometry, rest = case.geometry._replace(tf32=int(tf32)), saved(case, output)
     return [
         cases.operators.subpixel_conv2d_input_grad(
-            grad, tensors.weight, *case.input[2:], geometry, channels_last
+            grad, tensors.weight, *case.input[2:], geometry, channels_last, *rest
         ),
-        *cases.operators.subpixel_conv2d_weight_grad(grad, tensors.input, *case.weight[2:], geometry),
+        *cases.operators.subpixel_conv2d_weight_grad(grad, tensors.input, *case.weight[2:], geometry, *rest),
     ]
 
 
@@ -85,6 +92,25 @@ def test_gradients_are_exact_on_integers(
         found = gradients(case, grad, tensors, not channels_last, tf32)
     for gradient, expected in zip(found, exact_gradients(case), strict=True):
         assert gradient.cpu().equal(expected.to(dtype))
+
+
+WIDE = Case("wide rows", (2, 128, 33, 34), (256, 128, 3, 3), padding=cases.SAME3)
+
+
+@pytest.mark.parametrize("activation", RECOVERABLE)
+@pytest.mark.parametrize("base", (*ACTIVATED, WIDE), ids=str)
+def test_activation_is_applied_on_load(
+    base: Case, activation: str, dtype: torch.dtype, channels_last: bool, tf32: bool
+) -> None:
+    case = cases.variant(base, activation=activation)
+    tensors = on_gpu(cases.integers(case).to(dtype, layout_of(channels_last)))
+    grad = integer_gradient(case).to(dtype).contiguous(memory_format=layout_of(channels_last)).cuda()
+    for output_last in (False, True):
+        output = quarters(case).to(dtype).contiguous(memory_format=layout_of(output_last)).cuda()
+        with cases.outputs_start_as_nan():
+            found = gradients(case, grad, tensors, output_last, tf32, output)
+        for gradient, expected in zip(found, exact_gradients(case), strict=True):
+            assert gradient.cpu().equal(expected.to(dtype))
 
 
 @pytest.mark.parametrize("base", cases.BASES, ids=str)

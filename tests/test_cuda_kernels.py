@@ -17,8 +17,16 @@ import pytest
 import torch
 from cases import BASES, DTYPES, EPILOGUES, GEOMETRIES, SAME3, Case, variant
 from emulated import GENERIC, LARGE, MMA, OLD, SMALL, WGMMA, Target
+from test_kernel_gradients import (
+    ACTIVATED,
+    RECOVERABLE,
+    applied_once,
+    before_activation,
+    by_autograd,
+    integer_gradient,
+    quarters,
+)
 from test_kernel_gradients import exact as exact_gradients
-from test_kernel_gradients import integer_gradient
 from torch import Tensor
 
 from fused_subpixel import _library, backends, reference
@@ -148,6 +156,126 @@ def test_weight_gradient(case: Case, dtype: torch.dtype, channels_last: bool, ta
             assert gradient.equal(expected.to(dtype))
 
 
+# Pieces of 16 bytes, of 4, of an element; several chunks, tiles and images.
+LOADED = (
+    Case("16 bytes", (1, 40, 9, 33), (32, 40, 3, 3), padding=SAME3),
+    Case("4 bytes", (2, 20, 5, 19), (24, 20, 2, 3), (2, 2), padding=(1, 0, 1, 1)),
+    Case("elements", (3, 5, 4, 7), (27, 5, 3, 3), (3, 3), padding=SAME3, order="dcr"),
+    Case("many rows", (1, 130, 3, 9), (132, 130, 1, 1), crop=(1, 0, 0, 1)),
+)
+
+
+def check_activation(
+    case: Case, dtype: torch.dtype, grad_last: bool, output_last: bool, target: Target, tf32: bool = True
+) -> None:
+    """Both gradients with the activation applied on load, and the output in a layout of its own."""
+    seed = seed_of(case.name, dtype, grad_last, output_last, target)
+    options = {"tf32": tf32, "seed": seed, "guard_start": bool(seed % 2)}
+    tensors = cases.integers(case).to(dtype, layouts(output_last))
+    grad = integer_gradient(case).to(dtype).contiguous(memory_format=layouts(grad_last))
+    output = quarters(case).to(dtype).contiguous(memory_format=layouts(output_last))
+    found = (
+        emulated.input_grad(case, grad, tensors.weight, output_last, target, output=output, **options),
+        *emulated.weight_grad(case, grad, tensors.input, target, output=output, **options),
+    )
+    for gradient, expected in zip(found, exact_gradients(case), strict=True):
+        assert gradient.equal(expected.to(dtype))
+
+
+@pytest.mark.parametrize("activation", RECOVERABLE)
+@pytest.mark.parametrize("base", [case for case in (*ACTIVATED, *LOADED) if small(case)], ids=str)
+def test_activation_is_applied_on_load(
+    base: Case, activation: str, dtype: torch.dtype, channels_last: bool
+) -> None:
+    case = variant(base, activation=activation)
+    tensor_cores = emulated.plan(case, dtype, channels_last, which=2, tf32=True)[0] == MMA
+    if not tensor_cores and not small(case, 30_000):
+        pytest.skip("long, and like the others")
+    for output_last in (False, True):
+        check_activation(case, dtype, channels_last, output_last, LARGE)
+    check_activation(case, dtype, channels_last, channels_last, SMALL)
+
+
+@pytest.mark.parametrize("activation", RECOVERABLE)
+@pytest.mark.parametrize("case", [case for case in ACTIVATED if small(case, 30_000)], ids=str)
+def test_generic_activation(case: Case, activation: str, dtype: torch.dtype, channels_last: bool) -> None:
+    for output_last in (False, True):
+        check_activation(variant(case, activation=activation), dtype, channels_last, output_last, OLD, False)
+
+
+@pytest.mark.parametrize("case", WIDE, ids=str)
+@pytest.mark.parametrize("of_type", HALVES, ids=str)
+def test_hopper_activation(case: Case, of_type: torch.dtype) -> None:
+    changed = variant(case, activation="tanh" if of_type == torch.float16 else "relu")
+    weight = cases.integers(changed).weight.to(of_type)
+    for output_last in (True, False):  # by wgmma where both are read 16 bytes at a time
+        grad = integer_gradient(case).to(of_type).contiguous(memory_format=torch.channels_last)
+        output = quarters(changed).to(of_type).contiguous(memory_format=layouts(output_last))
+        for seed in range(2):
+            found = emulated.input_grad(changed, grad, weight, True, HOPPER, output=output, seed=seed)
+            assert found.equal(exact_gradients(changed)[0].to(of_type))
+    planned = {emulated.plan(case, of_type, True, HOPPER, which=1, activated=True)[0] for case in WIDE}
+    assert WGMMA in planned
+
+
+@pytest.mark.parametrize("base", BASES, ids=str)
+def test_activation_from_any_output(base: Case) -> None:
+    case = variant(base, activation="tanh")
+    tensors = cases.integers(case).to(torch.float16)
+    for last in (False, True):
+        grad = integer_gradient(case).half().contiguous(memory_format=layouts(last))
+        for view, output in cases.views(quarters(case).half()).items():
+            applied = before_activation(case.activation, grad.double(), output.double())
+            expected = by_autograd(base, applied, cases.integers(case))
+            found = (
+                emulated.input_grad(case, grad, tensors.weight, last, output=output),
+                *emulated.weight_grad(case, grad, tensors.input, output=output),
+            )
+            for gradient, true in zip(found, expected, strict=True):
+                assert gradient.equal(true.half()), view
+
+
+@pytest.mark.parametrize("activation", RECOVERABLE)
+@pytest.mark.parametrize("base", BASES[:2], ids=str)
+def test_activation_rounds_as_pytorchs_pass(base: Case, activation: str, dtype: torch.dtype) -> None:
+    """Once, to the element type, from float32; bit for bit, but for tanh, where 1 - y * y is fused here."""
+    case = variant(base, activation=activation)
+    tensors = cases.randoms(case, dtype)
+    grad = torch.randn(case.output, dtype=torch.float64).to(dtype)
+    output = cases.plain(case, tensors).to(dtype)
+    tensors = tensors.to(dtype)
+    applied = applied_once(grad, output, case)
+    for found, plain in zip(
+        (
+            emulated.input_grad(case, grad, tensors.weight, True, output=output),
+            *emulated.weight_grad(case, grad, tensors.input, output=output),
+        ),
+        (
+            emulated.input_grad(case, applied, tensors.weight, True),
+            *emulated.weight_grad(case, applied, tensors.input),
+        ),
+        strict=True,
+    ):
+        if activation != "tanh":
+            assert found.equal(plain)
+        else:
+            largest = float(plain.abs().max())
+            assert error(found, plain.double()) <= 4 * torch.finfo(dtype).eps * largest
+
+
+def test_activation_and_special_values(channels_last: bool) -> None:
+    """relu lets nothing through where it took the output away, not even an infinite gradient."""
+    case = variant(cases.NARROW, activation="relu")
+    weight, output = cases.integers(case).weight.half(), quarters(case).half()
+    grad = integer_gradient(case).half().contiguous(memory_format=layouts(channels_last))
+    output[0, 1, 2, 3], grad[0, 1, 2, 3] = 0, math.inf
+    applied = torch.where(output <= 0, 0.0, grad.double())
+    expected = by_autograd(cases.NARROW, applied, cases.integers(case))[0].half()
+    assert expected.isfinite().all()
+    for target in (LARGE, OLD):
+        assert emulated.input_grad(case, grad, weight, True, target, output=output).equal(expected)
+
+
 @pytest.mark.parametrize("view", cases.views(torch.zeros(1, 2, 3, 4)))
 @pytest.mark.parametrize("base", BASES, ids=str)
 def test_views(base: Case, view: str) -> None:
@@ -240,6 +368,36 @@ def test_gradients_round_once(dtype: torch.dtype) -> None:
         assert error(gradient, expected) <= 1.1 * torch.finfo(dtype).eps * float(expected.abs().max())
 
 
+def to_tf32(x: Tensor) -> Tensor:
+    """To the nearest with 10 bits, ties away from zero."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("base", BASES, ids=str)
+def test_tf32_rounds_the_factors(base: Case, channels_last: bool) -> None:
+    """Of all passes, and nothing else."""
+    tensors = cases.randoms(base, torch.float32).to(torch.float32, layouts(channels_last))
+    grad = torch.randn(base.output)
+    results = []
+    for x, weight, g in (
+        (tensors.input, tensors.weight, grad),
+        (to_tf32(tensors.input), to_tf32(tensors.weight), to_tf32(grad)),
+    ):
+        plain = tensors._replace(input=x, weight=weight)
+        results.append(
+            (
+                emulated.forward(base, plain, channels_last, tf32=True),
+                emulated.input_grad(base, g, weight, channels_last, tf32=True),
+                *emulated.weight_grad(base, g, x, tf32=True),
+            )
+        )
+    assert all(a.equal(b) for a, b in zip(*results, strict=True))
+    assert not to_tf32(grad).equal(grad)
+    exact = torch.einsum("nchw->c", to_tf32(grad).double())
+    bias = results[0][-1].double().view(base.channels, -1).sum(1)
+    torch.testing.assert_close(bias, exact, rtol=1e-5, atol=1e-4)
+
+
 def test_the_order_of_threads_changes_nothing() -> None:
     for base in BASES:
         case = variant(base, activation="silu")
@@ -292,6 +450,17 @@ def test_channel_counts_of_heads_waste_little(rows: int, columns: int) -> None:
     assert (kernel, refusal, found) == (WGMMA if rows >= 128 else MMA, 0, columns)
     assert pixels >= 120
     assert blocks >= 132
+
+
+def test_wide_tiles_are_for_gradients_without_activation() -> None:
+    """They have no registers for it; Hopper's own kernel has."""
+    case = Case("wide", (8, 128, 96, 96), (512, 128, 3, 3), padding=SAME3)
+    for target, with_activation in ((Target(80, 108, 163 << 10), (MMA, 64)), (H100, (WGMMA, 128))):
+        for activated in (False, True):
+            kernel, _, _, columns, _ = emulated.plan(
+                case, torch.float16, True, target, which=1, activated=activated
+            )
+            assert (kernel, columns) == (with_activation if activated else (with_activation[0], 128))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from cases import SAME3, Case, variant
 from emulated import OLD, Target
 from test_cuda_kernels import CUDA, HOPPER, ROOT, TARGETS, WIDE, error
 from test_kernel_gradients import exact as exact_gradients
-from test_kernel_gradients import integer_gradient
+from test_kernel_gradients import integer_gradient, quarters
 
 from fused_subpixel import reference
 
@@ -38,6 +38,7 @@ LACKING = Case("several chunks, steps and tiles", (1, 128, 9, 33), (96, 128, 3, 
 LACKING_LITTLE = Case("several tiles", (2, 40, 9, 33), (16, 40, 3, 3), padding=SAME3)
 LACKING_POINTS = Case("one step for each of many chunks", (1, 300, 5, 33), (48, 300, 1, 1))
 LACKING_CURVE = variant(LACKING_LITTLE, activation="sigmoid")
+LACKING_ACTIVATED = variant(LACKING_LITTLE, activation="tanh")
 LACKING_GENERIC = Case("more results than blocks", (1, 2, 9, 33), (36, 2, 1, 1))
 
 
@@ -47,6 +48,10 @@ def run_forward(seed: int, target: Target) -> bool:
         tensors = cases.integers(case).to(torch.float16, torch.channels_last)
         if not emulated.forward(case, tensors, True, target, seed=seed).equal(cases.exact(case).half()):
             return False
+    grad, x, output = gradients_tensors(LACKING_ACTIVATED)
+    found = emulated.input_grad(LACKING_ACTIVATED, grad, x.weight, True, target, output=output, seed=seed)
+    if not found.equal(exact_gradients(LACKING_ACTIVATED)[0].half()):
+        return False
     found = emulated.forward(LACKING_CURVE, curve_tensors(), True, target, seed=seed)
     return error(found, cases.plain(LACKING_CURVE, curve_tensors().double())) < 0.01
 
@@ -71,15 +76,28 @@ def run_shuffle() -> bool:
     )
 
 
-def run_weight_grad(seed: int, target: Target) -> bool:
-    case = LACKING_GENERIC if target.sm == OLD.sm else LACKING_LITTLE
+def gradients_tensors(
+    case: Case, of_type: torch.dtype = torch.float16
+) -> tuple[torch.Tensor, cases.Tensors, torch.Tensor | None]:
+    """The gradient, the tensors of the forward pass, and its output where there was an activation."""
     last = {"memory_format": torch.channels_last}
-    grad, x = (
-        integer_gradient(case).half().contiguous(**last),
-        cases.integers(case).input.half().contiguous(**last),
-    )
-    found = emulated.weight_grad(case, grad, x, target, seed=seed)
-    return all(a.equal(b.half()) for a, b in zip(found, exact_gradients(case)[1:], strict=True))
+    output = quarters(case).to(of_type).contiguous(**last) if case.activation else None
+    tensors = cases.integers(case).to(of_type, torch.channels_last)
+    return integer_gradient(case).to(of_type).contiguous(**last), tensors, output
+
+
+def run_weight_grad(seed: int, target: Target) -> bool:
+    base = LACKING_GENERIC if target.sm == OLD.sm else LACKING_LITTLE
+    for case, of_type in (
+        (base, torch.float16),
+        (base, torch.float32),
+        (variant(base, activation="tanh"), torch.float16),
+    ):
+        grad, tensors, output = gradients_tensors(case, of_type)
+        found = emulated.weight_grad(case, grad, tensors.input, target, output=output, tf32=True, seed=seed)
+        if not all(a.equal(b.to(of_type)) for a, b in zip(found, exact_gradients(case)[1:], strict=True)):
+            return False
+    return True
 
 
 def sites() -> list[tuple[str, int]]:
@@ -119,11 +137,19 @@ def test_a_missing_barrier_or_wait_is_caught(file: str, line: int) -> None:
 MISCOUNTED = (
     ("tile_store.cuh", "w * plan.tile_w}", "w * plan.tile_w + (w > 0)}", "conv_mma.cuh"),
     ("conv_mma.cuh", "(base[m] + moved,", "(base[m] + moved + 1,", "conv_mma.cuh"),
+    (
+        "conv_mma.cuh",
+        "pixel + channel.offset)",
+        "pixel + channel.offset + (data == from.output))",
+        "conv_mma.cuh",
+    ),
     ("tile_store.cuh", "first_row ? unit * p.run", "first_row ? unit * p.run + 1", "conv_mma.cuh"),
     ("sm90_conv.cuh", "(base + moved)", "(base + moved + 1)", "sm90_conv.cuh"),
     ("sm90_conv.cuh", "p.plan.halo_h : 8)", "p.plan.halo_h : 9)", "sm90_conv.cuh"),
-    ("weight_grad_mma.cuh", "row_warps + warp, to)", "row_warps + warp + 1, to)", "weight_grad_mma.cuh"),
+    ("weight_grad_mma.cuh", "row_warps + warp, to,", "row_warps + warp + 1, to,", "weight_grad_mma.cuh"),
+    ("weight_grad_mma.cuh", "lane % 4 + q / 2 * 4, 0)", "lane % 4 + q / 2 * 3, 0)", "weight_grad_mma.cuh"),
     ("shuffle.cuh", "j = column - w * cell_w", "j = column + 1 - w * cell_w", "shuffle.cuh"),
+    ("generic.cuh", "(output.data)[offset(", "(output.data)[(x > 0) + offset(", "generic.cuh"),
     ("generic.cuh", "y = h * g.stride_h + a", "y = h * g.stride_h + 1 + a", "generic.cuh"),
 )
 OBJECTS = [f"tests/simt/{name}.cpp.o" for name in ("simt", "selftest", "module")] + ["csrc/plan_cuda.cpp.o"]

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import cases
 import pytest
@@ -14,6 +16,11 @@ import torch
 from cases import BASES, GEOMETRIES, LARGE, LAYOUTS, NARROW, WIDE, Case, variant
 from conftest import needs_cpu_library
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fused_subpixel as fs
+from fused_subpixel import autograd
+from fused_subpixel._arguments import ACTIVATIONS
 
 pytestmark = [needs_cpu_library, pytest.mark.usefixtures("one_thread")]
 
@@ -21,14 +28,25 @@ STRIDE_1 = tuple(case for case in GEOMETRIES if case.stride == (1, 1))
 NAMES = ("input", "weight", "bias")
 
 
-def input_grad(case: Case, grad: Tensor, weight: Tensor, channels_last: bool = False) -> Tensor:
+def saved(case: Case, output: Tensor | None) -> list[Any]:
+    """What the operators take of the forward pass, for the activation of the case."""
+    return [] if output is None else [output, ACTIVATIONS[case.activation], cases.SLOPE]
+
+
+def input_grad(
+    case: Case, grad: Tensor, weight: Tensor, channels_last: bool = False, output: Tensor | None = None
+) -> Tensor:
     return cases.operators.subpixel_conv2d_input_grad(
-        grad, weight, *case.input[2:], case.geometry, channels_last
+        grad, weight, *case.input[2:], case.geometry, channels_last, *saved(case, output)
     )
 
 
-def weight_grad(case: Case, grad: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
-    return cases.operators.subpixel_conv2d_weight_grad(grad, input, *case.weight[2:], case.geometry)
+def weight_grad(
+    case: Case, grad: Tensor, input: Tensor, output: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    return cases.operators.subpixel_conv2d_weight_grad(
+        grad, input, *case.weight[2:], case.geometry, *saved(case, output)
+    )
 
 
 def by_autograd(case: Case, grad: Tensor, tensors: cases.Tensors) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,8 +62,222 @@ def integer_gradient(case: Case) -> Tensor:
 
 @functools.cache
 def exact(case: Case) -> tuple[Tensor, Tensor, Tensor]:
-    """What integers must give, in float64."""
-    return by_autograd(case, integer_gradient(case), cases.integers(case))
+    """What integers must give, in float64; with the activation of the case, after :func:`quarters`."""
+    linear = dataclasses.replace(case, activation=None)
+    grad = before_activation(case.activation, integer_gradient(case), quarters(case))
+    return by_autograd(linear, grad, cases.integers(case))
+
+
+# ---- activations -------------------------------------------------------------------------------------------
+
+RECOVERABLE = ("relu", "leaky_relu", "tanh", "sigmoid")
+# Odd factors, crops, several blocks, images and groups.
+ACTIVATED = (
+    *BASES,
+    *(
+        case
+        for case in GEOMETRIES
+        if case.name
+        in ("r=1", "r=3 colour dcr", "r=(2,3)", "crop", "uneven crop", "wide crop", "groups dcr", "dilation",
+            "stride", "many images", "long rows", "one of everything")
+    ),
+)  # fmt: skip
+
+
+def quarters(case: Case) -> Tensor:
+    """An output that the activation of the case may have given, in float64: derivatives are exact."""
+    generator = torch.Generator().manual_seed(2)
+    least = 0 if case.activation == "sigmoid" else -4
+    return torch.randint(least, 5, case.output, generator=generator).double() / 4
+
+
+def before_activation(name: str | None, grad: Tensor, output: Tensor) -> Tensor:
+    """The gradient times the derivative that belongs to an output."""
+    derivatives = {
+        None: lambda y: torch.ones_like(y),
+        "relu": lambda y: (y > 0).to(y),
+        "leaky_relu": lambda y: torch.where(y > 0, 1.0, cases.SLOPE),
+        "tanh": lambda y: 1 - y**2,
+        "sigmoid": lambda y: y - y**2,
+    }
+    return grad * derivatives[name](output)
+
+
+def applied_once(grad: Tensor, output: Tensor, case: Case) -> Tensor:
+    """By PyTorch, half types computed in float32 and rounded once, as on GPUs."""
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    return autograd.activation_gradient(grad.to(wide), output.to(wide), case.epilogue).to(grad.dtype)
+
+
+@pytest.mark.parametrize("activation", RECOVERABLE)
+@pytest.mark.parametrize("base", ACTIVATED, ids=str)
+def test_activation_is_applied_on_load(
+    base: Case, activation: str, isa: int, dtype: torch.dtype, layout: str
+) -> None:
+    """With the output in the gradient's layout, and in the other one."""
+    case = variant(base, activation=activation)
+    tensors, grad = cases.integers(case).to(dtype), integer_gradient(case).to(dtype)
+    grad = grad.contiguous(memory_format=LAYOUTS[layout])
+    expected = [gradient.to(dtype) for gradient in exact(case)]
+    for memory_format in LAYOUTS.values():
+        output = quarters(case).to(dtype).contiguous(memory_format=memory_format)
+        with cases.outputs_start_as_nan():
+            found = weight_grad(case, grad, tensors.input, output)
+            assert all(a.equal(b) for a, b in zip(found, expected[1:], strict=True))
+            if case.stride == (1, 1):
+                assert input_grad(case, grad, tensors.weight, output=output).equal(expected[0])
+
+
+@pytest.mark.parametrize("base", BASES, ids=str)
+def test_activation_from_any_output(base: Case) -> None:
+    """The output as a view, the gradient as another; one block below the other."""
+    tall = Case(f"tall {base.name}", (2, base.input[1], 40, 37), base.weight, padding=base.padding)
+    for case in (variant(base, activation="tanh"), variant(tall, activation="relu")):
+        tensors, grad = cases.integers(case).to(torch.bfloat16), integer_gradient(case).to(torch.bfloat16)
+        linear = dataclasses.replace(case, activation=None)
+        for view, output in cases.views(quarters(case).to(torch.bfloat16)).items():
+            truth = before_activation(case.activation, grad.double(), output.double())
+            expected = by_autograd(linear, truth, cases.integers(case))
+            for one in (grad, grad.contiguous(memory_format=torch.channels_last)):
+                found = (
+                    input_grad(case, one, tensors.weight, output=output),
+                    *weight_grad(case, one, tensors.input, output),
+                )
+                for gradient, true in zip(found, expected, strict=True):
+                    assert gradient.equal(true.to(torch.bfloat16)), view
+
+
+@pytest.mark.parametrize("activation", RECOVERABLE)
+@pytest.mark.parametrize("base", BASES, ids=str)
+def test_activation_as_accurate_as_pytorch(
+    base: Case, activation: str, isa: int, dtype: torch.dtype, layout: str
+) -> None:
+    """As a pass before the operators; bit for bit, but for tanh, where 1 - y * y is fused here."""
+    case = variant(base, activation=activation)
+    tensors = cases.randoms(case, dtype)
+    grad = torch.randn(case.output, dtype=torch.float64).to(dtype)
+    output = cases.plain(case, tensors).to(dtype)
+    truth = by_autograd(base, before_activation(activation, grad.double(), output.double()), tensors)
+    tensors = tensors.to(dtype)
+    grad, output = (t.contiguous(memory_format=LAYOUTS[layout]) for t in (grad, output))
+    applied = applied_once(grad, output, case)
+    for found, plain, true in zip(
+        (
+            input_grad(case, grad, tensors.weight, output=output),
+            *weight_grad(case, grad, tensors.input, output),
+        ),
+        (input_grad(case, applied, tensors.weight), *weight_grad(case, applied, tensors.input)),
+        truth,
+        strict=True,
+    ):
+        rounding = torch.finfo(dtype).eps * float(true.abs().max())
+        assert error(found, true) <= error(plain, true) + rounding
+        assert activation == "tanh" or found.equal(plain)
+
+
+def test_activation_and_special_values(dtype: torch.dtype) -> None:
+    """Where relu took an output away, nothing of the gradient is left, not even of an infinite one."""
+    case = variant(NARROW, activation="relu")
+    tensors, grad, output = cases.integers(case).to(dtype), integer_gradient(case).to(dtype), quarters(case)
+    output[0, 1, 2, 3], output[1, 0, 0, 0] = 0, math.nan
+    grad[0, 1, 2, 3] = math.inf
+    applied = torch.where(output <= 0, 0.0, grad.double())
+    found = input_grad(case, grad, tensors.weight, output=output.to(dtype))
+    assert found.isfinite().all()
+    assert found.equal(by_autograd(NARROW, applied, cases.integers(case))[0].to(dtype))
+
+
+@pytest.mark.parametrize("activation", RECOVERABLE)
+def test_activation_without_a_library(activation: str) -> None:
+    """The kernels of last resort give the same."""
+    case = variant(WIDE, activation=activation)
+    tensors, grad, output = cases.integers(case), integer_gradient(case), quarters(case)
+    rest = saved(case, output)
+    found = (
+        autograd._plain_input_grad(grad, tensors.weight, *case.input[2:], case.geometry, True, *rest),
+        *autograd._plain_weight_grad(grad, tensors.input, *case.weight[2:], case.geometry, *rest),
+    )
+    assert all(a.equal(b) for a, b in zip(found, exact(case), strict=True))
+    with pytest.raises(ValueError, match="differs in shape"):
+        autograd._plain_input_grad(grad[:1], tensors.weight, *case.input[2:], case.geometry, True, *rest)
+    with pytest.raises(ValueError, match="goes with an activation"):
+        autograd._plain_weight_grad(grad, tensors.input, *case.weight[2:], case.geometry, output)
+
+
+@pytest.mark.parametrize(
+    ("activation", "slope", "cut", "message"),
+    [
+        ("silu", 0.1, None, "cannot be read from its output"),
+        ("prelu", 0.1, None, "cannot be read from its output"),
+        ("leaky_relu", -0.1, None, "negative_slope must be finite and at least 0, got -0.1"),
+        ("leaky_relu", math.inf, None, "negative_slope must be finite and at least 0, got inf"),
+        (None, 0.0, None, "output goes with activation"),
+        ("relu", 0.0, (..., slice(1)), r"output \[2, 3, 8, 1\] differs in shape"),
+    ],
+)
+def test_activations_that_are_refused(activation: str | None, slope: float, cut: Any, message: str) -> None:
+    case = NARROW
+    tensors, grad = cases.integers(case), integer_gradient(case)
+    output = grad if cut is None else grad[cut]
+    rest = (output, ACTIVATIONS[activation], slope)
+    for call in (
+        lambda: cases.operators.subpixel_conv2d_input_grad(
+            grad, tensors.weight, *case.input[2:], case.geometry, False, *rest
+        ),
+        lambda: cases.operators.subpixel_conv2d_weight_grad(
+            grad, tensors.input, *case.weight[2:], case.geometry, *rest
+        ),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_opcheck_with_an_output(channels_last: bool) -> None:
+    case = variant(NARROW, activation="sigmoid", crop=(1, 0, 2, 1))
+    tensors, grad = cases.integers(case).to(torch.float32), integer_gradient(case).float()
+    output = quarters(case).float().contiguous(memory_format=torch.channels_last)
+    geometry, rest = tuple(case.geometry), saved(case, output)
+    torch.library.opcheck(
+        cases.operators.subpixel_conv2d_input_grad,
+        (grad, tensors.weight, *case.input[2:], geometry, channels_last, *rest),
+    )
+    torch.library.opcheck(
+        cases.operators.subpixel_conv2d_weight_grad, (grad, tensors.input, *case.weight[2:], geometry, *rest)
+    )
+
+
+class Calls(TorchDispatchMode):
+    """Names of the operators that run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.overloadpacket._qualified_op_name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("rows", "needed", "passes"),
+    [(12, "input weight bias", 0), (12, "weight bias", 0), (12, "input", 0), (12, "bias", 1),
+     (256, "input weight bias", 1), (256, "input", 1)],
+)  # fmt: skip
+def test_pytorch_applies_an_activation_only_for_itself(rows: int, needed: str, passes: int) -> None:
+    """Narrow layers are ours, wide ones PyTorch's; a bias alone is a sum."""
+    case = Case(f"{rows} rows", (2, 8, 33, 34), (rows, 8, 3, 3), padding=cases.SAME3)
+    tensors = cases.integers(case).to(torch.float32)
+    leaves = [t.requires_grad_(name in needed.split()) for t, name in zip(tensors[:3], NAMES, strict=True)]
+    output = fs.subpixel_conv2d(*leaves, 2, padding=1, activation="relu", backend="cpu")
+    with Calls() as calls:
+        found = torch.autograd.grad(output, [t for t in leaves if t.requires_grad], torch.ones_like(output))
+    assert calls.names.count("aten::threshold_backward") == passes, calls.names
+    plain = cases.plain(variant(case, activation="relu"), cases.Tensors(*leaves))
+    expected = torch.autograd.grad(plain, [t for t in leaves if t.requires_grad], torch.ones_like(output))
+    assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
+    text = str(fs.explain(*leaves, 2, padding=1, activation="relu", backend="cpu"))
+    assert ("as they load that of the output" in text) == (rows == 12)
 
 
 # ---- right -------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ MULTIPLY = {  # by element type, which stands as a word in a mangled name
 }
 KERNELS = [
     *(("conv_mma_kernel", of_type) for of_type in MULTIPLY),
-    *(("weight_grad_mma_kernel", of_type) for of_type in ("Half", "BFloat16")),
+    *(("weight_grad_mma_kernel", of_type) for of_type in MULTIPLY),
 ]
 STORES_16_BYTES = {"conv_mma_kernel"}
 ARCHS = ("sm_80", "sm_90a")

@@ -361,7 +361,8 @@ def test_wheel(project):
         assert "Root-Is-Purelib: false" in archive.read(info).decode()
         assert len(archive.read("fused_subpixel/fused_subpixel_cpu.so")) > 10_000
     python = {str(path.relative_to(ROOT)) for path in (ROOT / "fused_subpixel").rglob("*.py")}
-    assert names == python | {"fused_subpixel/py.typed", "fused_subpixel/fused_subpixel_cpu.so"}
+    libraries = {f"fused_subpixel/fused_subpixel_{name}.so" for name in ("cpu", "schemas")}
+    assert names == python | libraries | {"fused_subpixel/py.typed"}
 
 
 def test_sdist_has_all_that_a_build_needs(project, tmp_path):

@@ -139,7 +139,7 @@ struct ConvWorker {
   StripMap map;
   Store<T> out;
   GroupRows<T> rows;
-  S *strip, *filter, *sums;
+  S *strip, *output_row, *filter, *sums;
   int64_t tiles, k, slice, group = -1;
   bool resident;
   bool direct;  // the source itself serves as strip
@@ -152,7 +152,7 @@ struct ConvWorker {
         rows{t, {}, {}, {}, {}, {}, {}} {
     const Window& w = task.window;
     const Source& source = task.source;
-    direct = plan.channels_inner && __is_same(T, S) && source.run == w.channels && source.row_scale == 1 &&
+    direct = plan.channels_inner && !source.output && __is_same(T, S) && source.run == w.channels && source.row_scale == 1 &&
              source.col_scale == 1 && w.taps() == 1 && w.stride_h == 1 && w.stride_w == 1 &&
              w.conv_h == source.fine_h && w.conv_w == source.fine_w;
     if (direct)
@@ -163,15 +163,17 @@ struct ConvWorker {
     const int64_t padded = tiles * plan.tile_rows + L;
     resident = plan.filter_resident;
     const int64_t strip_size = direct ? 0 : plan.block_n * shape.image_step + 2 * L;
+    const int64_t output_size = output_row_size(source, shape);
     const int64_t filter_size = resident ? plan.panels * plan.panel_elements : 0;
     const int64_t sums_size = int64_t{plan.panel_tiles} * plan.tile_rows * plan.tile_pixels *
                                   (plan.kernel == CpuKernel::kPixelLanes ? L : 1) +
                               L;
-    Arena arena{static_cast<char*>(thread_scratch(Arena::bytes<int64_t>(slice * w.taps()) +
-                                                  Arena::bytes<S>(strip_size) + Arena::bytes<S>(filter_size) +
-                                                  Arena::bytes<S>(sums_size) + GroupRows<T>::bytes(padded)))};
+    Arena arena{static_cast<char*>(thread_scratch(
+        Arena::bytes<int64_t>(slice * w.taps()) + Arena::bytes<S>(strip_size) + Arena::bytes<S>(output_size) +
+        Arena::bytes<S>(filter_size) + Arena::bytes<S>(sums_size) + GroupRows<T>::bytes(padded)))};
     int64_t* at = arena.take<int64_t>(slice * w.taps());
-    strip = arena.take<S>(strip_size), filter = arena.take<S>(filter_size), sums = arena.take<S>(sums_size);
+    strip = arena.take<S>(strip_size), output_row = arena.take<S>(output_size);
+    filter = arena.take<S>(filter_size), sums = arena.take<S>(sums_size);
     rows.place(arena, padded);
     strip_offsets(w, shape, slice, at);
     map = {at, 0, shape.column_step, plan.tile_rows, plan.tile_pixels * L, false};
@@ -186,7 +188,8 @@ struct ConvWorker {
     if (direct)
       return static_cast<const S*>(s.data) + s.channel_offset[g * task.window.channels] +
              b.n * s.batch_stride + b.h * s.row_stride + b.w * s.col_stride;
-    pack_strip<T>(s, task.window, shape, g, b.n, b.images, b.h, b.w, strip, follows ? plan.block_h : 0);
+    pack_strip<T>(s, task.window, shape, g, b.n, b.images, b.h, b.w, strip, follows ? plan.block_h : 0,
+                  output_row);
     return strip;
   }
 

@@ -104,12 +104,15 @@ struct ShuffledRows {
   int64_t run;  // 0: none
 };
 
-ShuffledRows shuffled_rows(const Geometry& g, const Strides& s) {
-  const bool channels_last = s.c == 1 && g.channels > 1;
-  ShuffledRows rows{sorted_rows(g, channels_last), 0};
+int64_t shuffled_run(const Geometry& g, const Strides& s, const std::vector<Phase>& phase) {
   // one low-resolution pixel holds r_w fine columns of s.w elements each
-  rows.run = checked_run(g.r_w * s.w, 0, rows.order.phase, g.conv_channels() / g.groups,
-                         [&](const Phase& p) { return p.c * s.c + p.j * s.w; });
+  return checked_run(g.r_w * s.w, 0, phase, g.conv_channels() / g.groups,
+                     [&](const Phase& p) { return p.c * s.c + p.j * s.w; });
+}
+
+ShuffledRows shuffled_rows(const Geometry& g, const Strides& s) {
+  ShuffledRows rows{sorted_rows(g, s.c == 1 && g.channels > 1), 0};
+  rows.run = shuffled_run(g, s, rows.order.phase);
   return rows;
 }
 
@@ -125,21 +128,22 @@ Source input_source(const Geometry& g, const TensorView& input, SourceTables& ta
   tables.row.assign(tables.offset.size(), 0);
   tables.col.assign(tables.offset.size(), 0);
   const Strides& s = input.stride;
-  return {input.data, s.n, s.h,    s.w,    tables.offset.data(),    tables.row.data(), tables.col.data(),
-          1,          1,   g.in_h, g.in_w, s.c == 1 ? per_group : 1};
+  return {input.data, s.n, s.h,    s.w,    tables.offset.data(),     tables.row.data(), tables.col.data(),
+          1,          1,   g.in_h, g.in_w, s.c == 1 ? per_group : 1, nullptr,           Activation::kNone,
+          0.0};
 }
 
-// A shuffled gradient, read as the low-resolution channels it came from.
-Source gradient_source(const Geometry& g, const TensorView& grad, const ShuffledRows& rows,
+// A shuffled tensor, read as the low-resolution channels it came from, in the order of `phases`.
+Source shuffled_source(const Geometry& g, const TensorView& t, const std::vector<Phase>& phases, int64_t run,
                        SourceTables& tables) {
-  const Strides& s = grad.stride;
-  for (const Phase& p : rows.order.phase) {
+  const Strides& s = t.stride;
+  for (const Phase& p : phases) {
     const int64_t i = p.i - g.crop_top, j = p.j - g.crop_left;
     tables.offset.push_back(p.c * s.c + i * s.h + j * s.w);
     tables.row.push_back(static_cast<int32_t>(i));
     tables.col.push_back(static_cast<int32_t>(j));
   }
-  return {grad.data,
+  return {t.data,
           s.n,
           g.r_h * s.h,
           g.r_w * s.w,
@@ -150,8 +154,31 @@ Source gradient_source(const Geometry& g, const TensorView& grad, const Shuffled
           g.r_w,
           g.out_h,
           g.out_w,
-          std::max<int64_t>(rows.run, 1)};
+          std::max<int64_t>(run, 1),
+          nullptr,
+          Activation::kNone,
+          0.0};
 }
+
+// The gradient of the output, with the forward pass's output where an activation's gradient is applied. Stays where it
+// is: `source` points to `output`.
+struct GradientSource {
+  ShuffledRows rows;
+  SourceTables tables, output_tables;
+  Source output, source;
+
+  GradientSource(const Geometry& g, const TensorView& grad, const SavedOutput& saved)
+      : rows(shuffled_rows(g, grad.stride)),
+        source(shuffled_source(g, grad, rows.order.phase, rows.run, tables)) {
+    if (saved.activation == Activation::kNone) return;
+    // counted in the gradient's order, which has no runs in an output of the other layout
+    output = shuffled_source(g, saved.output, rows.order.phase,
+                             shuffled_run(g, saved.output.stride, rows.order.phase), output_tables);
+    source.output = &output;
+    source.activation = saved.activation, source.negative_slope = saved.negative_slope;
+  }
+  GradientSource(const GradientSource&) = delete;
+};
 
 Window forward_window(const Geometry& g) {
   return {g.batch,
@@ -379,17 +406,16 @@ void conv_input_grad(const InputGradArguments& a, const Pool& pool) {
   const Kernels& kernels = current();
   const CpuTarget target = target_of(kernels, a.dtype, pool.threads);
   const int64_t per_group = g.in_channels / g.groups;
-  const ShuffledRows low = shuffled_rows(g, a.grad_output.stride);
-  SourceTables tables;
+  const GradientSource gradient(g, a.grad_output, a.saved);
   ConvTask task{};
   task.dtype = a.dtype;
   task.window = input_grad_window(g);
-  task.source = gradient_source(g, a.grad_output, low, tables);
+  task.source = gradient.source;
 
   const Strides& ws = a.weight.stride;
   std::vector<int64_t> row_offset, channel_offset;
   for (int64_t c = 0; c < g.in_channels; ++c) row_offset.push_back(c % per_group * ws.c);
-  for (int64_t channel : low.order.channel) channel_offset.push_back(channel * ws.n);
+  for (int64_t channel : gradient.rows.order.channel) channel_offset.push_back(channel * ws.n);
   const std::vector<int64_t> taps = tap_table(g, ws, true);
   task.filter = {a.weight.data, row_offset.data(), channel_offset.data(), taps.data(), Filter::Dense::kNone};
 
@@ -417,7 +443,7 @@ void conv_input_grad(const InputGradArguments& a, const Pool& pool) {
   task.epilogue = {nullptr, Activation::kNone,   0.0, -inf, inf, nullptr, 0, 0,
                    nullptr, ResidualKind::kNone, {}};
   CpuProblem problem = problem_of(task.window, per_group, run, dense);
-  problem.source_dense = task.source.run >= target.lanes;
+  problem.source_dense = task.source.run >= target.lanes && !task.source.output;
   task.plan = plan_cpu_conv(problem, target);
   run_conv(task, kernels, pool);
 }
@@ -442,18 +468,18 @@ int64_t weight_grad_scratch(const WeightGradArguments& a, const Pool& pool) {
 void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Pool& pool) {
   const Geometry& g = a.geometry;
   const Kernels& kernels = current();
-  const ShuffledRows low = shuffled_rows(g, a.grad_output.stride);
-  SourceTables in_tables, grad_tables;
+  const GradientSource gradient(g, a.grad_output, a.saved);
+  SourceTables tables;
   WeightGradTask task{};
   task.dtype = a.dtype;
   task.window = forward_window(g);
-  task.input = input_source(g, a.input, in_tables);
-  task.gradient = gradient_source(g, a.grad_output, low, grad_tables);
+  task.input = input_source(g, a.input, tables);
+  task.gradient = gradient.source;
   task.rows = g.conv_channels() / g.groups;
   task.plan = weight_grad_plan(g, a.dtype, kernels, pool.threads);
   task.slots = weight_grad_slots(task.plan, pool.threads);
   task.partial = scratch;
-  task.row_channel = low.order.channel.data();
+  task.row_channel = gradient.rows.order.channel.data();
   task.grad_weight = a.grad_weight;
   task.grad_bias = a.grad_bias;
   // Fixed shares, one slot each: the sums, and so the result, do not depend on which thread came first.

@@ -26,7 +26,7 @@ Pool torch_pool() {
 Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                        const OptionalTensor& activation_weight, const OptionalTensor& residual,
                        std::vector<int64_t> geometry, int64_t activation, double negative_slope,
-                       double clamp_min, double clamp_max) {
+                       std::optional<double> clamp_min, std::optional<double> clamp_max) {
   const ForwardCall call = forward_call(input, weight, bias, activation_weight, residual, geometry,
                                         activation, negative_slope, clamp_min, clamp_max);
   if (call.output.numel() > 0) conv_forward(call.arguments, torch_pool());
@@ -34,8 +34,10 @@ Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const Optional
 }
 
 Tensor input_grad(const Tensor& grad_output, const Tensor& weight, int64_t height, int64_t width,
-                  std::vector<int64_t> geometry, bool channels_last) {
-  const InputGradCall call = input_grad_call(grad_output, weight, height, width, geometry, channels_last);
+                  std::vector<int64_t> geometry, bool channels_last, const OptionalTensor& output,
+                  int64_t activation, double negative_slope) {
+  const InputGradCall call = input_grad_call(grad_output, weight, height, width, geometry, channels_last,
+                                             output, activation, negative_slope);
   const Geometry& g = call.arguments.geometry;
   check(g.stride_h == 1 && g.stride_w == 1, "the input gradient kernel needs stride 1");
   if (call.grad_input.numel() > 0) conv_input_grad(call.arguments, torch_pool());
@@ -43,8 +45,11 @@ Tensor input_grad(const Tensor& grad_output, const Tensor& weight, int64_t heigh
 }
 
 std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& input, int64_t kernel_h,
-                                       int64_t kernel_w, std::vector<int64_t> geometry) {
-  const WeightGradCall call = weight_grad_call(grad_output, input, kernel_h, kernel_w, geometry);
+                                       int64_t kernel_w, std::vector<int64_t> geometry,
+                                       const OptionalTensor& output, int64_t activation,
+                                       double negative_slope) {
+  const WeightGradCall call =
+      weight_grad_call(grad_output, input, kernel_h, kernel_w, geometry, output, activation, negative_slope);
   const Pool pool = torch_pool();
   Tensor scratch = scratch_of(weight_grad_scratch(call.arguments, pool), grad_output);
   torch::stable::zero_(scratch);

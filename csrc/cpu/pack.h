@@ -112,15 +112,90 @@ void copy_row(const Source& source, const T* from, const int32_t* channel_col, i
   }
 }
 
+// Image n, channels first .. first + source.run - 1 of one source row: row `row` of the strip's block, whose first output
+// column is w0, into to[q * channel_step + x].
+template <class T>
+void pack_channels(const Source& source, const Window& window, const StripShape& shape, int64_t n,
+                   int64_t first, int64_t row, int64_t w0, Compute<T>* to, int64_t channel_step) {
+  using S = Compute<T>;
+  const int64_t fine = row * source.row_scale + source.channel_row[first];
+  const bool outside = fine < 0 || fine >= source.fine_h, inner = channel_step == 1;
+  if (outside && inner) {
+    for (int64_t x = 0; x < shape.phases * shape.phase_columns; ++x)
+      std::memset(to + x * shape.column_step, 0, sizeof(S) * static_cast<size_t>(source.run));
+    return;
+  }
+  if (outside) {
+    for (int64_t q = 0; q < source.run; ++q)
+      std::memset(to + q * channel_step, 0, sizeof(S) * static_cast<size_t>(shape.row_step));
+    return;
+  }
+  const T* from = static_cast<const T*>(source.data) + n * source.batch_stride +
+                  source.channel_offset[first] + row * source.row_stride;
+  for (int64_t phase = 0; phase < shape.phases; ++phase) {
+    const int64_t col = w0 * window.stride_w - window.pad_left + phase;
+    S* first_column = to + phase * shape.phase_columns * shape.column_step;
+    if (inner)
+      copy_row<T>(source, from, source.channel_col + first, source.run, col, window.stride_w,
+                  shape.phase_columns, first_column, shape.column_step);
+    else
+      pack_row<T>(source, from, source.channel_col + first, source.run, col, window.stride_w,
+                  shape.phase_columns, first_column, channel_step);
+  }
+}
+
+// n gradients become those before the activation: f(gradient, output), of values or of vectors of them.
+template <class T, bool kRounds, class F>
+FS_INLINE void apply_to_row(Compute<T>* gradient, const Compute<T>* output, int64_t n, F&& f) {
+  using S = Compute<T>;
+  constexpr int L = kLanes<S>;
+  int64_t x = 0;
+  for (; x + L <= n; x += L) {
+    Vec<S> v = f(load<S>(gradient + x), load<S>(output + x));
+    if constexpr (kRounds && sizeof(T) != sizeof(S)) {
+      T rounded[L];
+      store_narrowed<T>(rounded, v);
+      v = load_widened<T>(rounded);
+    }
+    store<S>(gradient + x, v);
+  }
+  for (; x < n; ++x) gradient[x] = S(widen(narrow<T>(f(gradient[x], output[x]))));
+}
+
+// As PyTorch computes it, rounded to the element type. What is zero because it does not exist stays zero.
+template <class T>
+void apply_activation(Activation activation, double negative_slope, Compute<T>* gradient,
+                      const Compute<T>* output, int64_t n) {
+  using S = Compute<T>;
+  const S slope = static_cast<S>(negative_slope);
+  switch (activation) {
+    case Activation::kReLU:
+      return apply_to_row<T, false>(gradient, output, n,
+                                    [](auto g, auto y) { return y <= decltype(y){} ? decltype(g){} : g; });
+    case Activation::kLeakyReLU:
+      return apply_to_row<T, true>(gradient, output, n,
+                                   [=](auto g, auto y) { return y > decltype(y){} ? g : g * slope; });
+    case Activation::kTanh:
+      return apply_to_row<T, true>(gradient, output, n, [](auto g, auto y) { return g * (S(1) - y * y); });
+    case Activation::kSigmoid:
+      return apply_to_row<T, true>(gradient, output, n, [](auto g, auto y) { return g * (S(1) - y) * y; });
+    default: return;
+  }
+}
+
+// Elements that pack_strip needs for a row of the output, if there is one.
+FS_INLINE int64_t output_row_size(const Source& source, const StripShape& shape) {
+  return source.output ? source.output->run * shape.row_step : 0;
+}
+
 // The strip of `images` images and all channels of group g for the block whose first output pixel is (h0, w0).
 // Where the strip still holds the block `below_rows` output rows further up (0: it does not), the rows that both
-// have move up and only new ones are read.
+// have move up and only new ones are read. output_row: scratch, of output_row_size elements.
 template <class T>
 void pack_strip(const Source& source, const Window& window, const StripShape& shape, int64_t g, int64_t n0,
-                int64_t images, int64_t h0, int64_t w0, Compute<T>* strip, int64_t below_rows) {
+                int64_t images, int64_t h0, int64_t w0, Compute<T>* strip, int64_t below_rows,
+                Compute<T>* output_row) {
   using S = Compute<T>;
-  const T* data = static_cast<const T*>(source.data);
-  const int64_t run = source.run;
   const int64_t kept = below_rows > 0 ? larger<int64_t>(shape.rows - below_rows * window.stride_h, 0) : 0;
   const bool inner = shape.channel_step == 1;
   if (kept > 0) {
@@ -134,33 +209,17 @@ void pack_strip(const Source& source, const Window& window, const StripShape& sh
   for (int64_t n = 0; n < images; ++n) {
     for (int64_t y = kept; y < shape.rows; ++y) {
       const int64_t row = h0 * window.stride_h - window.pad_top + y;
-      for (int64_t k = 0; k < window.channels; k += run) {
-        const int64_t first = g * window.channels + k;
-        S* to = strip + n * shape.image_step + k * shape.channel_step + y * shape.row_step;
-        const int64_t fine = row * source.row_scale + source.channel_row[first];
-        const bool outside = fine < 0 || fine >= source.fine_h;
-        if (outside && inner) {
-          for (int64_t x = 0; x < shape.phases * shape.phase_columns; ++x)
-            std::memset(to + x * shape.column_step, 0, sizeof(S) * static_cast<size_t>(run));
-          continue;
-        }
-        if (outside) {
-          for (int64_t q = 0; q < run; ++q)
-            std::memset(to + q * shape.channel_step, 0, sizeof(S) * static_cast<size_t>(shape.row_step));
-          continue;
-        }
-        const T* from =
-            data + (n0 + n) * source.batch_stride + source.channel_offset[first] + row * source.row_stride;
-        for (int64_t phase = 0; phase < shape.phases; ++phase) {
-          const int64_t col = w0 * window.stride_w - window.pad_left + phase;
-          S* first_column = to + phase * shape.phase_columns * shape.column_step;
-          if (inner)
-            copy_row<T>(source, from, source.channel_col + first, run, col, window.stride_w,
-                        shape.phase_columns, first_column, shape.column_step);
-          else
-            pack_row<T>(source, from, source.channel_col + first, run, col, window.stride_w,
-                        shape.phase_columns, first_column, shape.channel_step);
-        }
+      S* const to = strip + n * shape.image_step + y * shape.row_step;
+      for (int64_t k = 0; k < window.channels; k += source.run)
+        pack_channels<T>(source, window, shape, n0 + n, g * window.channels + k, row, w0,
+                         to + k * shape.channel_step, shape.channel_step);
+      if (!source.output) continue;
+      for (int64_t k = 0; k < window.channels; k += source.output->run) {
+        pack_channels<T>(*source.output, window, shape, n0 + n, g * window.channels + k, row, w0, output_row,
+                         shape.row_step);
+        for (int64_t q = 0; q < source.output->run; ++q)
+          apply_activation<T>(source.activation, source.negative_slope, to + (k + q) * shape.channel_step,
+                              output_row + q * shape.row_step, shape.row_step);
       }
     }
   }

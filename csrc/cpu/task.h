@@ -25,6 +25,10 @@ struct Source {
   const int32_t* channel_col;
   int64_t row_scale, col_scale, fine_h, fine_w;
   int64_t run;  // channels q*run .. q*run+run-1 lie side by side in memory, in the same row of fine pixels
+  // Of a gradient to which that of an activation is applied: the forward pass's output, with the same channels. Or null.
+  const Source* output;
+  Activation activation;
+  double negative_slope;
 };
 
 // Convolution geometry in low-resolution pixels; output pixel (h, w), tap (a, b) reads source pixel

@@ -166,6 +166,13 @@ FS_INLINE void store_narrowed(T* p, Vec<Compute<T>> v) {
   if constexpr (sizeof(T) == sizeof(S)) {
     store<S>(reinterpret_cast<S*>(p), v);
   } else {
+#if defined(__AVX512F__)
+    if constexpr (__is_same(T, Float16))
+      return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(__m512(v), 0));
+#elif defined(__AVX2__)
+    if constexpr (__is_same(T, Float16))
+      return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(__m256(v), 0));
+#endif
     for (int l = 0; l < kLanes<S>; ++l) p[l] = narrow<T>(v[l]);
   }
 }

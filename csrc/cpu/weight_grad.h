@@ -27,12 +27,14 @@ void weight_grad(const WeightGradTask& task, int64_t slot, int64_t begin, int64_
   const int T_rows = plan.tile_rows, V = plan.tile_pixels;
   const int64_t in_size = plan.block_n * in.image_step + 2 * L;
   const int64_t out_size = plan.block_n * out.image_step + T_rows * out.channel_step + 2 * L;
-  Arena arena{
-      static_cast<char*>(thread_scratch(Arena::bytes<int64_t>(taps) + Arena::bytes<S>(in_size) +
-                                        Arena::bytes<S>(out_size) + 2 * Arena::bytes<int32_t>(most)))};
+  const int64_t output_size = output_row_size(task.gradient, out);
+  Arena arena{static_cast<char*>(thread_scratch(Arena::bytes<int64_t>(taps) + Arena::bytes<S>(in_size) +
+                                                Arena::bytes<S>(out_size) + Arena::bytes<S>(output_size) +
+                                                2 * Arena::bytes<int32_t>(most)))};
   int64_t* tap = arena.take<int64_t>(taps);
   S* in_strip = arena.take<S>(in_size);
   S* out_strip = arena.take<S>(out_size);
+  S* output_row = arena.take<S>(output_size);
   int32_t* at_in = arena.take<int32_t>(most);
   int32_t* at_out = arena.take<int32_t>(most);
   strip_offsets(window, in, 1, tap);
@@ -45,8 +47,8 @@ void weight_grad(const WeightGradTask& task, int64_t slot, int64_t begin, int64_
     const int64_t g = item / blocks;
     const Block b = block_of(plan, window, item % blocks);
     pack_strip<T>(task.input, window, in, g, b.n, b.images, b.h, b.w, in_strip,
-                  item > begin && b.h > 0 ? plan.block_h : 0);
-    pack_strip<T>(task.gradient, pixels, out, g, b.n, b.images, b.h, b.w, out_strip, 0);
+                  item > begin && b.h > 0 ? plan.block_h : 0, nullptr);
+    pack_strip<T>(task.gradient, pixels, out, g, b.n, b.images, b.h, b.w, out_strip, 0, output_row);
     // Vectors at the right edge of a block reach pixels of its neighbour: they must not count twice.
     for (int64_t r = 0; r < b.images * task.rows; ++r) {
       S* plane = out_strip + r / task.rows * out.image_step + r % task.rows * out.channel_step;

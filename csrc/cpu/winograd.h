@@ -24,7 +24,7 @@ struct WinogradWorker {
   StripShape shape;
   Store<T> out;
   GroupRows<T> rows;
-  S *strip, *input, *packed, *filter, *sums, *planar;
+  S *strip, *output_row, *input, *packed, *filter, *sums, *planar;
   int64_t* at;  // of the transformed input's channels
   int64_t channels, panel_rows, position_step, tile_step, group = -1;
   bool resident;
@@ -44,17 +44,19 @@ struct WinogradWorker {
     if (tile_step / L % 2 == 0) tile_step += L;  // neighbouring channels in different cache sets
     const int64_t strip_size = plan.block_n * shape.image_step + 4 * L,
                   input_size = kPositions * channels * tile_step;
+    const int64_t output_size = output_row_size(task.source, shape);
     const int64_t packed_size = channels * 9 * panel_rows + L;
     position_step = channels * panel_rows + L;
     const int64_t filter_size = resident ? plan.panels * plan.panel_elements : 0;
     const int64_t sums_size = kPositions * panel_rows * tile_step, planar_size = panel_rows * 4 * L;
     Arena arena{static_cast<char*>(thread_scratch(
-        Arena::bytes<int64_t>(channels) + Arena::bytes<S>(strip_size) + Arena::bytes<S>(input_size) +
-        Arena::bytes<S>(packed_size) + Arena::bytes<S>(filter_size) + Arena::bytes<S>(sums_size) +
-        Arena::bytes<S>(planar_size) + GroupRows<T>::bytes(padded)))};
+        Arena::bytes<int64_t>(channels) + Arena::bytes<S>(strip_size) + Arena::bytes<S>(output_size) +
+        Arena::bytes<S>(input_size) + Arena::bytes<S>(packed_size) + Arena::bytes<S>(filter_size) +
+        Arena::bytes<S>(sums_size) + Arena::bytes<S>(planar_size) + GroupRows<T>::bytes(padded)))};
     at = arena.take<int64_t>(channels);
     for (int64_t c = 0; c < channels; ++c) at[c] = c * tile_step;
-    strip = arena.take<S>(strip_size), input = arena.take<S>(input_size), packed = arena.take<S>(packed_size);
+    strip = arena.take<S>(strip_size), output_row = arena.take<S>(output_size);
+    input = arena.take<S>(input_size), packed = arena.take<S>(packed_size);
     filter = arena.take<S>(filter_size), sums = arena.take<S>(sums_size), planar = arena.take<S>(planar_size);
     rows.place(arena, padded);
     for (int64_t l = 0; l < 4 * L; ++l)
@@ -68,7 +70,7 @@ struct WinogradWorker {
       const Block b = block_of(plan, task.window, item % blocks);
       const bool follows = item > begin && b.h > 0;
       pack_strip<T>(task.source, task.window, shape, group, b.n, b.images, b.h, b.w, strip,
-                    follows ? plan.block_h : 0);
+                    follows ? plan.block_h : 0, output_row);
       for (int64_t h = 0; h < b.height; h += plan.part_h) {
         const int64_t height = smaller(plan.part_h, b.height - h);
         const int64_t vectors = transform_input(h, height, b.width);

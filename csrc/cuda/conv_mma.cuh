@@ -97,12 +97,12 @@ struct ChannelPlace {
   int64_t offset;
   bool exists;
 };
-FS_DEVICE ChannelPlace channel_place(const PixelLoad& p, int s, int row, int column) {
+FS_DEVICE ChannelPlace channel_place(const PixelLoad& p, const PixelStrides& by, int s, int row, int column) {
   const PixelSource& from = p.source;
   const ShuffledChannels& m = from.map;
   if (m.cell_h * m.cell_w == 1) {
     const int y = row - from.crop_top, x = column - from.crop_left;
-    return {s * from.channel_stride - from.crop_top * from.row_stride - from.crop_left * from.col_stride,
+    return {s * by.channel - from.crop_top * by.row - from.crop_left * by.col,
             s < from.total && y >= 0 && y < from.fine_h && x >= 0 && x < from.fine_w};
   }
   int c, i, j;
@@ -116,9 +116,25 @@ FS_DEVICE ChannelPlace channel_place(const PixelLoad& p, int s, int row, int col
     j = s - above * m.cell_w, i = above - c * m.cell_h;
   }
   const int y = row * m.cell_h + i - from.crop_top, x = column * m.cell_w + j - from.crop_left;
-  return {c * from.channel_stride + (i - from.crop_top) * from.fine_row_stride +
-              (j - from.crop_left) * from.fine_col_stride,
+  return {c * by.channel + (i - from.crop_top) * by.fine_row + (j - from.crop_left) * by.fine_col,
           s < from.total && y >= 0 && y < from.fine_h && x >= 0 && x < from.fine_w};
+}
+
+// Where a (pixel, piece) pair lies: image, low-resolution row and column, first channel, and place in shared memory.
+struct PiecePlace {
+  int n, row, column, first, to;
+};
+template <class T, class Placement>
+FS_DEVICE PiecePlace piece_place(const PixelLoad& p, const TileOrigin& origin, int chunk, int i,
+                                 const Placement& place) {
+  constexpr int kPieces = Placement::kPieces, kElements = 16 / static_cast<int>(sizeof(T));
+  const int pixels = p.halo_pixels.divisor, by_pixel = p.halo_pixels.divide(i);
+  const int piece = p.source.by_pixel ? by_pixel : i % kPieces;
+  const int pixel = p.source.by_pixel ? i - by_pixel * pixels : i / kPieces;
+  const int line = p.halo_w.divide(pixel), image = p.halo_h.divide(line);
+  return {origin.n + image, origin.h * p.stride_h - p.pad_top + line - image * p.halo_h.divisor,
+          origin.w * p.stride_w - p.pad_left + pixel - line * p.halo_w.divisor,
+          (chunk * kPieces + piece) * kElements, place.at(pixel, piece)};
 }
 
 // One chunk of the tile's pixels into `stage`, kVector elements at a time; the threads share (pixel, piece) pairs.
@@ -127,23 +143,17 @@ FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int chu
                            const Placement& place) {
   constexpr int kPieces = Placement::kPieces, kElements = 16 / static_cast<int>(sizeof(T));
   const PixelSource& from = p.source;
-  const int pixels = p.halo_pixels.divisor;
   FS_NO_UNROLL
-  for (int i = thread_index(); i < pixels * kPieces; i += block_threads()) {
-    const int by_pixel = p.halo_pixels.divide(i);
-    const int piece = from.by_pixel ? by_pixel : i % kPieces;
-    const int pixel = from.by_pixel ? i - by_pixel * pixels : i / kPieces;
-    const int line = p.halo_w.divide(pixel), image = p.halo_h.divide(line);
-    const int n = origin.n + image, row = origin.h * p.stride_h - p.pad_top + line - image * p.halo_h.divisor;
-    const int column = origin.w * p.stride_w - p.pad_left + pixel - line * p.halo_w.divisor;
-    const T* at = static_cast<const T*>(from.data) + n * from.batch_stride + row * from.row_stride +
-                  column * from.col_stride;
-    const int first = (chunk * kPieces + piece) * kElements;
-    unsigned char* to = stage + place.at(pixel, piece);
+  for (int i = thread_index(); i < p.halo_pixels.divisor * kPieces; i += block_threads()) {
+    const PiecePlace here = piece_place<T>(p, origin, chunk, i, place);
+    const int n = here.n, row = here.row, column = here.column, first = here.first;
+    const T* at = static_cast<const T*>(from.data) + n * from.stride.batch + row * from.stride.row +
+                  column * from.stride.col;
+    unsigned char* to = stage + here.to;
     Packed16 gathered = {};
     FS_UNROLL
     for (int e = 0; e < kElements; e += kVector) {
-      const ChannelPlace channel = channel_place(p, first + e, row, column);
+      const ChannelPlace channel = channel_place(p, from.stride, first + e, row, column);
       const bool exists = channel.exists && n < p.batch;
       if constexpr (kVector * sizeof(T) >= 4) {
         cp_async<kVector * sizeof(T)>(to + e * sizeof(T), exists ? at + channel.offset : from.data, exists);
@@ -155,15 +165,74 @@ FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int chu
   }
 }
 
-template <class T, int kChunkBytes>
-FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int chunk, unsigned char* stage) {
-  const Swizzled<kChunkBytes> place(p.halo_pixels.divisor);
+template <class T, class Placement>
+FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int chunk, unsigned char* stage,
+                           const Placement& place) {
   if constexpr (sizeof(T) == 2) {
     if (p.source.vector == 8) return load_pixels<T, 8>(p, origin, chunk, stage, place);
   }
   if (p.source.vector >= 4) return load_pixels<T, 4>(p, origin, chunk, stage, place);
   if (p.source.vector == 2) return load_pixels<T, 2>(p, origin, chunk, stage, place);
   load_pixels<T, 1>(p, origin, chunk, stage, place);
+}
+
+// Neighbours in memory, read at once.
+template <class T, int kVector>
+struct alignas(kVector * sizeof(T)) Neighbours {
+  T element[kVector];
+};
+
+// A piece of the gradient before the activation, read kVector elements at a time. What does not exist is zero, and stays
+// zero.
+template <class T, int kVector>
+FS_DEVICE Packed16 activated_piece(const PixelLoad& p, const PiecePlace& at) {
+  const PixelSource& from = p.source;
+  Packed16 gathered = {};
+  FS_UNROLL
+  for (int e = 0; e < 16 / static_cast<int>(sizeof(T)); e += kVector) {
+    Neighbours<T, kVector> gradient = {}, output = {};
+    const auto read = [&](const void* data, const PixelStrides& by, Neighbours<T, kVector>& to) {
+      const ChannelPlace channel = channel_place(p, by, at.first + e, at.row, at.column);
+      if (!channel.exists || at.n >= p.batch) return;
+      const T* pixel = static_cast<const T*>(data) + at.n * by.batch + at.row * by.row + at.column * by.col;
+      to = *reinterpret_cast<const Neighbours<T, kVector>*>(pixel + channel.offset);
+    };
+    read(from.data, from.stride, gradient);
+    read(from.output, from.output_stride, output);
+    FS_UNROLL
+    for (int v = 0; v < kVector; ++v) {
+      T before;
+      narrow(before_activation(from.activation, from.negative_slope, widen(gradient.element[v]),
+                               widen(output.element[v])),
+             before);
+      put_element(gathered, e + v, before);
+    }
+  }
+  return gathered;
+}
+
+// As load_pixels, with the activation's gradient applied on the way. 16 bytes at a time, 4 or an element: more ways would
+// make the kernel long.
+template <class T, class Placement>
+FS_DEVICE void load_activated(const PixelLoad& p, const TileOrigin& origin, int chunk, unsigned char* stage,
+                              const Placement& place) {
+  constexpr int kAll = 16 / static_cast<int>(sizeof(T)), kSome = 4 / static_cast<int>(sizeof(T));
+  FS_NO_UNROLL
+  for (int i = thread_index(); i < p.halo_pixels.divisor * Placement::kPieces; i += block_threads()) {
+    const PiecePlace at = piece_place<T>(p, origin, chunk, i, place);
+    const int vector = p.source.vector;
+    store_16(stage + at.to, vector == kAll    ? activated_piece<T, kAll>(p, at)
+                            : vector >= kSome ? activated_piece<T, kSome>(p, at)
+                                              : activated_piece<T, 1>(p, at));
+  }
+}
+
+// Either of them, by whether the source has an output.
+template <class T, class Placement>
+FS_DEVICE void load_source(const PixelLoad& p, const TileOrigin& origin, int chunk, unsigned char* stage,
+                           const Placement& place) {
+  if (p.source.output) return load_activated<T>(p, origin, chunk, stage, place);
+  load_pixels<T>(p, origin, chunk, stage, place);
 }
 
 FS_DEVICE void copy_bytes(const unsigned char* from, unsigned char* to, int bytes) {
@@ -214,9 +283,15 @@ struct MmaBlock {
   FS_DEVICE void fetch(Cursor& at) const {
     const Plan& plan = p.plan;
     if (at.tile < p.tiles) {
-      if (at.step == 0)
-        load_pixels<T, kChunkBytes>(p.load, tile_origin(plan, at.tile), at.chunk,
-                                    shared() + at.pixel_stage * plan.pixel_stage_bytes);
+      if (at.step == 0) {
+        const TileOrigin origin = tile_origin(plan, at.tile);
+        unsigned char* to = shared() + at.pixel_stage * plan.pixel_stage_bytes;
+        const Swizzled<kChunkBytes> place(p.load.halo_pixels.divisor);
+        if constexpr (kColumns <= kActivatedColumns)
+          load_source<T>(p.load, origin, at.chunk, to, place);
+        else
+          load_pixels<T>(p.load, origin, at.chunk, to, place);
+      }
       if (!plan.resident) {
         const int tap = at.step * plan.step_taps,
                   count = tap + plan.step_taps > p.taps ? p.taps - tap : plan.step_taps;

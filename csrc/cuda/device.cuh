@@ -63,6 +63,10 @@ FS_DEVICE void store_8(void* to, uint32_t first, uint32_t second) {  // a multip
   *static_cast<uint2*>(to) = make_uint2(first, second);
 }
 
+FS_DEVICE uint32_t load_4(const void* from) {
+  return *static_cast<const uint32_t*>(from);
+}  // a multiple of 4
+
 // ---- asynchronous copies from global to shared memory (sm_80) -----------------------------------------------------
 // 4, 8 or 16 bytes, aligned as many; zeros if !valid, and then `from` is not read. Seen by this thread after the
 // cp_async_wait that covers it, by others after a barrier that follows.
@@ -314,10 +318,14 @@ FS_DEVICE float widen(BFloat16 x) { return float_of(uint32_t{x.bits} << 16); }
 FS_DEVICE void narrow(float x, float& to) { to = x; }
 FS_DEVICE void narrow(double x, double& to) { to = x; }
 FS_DEVICE void narrow(float x, TF32& to) { to.value = x; }
-FS_DEVICE void narrow(float x, BFloat16& to) {  // to nearest even; the instruction needs sm_80
+FS_DEVICE void narrow(float x, BFloat16& to) {  // to nearest even
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
+#else
   const uint32_t u = bits_of(x);
   to.bits = x != x ? static_cast<uint16_t>(u >> 16 | 0x40u)
                    : static_cast<uint16_t>((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+#endif
 }
 
 // Puts integer e into its place, which was zero.

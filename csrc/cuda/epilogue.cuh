@@ -44,6 +44,15 @@ FS_DEVICE S activate(Activation activation, S v, S slope) {
   return v;
 }
 
+// The gradient before an activation, from the one after it and the output, as PyTorch computes it.
+template <class S>
+FS_DEVICE S before_activation(Activation activation, S slope, S gradient, S output) {
+  if (activation == Activation::kReLU) return output <= S(0) ? S(0) : gradient;
+  if (activation == Activation::kLeakyReLU) return output > S(0) ? gradient : gradient * slope;
+  if (activation == Activation::kTanh) return gradient * (S(1) - output * output);
+  return gradient * (S(1) - output) * output;  // kSigmoid
+}
+
 template <class T>
 FS_DEVICE Compute<T> bias_of(const EpilogueParams& e, int64_t conv_channel) {
   return e.bias ? Compute<T>(widen(static_cast<const T*>(e.bias)[conv_channel])) : Compute<T>(0);

@@ -63,14 +63,24 @@ conv_generic_kernel(FS_CONSTANT(GenericParams) p) {
   }
 }
 
-// The gradient of low-resolution pixel (h, w), convolution channel o; zero where the crop took it away.
+// The gradient of low-resolution pixel (h, w), convolution channel o, before the activation; zero where the crop took it
+// away.
 template <class T>
 FS_DEVICE Compute<T> low_gradient(const GenericParams& p, int64_t n, int64_t o, int64_t h, int64_t w) {
   const Geometry& g = p.g;
   const Phase at = phase_of_channel(o, g.channels, g.r_h, g.r_w, g.order);
   const int64_t y = h * g.r_h + at.i - g.crop_top, x = w * g.r_w + at.j - g.crop_left;
-  if (y < 0 || y >= g.out_h || x < 0 || x >= g.out_w) return Compute<T>(0);
-  return widen(static_cast<const T*>(p.grad_output)[offset(p.grad_stride, n, at.c, y, x)]);
+  using S = Compute<T>;
+  if (y < 0 || y >= g.out_h || x < 0 || x >= g.out_w) return S(0);
+  T gradient = static_cast<const T*>(p.grad_output)[offset(p.grad_stride, n, at.c, y, x)];
+  if (p.saved.activation != Activation::kNone) {
+    const TensorView& output = p.saved.output;
+    const T result = static_cast<const T*>(output.data)[offset(output.stride, n, at.c, y, x)];
+    narrow(before_activation(p.saved.activation, S(p.saved.negative_slope), S(widen(gradient)),
+                             S(widen(result))),
+           gradient);
+  }
+  return widen(gradient);
 }
 
 template <class T>

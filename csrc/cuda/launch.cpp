@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "launch.h"
 
+#include <algorithm>
 #include <initializer_list>
 #include <numeric>
 
@@ -76,11 +77,12 @@ Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, int 
           run_of(g.channels, g.r_w, channels_last),
           g.tf32,
           vector,
-          kHaveWgmma};
+          kHaveWgmma,
+          false};
 }
 
-// The convolution of the low-resolution gradient with the kernel turned by 180 degrees. vector: of the gradient.
-Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last, int vector) {
+// The convolution of the low-resolution gradient with the kernel turned by 180 degrees.
+Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last, const PixelSource& gradient) {
   return {dtype,
           g.batch,
           g.conv_channels() / g.groups,
@@ -96,8 +98,9 @@ Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last, i
           g.dilation_w,
           run_of(g.in_channels, 1, channels_last),
           g.tf32,
-          vector,
-          kHaveWgmma};
+          gradient.vector,
+          kHaveWgmma,
+          gradient.activation != Activation::kNone};
 }
 
 // The most elements, a power of two up to 16 bytes, that divide all steps from one run of channels to another.
@@ -112,45 +115,50 @@ int copied_at_once(const void* data, DType dtype, std::initializer_list<int64_t>
 PixelSource plain_source(const TensorView& t, DType dtype, int64_t channels, int64_t h, int64_t w) {
   const Strides& s = t.stride;
   const bool neighbours = channels_are_neighbours(s, channels);
-  return {t.data,
-          s.n,
-          s.h,
-          s.w,
-          s.c,
-          0,
-          0,
-          plain(channels),
-          static_cast<int>(channels),
-          0,
-          0,
-          static_cast<int>(h),
-          static_cast<int>(w),
-          neighbours ? copied_at_once(t.data, dtype, {s.n, s.h, s.w, channels}) : 1,
-          !neighbours};
+  PixelSource source{};
+  source.data = t.data;
+  source.stride = {s.n, s.h, s.w, s.c, 0, 0};
+  source.map = plain(channels);
+  source.total = static_cast<int>(channels);
+  source.fine_h = static_cast<int>(h), source.fine_w = static_cast<int>(w);
+  source.vector = neighbours ? copied_at_once(t.data, dtype, {s.n, s.h, s.w, channels}) : 1;
+  source.by_pixel = !neighbours;
+  return source;
 }
 
-PixelSource gradient_source(const Geometry& g, const TensorView& t, DType dtype) {
+// Of a shuffled tensor, where the channels of a pixel are counted (i, j, c).
+int shuffled_vector(const Geometry& g, const TensorView& t, DType dtype) {
   const Strides& s = t.stride;
-  const bool neighbours = channels_are_neighbours(s, g.channels);
+  if (!channels_are_neighbours(s, g.channels)) return 1;
   // the columns of a cell are neighbours too where pixels lie side by side, and where no crop can cut between them
   const bool cropped = g.crop_left > 0 || g.out_w != g.conv_w * g.r_w;
   const bool merged = s.w == g.channels && !cropped;
   const int64_t run = merged ? g.r_w * g.channels : g.channels, step = merged ? g.r_w * s.w : s.w;
-  return {t.data,
-          s.n,
-          g.r_h * s.h,
-          g.r_w * s.w,
-          s.c,
-          s.h,
-          s.w,
-          counted(g, s),
-          static_cast<int>(g.conv_channels()),
-          static_cast<int>(g.crop_top),
-          static_cast<int>(g.crop_left),
-          static_cast<int>(g.out_h),
-          static_cast<int>(g.out_w),
-          neighbours ? copied_at_once(t.data, dtype, {s.n, s.h, step, run}) : 1,
-          !neighbours};
+  return copied_at_once(t.data, dtype, {s.n, s.h, step, run});
+}
+
+PixelStrides shuffled_strides(const Geometry& g, const Strides& s) {
+  return {s.n, g.r_h * s.h, g.r_w * s.w, s.c, s.h, s.w};
+}
+
+PixelSource gradient_source(const Geometry& g, const TensorView& t, const SavedOutput& saved, DType dtype) {
+  PixelSource source{};
+  source.data = t.data;
+  source.stride = shuffled_strides(g, t.stride);
+  source.map = counted(g, t.stride);
+  source.total = static_cast<int>(g.conv_channels());
+  source.crop_top = static_cast<int>(g.crop_top), source.crop_left = static_cast<int>(g.crop_left);
+  source.fine_h = static_cast<int>(g.out_h), source.fine_w = static_cast<int>(g.out_w);
+  source.vector = shuffled_vector(g, t, dtype);
+  source.by_pixel = !channels_are_neighbours(t.stride, g.channels);
+  if (saved.activation != Activation::kNone) {
+    source.output = saved.output.data;
+    source.output_stride = shuffled_strides(g, saved.output.stride);
+    source.activation = saved.activation;
+    source.negative_slope = static_cast<float>(saved.negative_slope);
+    source.vector = std::min(source.vector, shuffled_vector(g, saved.output, dtype));
+  }
+  return source;
 }
 
 // Where tiles lie: stride and padding of the convolution, in low-resolution pixels.
@@ -264,18 +272,17 @@ Plan forward_plan(const ForwardArguments& a, const Target& target) {
   return forward_plan(a.geometry, a.dtype, a.input,
                       channels_are_neighbours(a.output.stride, a.geometry.channels), target);
 }
-Plan input_grad_plan(const Geometry& g, DType dtype, const TensorView& grad_output, bool channels_last,
+Plan input_grad_plan(const Geometry& g, DType dtype, const PixelSource& gradient, bool channels_last,
                      const Target& target) {
   if (g.stride_h != 1 || g.stride_w != 1) {
     Plan plan{};
     plan.refusal = Refusal::kStridedInputGrad;
     return plan;
   }
-  return plan_conv(input_grad_problem(g, dtype, channels_last, gradient_source(g, grad_output, dtype).vector),
-                   target);
+  return plan_conv(input_grad_problem(g, dtype, channels_last, gradient), target);
 }
 Plan input_grad_plan(const InputGradArguments& a, const Target& target) {
-  return input_grad_plan(a.geometry, a.dtype, a.grad_output,
+  return input_grad_plan(a.geometry, a.dtype, gradient_source(a.geometry, a.grad_output, a.saved, a.dtype),
                          channels_are_neighbours(a.grad_input.stride, a.geometry.in_channels), target);
 }
 // How channels are copied makes no difference to it.
@@ -332,13 +339,14 @@ void conv_input_grad(const InputGradArguments& a, void* scratch, const Device& d
     p.grad_stride = a.grad_output.stride, p.weight_stride = a.weight.stride,
     p.output_stride = a.grad_input.stride;
     p.channels_last = channels_last;
+    p.saved = a.saved;
     return launch_generic(Pass::kInputGrad, a.dtype, p, device.target, device.stream);
   }
   MmaParams m{};
   const Steps steps{1, 1, (g.kernel_h - 1) * g.dilation_h - g.pad_top,
                     (g.kernel_w - 1) * g.dilation_w - g.pad_left};
-  m.load = pixel_load(gradient_source(g, a.grad_output, a.dtype), g.batch, steps, plan.tile_n, plan.halo_h,
-                      plan.halo_w);
+  m.load = pixel_load(gradient_source(g, a.grad_output, a.saved, a.dtype), g.batch, steps, plan.tile_n,
+                      plan.halo_h, plan.halo_w);
   const PackParams pack = pack_params(g, a.weight, scratch, plan, m.load.source.map, Pass::kInputGrad);
   set_output(m, const_cast<void*>(a.grad_input.data), a.grad_input.stride, plain(g.in_channels),
              g.in_channels, run_of(g.in_channels, 1, channels_last));
@@ -361,14 +369,15 @@ void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Device&
     p.grad_output = a.grad_output.data, p.input = a.input.data, p.output = a.grad_weight,
     p.grad_bias = a.grad_bias;
     p.grad_stride = a.grad_output.stride, p.input_stride = a.input.stride;
+    p.saved = a.saved;
     return launch_generic(Pass::kWeightGrad, a.dtype, p, device.target, device.stream);
   }
   WeightGradParams w{};
   w.input =
       pixel_load(plain_source(a.input, a.dtype, g.in_channels, g.in_h, g.in_w), g.batch,
                  {g.stride_h, g.stride_w, g.pad_top, g.pad_left}, plan.tile_n, plan.halo_h, plan.halo_w);
-  w.gradient = pixel_load(gradient_source(g, a.grad_output, a.dtype), g.batch, {1, 1, 0, 0}, plan.tile_n,
-                          plan.tile_h, plan.tile_w);
+  w.gradient = pixel_load(gradient_source(g, a.grad_output, a.saved, a.dtype), g.batch, {1, 1, 0, 0},
+                          plan.tile_n, plan.tile_h, plan.tile_w);
   w.partial = static_cast<float*>(scratch), w.grad_weight = a.grad_weight, w.grad_bias = a.grad_bias;
   w.map = w.gradient.source.map;
   w.rows = static_cast<int>(g.conv_channels()), w.channels = static_cast<int>(g.in_channels);
@@ -377,23 +386,29 @@ void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Device&
   w.plan = plan;
   w.tile_w = SmallDivisor(plan.tile_w), w.tile_h = SmallDivisor(plan.tile_h);
 #if FS_HAVE_SM80
-  if (a.dtype == DType::kFloat16) return launch_weight_grad_mma<Half>(w, device.stream);
-  launch_weight_grad_mma<BFloat16>(w, device.stream);
+  switch (a.dtype) {
+    case DType::kFloat32: return launch_weight_grad_mma<TF32>(w, device.stream);
+    case DType::kBFloat16: return launch_weight_grad_mma<BFloat16>(w, device.stream);
+    case DType::kFloat16: return launch_weight_grad_mma<Half>(w, device.stream);
+    case DType::kFloat64: break;
+  }
 #endif
 }
 
-PassPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last, const Target& target) {
+PassPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last, bool activated,
+                   const Target& target) {
   if (pass == Pass::kWeightGrad) {
     const WeightGradPlan p = weight_grad_plan(g, dtype, target);
     return {p.kernel, p.refusal, int64_t{p.tile_n} * p.tile_h * p.tile_w,
             int64_t{p.row_warps} * kGradWarpRows,
             int64_t{p.row_blocks} * p.channel_blocks * p.tap_blocks * p.splits};
   }
-  const Plan p =
-      pass == Pass::kForward
-          ? forward_plan(g, dtype, dense(g.in_channels, g.in_h, g.in_w, channels_last), channels_last, target)
-          : input_grad_plan(g, dtype, dense(g.channels, g.out_h, g.out_w, channels_last), channels_last,
-                            target);
+  const TensorView input = dense(g.in_channels, g.in_h, g.in_w, channels_last);
+  const TensorView output = dense(g.channels, g.out_h, g.out_w, channels_last);
+  const SavedOutput saved{output, activated ? Activation::kReLU : Activation::kNone};
+  const Plan p = pass == Pass::kForward ? forward_plan(g, dtype, input, channels_last, target)
+                                        : input_grad_plan(g, dtype, gradient_source(g, output, saved, dtype),
+                                                          channels_last, target);
   return {p.kernel, p.refusal, int64_t{p.tile_n} * p.tile_h * p.tile_w, p.columns,
           int64_t{p.grid_x} * p.grid_y};
 }

@@ -34,13 +34,14 @@ struct ShuffleArguments {
 };
 void pixel_shuffle(const ShuffleArguments& a, const Device& device);
 
-// What runs for tensors in the default strides of their layout, and on how many pixels and rows at a time.
+// What runs for tensors in the default strides of their layout, and on how many pixels and rows at a time. activated: a
+// gradient applies that of an activation.
 struct PassPlan {
   Kernel kernel;
   Refusal refusal;
   int64_t pixels, columns, blocks;
 };
-PassPlan plan_pass(Pass pass, const Geometry& geometry, DType dtype, bool channels_last,
+PassPlan plan_pass(Pass pass, const Geometry& geometry, DType dtype, bool channels_last, bool activated,
                    const Target& target);
 
 // ---- one translation unit per element type, so that they compile side by side -------------------------------------

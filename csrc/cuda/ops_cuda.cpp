@@ -57,7 +57,7 @@ struct OnDevice {
 Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                        const OptionalTensor& activation_weight, const OptionalTensor& residual,
                        std::vector<int64_t> geometry, int64_t activation, double negative_slope,
-                       double clamp_min, double clamp_max) {
+                       std::optional<double> clamp_min, std::optional<double> clamp_max) {
   const OnDevice on(input);
   check(weight.dim() == 4, "the CUDA kernels take a weight of 4 dimensions, got ", shape_of(weight));
   const ForwardCall call = forward_call(input, weight, bias, activation_weight, residual, geometry,
@@ -69,9 +69,11 @@ Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const Optional
 }
 
 Tensor input_grad(const Tensor& grad_output, const Tensor& weight, int64_t height, int64_t width,
-                  std::vector<int64_t> geometry, bool channels_last) {
+                  std::vector<int64_t> geometry, bool channels_last, const OptionalTensor& output,
+                  int64_t activation, double negative_slope) {
   const OnDevice on(grad_output);
-  const InputGradCall call = input_grad_call(grad_output, weight, height, width, geometry, channels_last);
+  const InputGradCall call = input_grad_call(grad_output, weight, height, width, geometry, channels_last,
+                                             output, activation, negative_slope);
   if (call.grad_input.numel() == 0) return call.grad_input;
   Tensor scratch = scratch_of(input_grad_scratch(call.arguments, on.device.target), grad_output);
   conv_input_grad(call.arguments, scratch.mutable_data_ptr(), on.device);
@@ -79,9 +81,12 @@ Tensor input_grad(const Tensor& grad_output, const Tensor& weight, int64_t heigh
 }
 
 std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& input, int64_t kernel_h,
-                                       int64_t kernel_w, std::vector<int64_t> geometry) {
+                                       int64_t kernel_w, std::vector<int64_t> geometry,
+                                       const OptionalTensor& output, int64_t activation,
+                                       double negative_slope) {
   const OnDevice on(grad_output);
-  const WeightGradCall call = weight_grad_call(grad_output, input, kernel_h, kernel_w, geometry);
+  const WeightGradCall call =
+      weight_grad_call(grad_output, input, kernel_h, kernel_w, geometry, output, activation, negative_slope);
   Tensor scratch = scratch_of(weight_grad_scratch(call.arguments, on.device.target), grad_output);
   conv_weight_grad(call.arguments, scratch.mutable_data_ptr(), on.device);
   return {call.grad_weight, call.grad_bias};
@@ -129,14 +134,14 @@ std::vector<int64_t> cuda_capability(int64_t device) {
   return {driver, runtime, t.sm, t.multiprocessors, t.shared_bytes, image_error()};
 }
 
-// Takes a problem (torch_ops.h) and a target: compute capability, multiprocessors, bytes of shared memory. Returns
-// kernel, refusal, pixels and rows of a tile, blocks.
-std::vector<int64_t> cuda_plan(std::vector<int64_t> problem, std::vector<int64_t> target) {
+// Takes a problem (torch_ops.h), a target - compute capability, multiprocessors, bytes of shared memory - and whether a
+// gradient applies an activation's. Returns kernel, refusal, pixels and rows of a tile, blocks.
+std::vector<int64_t> cuda_plan(std::vector<int64_t> problem, std::vector<int64_t> target, bool activated) {
   check(target.size() == 3, "a target is 3 numbers, got ", target.size());
   const Geometry g = problem_geometry(problem);
   const Target t{static_cast<int>(target[0]), static_cast<int>(target[1]), target[2]};
-  const PassPlan p =
-      plan_pass(static_cast<Pass>(problem[0]), g, static_cast<DType>(problem[1]), problem[2] != 0, t);
+  const PassPlan p = plan_pass(static_cast<Pass>(problem[0]), g, static_cast<DType>(problem[1]),
+                               problem[2] != 0, activated, t);
   return {static_cast<int64_t>(p.kernel), static_cast<int64_t>(p.refusal), p.pixels, p.columns, p.blocks};
 }
 

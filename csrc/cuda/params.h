@@ -64,6 +64,7 @@ struct GenericParams {
   Strides input_stride, weight_stride, grad_stride, output_stride;
   bool channels_last;  // order in which threads walk through the output
   EpilogueParams epilogue;
+  SavedOutput saved;  // of the gradients
 };
 
 // Where channel s of a pixel lies. Channels are counted so that neighbours are neighbours in memory where there are
@@ -75,11 +76,20 @@ struct ShuffledChannels {
   ChannelOrder call_order;       // of the operator: which convolution channel a phase is
 };
 
-// A [batch, channels, h, w] tensor, plain or shuffled, read at low-resolution pixels.
+// Steps through a [batch, channels, h, w] tensor, plain or shuffled, that is read at low-resolution pixels.
+struct PixelStrides {
+  int64_t batch, row, col;  // of low-resolution pixels
+  int64_t channel, fine_row, fine_col;
+};
+
+// Such a tensor. With an `output`, the activation's gradient is applied to what is loaded.
 struct PixelSource {
   const void* data;
-  int64_t batch_stride, row_stride, col_stride;  // of low-resolution pixels
-  int64_t channel_stride, fine_row_stride, fine_col_stride;
+  PixelStrides stride;
+  const void* output;  // or null
+  PixelStrides output_stride;
+  Activation activation;
+  float negative_slope;
   ShuffledChannels map;
   int total;  // channels of a low-resolution pixel
   int crop_top, crop_left, fine_h, fine_w;

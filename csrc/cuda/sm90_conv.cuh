@@ -59,9 +59,14 @@ struct WgmmaBlock {
   FS_DEVICE void fetch(Cursor& at) const {
     const Plan& plan = p.plan;
     if (at.chunk < plan.chunks) {
-      if (at.step == 0)
-        load_pixels<T, 8>(p.load, origin, at.chunk, shared + at.pixel_stage * plan.pixel_stage_bytes,
-                          Planes<kPieces>(plan.pixel_plane));
+      if (at.step == 0) {
+        unsigned char* to = shared + at.pixel_stage * plan.pixel_stage_bytes;
+        const Planes<kPieces> place(plan.pixel_plane);
+        if (p.load.source.output)
+          load_activated<T>(p.load, origin, at.chunk, to, place);
+        else
+          load_pixels<T, 8>(p.load, origin, at.chunk, to, place);
+      }
       if (thread_index() == 0) {
         mbarrier_arrive_expect(arrived + at.filter_stage, kTapBytes);
         bulk_copy(shared + plan.filter_offset + at.filter_stage * kTapBytes,

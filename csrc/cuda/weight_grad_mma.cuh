@@ -4,8 +4,9 @@
 // channels for up to kTaps taps.
 //
 //   pixels   A tile's gradient and its input with halo lie in shared memory pixel by pixel, as they do for the
-//            convolution (conv_mma.cuh); ldmatrix transposes them on the way to the registers. A tap moves the address
-//            at which the input's pixels are read. The next tile is fetched meanwhile.
+//            convolution (conv_mma.cuh); ldmatrix transposes them on the way to the registers - tf32 not, whose lanes
+//            read their elements one by one. A tap moves the address at which the input's pixels are read. The next tile
+//            is fetched meanwhile.
 //   bias     A column of ones.
 //   sums     Every block writes its own; weight_grad_finish_kernel adds them in the order of the blocks.
 #pragma once
@@ -14,14 +15,36 @@
 
 namespace fused_subpixel::cuda {
 
-FS_DEVICE uint32_t pair_of_ones(Half) { return 0x3c003c00u; }
-FS_DEVICE uint32_t pair_of_ones(BFloat16) { return 0x3f803f80u; }
+FS_DEVICE uint32_t word_of_ones(Half) { return 0x3c003c00u; }
+FS_DEVICE uint32_t word_of_ones(BFloat16) { return 0x3f803f80u; }
+FS_DEVICE uint32_t word_of_ones(TF32) { return 0x3f800000u; }
+
+// For tf32, in place of Swizzled: four pixels of eight neighbours each, which a warp reads at once, lie in 32 banks.
+template <int kBytes>
+struct Padded {
+  static constexpr int kPieces = kBytes / 16, kPitch = kBytes + grad_padding(4);
+  static_assert(kPitch % 64 == 32, "8 or 24 banks from one pixel to the next");
+  FS_DEVICE explicit Padded(int) {}
+  FS_DEVICE int at(int row, int piece) const { return row * kPitch + piece * 16; }
+};
+template <class T, int kBytes>
+struct GradPlacement {
+  using type = Swizzled<kBytes>;
+};
+template <int kBytes>
+struct GradPlacement<TF32, kBytes> {
+  using type = Padded<kBytes>;
+};
 
 template <class T, int kTaps>
 struct WeightGradBlock {
-  static constexpr int kGradientBytes = kGradWarpRows * 2,
-                       kInputBytes = kGradWarpChannels * 2;  // of a pixel, per warp
+  static constexpr int kBytes = static_cast<int>(sizeof(T)), kPixels = grad_pixels(kBytes);
+  // of a pixel, per warp
+  using GradientPlace = typename GradPlacement<T, kGradWarpRows * kBytes>::type;
+  using InputPlace = typename GradPlacement<T, kGradWarpChannels * kBytes>::type;
   static constexpr int kTiles = kGradWarpChannels / 8;
+  static constexpr int kSummed = 32 / kBytes;           // pixels that one mma sums over
+  static constexpr int kIndices = kBytes == 4 ? 2 : 1;  // pixels of the input that a lane reads for it
   const WeightGradParams& p;
   unsigned char* shared;
   int lane, row_warp, channel_warp, channel_warps;
@@ -45,7 +68,7 @@ struct WeightGradBlock {
   FS_DEVICE void prepare() const {
     const WeightGradPlan& plan = p.plan;
     const int pixels = plan.tile_n * plan.tile_h * plan.tile_w;
-    for (int pixel = thread_index(); pixel < kMmaPixels; pixel += block_threads()) {
+    for (int pixel = thread_index(); pixel < kPixels; pixel += block_threads()) {
       int index = 0;
       if (pixel < pixels) {
         const int line = p.tile_w.divide(pixel), image = p.tile_h.divide(line);
@@ -55,8 +78,8 @@ struct WeightGradBlock {
         for (int stage = 0; stage < 2; ++stage) {
           for (int warp = 0; warp < plan.row_warps; ++warp) {
             unsigned char* to = shared + stage * plan.stage_bytes + warp * plan.gradient_chunk_bytes;
-            store_16(to + swizzled<kGradientBytes>(pixel, 0), Packed16{});
-            store_16(to + swizzled<kGradientBytes>(pixel, 1), Packed16{});
+            for (int piece = 0; piece < GradientPlace::kPieces; ++piece)
+              store_16(to + GradientPlace(kPixels).at(pixel, piece), Packed16{});
           }
         }
       }
@@ -70,11 +93,39 @@ struct WeightGradBlock {
       const TileOrigin origin = tile_origin(plan, tile);
       unsigned char* to = shared + stage * plan.stage_bytes;
       for (int warp = 0; warp < plan.row_warps; ++warp, to += plan.gradient_chunk_bytes)
-        load_pixels<T, kGradientBytes>(p.gradient, origin, row_block * plan.row_warps + warp, to);
+        load_source<T>(p.gradient, origin, row_block * plan.row_warps + warp, to, GradientPlace(kPixels));
       for (int warp = 0; warp < channel_warps; ++warp, to += plan.input_chunk_bytes)
-        load_pixels<T, kInputBytes>(p.input, origin, channel_block * channel_warps + warp, to);
+        load_pixels<T>(p.input, origin, channel_block * channel_warps + warp, to,
+                       InputPlace(p.input.halo_pixels.divisor));
     }
     cp_async_commit();
+  }
+
+  // Rows by pixels.
+  FS_DEVICE void gradient_operand(const unsigned char* gradient, int pixel, uint32_t (&g)[4]) const {
+    const GradientPlace place(kPixels);
+    if constexpr (kBytes == 2) {
+      ldmatrix_x4_transposed(g, gradient + place.at(pixel + lane / 16 * 8 + lane % 8, lane / 8 % 2));
+    } else {
+      FS_UNROLL
+      for (int q = 0; q < 4; ++q)
+        g[q] = round_to_tf32(
+            load_4(gradient + place.at(pixel + lane % 4 + q / 2 * 4, 0) + (lane / 4 + q % 2 * 8) * 4));
+    }
+  }
+
+  // Pixels, of which `index` has those that this lane reads, by two tiles of eight channels from tile c on.
+  FS_DEVICE void input_operand(const unsigned char* input, const int (&index)[kIndices], int moved, int c,
+                               uint32_t (&x)[4]) const {
+    const InputPlace place(p.input.halo_pixels.divisor);
+    if constexpr (kBytes == 2) {
+      ldmatrix_x4_transposed(x, input + place.at(index[0] + moved, c + lane / 16));
+    } else {
+      FS_UNROLL
+      for (int q = 0; q < 4; ++q)
+        x[q] = round_to_tf32(
+            load_4(input + place.at(index[q % 2] + moved, 0) + ((c + q / 2) * 8 + lane / 4) * 4));
+    }
   }
 
   FS_DEVICE void multiply(const unsigned char* stage) {
@@ -82,23 +133,25 @@ struct WeightGradBlock {
     const unsigned char* gradient = stage + row_warp * p.plan.gradient_chunk_bytes;
     const unsigned char* input =
         stage + p.plan.row_warps * p.plan.gradient_chunk_bytes + channel_warp * p.plan.input_chunk_bytes;
-    const uint32_t ones[2] = {pair_of_ones(T{}), pair_of_ones(T{})};
-    for (int pixel = 0; pixel < kMmaPixels; pixel += 16) {
-      uint32_t g[4];  // rows by pixels
-      ldmatrix_x4_transposed(
-          g, gradient + swizzled<kGradientBytes>(pixel + lane / 16 * 8 + lane % 8, lane / 8 % 2));
+    const uint32_t ones[2] = {word_of_ones(T{}), word_of_ones(T{})};
+    for (int pixel = 0; pixel < kPixels; pixel += kSummed) {
+      uint32_t g[4];
+      gradient_operand(gradient, pixel, g);
       mma<T>(bias, g, ones);
-      const int index = halo_index()[pixel + lane / 8 % 2 * 8 + lane % 8];
+      int index[kIndices];
+      FS_UNROLL
+      for (int q = 0; q < kIndices; ++q)
+        index[q] = halo_index()[pixel + (kBytes == 2 ? lane / 8 % 2 * 8 + lane % 8 : q * 4 + lane % 4)];
       int a = tap_block * kTaps / p.kernel_w, b = tap_block * kTaps - a * p.kernel_w;
       FS_UNROLL
       for (int tap = 0; tap < kTaps; ++tap) {
         if (tap < taps) {
-          const int moved = index + a * p.dilation_h * p.plan.halo_w + b * p.dilation_w;
+          const int moved = a * p.dilation_h * p.plan.halo_w + b * p.dilation_w;
           if (++b == p.kernel_w) b = 0, ++a;
           FS_UNROLL
           for (int c = 0; c < kTiles; c += 2) {
-            uint32_t x[4];  // pixels by channels, two tiles of eight
-            ldmatrix_x4_transposed(x, input + swizzled<kInputBytes>(moved, c + lane / 16));
+            uint32_t x[4];
+            input_operand(input, index, moved, c, x);
             const uint32_t left[2] = {x[0], x[1]}, right[2] = {x[2], x[3]};
             mma<T>(sum[tap][c], g, left);
             mma<T>(sum[tap][c + 1], g, right);

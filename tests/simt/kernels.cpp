@@ -18,6 +18,7 @@
 #include "cuda/sm80_conv_tf32.cu"
 #include "cuda/sm80_weight_grad_bfloat16.cu"
 #include "cuda/sm80_weight_grad_half.cu"
+#include "cuda/sm80_weight_grad_tf32.cu"
 #include "cuda/sm90_conv_bfloat16.cu"
 #include "cuda/sm90_conv_half.cu"
 
@@ -99,12 +100,15 @@ void forward(const std::vector<int64_t>& geometry, int dtype, const Array& input
 }
 
 void input_grad(const std::vector<int64_t>& geometry, int dtype, const Array& grad_output,
-                const Array& weight, const Array& grad_input, const std::vector<int64_t>& target,
-                bool guard_start) {
+                const Array& weight, const OptionalArray& output, int activation, double slope,
+                const Array& grad_input, const std::vector<int64_t>& target, bool guard_start) {
   Memory m = memory(guard_start);
-  const InputGradArguments a{geometry_of(geometry), static_cast<DType>(dtype),
-                             m.in("the gradient", grad_output), m.in("the weight", weight),
-                             m.out("the input's gradient", grad_input)};
+  const InputGradArguments a{geometry_of(geometry),
+                             static_cast<DType>(dtype),
+                             m.in("the gradient", grad_output),
+                             m.in("the weight", weight),
+                             m.out("the input's gradient", grad_input),
+                             {m.in("the output", output), static_cast<Activation>(activation), slope}};
   const Device device = device_of(target);
   conv_input_grad(a, m.take("scratch", static_cast<size_t>(input_grad_scratch(a, device.target))), device);
   m.check();
@@ -112,14 +116,16 @@ void input_grad(const std::vector<int64_t>& geometry, int dtype, const Array& gr
 }
 
 void weight_grad(const std::vector<int64_t>& geometry, int dtype, const Array& grad_output,
-                 const Array& input, const Array& grad_weight, const Array& grad_bias,
-                 const std::vector<int64_t>& target, bool guard_start) {
+                 const Array& input, const OptionalArray& output, int activation, double slope,
+                 const Array& grad_weight, const Array& grad_bias, const std::vector<int64_t>& target,
+                 bool guard_start) {
   Memory m = memory(guard_start);
   WeightGradArguments a{};
   a.geometry = geometry_of(geometry), a.dtype = static_cast<DType>(dtype);
   a.grad_output = m.in("the gradient", grad_output), a.input = m.in("the input", input);
   a.grad_weight = m.take("the weight's gradient", std::get<1>(grad_weight));
   a.grad_bias = m.take("the bias's gradient", std::get<1>(grad_bias));
+  a.saved = {m.in("the output", output), static_cast<Activation>(activation), slope};
   const Device device = device_of(target);
   conv_weight_grad(a, m.take("scratch", static_cast<size_t>(weight_grad_scratch(a, device.target))), device);
   m.check();
@@ -141,9 +147,9 @@ void shuffle(const std::vector<int64_t>& sizes, int order, bool inverse, bool ch
 
 // Kernel, refusal, pixels and columns of a tile, blocks.
 std::vector<int64_t> plan(int pass, const std::vector<int64_t>& geometry, int dtype, bool channels_last,
-                          const std::vector<int64_t>& target) {
+                          bool activated, const std::vector<int64_t>& target) {
   const PassPlan p = plan_pass(static_cast<Pass>(pass), geometry_of(geometry), static_cast<DType>(dtype),
-                               channels_last, device_of(target).target);
+                               channels_last, activated, device_of(target).target);
   return {static_cast<int64_t>(p.kernel), static_cast<int64_t>(p.refusal), p.pixels, p.columns, p.blocks};
 }
 

@@ -146,6 +146,11 @@ FS_DEVICE Packed16 load_16(const void* from, FS_PLACE) {
   simt::load(&value, from, 16, {"load_16", file, line});
   return value;
 }
+FS_DEVICE uint32_t load_4(const void* from, FS_PLACE) {
+  uint32_t value;
+  simt::load(&value, from, 4, {"load_4", file, line});
+  return value;
+}
 FS_DEVICE void store_16(void* to, const Packed16& value, FS_PLACE) {
   simt::store(to, &value, 16, {"store_16", file, line});
 }

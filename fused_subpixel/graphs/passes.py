@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Replacing what :mod:`.pattern` finds: in exported programs, and in what torch.compile captures."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import logging
+import warnings
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from .._layout import memory_format
+from ..surgery.report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site
+from .calls import call_of, has_side_effects, known, spelled, tensor_of
+from .pattern import Match, Refusal, Shuffle, match, shuffles
+
+aten = torch.ops.aten
+_operator = torch.ops.fused_subpixel.subpixel_conv2d.default
+_log = logging.getLogger(__name__)
+
+
+# ---- exported programs -------------------------------------------------------------------------------------
+
+
+def fuse(program: Any, *, return_report: bool = False) -> Any:
+    """Replace convolutions and pixel shuffles of an exported program by sub-pixel convolutions.
+
+    Every ``conv2d -> pixel_shuffle``, with activation, residual and clamp before or after the shuffle in the
+    order of :func:`fused_subpixel.subpixel_conv2d`, becomes one call of
+    ``torch.ops.fused_subpixel.subpixel_conv2d``. What is not provably that, for all sizes the program allows,
+    is left alone. docs/graphs.md lists what is recognised.
+
+    Args:
+        program: what ``torch.export.export`` returns, also after ``run_decompositions``.
+        return_report: return (program, report) instead of the program alone.
+
+    Returns:
+        A new ``torch.export.ExportedProgram`` that shares parameters, buffers and constants with
+        ``program``, and, if asked for, a :class:`Report` of every shuffle that was found. It is saved,
+        loaded, compiled and differentiated as any other; before loading it, ``import fused_subpixel``.
+
+    Raises:
+        TypeError: ``program`` is not an ExportedProgram.
+
+    Warns:
+        UserWarning: nothing was replaced, now or before.
+    """
+    from torch.export import ExportedProgram
+
+    if not isinstance(program, ExportedProgram):
+        raise TypeError(
+            f"program: expected a torch.export.ExportedProgram, got {type(program).__name__}; "
+            "torch.export.export makes one of a module"
+        )
+    graph_module = copy.deepcopy(program.graph_module)
+    # The copy renames nodes that are called as builtins of Python are, and the signature knows them by name.
+    for copied, node in zip(graph_module.graph.nodes, program.graph.nodes, strict=True):
+        copied.name = node.name
+    signatures = [entry.signature for entry in program.module_call_graph if entry.signature is not None]
+    kept = {
+        argument.name
+        for signature in signatures
+        for argument in (*signature.inputs, *signature.outputs)
+        if hasattr(argument, "name")
+    }
+    report = _fuse_all(graph_module, training=False, kept=kept)
+    if not report.replaced and not report.already_replaced:
+        warnings.warn(f"fuse: nothing was replaced: {report}", UserWarning, stacklevel=2)
+    fused = ExportedProgram(
+        root=graph_module,
+        graph=graph_module.graph,
+        graph_signature=copy.deepcopy(program.graph_signature),
+        state_dict=program.state_dict,
+        range_constraints=copy.deepcopy(program.range_constraints),
+        module_call_graph=copy.deepcopy(program.module_call_graph),
+        example_inputs=program.example_inputs,
+        constants=program.constants,
+        verifiers=program.verifiers,
+    )
+    return (fused, report) if return_report else fused
+
+
+# ---- torch.compile -----------------------------------------------------------------------------------------
+
+
+@functools.cache  # so that equal backends are one: torch.compile compiles again for another
+def fusing_backend(backend: str | Callable[..., Any] = "inductor") -> Callable[..., Any]:
+    """A backend for ``torch.compile`` that does what :func:`fuse` does, then hands over to another backend.
+
+    >>> compiled = torch.compile(model, backend=fusing_backend())
+    >>> compiled = torch.compile(model, backend=fusing_backend("aot_eager"), dynamic=True)
+
+    ``mode`` and ``options`` of ``torch.compile`` reach the other backend. In training, an epilogue is taken
+    into the call only where its gradient can be read from the output. The backend of :class:`use_backend`
+    counts when the graph is compiled. What was done is logged for each graph by the logger
+    ``fused_subpixel.graphs.passes``, with level INFO.
+
+    Args:
+        backend: a name from ``torch.compiler.list_backends()``, or a callable.
+    """
+    return _FusingBackend(backend)
+
+
+@dataclasses.dataclass(frozen=True)
+class _FusingBackend:
+    backend: str | Callable[..., Any]
+
+    def __call__(self, graph_module: GraphModule, inputs: list[Any], **options: Any) -> Any:
+        """Fuse in the graph that Dynamo captured, then compile it."""
+        from torch._dynamo import lookup_backend
+
+        report = _fuse_all(graph_module, training=True)
+        if len(report):
+            _log.info("%s", report)
+        if self.backend == "inductor":
+            options = {"config_patches": _inductor_options(**options)}
+        return lookup_backend(self.backend)(graph_module, inputs, **options)
+
+
+def _inductor_options(mode: str | None = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The settings of Inductor that ``mode`` and ``options`` of torch.compile stand for."""
+    from torch._inductor import list_mode_options
+
+    settings = {**list_mode_options(mode or "default"), **(options or {})}
+    return {name.replace("-", "_"): value for name, value in settings.items()}
+
+
+# ---- rewriting ---------------------------------------------------------------------------------------------
+
+
+def _fuse_all(root: GraphModule, *, training: bool, kept: Collection[str] = ()) -> Report:
+    """Fuse in place, in a graph and those of its submodules; values whose names are ``kept`` stay."""
+    sites: list[Site] = []
+    for module in root.modules():
+        if isinstance(module, GraphModule):
+            found = _fuse_graph(module.graph, training, kept)
+            if any(site.status == REPLACED for site in found):
+                module.graph.lint()
+                module.recompile()
+            sites += found
+    return Report(sites)
+
+
+def _fuse_graph(graph: Graph, training: bool, kept: Collection[str]) -> list[Site]:
+    sites = []
+    done = [node for node in graph.nodes if node.op == "call_function" and node.target is _operator]
+    for node in done:
+        sites.append(Site(_path(node), "subpixel_conv2d", ALREADY_REPLACED))
+    for node, shuffle in list(shuffles(graph)):
+        if node.graph is not graph or node._erased:  # gone with the residual it was part of
+            continue
+        try:
+            if isinstance(shuffle, Refusal):
+                raise shuffle
+            found = match(shuffle, training)
+            for inner in found.nodes[:-1]:
+                if inner.name in kept:
+                    raise Refusal(f"{spelled(inner)} enters or leaves a module whose signature is preserved")
+        except Refusal as refusal:
+            layers = shuffle.name if isinstance(shuffle, Shuffle) else "pixel_shuffle"
+            sites.append(Site(_path(node), layers, LEFT_ALONE, str(refusal)))
+            continue
+        sites.append(_site(found))
+        _replace(graph, found)
+    return sites
+
+
+def _replace(graph: Graph, found: Match) -> None:
+    """Let the last node of a match be the call of the operator, and erase the others.
+
+    It keeps its name, which the signature of an exported program refers to, and what is noted of its result.
+    """
+    last, call = found.nodes[-1], found.convolution
+    target = tensor_of(found.nodes[0])
+    output = tensor_of(last)
+    assert target is not None
+    assert output is not None
+    with graph.inserting_before(last):
+        input, weight, bias = (_cast(graph, call.arguments[name], target.dtype) for name in _OPERANDS)
+        input = _laid_out_for(graph, input, output)
+    unused = [argument for node in found.nodes for argument in node.all_input_nodes]
+    arguments = (
+        input, weight, bias, found.activation_weight, found.residual,
+        list(found.geometry), *found.epilogue.numbers,
+    )  # fmt: skip
+    last.op, last.target, last.args, last.kwargs = "call_function", _operator, arguments, {}
+    for stale in ("torch_fn", "source_fn_stack", "eager_input_vals"):
+        last.meta.pop(stale, None)
+    for node in reversed(found.nodes[:-1]):
+        graph.erase_node(node)
+    _erase_unused(graph, unused)
+
+
+_OPERANDS = ("input", "weight", "bias")
+
+
+def _cast(graph: Graph, node: Node | None, dtype: torch.dtype) -> Node | None:
+    """The operand in the dtype that the convolution computes in: under autocast it differs."""
+    value = tensor_of(node)
+    if node is None or value is None or value.dtype == dtype:
+        return node
+    cast = graph.call_function(aten.to.dtype, (node, dtype))
+    _note(cast, node, value.to(dtype))
+    return cast
+
+
+def _laid_out_for(graph: Graph, input: Node | None, output: Tensor) -> Node | None:
+    """The input in the memory format that the output had, for the operator keeps that of its input.
+
+    A convolution whose weight alone is channels_last changes the format, for one, and views that come later
+    may rely on it.
+    """
+    value = tensor_of(input)
+    wanted = _is_channels_last(output)
+    if input is None or value is None or _is_channels_last(value) == wanted:
+        return input
+    layout = memory_format(wanted)
+    copied = graph.call_function(aten.clone.default, (input,), {"memory_format": layout})
+    _note(copied, input, value.clone(memory_format=layout))
+    return copied
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    """As :func:`.._layout.is_channels_last`, without asking for the values of symbolic sizes."""
+    return known(tensor.stride(1) == 1) and known(tensor.stride(3) != 1)
+
+
+def _note(new: Node, like: Node, value: Tensor) -> None:
+    for name in ("val", "example_value"):
+        if name in like.meta:
+            new.meta[name] = value
+    new.meta["nn_module_stack"] = like.meta.get("nn_module_stack", {})
+
+
+def _erase_unused(graph: Graph, nodes: list[Node]) -> None:
+    """Erase what nothing reads any more: upsamplings, the arithmetic of view sizes, and what these read."""
+    while nodes:
+        node = nodes.pop()
+        if node._erased or node.users or node.op in ("placeholder", "get_attr") or has_side_effects(node):
+            continue
+        nodes += node.all_input_nodes
+        graph.erase_node(node)
+
+
+# ---- reporting ---------------------------------------------------------------------------------------------
+
+
+def _site(found: Match) -> Site:
+    convolution, low = tensor_of(found.convolution.arguments["weight"]), tensor_of(found.nodes[0])
+    assert convolution is not None
+    assert low is not None
+    rows, _, kernel_h, kernel_w = convolution.shape
+    columns = convolution.shape[1] * found.geometry.groups
+    layers = [f"conv2d({columns}, {rows}, {kernel_h}x{kernel_w})"]
+    for node in found.nodes[1:]:
+        if node is found.shuffle.nodes[0]:
+            layers.append(found.shuffle.name)
+        elif node not in found.shuffle.nodes and (call := call_of(node)):
+            layers.append(call.name)
+    # The low-resolution tensor is not written and not read any more.
+    per_pixel = 2 * rows * low.element_size()
+    sizes = [size for dim, size in enumerate(low.shape) if dim != 1]
+    static = all(isinstance(size, int) for size in sizes)
+    return Site(
+        " -> ".join(dict.fromkeys((_path(found.nodes[0]), _path(found.shuffle.nodes[0])))),
+        " -> ".join(layers),
+        REPLACED,
+        found.stopped,
+        per_pixel * sizes[0] * sizes[1] * sizes[2] if static else None,
+        per_pixel,
+    )
+
+
+def _path(node: Node) -> str:
+    """The module that a node comes from; its own name where that is the whole model or not known."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = str(stack[-1][0]) if stack else ""
+    for wrapping in ("L['self'].", "_modules.", "L__self___"):
+        path = path.removeprefix(wrapping)
+    return path if path and not path.startswith("L[") else node.name

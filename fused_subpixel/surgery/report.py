@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a replacement did and did not do: :class:`Report`, of one :class:`Site` per place looked at."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+REPLACED, ALREADY_REPLACED, LEFT_ALONE = "replaced", "already replaced", "left alone"
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A place of a model that was looked at.
+
+    Attributes:
+        path: names of the modules, as in ``named_modules()``, joined by `` -> `` in the order of the data.
+        layers: what stands there, with its shape: ``Conv2d(64, 12, 3x3) -> PixelShuffle(2)``.
+        status: ``"replaced"``, ``"already replaced"`` or ``"left alone"``.
+        reason: how it is replaced, or why it was left alone, in words.
+        saved_bytes: memory that a run of the model on the example inputs need not write and read any more;
+            None where the size of the tensors is not known.
+        saved_bytes_per_pixel: the same for each pixel of the convolution's output; None where unknown.
+    """
+
+    path: str
+    layers: str
+    status: str
+    reason: str = ""
+    saved_bytes: int | None = None
+    saved_bytes_per_pixel: int | None = None
+
+    @property
+    def saving(self) -> str:
+        """The expected saving, in words: of a run, else per low-resolution pixel, else nothing."""
+        if self.saved_bytes is not None:
+            return format_bytes(self.saved_bytes)
+        return "" if self.saved_bytes_per_pixel is None else f"{self.saved_bytes_per_pixel} B/pixel"
+
+
+class Report:
+    """The sites of a replacement, best printed: a table and a line that sums it up.
+
+    Iterates over its :class:`Site` objects, in the order of ``named_modules()``.
+    """
+
+    def __init__(self, sites: Iterable[Site] = (), note: str = "") -> None:
+        self.sites = tuple(sites)
+        self.note = note
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def __getitem__(self, index: int) -> Site:
+        return self.sites[index]
+
+    def with_status(self, status: str) -> list[Site]:
+        """The sites of a ``status``."""
+        return [site for site in self.sites if site.status == status]
+
+    @property
+    def replaced(self) -> list[Site]:
+        """The sites that were replaced by this call."""
+        return self.with_status(REPLACED)
+
+    @property
+    def already_replaced(self) -> list[Site]:
+        """The sites that an earlier call had replaced."""
+        return self.with_status(ALREADY_REPLACED)
+
+    @property
+    def left_alone(self) -> list[Site]:
+        """The sites that stay as they are."""
+        return self.with_status(LEFT_ALONE)
+
+    @property
+    def saved_bytes(self) -> int | None:
+        """Sum over the replaced sites whose saving is known, or None where none is."""
+        known = [site.saved_bytes for site in self.sites if site.status != LEFT_ALONE]
+        found = [size for size in known if size is not None]
+        return sum(found) if found else None
+
+    @property
+    def summary(self) -> str:
+        """One line: how many sites have which status, and the saving."""
+        if not self.sites:
+            text = "no site found"
+        else:
+            counts = [
+                f"{len(found)} {status}"
+                for status in (REPLACED, ALREADY_REPLACED, LEFT_ALONE)
+                if (found := self.with_status(status))
+            ]
+            text = f"{len(self.sites)} {'site' if len(self.sites) == 1 else 'sites'}: {', '.join(counts)}"
+            if self.saved_bytes is not None:
+                text += f"; {format_bytes(self.saved_bytes)} less to write and read per run"
+        return f"{text}. {self.note}" if self.note else text
+
+    def __str__(self) -> str:
+        if not self.sites:
+            return self.summary
+        rows = [("path", "layers", "status", "saving", "how, or why not")]
+        rows += [(site.path, site.layers, site.status, site.saving, site.reason) for site in self.sites]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [
+            "  ".join((*(cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)), row[4]))
+            for row in rows
+        ]
+        return "\n".join((*(line.rstrip() for line in lines), self.summary))
+
+    def __repr__(self) -> str:
+        return f"<Report: {self.summary}>"
+
+
+def format_bytes(size: int) -> str:
+    """A size as people write it: ``0 B``, ``12.3 MB``."""
+    value, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{size} B" if unit == "B" else f"{value:.3g} {unit}"
