@@ -6,7 +6,7 @@ from .explanation import Explanation, explain
 from .functional import pixel_shuffle, pixel_unshuffle, subpixel_conv2d
 from .init import icnr_
 from .modules import SubpixelConv2d
-from .surgery import Report, Site
+from .surgery import Report, Site, replace_pixel_shuffle, restore_pixel_shuffle
 
 __version__ = "0.1.0"
 
@@ -19,6 +19,8 @@ __all__ = [
     "icnr_",
     "pixel_shuffle",
     "pixel_unshuffle",
+    "replace_pixel_shuffle",
+    "restore_pixel_shuffle",
     "subpixel_conv2d",
     "use_backend",
 ]

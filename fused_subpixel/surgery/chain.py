@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The chain that becomes one call: convolution, batch norm, activation, pixel shuffle, activation.
+
+What may stand in it, why something may not, and how it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from .._arguments import DTYPES
+from ..functional import subpixel_conv2d, why_only_reference
+
+
+class Activation(NamedTuple):
+    """An elementwise activation by the name that :func:`fused_subpixel.subpixel_conv2d` gives it."""
+
+    name: str
+    negative_slope: float = 0.01
+    weight: Tensor | None = None  # the slopes of "prelu"
+
+    def apply(self, input: Tensor) -> Tensor:
+        """The activation alone. It keeps its input for the gradient where it can, not its output."""
+        if self.name == "relu":
+            return F.threshold(input, 0, 0) if torch.is_grad_enabled() else F.relu(input)
+        if self.name == "leaky_relu":
+            return F.leaky_relu(input, self.negative_slope)
+        if self.name == "prelu":
+            assert self.weight is not None
+            return F.prelu(input, self.weight)
+        return {"silu": F.silu, "gelu": F.gelu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}[self.name](
+            input
+        )
+
+    def commutes(self) -> bool:
+        """Whether to do it after the shuffle is as good as before."""
+        if self.weight is not None:
+            return self.weight.numel() == 1
+        return self.name not in ("tanh", "sigmoid") or overwritable(self, before=True)
+
+
+class Chain(NamedTuple):
+    """Neighbours in an ``nn.Sequential`` that run as one call, ``nn.Identity`` between them included."""
+
+    modules: tuple[nn.Module, ...]
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d | None
+    before: Activation | None  # the shuffle
+    shuffle: nn.PixelShuffle
+    after: Activation | None
+
+
+class Downward(NamedTuple):
+    """A pixel unshuffle and the convolution behind it, neighbours in an ``nn.Sequential``."""
+
+    modules: tuple[nn.Module, ...]
+    unshuffle: nn.PixelUnshuffle
+    conv: nn.Conv2d
+
+
+# ---- modules that are what PyTorch made them -----------------------------------------------------------------
+
+
+def why_altered(module: nn.Module, base: type[nn.Module]) -> str | None:
+    """What, if anything, makes a call of ``module`` more than ``base.forward``; in words."""
+    return why_own_forward(module, base) or (
+        f"{type(module).__name__} has hooks" if has_hooks(module) else None
+    )
+
+
+def why_own_forward(module: nn.Module, base: type[nn.Module]) -> str | None:
+    """Why the forward of ``module`` is not ``base.forward``, if it is not; in words."""
+    kind = type(module)
+    forward = getattr(kind.forward, "stands_for", kind.forward)  # see modules.py
+    if forward is not base.forward or "forward" in module.__dict__:
+        return f"{kind.__name__} has a forward of its own"
+    if base is nn.Conv2d and (
+        kind._conv_forward is not nn.Conv2d._conv_forward or "_conv_forward" in module.__dict__
+    ):
+        return f"{kind.__name__} has a _conv_forward of its own"
+    return None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is registered to run along with ``module``."""
+    return bool(module._forward_pre_hooks) or has_output_hooks(module)
+
+
+def has_output_hooks(module: nn.Module) -> bool:
+    """Whether something is registered to see what ``module`` returns, or its gradient."""
+    return bool(module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+def activation_of(module: nn.Module) -> Activation | None:
+    """The activation that ``module`` is, or None if it is none that can be fused."""
+    kind = type(module)
+    if kind is nn.ReLU:
+        return Activation("relu")
+    if kind is nn.LeakyReLU:
+        return Activation("leaky_relu", module.negative_slope)
+    if kind is nn.PReLU:
+        return Activation("prelu", weight=module.weight)
+    if kind is nn.SiLU:
+        return Activation("silu")
+    if kind is nn.GELU and module.approximate == "none":
+        return Activation("gelu")
+    if kind is nn.Tanh:
+        return Activation("tanh")
+    if kind is nn.Sigmoid:
+        return Activation("sigmoid")
+    return None
+
+
+# ---- matching neighbours ---------------------------------------------------------------------------------------
+
+
+def flatten(sequential: nn.Sequential) -> list[nn.Module]:
+    """The modules that a Sequential runs one after another, those of plain Sequentials in it included."""
+    modules: list[nn.Module] = []
+    for module in sequential:
+        if isinstance(module, nn.Sequential) and why_altered(module, nn.Sequential) is None:
+            modules += flatten(module)
+        else:
+            modules.append(module)
+    return modules
+
+
+def match(modules: Sequence[nn.Module], start: int, fold: bool) -> Chain | str | None:
+    """The chain that begins at ``start``, or the reason why what looks like one is none, or None.
+
+    ``fold``: whether a batch norm in eval mode may belong to it.
+    """
+    conv = modules[start]
+    if not isinstance(conv, nn.Conv2d):
+        return None
+    position = _next(modules, start)
+    norm, between, before = None, None, None
+    if position < len(modules) and isinstance(modules[position], nn.BatchNorm2d):
+        norm = modules[position]
+        position = _next(modules, position)
+    if position < len(modules) and not isinstance(modules[position], nn.PixelShuffle):
+        between = modules[position]
+        before = activation_of(between)
+        position = _next(modules, position)
+    if position >= len(modules) or not isinstance(modules[position], nn.PixelShuffle):
+        return None
+    shuffle = modules[position]
+
+    if between is not None and before is None:
+        return f"{type(between).__name__} stands in between"
+    reason = why_altered(conv, nn.Conv2d) or why_altered(shuffle, nn.PixelShuffle)
+    if reason is None and between is not None:
+        reason = why_altered(between, type(between))
+    if reason is None and norm is not None:
+        reason = why_altered(norm, nn.BatchNorm2d) or why_not_folded(norm, fold)
+    reason = reason or why_unfit(conv, shuffle.upscale_factor, before)
+    if reason is not None:
+        return reason
+
+    after, end = None, position + 1
+    last = _next(modules, position)
+    if before is None and last < len(modules):
+        after = activation_of(modules[last])
+        if after is not None and (has_hooks(modules[last]) or "forward" in modules[last].__dict__):
+            after = None
+        if after is not None and after.weight is not None:
+            channels = conv.out_channels // shuffle.upscale_factor**2
+            after = after if after.weight.numel() in (1, channels) else None
+        end = last + 1 if after is not None else end
+    return Chain(tuple(modules[start:end]), conv, norm, before, shuffle, after)
+
+
+def match_downward(modules: Sequence[nn.Module], start: int) -> Downward | str | None:
+    """As :func:`match`, for a pixel unshuffle followed by a convolution."""
+    unshuffle = modules[start]
+    if not isinstance(unshuffle, nn.PixelUnshuffle):
+        return None
+    position = _next(modules, start)
+    if position >= len(modules) or not isinstance(modules[position], nn.Conv2d):
+        return None
+    conv = modules[position]
+    reason = why_altered(unshuffle, nn.PixelUnshuffle) or why_altered(conv, nn.Conv2d)
+    if reason is None and conv.padding_mode != "zeros" and conv.padding not in ("valid", (0, 0)):
+        reason = f"padding mode {conv.padding_mode!r} means other pixels before the unshuffle"
+    if reason is None and conv.dilation != (1, 1):
+        reason = "a dilated kernel has gaps"
+    if (
+        reason is None
+        and conv.padding == "same"
+        and not (conv.kernel_size[0] % 2 and conv.kernel_size[1] % 2)
+    ):
+        reason = "padding 'same' is not the same on all sides"
+    if reason is None and conv.in_channels // conv.groups % unshuffle.downscale_factor**2:
+        reason = "a group of the convolution sees less than all phases of a channel"
+    return reason or Downward(tuple(modules[start : position + 1]), unshuffle, conv)
+
+
+def _next(modules: Sequence[nn.Module], position: int) -> int:
+    """The position behind ``position``, plain nn.Identity passed over."""
+    position += 1
+    while (
+        position < len(modules)
+        and type(modules[position]) is nn.Identity
+        and why_altered(modules[position], nn.Identity) is None
+    ):
+        position += 1
+    return position
+
+
+def why_not_folded(norm: nn.BatchNorm2d, fold: bool) -> str | None:
+    """Why a batch norm cannot be folded into the convolution before it; in words."""
+    if not fold:
+        return "a batch norm stands in between; fold_batch_norm=True folds it, in eval mode"
+    if norm.running_mean is None or norm.running_var is None:
+        return "the batch norm has no running statistics"
+    return "the batch norm is in training mode" if norm.training else None
+
+
+def why_unfit(conv: nn.Conv2d, factor: int, before: Activation | None) -> str | None:
+    """Why a convolution does not fit a shuffle and the activation between them; in words."""
+    if factor == 1:
+        return "a shuffle by 1 rearranges nothing"
+    if conv.out_channels % factor**2:
+        return f"{conv.out_channels} channels cannot be shuffled by {factor}"
+    if (
+        before is not None
+        and before.weight is not None
+        and before.weight.numel() not in (1, conv.out_channels)
+    ):
+        return f"a PReLU of {before.weight.numel()} slopes does not fit {conv.out_channels} channels"
+    return None
+
+
+# ---- running ---------------------------------------------------------------------------------------------------
+
+
+def runs_fused(input: Any) -> bool:
+    """Whether a chain runs as one call on ``input``; where not, its modules run one by one.
+
+    Not in ONNX export, torch.jit.trace and torch.func transforms, nor for tensor subclasses: what these know is PyTorch's own
+    modules. Nor where hooks wait for every module's call.
+    """
+    return (
+        isinstance(input, Tensor)
+        and input.dtype in DTYPES
+        and why_only_reference(torch.compiler.is_compiling(), input, input, None, None, None) is None
+        and not _has_any_global_hook()
+    )
+
+
+# Activations whose gradient the fused call reads from its output, which then must not be overwritten.
+_READ_FROM_OUTPUT = ("relu", "leaky_relu", "tanh", "sigmoid")
+
+
+def overwritable(activation: Activation | None, *, before: bool) -> bool:
+    """Whether a fused output with this activation may be overwritten wherever the original's could be.
+
+    An activation after the shuffle keeps its output too, but for leaky_relu; one before it kept a tensor that
+    nobody else saw. torch.compile knows no overwriting.
+    """
+    if activation is None or activation.name not in _READ_FROM_OUTPUT:
+        return True
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return True
+    return not before and activation.name != "leaky_relu"
+
+
+def run(
+    input: Tensor,
+    conv: nn.Conv2d,
+    factor: int,
+    norm: nn.BatchNorm2d | None = None,
+    before: Activation | None = None,
+    after: Activation | None = None,
+) -> Tensor | None:
+    """The chain as one call, or None where its modules have to run one by one."""
+    activation = before or after
+    alone = None
+    if not overwritable(activation, before=before is not None):
+        assert activation is not None
+        if activation.name in ("tanh", "sigmoid"):
+            return None
+        activation, alone = None, activation
+
+    weight, bias, padding = conv.weight, conv.bias, conv.padding
+    if norm is not None:
+        weight, bias = folded(weight, bias, norm)
+    if conv.padding_mode != "zeros":
+        input = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
+        padding = (0, 0)
+    output = subpixel_conv2d(
+        input,
+        weight,
+        bias,
+        factor,
+        stride=conv.stride,
+        padding=padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        activation=None if activation is None else activation.name,
+        negative_slope=0.01 if activation is None else activation.negative_slope,
+        activation_weight=None if activation is None else activation.weight,
+    )
+    return output if alone is None else alone.apply(output)
+
+
+def folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that does what a convolution and a batch norm in eval mode do.
+
+    Computed anew in every call: it is little work, differentiable, and cannot go stale.
+    """
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    if bias is not None:
+        shift = shift + bias * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias
+    return weight * scale.to(weight.dtype).view(-1, 1, 1, 1), shift.to(weight.dtype)
+
+
+def run_downward(input: Tensor, unshuffle: nn.PixelUnshuffle, conv: nn.Conv2d) -> Tensor:
+    """conv(unshuffle(input)) as a strided convolution, whose kernel is the weight shuffled."""
+    factor = unshuffle.downscale_factor
+    if isinstance(conv.padding, str):
+        rows, columns = (0, 0) if conv.padding == "valid" else (size // 2 for size in conv.kernel_size)
+    else:
+        rows, columns = conv.padding
+    height, width = input.shape[-2:]
+    if height % factor or width % factor:
+        return conv(unshuffle(input))  # which says what is wrong
+    return F.conv2d(
+        input,
+        F.pixel_shuffle(conv.weight, factor),
+        conv.bias,
+        (conv.stride[0] * factor, conv.stride[1] * factor),
+        (rows * factor, columns * factor),
+        groups=conv.groups,
+    )

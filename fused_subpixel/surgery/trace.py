@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Running a model once to see what becomes of each convolution's output, and leaving no trace of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
+
+from . import chain as chains
+from .calls import METADATA, Call, call_of
+from .modules import FusedSequential, LowResolution
+
+
+@dataclasses.dataclass(eq=False)
+class Run:
+    """One call of a convolution, and what its output went through."""
+
+    conv: nn.Conv2d
+    size: int  # of the output, in bytes
+    in_sequential: bool  # whether a Sequential ran it that has a chain with it
+    steps: tuple[Call, ...] = ()
+    factor: int | None = None  # of the shuffle at the end
+    shuffle: nn.Module | None = None  # the module it was called by; None for the function alone
+    fused: bool = False  # whether the shuffle got a LowResolution
+    others: list[str] = dataclasses.field(default_factory=list)  # what else was done with the output
+
+
+@dataclasses.dataclass(eq=False)
+class _Trail:
+    """A tensor that is a convolution's output, or that after some steps."""
+
+    run: Run
+    steps: tuple[Call, ...]
+    used: bool = False
+
+
+class Recorder(TorchFunctionMode):
+    """Sees every call of PyTorch's functions during a run, and those of the modules given.
+
+    ``convs``: convolutions to follow. ``chained``: Sequentials with the convolutions of their chains.
+    """
+
+    def __init__(self, model: nn.Module, chained: dict[nn.Sequential, set[nn.Module]]) -> None:
+        super().__init__()
+        self.runs: list[Run] = []
+        self.chain_runs: list[Any] = []  # the chains that fused Sequentials ran
+        self.ran: set[nn.Module] = set()  # shuffles that ran
+        self.fed: dict[nn.Module, str] = {}  # shuffles that no followed convolution feeds, and what does
+        self._trails: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._origins: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._model, self._chained = model, chained
+        self._sequentials: list[nn.Sequential] = []  # those that are running
+        self._shuffles: list[nn.Module] = []
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Let the modules tell of their calls, called as modules or by ``.forward()``."""
+        watched = []
+        try:
+            for module in list(self._model.modules()):
+                if isinstance(module, nn.Conv2d) and chains.why_own_forward(module, nn.Conv2d) is None:
+                    watched.append((module, type(module), {"forward": self._conv_forward(type(module))}))
+                elif isinstance(module, nn.PixelShuffle):
+                    watched.append((module, type(module), {"forward": self._shuffle_forward(type(module))}))
+                elif isinstance(module, nn.Sequential) and module in self._chained:
+                    watched.append((module, type(module), self._sequential_members(type(module))))
+            for module, kind, members in watched:
+                module.__class__ = type(kind.__name__, (kind,), members)
+            with self:
+                yield
+        finally:
+            for module, kind, _ in watched:
+                module.__class__ = kind
+
+    def _conv_forward(self, kind: type[nn.Module]) -> Any:
+        def forward(module: nn.Conv2d, *args: Any, **kwargs: Any) -> Any:
+            output = kind.forward(module, *args, **kwargs)
+            inside = any(module in self._chained[sequential] for sequential in self._sequentials)
+            with torch._C.DisableTorchFunction():  # these questions are ours
+                run = Run(module, output.numel() * output.element_size(), inside)
+            self.runs.append(run)
+            self._trails[output] = _Trail(run, ())
+            return output
+
+        return _standing_for(forward, kind)
+
+    def _shuffle_forward(self, kind: type[nn.Module]) -> Any:
+        def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            self.ran.add(module)
+            self._shuffles.append(module)
+            try:
+                return kind.forward(module, *args, **kwargs)
+            finally:
+                self._shuffles.pop()
+
+        return _standing_for(forward, kind)
+
+    def _sequential_members(self, kind: type[nn.Module]) -> dict[str, Any]:
+        def forward(module: nn.Sequential, *args: Any, **kwargs: Any) -> Any:
+            self._sequentials.append(module)
+            try:
+                return kind.forward(module, *args, **kwargs)
+            finally:
+                self._sequentials.pop()
+
+        def run(module: FusedSequential, found: Any, input: Tensor) -> Any:
+            self.chain_runs.append(found)
+            return FusedSequential.run(module, found, input)
+
+        return {"forward": _standing_for(forward, kind), "run": run}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Follow the tensors through ``func``."""
+        kwargs = kwargs or {}
+        if func in METADATA:
+            return func(*args, **kwargs)
+        trails = [
+            trail
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, Tensor) and (trail := self._trails.get(leaf)) is not None
+        ]
+        ending = func is torch.pixel_shuffle
+        call = None if ending or not trails else call_of(func, args, kwargs)
+        first = self._trails.get(args[0]) if args and isinstance(args[0], Tensor) else None
+        following = first is not None and len(trails) == 1 and (ending or call is not None)
+        name = resolve_name(func) or getattr(func, "__name__", str(func))
+        for trail in trails:
+            if trail.used or not following:
+                trail.run.others.append(name)
+            trail.used = True
+        if ending:
+            self._end(first, args, kwargs)
+
+        result = func(*args, **kwargs)
+
+        if following and call is not None and first is not None:
+            if result is args[0]:  # in place
+                first.steps, first.used = (*first.steps, call), False
+            else:
+                self._trails[result] = _Trail(first.run, (*first.steps, call))
+        elif isinstance(result, Tensor):
+            self._origins[result] = name
+        return result
+
+    def _end(self, trail: _Trail | None, args: Any, kwargs: Any) -> None:
+        """A pixel shuffle is about to get the tensor of ``trail``."""
+        shuffle = self._shuffles[-1] if self._shuffles else None
+        if shuffle is not None:
+            self.ran.add(shuffle)
+        if trail is None:
+            if shuffle is not None and args and isinstance(args[0], Tensor):
+                self.fed.setdefault(shuffle, self._origins.get(args[0]) or "the model's input")
+            return
+        trail.run.factor = args[1] if len(args) > 1 else kwargs.get("upscale_factor")
+        trail.run.shuffle, trail.run.steps = shuffle, trail.steps
+        trail.run.fused = type(args[0]) is LowResolution and args[0].low is None
+
+    def returned(self, output: Any) -> None:
+        """The model returned ``output``: a convolution's output in it has another user."""
+        for tensor in tensors_in(output):
+            if (trail := self._trails.get(tensor)) is not None:
+                trail.run.others.append("the model's caller")
+
+
+def _standing_for(forward: Any, kind: type[nn.Module]) -> Any:
+    """A watching ``forward`` that counts as that of PyTorch's own class, as the watched one does."""
+    forward.stands_for = getattr(kind.forward, "stands_for", kind.forward)
+    return forward
+
+
+# ---- a run that changes nothing --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Restore the attributes and buffers of all modules, and the state of random numbers, afterwards."""
+    attributes = [(module, dict(module.__dict__)) for module in model.modules()]
+    tables = [
+        (table, dict(table))
+        for module in model.modules()
+        for table in (module._parameters, module._buffers, module._modules)
+    ]
+    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    numpy_state = None if numpy is None else numpy.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        for module, saved in attributes:
+            module.__dict__.clear()
+            module.__dict__.update(saved)
+        for table, saved in tables:
+            table.clear()
+            table.update(saved)
+        with torch.no_grad():
+            for buffer, value in values:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)
+
+
+def call(model: nn.Module, example_inputs: Any) -> Any:
+    """Run ``model`` on copies of the inputs, without gradients."""
+    inputs = tree_map(
+        lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, example_inputs
+    )
+    with torch.no_grad():
+        return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+
+
+def tensors_in(output: Any) -> list[Tensor]:
+    """All tensors of an output: of containers that PyTorch knows, and of other objects' attributes."""
+    found = []
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (nn.Module, type)):
+            found += [value for value in tree_leaves(vars(leaf)) if isinstance(value, Tensor)]
+    return found
+
+
+def difference(found: Any, expected: Any) -> str | None:
+    """How two outputs of a model differ by more than rounding, in words.
+
+    The bound, a relative distance of the square root of the dtype's precision, lies midway between rounding errors, which
+    are some hundred times that precision, and wrong values.
+    """
+    mine, theirs = tensors_in(found), tensors_in(expected)
+    if not theirs:
+        return "there is no tensor in the model's output to compare"
+    if [(t.shape, t.dtype) for t in mine] != [(t.shape, t.dtype) for t in theirs]:
+        return "the shapes of the outputs differ"
+    for a, b in zip(mine, theirs, strict=True):
+        if torch.equal(a, b):
+            continue
+        if not (b.is_floating_point() or b.is_complex()):
+            return "outputs of integers differ"
+        finite = torch.isfinite(b)
+        if not torch.equal(finite, torch.isfinite(a)):
+            return "infinite or undefined values differ"
+        precise = torch.promote_types(b.dtype, torch.float32)
+        mine_finite, theirs_finite = a[finite].to(precise), b[finite].to(precise)
+        distance, size = float((mine_finite - theirs_finite).norm()), float(theirs_finite.norm())
+        if not distance <= torch.finfo(b.dtype).eps ** 0.5 * size:
+            return f"outputs differ by {distance:.3g}, their norm being {size:.3g}"
+    return None
