@@ -55,13 +55,20 @@ ACTIVATIONS: dict[Any, tuple[str, bool]] = {
     torch.sigmoid_: ("sigmoid", True),
     Tensor.sigmoid_: ("sigmoid", True),
 }
-# Questions about a tensor that its values do not enter.
-METADATA = frozenset(
-    {
-        Tensor.shape.__get__, Tensor.size, Tensor.dim, Tensor.ndim.__get__, Tensor.dtype.__get__, Tensor.device.__get__,
-        Tensor.is_cuda.__get__, Tensor.is_floating_point, torch.is_floating_point, Tensor.numel,
-    }
-)  # fmt: skip
+_getter: Any = Tensor  # the properties of a tensor as __torch_function__ sees them, which mypy does not
+
+# Questions about a tensor that its values do not enter: about its sizes, and others.
+SIZES = frozenset({_getter.shape.__get__, Tensor.size, Tensor.numel, torch.numel})
+METADATA = SIZES | {
+    _getter.ndim.__get__,
+    _getter.dtype.__get__,
+    _getter.device.__get__,
+    _getter.is_cuda.__get__,
+    _getter.requires_grad.__get__,
+    Tensor.dim,
+    Tensor.is_floating_point,
+    torch.is_floating_point,
+}
 
 
 def call_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:

@@ -34,9 +34,11 @@ class Activation(NamedTuple):
         if self.name == "prelu":
             assert self.weight is not None
             return F.prelu(input, self.weight)
-        return {"silu": F.silu, "gelu": F.gelu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}[self.name](
-            input
-        )
+        if self.name == "silu":
+            return F.silu(input)
+        if self.name == "gelu":
+            return F.gelu(input)
+        return torch.tanh(input) if self.name == "tanh" else torch.sigmoid(input)
 
     def commutes(self) -> bool:
         """Whether to do it after the shuffle is as good as before."""
@@ -64,7 +66,7 @@ class Downward(NamedTuple):
     conv: nn.Conv2d
 
 
-# ---- modules that are what PyTorch made them -----------------------------------------------------------------
+# ---- modules that are what PyTorch made them -------------------------------------------------------------
 
 
 def why_altered(module: nn.Module, base: type[nn.Module]) -> str | None:
@@ -76,7 +78,7 @@ def why_altered(module: nn.Module, base: type[nn.Module]) -> str | None:
 
 def why_own_forward(module: nn.Module, base: type[nn.Module]) -> str | None:
     """Why the forward of ``module`` is not ``base.forward``, if it is not; in words."""
-    kind = type(module)
+    kind: Any = type(module)
     forward = getattr(kind.forward, "stands_for", kind.forward)  # see modules.py
     if forward is not base.forward or "forward" in module.__dict__:
         return f"{kind.__name__} has a forward of its own"
@@ -99,25 +101,27 @@ def has_output_hooks(module: nn.Module) -> bool:
 
 def activation_of(module: nn.Module) -> Activation | None:
     """The activation that ``module`` is, or None if it is none that can be fused."""
-    kind = type(module)
-    if kind is nn.ReLU:
-        return Activation("relu")
-    if kind is nn.LeakyReLU:
+    # by the exact class: a subclass may do anything
+    if type(module) is nn.LeakyReLU:
         return Activation("leaky_relu", module.negative_slope)
-    if kind is nn.PReLU:
+    if type(module) is nn.PReLU:
         return Activation("prelu", weight=module.weight)
-    if kind is nn.SiLU:
-        return Activation("silu")
-    if kind is nn.GELU and module.approximate == "none":
-        return Activation("gelu")
-    if kind is nn.Tanh:
-        return Activation("tanh")
-    if kind is nn.Sigmoid:
-        return Activation("sigmoid")
-    return None
+    if type(module) is nn.GELU and module.approximate != "none":
+        return None
+    name = _ACTIVATION_NAMES.get(type(module))
+    return None if name is None else Activation(name)
 
 
-# ---- matching neighbours ---------------------------------------------------------------------------------------
+_ACTIVATION_NAMES: dict[type, str] = {
+    nn.ReLU: "relu",
+    nn.SiLU: "silu",
+    nn.GELU: "gelu",
+    nn.Tanh: "tanh",
+    nn.Sigmoid: "sigmoid",
+}
+
+
+# ---- matching neighbours ---------------------------------------------------------------------------------
 
 
 def flatten(sequential: nn.Sequential) -> list[nn.Module]:
@@ -139,41 +143,38 @@ def match(modules: Sequence[nn.Module], start: int, fold: bool) -> Chain | str |
     conv = modules[start]
     if not isinstance(conv, nn.Conv2d):
         return None
-    position = _next(modules, start)
-    norm, between, before = None, None, None
-    if position < len(modules) and isinstance(modules[position], nn.BatchNorm2d):
-        norm = modules[position]
-        position = _next(modules, position)
-    if position < len(modules) and not isinstance(modules[position], nn.PixelShuffle):
-        between = modules[position]
-        before = activation_of(between)
-        position = _next(modules, position)
-    if position >= len(modules) or not isinstance(modules[position], nn.PixelShuffle):
+    position, module = _next(modules, start)
+    norm, between = None, None
+    if isinstance(module, nn.BatchNorm2d):
+        norm = module
+        position, module = _next(modules, position)
+    if module is not None and not isinstance(module, nn.PixelShuffle):
+        between = module
+        position, module = _next(modules, position)
+    if not isinstance(module, nn.PixelShuffle):
         return None
-    shuffle = modules[position]
+    shuffle = module
 
-    if between is not None and before is None:
-        return f"{type(between).__name__} stands in between"
+    before = None if between is None else activation_of(between)
     reason = why_altered(conv, nn.Conv2d) or why_altered(shuffle, nn.PixelShuffle)
     if reason is None and between is not None:
-        reason = why_altered(between, type(between))
+        kind = type(between)
+        reason = f"{kind.__name__} stands in between" if before is None else why_altered(between, kind)
     if reason is None and norm is not None:
         reason = why_altered(norm, nn.BatchNorm2d) or why_not_folded(norm, fold)
     reason = reason or why_unfit(conv, shuffle.upscale_factor, before)
     if reason is not None:
         return reason
 
-    after, end = None, position + 1
-    last = _next(modules, position)
-    if before is None and last < len(modules):
-        after = activation_of(modules[last])
-        if after is not None and (has_hooks(modules[last]) or "forward" in modules[last].__dict__):
-            after = None
-        if after is not None and after.weight is not None:
-            channels = conv.out_channels // shuffle.upscale_factor**2
-            after = after if after.weight.numel() in (1, channels) else None
-        end = last + 1 if after is not None else end
-    return Chain(tuple(modules[start:end]), conv, norm, before, shuffle, after)
+    last, module = _next(modules, position)
+    after = None
+    if before is None and module is not None and why_altered(module, type(module)) is None:
+        after = activation_of(module)
+    if after is not None and after.weight is not None:
+        channels = conv.out_channels // shuffle.upscale_factor**2
+        after = after if after.weight.numel() in (1, channels) else None
+    end = position if after is None else last
+    return Chain(tuple(modules[start : end + 1]), conv, norm, before, shuffle, after)
 
 
 def match_downward(modules: Sequence[nn.Module], start: int) -> Downward | str | None:
@@ -181,10 +182,9 @@ def match_downward(modules: Sequence[nn.Module], start: int) -> Downward | str |
     unshuffle = modules[start]
     if not isinstance(unshuffle, nn.PixelUnshuffle):
         return None
-    position = _next(modules, start)
-    if position >= len(modules) or not isinstance(modules[position], nn.Conv2d):
+    position, conv = _next(modules, start)
+    if not isinstance(conv, nn.Conv2d):
         return None
-    conv = modules[position]
     reason = why_altered(unshuffle, nn.PixelUnshuffle) or why_altered(conv, nn.Conv2d)
     if reason is None and conv.padding_mode != "zeros" and conv.padding not in ("valid", (0, 0)):
         reason = f"padding mode {conv.padding_mode!r} means other pixels before the unshuffle"
@@ -201,16 +201,13 @@ def match_downward(modules: Sequence[nn.Module], start: int) -> Downward | str |
     return reason or Downward(tuple(modules[start : position + 1]), unshuffle, conv)
 
 
-def _next(modules: Sequence[nn.Module], position: int) -> int:
-    """The position behind ``position``, plain nn.Identity passed over."""
-    position += 1
-    while (
-        position < len(modules)
-        and type(modules[position]) is nn.Identity
-        and why_altered(modules[position], nn.Identity) is None
-    ):
-        position += 1
-    return position
+def _next(modules: Sequence[nn.Module], position: int) -> tuple[int, nn.Module | None]:
+    """The module behind ``position`` and where it stands, plain nn.Identity passed over; None at the end."""
+    for following in range(position + 1, len(modules)):
+        module = modules[following]
+        if type(module) is not nn.Identity or why_altered(module, nn.Identity) is not None:
+            return following, module
+    return len(modules), None
 
 
 def why_not_folded(norm: nn.BatchNorm2d, fold: bool) -> str | None:
@@ -237,14 +234,14 @@ def why_unfit(conv: nn.Conv2d, factor: int, before: Activation | None) -> str | 
     return None
 
 
-# ---- running ---------------------------------------------------------------------------------------------------
+# ---- running ---------------------------------------------------------------------------------------------
 
 
 def runs_fused(input: Any) -> bool:
     """Whether a chain runs as one call on ``input``; where not, its modules run one by one.
 
-    Not in ONNX export, torch.jit.trace and torch.func transforms, nor for tensor subclasses: what these know is PyTorch's own
-    modules. Nor where hooks wait for every module's call.
+    Not in ONNX export, torch.jit.trace and torch.func transforms, nor for tensor subclasses: what these know
+    is PyTorch's own modules. Nor where hooks wait for every module's call.
     """
     return (
         isinstance(input, Tensor)
@@ -261,8 +258,8 @@ _READ_FROM_OUTPUT = ("relu", "leaky_relu", "tanh", "sigmoid")
 def overwritable(activation: Activation | None, *, before: bool) -> bool:
     """Whether a fused output with this activation may be overwritten wherever the original's could be.
 
-    An activation after the shuffle keeps its output too, but for leaky_relu; one before it kept a tensor that
-    nobody else saw. torch.compile knows no overwriting.
+    PyTorch's activations after a shuffle keep their output too, but for leaky_relu; those before it keep a
+    tensor that nobody else sees. torch.compile knows no overwriting.
     """
     if activation is None or activation.name not in _READ_FROM_OUTPUT:
         return True

@@ -6,14 +6,15 @@ its ``__class__`` becomes a subclass with another ``forward``. Both forwards are
 rest of the model does:
 
 - :class:`FusedSequential` fuses what it runs itself, one after another, and looks anew in every call.
-- :class:`FusedConv2d` returns a :class:`LowResolution`: a tensor that holds the convolution's output shuffled. A pixel shuffle takes
-  that out. Anything else that is done to it gets the convolution's output as it was before the surgery.
+- :class:`FusedConv2d` returns a :class:`LowResolution`: a tensor that holds the convolution's output
+  shuffled. A pixel shuffle takes that out. Anything else gets the convolution's output as it always was.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from typing import Any
 
 import torch
@@ -23,10 +24,10 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_map
 
 from . import chain as chains
-from .calls import METADATA, Call, call_of
+from .calls import METADATA, SIZES, Call, call_of
 from .chain import Activation, Chain, Downward
 
-# ---- changing a module's class -------------------------------------------------------------------------------
+# ---- changing a module's class ----------------------------------------------------------------------------
 
 
 class Fused:
@@ -42,7 +43,7 @@ class Fused:
         return (_new, (type(self).original_class,), *reduced[2:])
 
 
-def _new(original: type[nn.Module]) -> nn.Module:
+def _new(original: Any) -> Any:
     """An instance of the fused class of ``original``, not initialised."""
     kind = _fused_subclass(original)
     return kind.__new__(kind)
@@ -55,10 +56,10 @@ def fuse_class(module: nn.Sequential | nn.Conv2d) -> None:
 
 def restore_class(module: nn.Module) -> None:
     """Undo :func:`fuse_class`, whatever parametrizations came or went since."""
-    module.__class__ = _with_base(module, type(module), lambda kind: kind.original_class)
+    module.__class__ = _with_base(module, type(module), operator.attrgetter("original_class"))
 
 
-def _with_base(module: nn.Module, kind: type[nn.Module], exchange: Any) -> type[nn.Module]:
+def _with_base(module: nn.Module, kind: Any, exchange: Any) -> Any:
     """``kind`` with another base.
 
     torch.nn.utils.parametrize makes a class for a single module, holding the properties, and takes
@@ -74,21 +75,21 @@ def _with_base(module: nn.Module, kind: type[nn.Module], exchange: Any) -> type[
 
 
 @functools.cache
-def _fused_subclass(original: type[nn.Module]) -> type[nn.Module]:
-    fused: type[nn.Module] = FusedConv2d if issubclass(original, nn.Conv2d) else FusedSequential
+def _fused_subclass(original: Any) -> Any:
+    fused: Any = FusedConv2d if issubclass(original, nn.Conv2d) else FusedSequential
     if fused.original_class is original:
         return fused
     members = {"original_class": original, "__module__": original.__module__, "__doc__": original.__doc__}
     return type(f"Fused{original.__name__}", (fused, original), members)
 
 
-# ---- nn.Sequential -------------------------------------------------------------------------------------------
+# ---- nn.Sequential ---------------------------------------------------------------------------------------
 
 
 class FusedSequential(Fused, nn.Sequential):
     """An ``nn.Sequential`` that runs convolution and pixel shuffle, where they are neighbours, as one call.
 
-    It looks for them in every call, so that its modules may be exchanged, moved, sliced, hooked or called alone as
+    It looks for them in every call, so that its modules may be exchanged, sliced, hooked or called alone as
     ever. ``fold_batch_norm`` and ``unshuffle`` are those of :func:`fused_subpixel.replace_pixel_shuffle`.
     """
 
@@ -125,14 +126,14 @@ class FusedSequential(Fused, nn.Sequential):
         return output
 
 
-# ---- nn.Conv2d -----------------------------------------------------------------------------------------------
+# ---- nn.Conv2d -------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
 class Plan:
     """What a :class:`FusedConv2d` does at once, because it is expected to follow.
 
-    Modules stand here for their parameters; they are no part of the convolution, whose state_dict stays as it was.
+    Modules stand here for their parameters. They are no part of the convolution, whose state_dict stays.
     """
 
     factor: int
@@ -189,13 +190,13 @@ FusedSequential.forward.stands_for = nn.Sequential.forward  # type: ignore[attr-
 FusedConv2d.forward.stands_for = nn.Conv2d.forward  # type: ignore[attr-defined]
 
 
-# ---- the tensor in between -----------------------------------------------------------------------------------
+# ---- the tensor in between -------------------------------------------------------------------------------
 
 Step = nn.BatchNorm2d | Activation
 
 
 class Held:
-    """The output of a :class:`FusedConv2d`, shuffled, with all ``steps`` done that are to come before the shuffle."""
+    """The output of a :class:`FusedConv2d`, shuffled, all ``steps`` done that are to come before it."""
 
     def __init__(
         self, high: Tensor, factor: int, steps: tuple[Step, ...], conv: FusedConv2d, input: Tensor | None
@@ -234,11 +235,20 @@ class Held:
             output = step.apply(output) if isinstance(step, Activation) else step(output)
         return output
 
+    def low_shape(self) -> tuple[int, ...]:
+        """[N, C*r*r, P, Q], without N where the input has none."""
+        *batch, channels, height, width = self.high.shape
+        r = self.factor
+        return (*batch, channels * r * r, height // r, width // r)
 
+
+_WHAT_TO_DO = (
+    "Undo that with fused_subpixel.restore_pixel_shuffle(model), or replace it with example_inputs that take "
+    "this path"
+)
 _MOVED_ON = (
-    "the output of a fused convolution is used in another way than its pixel shuffle, after {} may have been changed "
-    "in place. Nothing like it was seen when the model was replaced. Undo that with "
-    "fused_subpixel.restore_pixel_shuffle(model), or replace it with example_inputs that take this path"
+    "the output of a fused convolution is used in another way than for its pixel shuffle, after {} may have "
+    f"been changed in place. Nothing like it was seen when the model was replaced. {_WHAT_TO_DO}"
 )
 
 
@@ -250,11 +260,8 @@ def _version(tensor: Tensor) -> int | None:
 class LowResolution(Tensor):
     """What a :class:`FusedConv2d` returns; it stands for the convolution's output [N, C*r*r, P, Q].
 
-    Each function of PyTorch that gets it comes by ``__torch_function__`` first: the pixel shuffle gets the shuffled output,
-    without any work; so do elementwise activations; everything else gets the plain output.
-
-    The memory below is a view of the shuffled output with a dimension of 1 in front, so that code that goes past
-    ``__torch_function__`` meets a shape it has no use for.
+    Each function of PyTorch that gets it comes by ``__torch_function__`` first. The pixel shuffle gets the
+    shuffled output, without any work; so do elementwise activations; all else gets the plain output.
     """
 
     held: Held
@@ -264,7 +271,10 @@ class LowResolution(Tensor):
     @staticmethod
     def of(held: Held, done: int) -> LowResolution:
         """A tensor that stands for what ``held`` holds, after ``done`` steps."""
-        self: LowResolution = held.high.unsqueeze(0).as_subclass(LowResolution)  # type: ignore[assignment]
+        if torch.compiler.is_dynamo_compiling():  # it follows the Python code; there is nothing below
+            self = held.high.as_subclass(LowResolution)
+        else:
+            self = _WithoutMemory.of_shape(held.low_shape(), held.high)
         self.held, self.done, self.low = held, done, None
         return self
 
@@ -273,14 +283,14 @@ class LowResolution(Tensor):
         """Shuffle, or do the next step, if ``func`` is that; else apply ``func`` to the plain output."""
         kwargs = kwargs or {}
         self = args[0] if args else None
-        if type(self) is LowResolution and self.low is None:
+        if isinstance(self, LowResolution) and self.low is None:
             held = self.held
             if func is torch.pixel_shuffle:
                 factor = args[1] if len(args) > 1 else kwargs.get("upscale_factor")
                 if self.done == len(held.steps) and factor == held.factor:
                     return held.take()
             elif func in METADATA:
-                return func(self.stand_in(), *args[1:], **kwargs)
+                return func(self.stand_in() if func in SIZES else held.high, *args[1:], **kwargs)
             elif (call := call_of(func, args, kwargs)) is not None and (moved := self.move(call)) is not None:
                 return moved
         args, kwargs = tree_map(_plain, (args, kwargs))
@@ -311,10 +321,34 @@ class LowResolution(Tensor):
 
     def stand_in(self) -> Tensor:
         """A tensor of the plain output's shape, dtype and device, and nothing in it."""
-        *batch, channels, height, width = self.held.high.shape
-        r = self.held.factor
-        return self.held.high.new_empty(()).expand(*batch, channels * r * r, height // r, width // r)
+        return self.held.high.new_empty(()).expand(self.held.low_shape())
+
+
+class _WithoutMemory(LowResolution):
+    """What goes past ``__torch_function__`` finds no memory and gets an error, not wrong numbers."""
+
+    @staticmethod
+    def of_shape(shape: tuple[int, ...], like: Tensor) -> LowResolution:
+        self: LowResolution = Tensor._make_wrapper_subclass(
+            _WithoutMemory, shape, dtype=like.dtype, device=like.device, requires_grad=like.requires_grad
+        )
+        if like.requires_grad:
+            with torch._C.DisableTorchFunctionSubclass():
+                self.register_hook(_refuse)
+        return self
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: Any) -> Any:
+        _refuse()
+
+
+def _refuse(*_: Any) -> None:
+    raise RuntimeError(
+        "something that is no function of PyTorch, a torch.autograd.Function perhaps, got the output of a "
+        "fused convolution before its pixel shuffle. Nothing like it was seen when the model was replaced. "
+        + _WHAT_TO_DO
+    )
 
 
 def _plain(value: Any) -> Any:
-    return value.plain() if type(value) is LowResolution else value
+    return value.plain() if isinstance(value, LowResolution) else value

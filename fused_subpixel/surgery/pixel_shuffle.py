@@ -44,12 +44,13 @@ def replace_pixel_shuffle(
 ) -> Model | tuple[Model, Report]:
     """Make a model compute ``nn.Conv2d`` + pixel shuffle as one call each, with the same numbers.
 
-    Neighbours in an ``nn.Sequential`` are found by looking, with an activation between or behind them. Other pairs -
-    a convolution and a shuffle that a ``forward`` chains, a shared shuffle, ``F.pixel_shuffle`` - are found by running the model once
-    on ``example_inputs``, and checked by running it again. What is not certainly a pair is left alone.
+    Neighbours in an ``nn.Sequential`` are found by looking, with an activation between or behind them. Other
+    pairs - a convolution and a shuffle that a ``forward`` chains, a shared shuffle, ``F.pixel_shuffle`` - are
+    found by running the model once on ``example_inputs``, and checked by running it again. What is not
+    certainly a pair is left alone.
 
-    Modules stay the same objects, of a subclass of their class; parameters, buffers and the keys of ``state_dict()`` stay
-    what they are. :func:`restore_pixel_shuffle` undoes it. docs/surgery.md tells the rest.
+    Modules stay the same objects, of a subclass of their class; parameters, buffers and the keys of
+    ``state_dict()`` stay what they are. :func:`restore_pixel_shuffle` undoes it. More in docs/surgery.md.
 
     Args:
         model: any module.
@@ -57,9 +58,9 @@ def replace_pixel_shuffle(
             keyword arguments. The two runs are without gradients, and leave buffers, attributes and random
             numbers as they were.
         inplace: whether to change ``model`` itself; by default a deep copy is changed.
-        fold_batch_norm: also convolution + ``nn.BatchNorm2d`` + activation + shuffle, the batch norm folded into the
-            weight in each call. It takes effect in eval mode; in training mode those run as ever.
-        unshuffle: also ``nn.PixelUnshuffle`` + convolution in an ``nn.Sequential``, as one strided convolution.
+        fold_batch_norm: also convolution + ``nn.BatchNorm2d`` + activation + shuffle, the batch norm folded
+            into the weight in each call. It takes effect in eval mode; in training mode they run as ever.
+        unshuffle: also ``nn.PixelUnshuffle`` + convolution in an ``nn.Sequential``: a strided convolution.
         return_report: also return a :class:`Report` of what was done and why the rest was not.
 
     Returns:
@@ -67,8 +68,8 @@ def replace_pixel_shuffle(
 
     Raises:
         TypeError: ``model`` is no module, or ``example_inputs`` none of the above.
-        ValueError: the model is in training mode and ``fold_batch_norm`` is set, it cannot be copied, or it is
-            scripted or uninitialised.
+        ValueError: the model is in training mode and ``fold_batch_norm`` is set, it cannot be copied, or it
+            is scripted or uninitialised.
         Exception: the model's own, if it rejects ``example_inputs``; it is then as it was.
     """
     _check_model(model)
@@ -91,7 +92,7 @@ def replace_pixel_shuffle(
 
 
 def restore_pixel_shuffle(model: Model, *, inplace: bool = False) -> Model:
-    """Undo :func:`replace_pixel_shuffle`: all modules get their own classes back, and folded batch norms count again.
+    """Undo :func:`replace_pixel_shuffle`, folded batch norms included: each module gets its own class back.
 
     Args:
         model: a model, replaced or not, or a part of one.
@@ -130,7 +131,7 @@ def _copied(model: Model) -> Model:
     try:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"model: cannot be copied, so use inplace=True ({error})") from error
+        raise ValueError(f"model: cannot be copied, inplace=True may help ({error})") from error
 
 
 def _restore(module: FusedSequential | FusedConv2d) -> None:
@@ -139,7 +140,7 @@ def _restore(module: FusedSequential | FusedConv2d) -> None:
         module.__dict__.pop(name, None)
 
 
-# ---- the operation -------------------------------------------------------------------------------------------
+# ---- the operation ---------------------------------------------------------------------------------------
 
 Pair = tuple[nn.Module, nn.Module | None]  # a convolution and the shuffle (or an unshuffle and a convolution)
 
@@ -202,9 +203,8 @@ class _Surgery:
                 continue
             reason = chains.why_own_forward(sequential, nn.Sequential)
             modules = chains.flatten(sequential)
-            done = isinstance(sequential, FusedSequential)
             for position in range(len(modules)):
-                found = chains.match(modules, position, self.fold)
+                found: Chain | Downward | str | None = chains.match(modules, position, self.fold)
                 if found is None and self.unshuffle:
                     found = chains.match_downward(modules, position)
                 if found is None:
@@ -217,7 +217,7 @@ class _Surgery:
                         self.plan(pair[0], Plan(pair[1].upscale_factor, shuffle=self.names[pair[1]]), pair[1])
                     else:
                         self.sites.setdefault(pair, self.site(pair, LEFT_ALONE, why))
-                elif done and self.is_done(sequential, found):
+                elif isinstance(sequential, FusedSequential) and self.is_done(sequential, found):
                     self.sites[pair] = self.site(pair, ALREADY_REPLACED, _how(found))
                 else:
                     self.sequentials.setdefault(sequential, []).append(found)
@@ -238,9 +238,8 @@ class _Surgery:
         return (
             isinstance(conv, nn.Conv2d)
             and isinstance(shuffle, nn.PixelShuffle)
-            and bool(conv._forward_pre_hooks)
-            and not chains.has_output_hooks(conv)
-            and all(isinstance(hook, (WeightNorm, SpectralNorm)) for hook in conv._forward_pre_hooks.values())
+            and chains.has_hooks(conv)
+            and _only_reparametrising_hooks(conv)
             and chains.why_own_forward(conv, nn.Conv2d) is None
             and chains.why_altered(shuffle, nn.PixelShuffle) is None
             and chains.why_unfit(conv, shuffle.upscale_factor, None) is None
@@ -295,7 +294,7 @@ class _Surgery:
             before = self.module_of(steps.pop(0).activation)
         if steps:
             return "more than a batch norm and an activation stand in between"
-        plan = Plan(int(first.factor or 0), norm, before, self.names.get(first.shuffle, ""))  # type: ignore[arg-type]
+        plan = Plan(int(first.factor or 0), norm, before, self.names.get(first.shuffle, ""))
         for run in calls[1:]:
             if len(run.steps) != len(first.steps) or not all(
                 a.does(b) for a, b in zip(run.steps, plan.steps(), strict=True)
@@ -303,13 +302,10 @@ class _Surgery:
                 return "the calls of the convolution are followed by different activations"
         if isinstance(before, Activation) and before.weight is not None:
             return "the slopes of the PReLU in between belong to no nn.PReLU"
-        hooked = [
-            hook
-            for hook in conv._forward_pre_hooks.values()
-            if not isinstance(hook, (WeightNorm, SpectralNorm))
-        ]
-        if hooked or chains.has_output_hooks(conv):
+        if not _only_reparametrising_hooks(conv):
             return f"{type(conv).__name__} has hooks"
+        if any(run.shuffle is not None and chains.has_hooks(run.shuffle) for run in calls):
+            return "PixelShuffle has hooks"
         return chains.why_unfit(conv, plan.factor, plan.activation()) or plan
 
     def module_of(self, activation: Activation | None) -> Activation | nn.PReLU | None:
@@ -331,7 +327,7 @@ class _Surgery:
             if not isinstance(module, nn.PixelShuffle) or module in known:
                 continue
             if recorder is None:
-                reason = "no neighbour of a convolution in an nn.Sequential; example_inputs would tell what feeds it"
+                reason = "not behind a convolution in an nn.Sequential; example_inputs would tell its source"
             elif module in recorder.fed:
                 reason = f"fed by {recorder.fed[module]}"
             elif module in recorder.ran:
@@ -362,7 +358,7 @@ class _Surgery:
     def remember(self, module: nn.Module) -> None:
         self.changed.append((module, type(module), dict(module.__dict__)))
 
-    def run(self, inputs: Any, chained: dict[nn.Sequential, set[nn.Module]]) -> tuple[trace.Recorder, Any]:
+    def run(self, inputs: Any, chained: trace.Chained) -> tuple[trace.Recorder, Any]:
         """Run the model and record what happens."""
         recorder = trace.Recorder(self.model, chained)
         with trace.unchanged(self.model), recorder.watching():
@@ -370,7 +366,7 @@ class _Surgery:
         recorder.returned(output)
         return recorder, output
 
-    def check(self, inputs: Any, chained: dict[nn.Sequential, set[nn.Module]], expected: Any) -> str:
+    def check(self, inputs: Any, chained: trace.Chained, expected: Any) -> str:
         """Run the changed model; if it is not what it was, undo everything and say why."""
         recorder, found = self.run(inputs, chained)
         problem = trace.difference(found, expected)
@@ -406,6 +402,13 @@ class _Surgery:
         return Site(" -> ".join(names), layers, status, reason, saved_bytes_per_pixel=per_pixel)
 
 
+def _only_reparametrising_hooks(conv: nn.Conv2d) -> bool:
+    """Whether no hooks but those of the old weight_norm and spectral_norm are on ``conv``."""
+    return not chains.has_output_hooks(conv) and all(
+        isinstance(hook, (WeightNorm, SpectralNorm)) for hook in conv._forward_pre_hooks.values()
+    )
+
+
 def _pair(found: Chain | Downward) -> Pair:
     return (found.conv, found.shuffle) if isinstance(found, Chain) else (found.unshuffle, found.conv)
 
@@ -438,8 +441,10 @@ def _describe(module: nn.Module) -> str:
     options = "".join(
         f", {name} {value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value}"
         for name, value, default in (
-            ("stride", module.stride, (1, 1)), ("dilation", module.dilation, (1, 1)), ("groups", module.groups, 1),
+            ("stride", module.stride, (1, 1)),
+            ("dilation", module.dilation, (1, 1)),
+            ("groups", module.groups, 1),
         )
         if value != default
-    )  # fmt: skip
+    )
     return f"Conv2d({module.in_channels}, {module.out_channels}, {size}{options})"

@@ -20,6 +20,8 @@ from . import chain as chains
 from .calls import METADATA, Call, call_of
 from .modules import FusedSequential, LowResolution
 
+Chained = dict[nn.Sequential, set[nn.Conv2d]]  # Sequentials, and the convolutions of their chains
+
 
 @dataclasses.dataclass(eq=False)
 class Run:
@@ -50,7 +52,7 @@ class Recorder(TorchFunctionMode):
     ``convs``: convolutions to follow. ``chained``: Sequentials with the convolutions of their chains.
     """
 
-    def __init__(self, model: nn.Module, chained: dict[nn.Sequential, set[nn.Module]]) -> None:
+    def __init__(self, model: nn.Module, chained: Chained) -> None:
         super().__init__()
         self.runs: list[Run] = []
         self.chain_runs: list[Any] = []  # the chains that fused Sequentials ran
@@ -65,7 +67,7 @@ class Recorder(TorchFunctionMode):
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Let the modules tell of their calls, called as modules or by ``.forward()``."""
-        watched = []
+        watched: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]] = []
         try:
             for module in list(self._model.modules()):
                 if isinstance(module, nn.Conv2d) and chains.why_own_forward(module, nn.Conv2d) is None:
@@ -163,7 +165,7 @@ class Recorder(TorchFunctionMode):
             return
         trail.run.factor = args[1] if len(args) > 1 else kwargs.get("upscale_factor")
         trail.run.shuffle, trail.run.steps = shuffle, trail.steps
-        trail.run.fused = type(args[0]) is LowResolution and args[0].low is None
+        trail.run.fused = isinstance(args[0], LowResolution) and args[0].low is None
 
     def returned(self, output: Any) -> None:
         """The model returned ``output``: a convolution's output in it has another user."""
@@ -178,14 +180,14 @@ def _standing_for(forward: Any, kind: type[nn.Module]) -> Any:
     return forward
 
 
-# ---- a run that changes nothing --------------------------------------------------------------------------------
+# ---- a run that changes nothing --------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Restore the attributes and buffers of all modules, and the state of random numbers, afterwards."""
     attributes = [(module, dict(module.__dict__)) for module in model.modules()]
-    tables = [
+    tables: list[tuple[Any, dict[str, Any]]] = [
         (table, dict(table))
         for module in model.modules()
         for table in (module._parameters, module._buffers, module._modules)
@@ -236,8 +238,8 @@ def tensors_in(output: Any) -> list[Tensor]:
 def difference(found: Any, expected: Any) -> str | None:
     """How two outputs of a model differ by more than rounding, in words.
 
-    The bound, a relative distance of the square root of the dtype's precision, lies midway between rounding errors, which
-    are some hundred times that precision, and wrong values.
+    The bound, a relative distance of the square root of the dtype's precision, lies midway between rounding
+    errors, some hundred times that precision, and wrong values.
     """
     mine, theirs = tensors_in(found), tensors_in(expected)
     if not theirs:
