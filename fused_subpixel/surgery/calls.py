@@ -16,7 +16,7 @@ class Call(NamedTuple):
     """An activation or a batch norm, called on a tensor."""
 
     activation: Activation | None
-    statistics: tuple[Any, ...]  # of a batch norm in eval mode: mean, variance, weight, bias
+    norm: tuple[Any, ...]  # of a batch norm in eval mode: mean, variance, weight, bias, epsilon
     in_place: bool
 
     def does(self, step: nn.BatchNorm2d | Activation) -> bool:
@@ -30,7 +30,11 @@ class Call(NamedTuple):
                 and mine.weight is step.weight
             )
         theirs = (step.running_mean, step.running_var, step.weight, step.bias)
-        return bool(self.statistics) and all(a is b for a, b in zip(self.statistics, theirs, strict=True))
+        return (
+            bool(self.norm)
+            and all(a is b for a, b in zip(self.norm[:4], theirs, strict=True))
+            and self.norm[4] == step.eps
+        )
 
 
 # name of the activation, and whether the function works in place
@@ -94,4 +98,4 @@ def _batch_norm(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
     bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Call | None:  # fmt: skip
-    return None if training else Call(None, (running_mean, running_var, weight, bias), False)
+    return None if training else Call(None, (running_mean, running_var, weight, bias, eps), False)

@@ -143,14 +143,14 @@ def match(modules: Sequence[nn.Module], start: int, fold: bool) -> Chain | str |
     conv = modules[start]
     if not isinstance(conv, nn.Conv2d):
         return None
-    position, module = _next(modules, start)
+    position, module = behind(modules, start)
     norm, between = None, None
     if isinstance(module, nn.BatchNorm2d):
         norm = module
-        position, module = _next(modules, position)
+        position, module = behind(modules, position)
     if module is not None and not isinstance(module, nn.PixelShuffle):
         between = module
-        position, module = _next(modules, position)
+        position, module = behind(modules, position)
     if not isinstance(module, nn.PixelShuffle):
         return None
     shuffle = module
@@ -166,7 +166,7 @@ def match(modules: Sequence[nn.Module], start: int, fold: bool) -> Chain | str |
     if reason is not None:
         return reason
 
-    last, module = _next(modules, position)
+    last, module = behind(modules, position)
     after = None
     if before is None and module is not None and why_altered(module, type(module)) is None:
         after = activation_of(module)
@@ -182,10 +182,13 @@ def match_downward(modules: Sequence[nn.Module], start: int) -> Downward | str |
     unshuffle = modules[start]
     if not isinstance(unshuffle, nn.PixelUnshuffle):
         return None
-    position, conv = _next(modules, start)
+    position, conv = behind(modules, start)
     if not isinstance(conv, nn.Conv2d):
         return None
+    factor = unshuffle.downscale_factor
     reason = why_altered(unshuffle, nn.PixelUnshuffle) or why_altered(conv, nn.Conv2d)
+    if reason is None and (not isinstance(factor, int) or factor < 2):
+        reason = f"an unshuffle by {factor} rearranges nothing"
     if reason is None and conv.padding_mode != "zeros" and conv.padding not in ("valid", (0, 0)):
         reason = f"padding mode {conv.padding_mode!r} means other pixels before the unshuffle"
     if reason is None and conv.dilation != (1, 1):
@@ -196,12 +199,12 @@ def match_downward(modules: Sequence[nn.Module], start: int) -> Downward | str |
         and not (conv.kernel_size[0] % 2 and conv.kernel_size[1] % 2)
     ):
         reason = "padding 'same' is not the same on all sides"
-    if reason is None and conv.in_channels // conv.groups % unshuffle.downscale_factor**2:
+    if reason is None and conv.in_channels // conv.groups % factor**2:
         reason = "a group of the convolution sees less than all phases of a channel"
     return reason or Downward(tuple(modules[start : position + 1]), unshuffle, conv)
 
 
-def _next(modules: Sequence[nn.Module], position: int) -> tuple[int, nn.Module | None]:
+def behind(modules: Sequence[nn.Module], position: int) -> tuple[int, nn.Module | None]:
     """The module behind ``position`` and where it stands, plain nn.Identity passed over; None at the end."""
     for following in range(position + 1, len(modules)):
         module = modules[following]
@@ -221,8 +224,8 @@ def why_not_folded(norm: nn.BatchNorm2d, fold: bool) -> str | None:
 
 def why_unfit(conv: nn.Conv2d, factor: int, before: Activation | None) -> str | None:
     """Why a convolution does not fit a shuffle and the activation between them; in words."""
-    if factor == 1:
-        return "a shuffle by 1 rearranges nothing"
+    if not isinstance(factor, int) or factor < 2:
+        return f"a shuffle by {factor} rearranges nothing"
     if conv.out_channels % factor**2:
         return f"{conv.out_channels} channels cannot be shuffled by {factor}"
     if (

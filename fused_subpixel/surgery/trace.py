@@ -28,7 +28,8 @@ class Run:
     """One call of a convolution, and what its output went through."""
 
     conv: nn.Conv2d
-    size: int  # of the output, in bytes
+    input_size: int  # in bytes, as the next
+    output_size: int
     in_sequential: bool  # whether a Sequential ran it that has a chain with it
     steps: tuple[Call, ...] = ()
     factor: int | None = None  # of the shuffle at the end
@@ -47,16 +48,15 @@ class _Trail:
 
 
 class Recorder(TorchFunctionMode):
-    """Sees every call of PyTorch's functions during a run, and those of the modules given.
+    """Sees every call of PyTorch's functions during a run, and follows the outputs of the convolutions.
 
-    ``convs``: convolutions to follow. ``chained``: Sequentials with the convolutions of their chains.
+    ``chained``: the Sequentials of which it is to be known that they run.
     """
 
     def __init__(self, model: nn.Module, chained: Chained) -> None:
         super().__init__()
         self.runs: list[Run] = []
         self.chain_runs: list[Any] = []  # the chains that fused Sequentials ran
-        self.ran: set[nn.Module] = set()  # shuffles that ran
         self.fed: dict[nn.Module, str] = {}  # shuffles that no followed convolution feeds, and what does
         self._trails: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._origins: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -85,11 +85,12 @@ class Recorder(TorchFunctionMode):
                 module.__class__ = kind
 
     def _conv_forward(self, kind: type[nn.Module]) -> Any:
-        def forward(module: nn.Conv2d, *args: Any, **kwargs: Any) -> Any:
-            output = kind.forward(module, *args, **kwargs)
+        def forward(module: nn.Conv2d, input: Tensor) -> Any:
+            output = kind.forward(module, input)
             inside = any(module in self._chained[sequential] for sequential in self._sequentials)
             with torch._C.DisableTorchFunction():  # these questions are ours
-                run = Run(module, output.numel() * output.element_size(), inside)
+                in_bytes, out_bytes = (t.numel() * t.element_size() for t in (input, output))
+            run = Run(module, in_bytes, out_bytes, inside)
             self.runs.append(run)
             self._trails[output] = _Trail(run, ())
             return output
@@ -98,7 +99,6 @@ class Recorder(TorchFunctionMode):
 
     def _shuffle_forward(self, kind: type[nn.Module]) -> Any:
         def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            self.ran.add(module)
             self._shuffles.append(module)
             try:
                 return kind.forward(module, *args, **kwargs)
@@ -157,8 +157,6 @@ class Recorder(TorchFunctionMode):
     def _end(self, trail: _Trail | None, args: Any, kwargs: Any) -> None:
         """A pixel shuffle is about to get the tensor of ``trail``."""
         shuffle = self._shuffles[-1] if self._shuffles else None
-        if shuffle is not None:
-            self.ran.add(shuffle)
         if trail is None:
             if shuffle is not None and args and isinstance(args[0], Tensor):
                 self.fed.setdefault(shuffle, self._origins.get(args[0]) or "the model's input")
@@ -220,7 +218,8 @@ def call(model: nn.Module, example_inputs: Any) -> Any:
     inputs = tree_map(
         lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, example_inputs
     )
-    with torch.no_grad():
+    # what is compiled in the model would hide its calls
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
