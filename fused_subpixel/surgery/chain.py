@@ -79,8 +79,8 @@ def why_altered(module: nn.Module, base: type[nn.Module]) -> str | None:
 def why_own_forward(module: nn.Module, base: type[nn.Module]) -> str | None:
     """Why the forward of ``module`` is not ``base.forward``, if it is not; in words."""
     kind: Any = type(module)
-    forward = getattr(kind.forward, "stands_for", kind.forward)  # see modules.py
-    if forward is not base.forward or "forward" in module.__dict__:
+    forward = module.__dict__.get("forward", kind.forward)
+    if getattr(forward, "stands_for", forward) is not base.forward:  # see modules.py, trace.py
         return f"{kind.__name__} has a forward of its own"
     if base is nn.Conv2d and (
         kind._conv_forward is not nn.Conv2d._conv_forward or "_conv_forward" in module.__dict__
@@ -135,12 +135,17 @@ def flatten(sequential: nn.Sequential) -> list[nn.Module]:
     return modules
 
 
-def match(modules: Sequence[nn.Module], start: int, fold: bool) -> Chain | str | None:
-    """The chain that begins at ``start``, or the reason why what looks like one is none, or None.
+def match(
+    modules: Sequence[nn.Module], start: int, fold: bool, unshuffle: bool
+) -> Chain | Downward | str | None:
+    """What begins at ``start``, or the reason why what looks like a chain is none, or None.
 
-    ``fold``: whether a batch norm in eval mode may belong to it.
+    ``fold``: whether a batch norm in eval mode may belong to it. ``unshuffle``: whether to look for
+    unshuffles too.
     """
     conv = modules[start]
+    if unshuffle and isinstance(conv, nn.PixelUnshuffle):
+        return _match_downward(modules, start, conv, fold)
     if not isinstance(conv, nn.Conv2d):
         return None
     position, module = behind(modules, start)
@@ -177,31 +182,30 @@ def match(modules: Sequence[nn.Module], start: int, fold: bool) -> Chain | str |
     return Chain(tuple(modules[start : end + 1]), conv, norm, before, shuffle, after)
 
 
-def match_downward(modules: Sequence[nn.Module], start: int) -> Downward | str | None:
+def _match_downward(
+    modules: Sequence[nn.Module], start: int, unshuffle: nn.PixelUnshuffle, fold: bool
+) -> Downward | str | None:
     """As :func:`match`, for a pixel unshuffle followed by a convolution."""
-    unshuffle = modules[start]
-    if not isinstance(unshuffle, nn.PixelUnshuffle):
-        return None
     position, conv = behind(modules, start)
     if not isinstance(conv, nn.Conv2d):
         return None
     factor = unshuffle.downscale_factor
     reason = why_altered(unshuffle, nn.PixelUnshuffle) or why_altered(conv, nn.Conv2d)
-    if reason is None and (not isinstance(factor, int) or factor < 2):
-        reason = f"an unshuffle by {factor} rearranges nothing"
-    if reason is None and conv.padding_mode != "zeros" and conv.padding not in ("valid", (0, 0)):
-        reason = f"padding mode {conv.padding_mode!r} means other pixels before the unshuffle"
-    if reason is None and conv.dilation != (1, 1):
-        reason = "a dilated kernel has gaps"
-    if (
-        reason is None
-        and conv.padding == "same"
-        and not (conv.kernel_size[0] % 2 and conv.kernel_size[1] % 2)
-    ):
-        reason = "padding 'same' is not the same on all sides"
-    if reason is None and conv.in_channels // conv.groups % factor**2:
-        reason = "a group of the convolution sees less than all phases of a channel"
-    return reason or Downward(tuple(modules[start : position + 1]), unshuffle, conv)
+    if reason is not None:
+        return reason
+    if not isinstance(factor, int) or factor < 2:
+        return f"an unshuffle by {factor} rearranges nothing"
+    if isinstance(match(modules, position, fold, False), Chain):
+        return "the convolution runs as one call with the shuffle behind it"
+    if conv.padding_mode != "zeros" and conv.padding not in ("valid", (0, 0)):
+        return f"padding mode {conv.padding_mode!r} takes other pixels before the unshuffle"
+    if conv.dilation != (1, 1):
+        return "a dilated kernel has gaps"
+    if conv.padding == "same" and not (conv.kernel_size[0] % 2 and conv.kernel_size[1] % 2):
+        return "padding 'same' is not the same on all sides"
+    if conv.in_channels // conv.groups % factor**2:
+        return "a group of the convolution sees less than all phases of a channel"
+    return Downward(tuple(modules[start : position + 1]), unshuffle, conv)
 
 
 def behind(modules: Sequence[nn.Module], position: int) -> tuple[int, nn.Module | None]:
@@ -262,11 +266,11 @@ def overwritable(activation: Activation | None, *, before: bool) -> bool:
     """Whether a fused output with this activation may be overwritten wherever the original's could be.
 
     PyTorch's activations after a shuffle keep their output too, but for leaky_relu; those before it keep a
-    tensor that nobody else sees. torch.compile knows no overwriting.
+    tensor that nobody else sees. Exported graphs are for inference mostly: they keep the activation inside.
     """
     if activation is None or activation.name not in _READ_FROM_OUTPUT:
         return True
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
         return True
     return not before and activation.name != "leaky_relu"
 
@@ -281,6 +285,9 @@ def run(
 ) -> Tensor | None:
     """The chain as one call, or None where its modules have to run one by one."""
     activation = before or after
+    by_channel = activation is not None and activation.weight is not None and activation.weight.numel() > 1
+    if input.dim() != 4 and (norm is not None or by_channel):
+        return None  # without a batch dimension they would take rows for channels, or refuse
     alone = None
     if not overwritable(activation, before=before is not None):
         assert activation is not None

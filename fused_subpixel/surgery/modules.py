@@ -102,10 +102,10 @@ class FusedSequential(Fused, nn.Sequential):
         modules = chains.flatten(self)
         position = 0
         while position < len(modules):
-            found: Chain | Downward | str | None = chains.match(modules, position, self.fold_batch_norm)
-            if found is None and self.unshuffle:
-                found = chains.match_downward(modules, position)
-            if found is None or isinstance(found, str) or not chains.runs_fused(input):
+            found: Chain | Downward | str | None = None
+            if isinstance(modules[position], (nn.Conv2d, nn.PixelUnshuffle)) and chains.runs_fused(input):
+                found = chains.match(modules, position, self.fold_batch_norm, self.unshuffle)
+            if found is None or isinstance(found, str):
                 input = modules[position](input)
                 position += 1
             else:
@@ -173,15 +173,12 @@ class FusedConv2d(Fused, nn.Conv2d):
             or (elsewhere and getattr(self, "_is_replica", False))
         ):
             return super().forward(input)
-        steps: tuple[Step, ...] = () if plan.norm is None else (plan.norm,)
-        if chains.overwritable(before, before=True):
-            steps = steps if before is None else (*steps, before)
-        elif before is not None and before.name in ("tanh", "sigmoid"):
-            return super().forward(input)
-        else:
+        if not chains.overwritable(before, before=True) and before is not None and before.commutes():
             before = None  # comes later, by itself
         high = chains.run(input, self, plan.factor, plan.norm, before)
-        assert high is not None
+        if high is None:
+            return super().forward(input)
+        steps: tuple[Step, ...] = tuple(step for step in (plan.norm, before) if step is not None)
         return LowResolution.of(Held(high, plan.factor, steps, self, input if steps else None), 0)
 
 
@@ -271,10 +268,14 @@ class LowResolution(Tensor):
     @staticmethod
     def of(held: Held, done: int) -> LowResolution:
         """A tensor that stands for what ``held`` holds, after ``done`` steps."""
+        high = held.high
+        self: Any
         if torch.compiler.is_dynamo_compiling():  # it follows the Python code; there is nothing below
-            self = held.high.as_subclass(LowResolution)
+            self = high.as_subclass(LowResolution)
+        elif high.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self = _StandIn.apply(high, held, done)
         else:
-            self = _WithoutMemory.of_shape(held.low_shape(), held.high)
+            self = _without_memory(held)
         self.held, self.done, self.low = held, done, None
         return self
 
@@ -327,26 +328,38 @@ class LowResolution(Tensor):
 class _WithoutMemory(LowResolution):
     """What goes past ``__torch_function__`` finds no memory and gets an error, not wrong numbers."""
 
-    @staticmethod
-    def of_shape(shape: tuple[int, ...], like: Tensor) -> LowResolution:
-        self: LowResolution = Tensor._make_wrapper_subclass(
-            _WithoutMemory, shape, dtype=like.dtype, device=like.device, requires_grad=like.requires_grad
-        )
-        if like.requires_grad:
-            with torch._C.DisableTorchFunctionSubclass():
-                self.register_hook(_refuse)
-        return self
-
     @classmethod
     def __torch_dispatch__(cls, *_: Any) -> Any:
-        _refuse()
+        raise RuntimeError(
+            "something that is no function of PyTorch got the output of a fused convolution before its pixel "
+            f"shuffle. Nothing like it was seen when the model was replaced. {_WHAT_TO_DO}"
+        )
 
 
-def _refuse(*_: Any) -> None:
-    raise RuntimeError(
-        "something that is no function of PyTorch, a torch.autograd.Function perhaps, got the output of a "
-        "fused convolution before its pixel shuffle. Nothing like it was seen when the model was replaced. "
-        + _WHAT_TO_DO
+class _StandIn(torch.autograd.Function):
+    """Connects a :class:`LowResolution` with the gradient of what it stands for.
+
+    For the one thing that goes past ``__torch_function__`` at first: a ``torch.autograd.Function``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, high: Tensor, held: Held, done: int) -> Tensor:
+        ctx.factor, ctx.exact = held.factor, done == len(held.steps)
+        return _without_memory(held)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        if not ctx.exact:
+            raise RuntimeError(
+                "a torch.autograd.Function was applied to the output of a fused convolution before its "
+                f"activation. Nothing like it was seen when the model was replaced. {_WHAT_TO_DO}"
+            )
+        return F.pixel_shuffle(grad, ctx.factor), None, None
+
+
+def _without_memory(held: Held) -> LowResolution:
+    return Tensor._make_wrapper_subclass(
+        _WithoutMemory, held.low_shape(), dtype=held.high.dtype, device=held.high.device
     )
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import random
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,27 +66,32 @@ class Recorder(TorchFunctionMode):
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Let the modules tell of their calls, called as modules or by ``.forward()``."""
-        watched: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]] = []
+        """Let the modules tell of their calls, as modules or by ``.forward()``; they keep their classes."""
+        watched: list[tuple[nn.Module, str]] = []
         try:
-            for module in list(self._model.modules()):
+            for module in self._model.modules():
                 if isinstance(module, nn.Conv2d) and chains.why_own_forward(module, nn.Conv2d) is None:
-                    watched.append((module, type(module), {"forward": self._conv_forward(type(module))}))
-                elif isinstance(module, nn.PixelShuffle):
-                    watched.append((module, type(module), {"forward": self._shuffle_forward(type(module))}))
-                elif isinstance(module, nn.Sequential) and module in self._chained:
-                    watched.append((module, type(module), self._sequential_members(type(module))))
-            for module, kind, members in watched:
-                module.__class__ = type(kind.__name__, (kind,), members)
+                    watched.append((module, "forward"))
+                    module.__dict__["forward"] = _standing_for(self._watch_conv(module), module)
+                elif isinstance(module, nn.PixelShuffle) and "forward" not in module.__dict__:
+                    watched.append((module, "forward"))
+                    module.__dict__["forward"] = _standing_for(
+                        self._watch_call(module, self._shuffles), module
+                    )
+                elif module in self._chained:
+                    watched += [(module, "forward"), (module, "run")]
+                    watching = self._watch_call(module, self._sequentials)
+                    module.__dict__["forward"] = _standing_for(watching, module)
+                    module.__dict__["run"] = self._watch_chains(module)
             with self:
                 yield
         finally:
-            for module, kind, _ in watched:
-                module.__class__ = kind
+            for module, name in watched:
+                module.__dict__.pop(name, None)
 
-    def _conv_forward(self, kind: type[nn.Module]) -> Any:
-        def forward(module: nn.Conv2d, input: Tensor) -> Any:
-            output = kind.forward(module, input)
+    def _watch_conv(self, module: nn.Conv2d) -> Any:
+        def forward(input: Tensor) -> Any:
+            output = type(module).forward(module, input)
             inside = any(module in self._chained[sequential] for sequential in self._sequentials)
             with torch._C.DisableTorchFunction():  # these questions are ours
                 in_bytes, out_bytes = (t.numel() * t.element_size() for t in (input, output))
@@ -95,31 +100,24 @@ class Recorder(TorchFunctionMode):
             self._trails[output] = _Trail(run, ())
             return output
 
-        return _standing_for(forward, kind)
+        return forward
 
-    def _shuffle_forward(self, kind: type[nn.Module]) -> Any:
-        def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            self._shuffles.append(module)
+    def _watch_call(self, module: nn.Module, running: list[Any]) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            running.append(module)
             try:
-                return kind.forward(module, *args, **kwargs)
+                return type(module).forward(module, *args, **kwargs)
             finally:
-                self._shuffles.pop()
+                running.pop()
 
-        return _standing_for(forward, kind)
+        return forward
 
-    def _sequential_members(self, kind: type[nn.Module]) -> dict[str, Any]:
-        def forward(module: nn.Sequential, *args: Any, **kwargs: Any) -> Any:
-            self._sequentials.append(module)
-            try:
-                return kind.forward(module, *args, **kwargs)
-            finally:
-                self._sequentials.pop()
-
-        def run(module: FusedSequential, found: Any, input: Tensor) -> Any:
+    def _watch_chains(self, module: nn.Module) -> Any:
+        def run(found: Any, input: Tensor) -> Any:
             self.chain_runs.append(found)
-            return FusedSequential.run(module, found, input)
+            return FusedSequential.run(cast(FusedSequential, module), found, input)
 
-        return {"forward": _standing_for(forward, kind), "run": run}
+        return run
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Follow the tensors through ``func``."""
@@ -172,10 +170,11 @@ class Recorder(TorchFunctionMode):
                 trail.run.others.append("the model's caller")
 
 
-def _standing_for(forward: Any, kind: type[nn.Module]) -> Any:
-    """A watching ``forward`` that counts as that of PyTorch's own class, as the watched one does."""
-    forward.stands_for = getattr(kind.forward, "stands_for", kind.forward)
-    return forward
+def _standing_for(watching: Any, module: nn.Module) -> Any:
+    """A watching forward, which counts as the one that it watches."""
+    forward = type(module).forward
+    watching.stands_for = getattr(forward, "stands_for", forward)
+    return watching
 
 
 # ---- a run that changes nothing --------------------------------------------------------------------------
