@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +258,10 @@ def replaced_pair(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Mod
 @neighbours
 @needs_cpu_library
 def test_compile(name: str) -> None:
-    """In one graph, which holds the fused operator; gradients too; with dynamic sizes."""
+    """In one graph, which holds the fused operator; gradients too; with dynamic sizes.
+
+    Without what cannot be done ahead there, see FusedConv2d.
+    """
     replaced, model, x = replaced_pair(name)
     graphs: list[torch.fx.GraphModule] = []
 
@@ -269,9 +274,9 @@ def test_compile(name: str) -> None:
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
     names = {str(node.target) for graph in graphs for node in graph.graph.nodes}
-    if name != "unshuffle":
+    assert not any("unshuffle" in target for target in names)
+    if name not in ("unshuffle", "duc, chained", "prelu, chained"):
         assert "fused_subpixel.subpixel_conv2d.default" in names
-        assert not any("unshuffle" in target for target in names)
     compiled = torch.compile(replaced, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(outcomes(compiled, x), outcomes(model, x), rtol=1e-3, atol=1e-4)
     torch._dynamo.reset()
@@ -286,7 +291,7 @@ def test_export(name: str, strict: bool) -> None:
     sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     program = torch.export.export(replaced, (x,), strict=strict, dynamic_shapes=(sizes,))
     targets = [str(node.target) for node in program.graph.nodes]
-    if name != "unshuffle":
+    if name != "unshuffle" and not (strict and name in ("duc, chained", "prelu, chained")):
         assert targets.count("fused_subpixel.subpixel_conv2d.default") == PATTERNS[name].replaced
     x = torch.randn(3, 4, 66, 130)
     torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
@@ -329,18 +334,24 @@ def test_traced_transformed_and_faked(name: str) -> None:
     torch.testing.assert_close(logged.as_subclass(Tensor), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    store = tmp_path_factory.mktemp("gloo") / "store"
+    torch.distributed.init_process_group("gloo", f"file://{store}", world_size=1, rank=0)
+    yield
+    gc.collect()  # a wrapper that outlives its group would wait for it forever
+    torch.distributed.destroy_process_group()
+
+
 @neighbours
-def test_distributed_data_parallel(name: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("process_group")
+def test_distributed_data_parallel(name: str) -> None:
     replaced, model, x = replaced_pair(name)
-    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", world_size=1, rank=0)
-    try:
-        wrapped = nn.parallel.DistributedDataParallel(replaced)
-        wrapped(x).square().mean().backward()
-        model(x).square().mean().backward()
-        for mine, theirs in zip(replaced.parameters(), model.parameters(), strict=True):
-            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-5)
-    finally:
-        torch.distributed.destroy_process_group()
+    wrapped = nn.parallel.DistributedDataParallel(replaced)
+    wrapped(x).square().mean().backward()
+    model(x).square().mean().backward()
+    for mine, theirs in zip(replaced.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_replicas_of_data_parallel() -> None:

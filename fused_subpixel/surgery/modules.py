@@ -164,17 +164,23 @@ class FusedConv2d(Fused, nn.Conv2d):
         """Apply the convolution, and at once what is to follow."""
         plan = self.subpixel
         before = plan.activation()
-        elsewhere = plan.norm is not None or isinstance(plan.before, nn.PReLU)
         if (
             not chains.runs_fused(input)
             or chains.has_output_hooks(self)
             or (plan.norm is not None and plan.norm.training)
             # a replica of nn.DataParallel: the modules of the plan are those of the first device
-            or (elsewhere and getattr(self, "_is_replica", False))
+            or (getattr(self, "_is_replica", False) and (plan.norm or isinstance(plan.before, nn.PReLU)))
         ):
             return super().forward(input)
-        if not chains.overwritable(before, before=True) and before is not None and before.commutes():
+        ahead = not torch.compiler.is_dynamo_compiling()  # else it could not be undone on another path
+        if (
+            before is not None
+            and before.commutes()
+            and not (ahead and chains.overwritable(before, before=True))
+        ):
             before = None  # comes later, by itself
+        if not ahead and (plan.norm is not None or before is not None):
+            return super().forward(input)
         high = chains.run(input, self, plan.factor, plan.norm, before)
         if high is None:
             return super().forward(input)
@@ -251,7 +257,7 @@ _MOVED_ON = (
 
 def _version(tensor: Tensor) -> int | None:
     """A number that changes when the tensor is written to, or None where there is none."""
-    return None if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
+    return None if torch.compiler.is_dynamo_compiling() or tensor.is_inference() else tensor._version
 
 
 class LowResolution(Tensor):

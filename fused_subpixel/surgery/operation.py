@@ -142,7 +142,7 @@ class Operation:
             if not run.in_sequential:
                 runs.setdefault(run.conv, []).append(run)
         for conv, calls in runs.items():
-            ends = [run.shuffle for run in calls if run.factor is not None]
+            ends = [shuffle for run in calls for shuffle in run.shuffles]
             if not ends or isinstance(conv, FusedConv2d):
                 continue
             pair = conv, ends[0]
@@ -176,7 +176,9 @@ class Operation:
             before = self.module_of(steps.pop(0).activation)
         if steps:
             return "more than a batch norm and an activation stand in between"
-        plan = Plan(int(first.factor or 0), norm, before, self.names.get(first.shuffle, ""))
+        shuffles = [shuffle for run in calls for shuffle in run.shuffles if shuffle is not None]
+        path = self.names[shuffles[0]] if shuffles else ""
+        plan = Plan(int(first.factor or 0), norm, before, path)
         for run in calls[1:]:
             if len(run.steps) != len(first.steps) or not all(
                 a.does(b) for a, b in zip(run.steps, plan.steps(), strict=True)
@@ -186,7 +188,7 @@ class Operation:
             return "the slopes of the PReLU in between belong to no nn.PReLU"
         if not _only_reparametrising_hooks(conv):
             return f"{type(conv).__name__} has hooks"
-        if any(run.shuffle is not None and chains.has_hooks(run.shuffle) for run in calls):
+        if any(chains.has_hooks(shuffle) for shuffle in shuffles):
             return "PixelShuffle has hooks"
         return chains.why_unfit(conv, plan.factor, plan.activation()) or plan
 
@@ -206,7 +208,7 @@ class Operation:
         """Say of each shuffle that belongs to no site yet why it does not."""
         known = {module for pair in self.sites for module in pair}
         if recorder is not None:
-            known.update(run.shuffle for run in recorder.runs)
+            known.update(shuffle for run in recorder.runs for shuffle in run.shuffles)
         for module in self.names:
             if not isinstance(module, nn.PixelShuffle):
                 continue
@@ -246,6 +248,7 @@ class Operation:
     def run(self, inputs: Any, chained: trace.Chained) -> tuple[trace.Recorder, Any]:
         """Run the model and record what happens."""
         recorder = trace.Recorder(self.model, chained)
+        inputs = trace.copied(inputs)
         with trace.unchanged(self.model), recorder.watching():
             output = trace.call(self.model, inputs)
         recorder.returned(output)

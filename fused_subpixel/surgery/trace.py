@@ -33,7 +33,8 @@ class Run:
     in_sequential: bool  # whether a Sequential ran it that has a chain with it
     steps: tuple[Call, ...] = ()
     factor: int | None = None  # of the shuffle at the end
-    shuffle: nn.Module | None = None  # the module it was called by; None for the function alone
+    # the modules that shuffled it, None for the function alone
+    shuffles: list[nn.Module | None] = dataclasses.field(default_factory=list)
     fused: bool = False  # whether the shuffle got a LowResolution
     others: list[str] = dataclasses.field(default_factory=list)  # what else was done with the output
 
@@ -160,7 +161,8 @@ class Recorder(TorchFunctionMode):
                 self.fed.setdefault(shuffle, self._origins.get(args[0]) or "the model's input")
             return
         trail.run.factor = args[1] if len(args) > 1 else kwargs.get("upscale_factor")
-        trail.run.shuffle, trail.run.steps = shuffle, trail.steps
+        trail.run.shuffles.append(shuffle)
+        trail.run.steps = trail.steps
         trail.run.fused = isinstance(args[0], LowResolution) and args[0].low is None
 
     def returned(self, output: Any) -> None:
@@ -212,11 +214,13 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             numpy.random.set_state(numpy_state)
 
 
-def call(model: nn.Module, example_inputs: Any) -> Any:
-    """Run ``model`` on copies of the inputs, without gradients."""
-    inputs = tree_map(
-        lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, example_inputs
-    )
+def copied(inputs: Any) -> Any:
+    """Copies of all tensors, for a model that writes to its inputs."""
+    return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, inputs)
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Run ``model``, without gradients."""
     # what is compiled in the model would hide its calls
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
