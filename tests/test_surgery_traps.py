@@ -21,7 +21,11 @@ import fused_subpixel as fs
 from fused_subpixel.surgery import chain
 from fused_subpixel.surgery.modules import LowResolution
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Complex modules are a new feature:UserWarning"),
+]
 
 
 class Free(nn.Module):
@@ -58,7 +62,7 @@ def check(
 
 
 def compare(found: nn.Module, model: nn.Module, x: Tensor) -> None:
-    """To rounding. Where the original forbids a gradient, because something was overwritten, nothing is asked."""
+    """To rounding. Where the original has no gradient, because something was overwritten, none is asked."""
     try:
         expected = outcomes(model, x)
     except RuntimeError as error:
@@ -553,7 +557,7 @@ def test_a_model_changed_later() -> None:
 
 
 def test_runs_leave_no_trace() -> None:
-    """Statistics, counters, attributes, modes, random numbers of torch and Python, and the inputs themselves."""
+    """Statistics, counters, attributes, modes, random numbers of torch and Python, and the inputs."""
 
     class Stateful(Chained):
         def __init__(self) -> None:

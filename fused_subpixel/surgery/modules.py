@@ -2,8 +2,8 @@
 """The modules that a replaced model consists of: the model's own ones, with another class.
 
 A module keeps its identity, its attributes, its parameters, its place in the model and all base classes; only
-its ``__class__`` becomes a subclass with another ``forward``. Both forwards are right whatever the
-rest of the model does:
+its ``__class__`` becomes a subclass with another ``forward``. Both forwards are right, whatever the rest of
+the model does:
 
 - :class:`FusedSequential` fuses what it runs itself, one after another, and looks anew in every call.
 - :class:`FusedConv2d` returns a :class:`LowResolution`: a tensor that holds the convolution's output
@@ -143,11 +143,8 @@ class Plan:
 
     def activation(self) -> Activation | None:
         """The activation before the shuffle, with its present parameter."""
-        return (
-            Activation("prelu", weight=self.before.weight)
-            if isinstance(self.before, nn.PReLU)
-            else self.before
-        )
+        before = self.before
+        return Activation("prelu", weight=before.weight) if isinstance(before, nn.PReLU) else before
 
     def steps(self) -> tuple[nn.BatchNorm2d | Activation, ...]:
         """What is to come between convolution and shuffle, in order."""
@@ -164,22 +161,18 @@ class FusedConv2d(Fused, nn.Conv2d):
         """Apply the convolution, and at once what is to follow."""
         plan = self.subpixel
         before = plan.activation()
-        if (
-            not chains.runs_fused(input)
-            or chains.has_output_hooks(self)
-            or (plan.norm is not None and plan.norm.training)
-            # a replica of nn.DataParallel: the modules of the plan are those of the first device
-            or (getattr(self, "_is_replica", False) and (plan.norm or isinstance(plan.before, nn.PReLU)))
-        ):
+        if not chains.runs_fused(input) or chains.has_output_hooks(self):
             return super().forward(input)
-        ahead = not torch.compiler.is_dynamo_compiling()  # else it could not be undone on another path
-        if (
-            before is not None
-            and before.commutes()
-            and not (ahead and chains.overwritable(before, before=True))
-        ):
-            before = None  # comes later, by itself
-        if not ahead and (plan.norm is not None or before is not None):
+        if plan.norm is not None and plan.norm.training:
+            return super().forward(input)
+        if (plan.norm is not None or isinstance(plan.before, nn.PReLU)) and "_is_replica" in self.__dict__:
+            return super().forward(input)  # of nn.DataParallel: those modules are on the first device
+        # In compiled code nothing is done ahead: on another path it could not be undone.
+        compiling = torch.compiler.is_dynamo_compiling()
+        later = compiling or not chains.overwritable(before, before=True)
+        if later and before is not None and before.commutes():
+            before = None
+        if compiling and (plan.norm is not None or before is not None):
             return super().forward(input)
         high = chains.run(input, self, plan.factor, plan.norm, before)
         if high is None:
