@@ -337,6 +337,7 @@ def test_hooks_on_the_convolution_after_the_surgery(kind: str) -> None:
         compare(replaced, model, image())
         assert len(seen[0]) == len(seen[1]) > 0
         for found, expected in zip(*seen, strict=True):
+            assert not isinstance(found, LowResolution)
             found, expected = (a[0] if isinstance(a, tuple) else a for a in (found, expected))
             torch.testing.assert_close(torch.as_tensor(found), expected)
 
@@ -584,6 +585,14 @@ def test_runs_leave_no_trace() -> None:
     assert x.equal(kept) and (model.calls, model.last, model.training) == (0, None, True)
     torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
     assert torch.get_rng_state().equal(generators[0]) and random.getstate() == generators[1]
+
+
+def test_runs_do_not_move_the_statistics_of_batch_norms() -> None:
+    model = nn.Sequential(pair(), norm(3), norm(3)).train()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    replaced, report = replace(model, image(torch.float32))
+    assert len(report.replaced) == 1
+    torch.testing.assert_close(replaced.state_dict(), state, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("inplace", [False, True])
