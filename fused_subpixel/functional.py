@@ -231,10 +231,13 @@ def prepare(
         backend = "reference"
     if requested == "auto" and backend == "cuda" and why_no_tensor_cores(problem) is not None:
         backend = "reference"
-    plan = plan_backward(
-        backend, problem.geometry, problem.input_shape, problem.weight_shape, problem.dtype,
-        problem.transposed is not None,
-    )  # fmt: skip
+    if torch.compiler.is_compiling():  # the operator plans by itself; to ask would tie the graph to sizes
+        plan = BackwardPlan(False, False)
+    else:
+        plan = plan_backward(
+            backend, problem.geometry, problem.input_shape, problem.weight_shape, problem.dtype,
+            problem.transposed is not None,
+        )  # fmt: skip
     linear = None
     if not recoverable(problem.epilogue, residual is not None):
         without = problem._replace(epilogue=Epilogue())

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Replacing layers of existing models by fused ones, and telling what was done."""
 
+from .conv_transpose import replace_conv_transpose
+from .pixel_shuffle import replace_pixel_shuffle, restore_pixel_shuffle
 from .report import Report, Site
 
-__all__ = ["Report", "Site"]
+__all__ = ["Report", "Site", "replace_conv_transpose", "replace_pixel_shuffle", "restore_pixel_shuffle"]

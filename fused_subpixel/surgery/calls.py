@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which calls of PyTorch's functions are steps of a chain, as ``__torch_function__`` sees them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .chain import Activation
+
+
+class Call(NamedTuple):
+    """An activation or a batch norm, called on a tensor."""
+
+    activation: Activation | None
+    norm: tuple[Any, ...]  # of a batch norm in eval mode: mean, variance, weight, bias, epsilon
+    in_place: bool
+
+    def does(self, step: nn.BatchNorm2d | Activation) -> bool:
+        """Whether the call is this step, on the very parameters of it."""
+        if isinstance(step, Activation):
+            mine = self.activation
+            return (
+                mine is not None
+                and mine.name == step.name
+                and mine.negative_slope == step.negative_slope
+                and mine.weight is step.weight
+            )
+        theirs = (step.running_mean, step.running_var, step.weight, step.bias)
+        return (
+            bool(self.norm)
+            and all(a is b for a, b in zip(self.norm[:4], theirs, strict=True))
+            and self.norm[4] == step.eps
+        )
+
+
+# name of the activation, and whether the function works in place
+ACTIVATIONS: dict[Any, tuple[str, bool]] = {
+    F.relu: ("relu", False),
+    torch.relu: ("relu", False),
+    torch.relu_: ("relu", True),
+    Tensor.relu: ("relu", False),
+    Tensor.relu_: ("relu", True),
+    F.leaky_relu: ("leaky_relu", False),
+    F.leaky_relu_: ("leaky_relu", True),
+    F.prelu: ("prelu", False),
+    Tensor.prelu: ("prelu", False),
+    F.silu: ("silu", False),
+    F.gelu: ("gelu", False),
+    torch.tanh: ("tanh", False),
+    Tensor.tanh: ("tanh", False),
+    torch.tanh_: ("tanh", True),
+    Tensor.tanh_: ("tanh", True),
+    torch.sigmoid: ("sigmoid", False),
+    Tensor.sigmoid: ("sigmoid", False),
+    torch.sigmoid_: ("sigmoid", True),
+    Tensor.sigmoid_: ("sigmoid", True),
+}
+_getter: Any = Tensor  # the properties of a tensor as __torch_function__ sees them, which mypy does not
+
+# Questions about a tensor that its values do not enter: about its sizes, and others.
+SIZES = frozenset({_getter.shape.__get__, Tensor.size, Tensor.numel, torch.numel})
+METADATA = SIZES | {
+    _getter.ndim.__get__,
+    _getter.dtype.__get__,
+    _getter.device.__get__,
+    _getter.is_cuda.__get__,
+    _getter.requires_grad.__get__,
+    Tensor.dim,
+    Tensor.is_floating_point,
+    torch.is_floating_point,
+}
+
+
+def call_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    """The step that ``func(*args, **kwargs)`` is, or None."""
+    if func is F.batch_norm:
+        return _batch_norm(*args, **kwargs)
+    if func not in ACTIVATIONS or not set(kwargs) <= {"inplace", "negative_slope", "approximate", "weight"}:
+        return None
+    name, in_place = ACTIVATIONS[func]
+    arguments = list(args[1:])
+    slope, weight = 0.01, None
+    if name == "leaky_relu":
+        slope = arguments.pop(0) if arguments else kwargs.get("negative_slope", 0.01)
+    elif name == "prelu":
+        weight = arguments.pop(0) if arguments else kwargs["weight"]
+    elif name == "gelu" and kwargs.get("approximate", "none") != "none":
+        return None
+    in_place = in_place or bool(arguments.pop(0) if arguments else kwargs.get("inplace", False))
+    return Call(Activation(name, slope, weight), (), in_place)
+
+
+def _batch_norm(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Call | None:  # fmt: skip
+    return None if training else Call(None, (running_mean, running_var, weight, bias, eps), False)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""nn.ConvTranspose2d of a model on the fused kernels: :func:`replace_conv_transpose`."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+from torch import nn
+
+from ..modules import ConvTranspose2d
+from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site
+
+
+def replace_conv_transpose(model: nn.Module, *, inplace: bool = False, return_report: bool = False) -> Any:
+    """Let every ``nn.ConvTranspose2d`` of a model run as :func:`fused_subpixel.conv_transpose2d`.
+
+    The modules stay the objects they are, of a subclass: parameters, state_dict, hooks, old ``weight_norm``,
+    names and references all stay. What is not exactly an ``nn.ConvTranspose2d`` - a subclass, a layer with
+    parametrizations, a lazy one - is left alone, and so are layers with dilation, which are no sub-pixel
+    convolutions. A second call changes nothing.
+
+    Args:
+        model: any module, an ``nn.ConvTranspose2d`` itself included.
+        inplace: change ``model`` itself, instead of a deep copy.
+        return_report: return (model, :class:`fused_subpixel.Report`).
+
+    Raises:
+        TypeError: ``model`` is not an ``nn.Module``.
+
+    Warns:
+        UserWarning: no transposed convolution was found, or none that could be replaced.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {model!r} of type {type(model).__name__}")
+    if not inplace:
+        model = copy.deepcopy(model)
+    sites = []
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ConvTranspose2d):
+            continue
+        reason = _why_not(module)
+        if type(module) is ConvTranspose2d:
+            status = ALREADY_REPLACED
+        elif reason is None:
+            status = REPLACED
+            module.__class__ = ConvTranspose2d
+        else:
+            status = LEFT_ALONE
+        sites.append(
+            Site(path, _layers(module), status, reason or "runs as conv_transpose2d of this package")
+        )
+    report = Report(sites)
+    if not report.replaced and not report.already_replaced:
+        warnings.warn(f"replace_conv_transpose changed nothing: {report.summary}", stacklevel=2)
+    return (model, report) if return_report else model
+
+
+def _why_not(module: nn.ConvTranspose2d) -> str | None:
+    """Why a module is left alone, in words; None if it can be replaced."""
+    if type(module) not in (nn.ConvTranspose2d, ConvTranspose2d):
+        if hasattr(module, "parametrizations"):
+            return "its parameters are parametrized, which makes it a class of its own"
+        return f"{type(module).__name__} is a subclass of nn.ConvTranspose2d and may compute something else"
+    if "forward" in vars(module):
+        return "its forward has been exchanged"
+    if tuple(module.dilation) != (1, 1):
+        return f"dilation {tuple(module.dilation)}: no sub-pixel convolution"
+    return None
+
+
+def _layers(module: nn.ConvTranspose2d) -> str:
+    kernel = "x".join(map(str, module.kernel_size))
+    options = (
+        f"stride {module.stride[0]}" if len(set(module.stride)) == 1 else f"stride {tuple(module.stride)}"
+    )
+    return f"ConvTranspose2d({module.in_channels}, {module.out_channels}, {kernel}, {options})"

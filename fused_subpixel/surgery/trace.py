@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Running a model once to see what becomes of each convolution's output, and leaving no trace of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
+
+from . import chain as chains
+from .calls import METADATA, Call, call_of
+from .modules import FusedSequential, LowResolution
+
+Chained = dict[nn.Sequential, set[nn.Conv2d]]  # Sequentials, and the convolutions of their chains
+
+
+@dataclasses.dataclass(eq=False)
+class Run:
+    """One call of a convolution, and what its output went through."""
+
+    conv: nn.Conv2d
+    input_size: int  # in bytes, as the next
+    output_size: int
+    in_sequential: bool  # whether a Sequential ran it that has a chain with it
+    steps: tuple[Call, ...] = ()
+    factor: int | None = None  # of the shuffle at the end
+    # the modules that shuffled it, None for the function alone
+    shuffles: list[nn.Module | None] = dataclasses.field(default_factory=list)
+    fused: bool = False  # whether the shuffle got a LowResolution
+    others: list[str] = dataclasses.field(default_factory=list)  # what else was done with the output
+
+
+@dataclasses.dataclass(eq=False)
+class _Trail:
+    """A tensor that is a convolution's output, or that after some steps."""
+
+    run: Run
+    steps: tuple[Call, ...]
+    used: bool = False
+
+
+class Recorder(TorchFunctionMode):
+    """Sees every call of PyTorch's functions during a run, and follows the outputs of the convolutions.
+
+    ``chained``: the Sequentials of which it is to be known that they run.
+    """
+
+    def __init__(self, model: nn.Module, chained: Chained) -> None:
+        super().__init__()
+        self.runs: list[Run] = []
+        self.chain_runs: list[Any] = []  # the chains that fused Sequentials ran
+        self.fed: dict[nn.Module, str] = {}  # shuffles that no followed convolution feeds, and what does
+        self._trails: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._origins: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._model, self._chained = model, chained
+        self._sequentials: list[nn.Sequential] = []  # those that are running
+        self._shuffles: list[nn.Module] = []
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Let the modules tell of their calls, as modules or by ``.forward()``; they keep their classes."""
+        watched: list[tuple[nn.Module, str]] = []
+        try:
+            for module in self._model.modules():
+                if isinstance(module, nn.Conv2d) and chains.why_own_forward(module, nn.Conv2d) is None:
+                    watched.append((module, "forward"))
+                    module.__dict__["forward"] = _standing_for(self._watch_conv(module), module)
+                elif isinstance(module, nn.PixelShuffle) and "forward" not in module.__dict__:
+                    watched.append((module, "forward"))
+                    module.__dict__["forward"] = _standing_for(
+                        self._watch_call(module, self._shuffles), module
+                    )
+                elif module in self._chained:
+                    watched += [(module, "forward"), (module, "run")]
+                    watching = self._watch_call(module, self._sequentials)
+                    module.__dict__["forward"] = _standing_for(watching, module)
+                    module.__dict__["run"] = self._watch_chains(module)
+            with self:
+                yield
+        finally:
+            for module, name in watched:
+                module.__dict__.pop(name, None)
+
+    def _watch_conv(self, module: nn.Conv2d) -> Any:
+        def forward(input: Tensor) -> Any:
+            output = type(module).forward(module, input)
+            inside = any(module in self._chained[sequential] for sequential in self._sequentials)
+            with torch._C.DisableTorchFunction():  # these questions are ours
+                in_bytes, out_bytes = (t.numel() * t.element_size() for t in (input, output))
+            run = Run(module, in_bytes, out_bytes, inside)
+            self.runs.append(run)
+            self._trails[output] = _Trail(run, ())
+            return output
+
+        return forward
+
+    def _watch_call(self, module: nn.Module, running: list[Any]) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            running.append(module)
+            try:
+                return type(module).forward(module, *args, **kwargs)
+            finally:
+                running.pop()
+
+        return forward
+
+    def _watch_chains(self, module: nn.Module) -> Any:
+        def run(found: Any, input: Tensor) -> Any:
+            self.chain_runs.append(found)
+            return FusedSequential.run(cast(FusedSequential, module), found, input)
+
+        return run
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Follow the tensors through ``func``."""
+        kwargs = kwargs or {}
+        if func in METADATA:
+            return func(*args, **kwargs)
+        trails = [
+            trail
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, Tensor) and (trail := self._trails.get(leaf)) is not None
+        ]
+        ending = func is torch.pixel_shuffle
+        call = None if ending or not trails else call_of(func, args, kwargs)
+        first = self._trails.get(args[0]) if args and isinstance(args[0], Tensor) else None
+        following = first is not None and len(trails) == 1 and (ending or call is not None)
+        name = resolve_name(func) or getattr(func, "__name__", str(func))
+        for trail in trails:
+            if trail.used or not following:
+                trail.run.others.append(name)
+            trail.used = True
+        if ending:
+            self._end(first, args, kwargs)
+
+        result = func(*args, **kwargs)
+
+        if following and call is not None and first is not None:
+            if result is args[0]:  # in place
+                first.steps, first.used = (*first.steps, call), False
+            else:
+                self._trails[result] = _Trail(first.run, (*first.steps, call))
+        elif isinstance(result, Tensor):
+            self._origins[result] = name
+        return result
+
+    def _end(self, trail: _Trail | None, args: Any, kwargs: Any) -> None:
+        """A pixel shuffle is about to get the tensor of ``trail``."""
+        shuffle = self._shuffles[-1] if self._shuffles else None
+        if trail is None:
+            if shuffle is not None and args and isinstance(args[0], Tensor):
+                self.fed.setdefault(shuffle, self._origins.get(args[0]) or "the model's input")
+            return
+        trail.run.factor = args[1] if len(args) > 1 else kwargs.get("upscale_factor")
+        trail.run.shuffles.append(shuffle)
+        trail.run.steps = trail.steps
+        trail.run.fused = isinstance(args[0], LowResolution) and args[0].low is None
+
+    def returned(self, output: Any) -> None:
+        """The model returned ``output``: a convolution's output in it has another user."""
+        for tensor in tensors_in(output):
+            if (trail := self._trails.get(tensor)) is not None:
+                trail.run.others.append("the model's caller")
+
+
+def _standing_for(watching: Any, module: nn.Module) -> Any:
+    """A watching forward, which counts as the one that it watches."""
+    forward = type(module).forward
+    watching.stands_for = getattr(forward, "stands_for", forward)
+    return watching
+
+
+# ---- a run that changes nothing --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Restore the attributes and buffers of all modules, and the state of random numbers, afterwards."""
+    attributes = [(module, dict(module.__dict__)) for module in model.modules()]
+    tables: list[tuple[Any, dict[str, Any]]] = [
+        (table, dict(table))
+        for module in model.modules()
+        for table in (module._parameters, module._buffers, module._modules)
+    ]
+    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    numpy_state = None if numpy is None else numpy.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        for module, saved in attributes:
+            module.__dict__.clear()
+            module.__dict__.update(saved)
+        for table, saved in tables:
+            table.clear()
+            table.update(saved)
+        with torch.no_grad():
+            for buffer, value in values:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)
+
+
+def copied(inputs: Any) -> Any:
+    """Copies of all tensors, for a model that writes to its inputs."""
+    return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, inputs)
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Run ``model``, without gradients."""
+    # what is compiled in the model would hide its calls
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+
+
+def tensors_in(output: Any) -> list[Tensor]:
+    """All tensors of an output: of containers that PyTorch knows, and of other objects' attributes."""
+    found = []
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (nn.Module, type)):
+            found += [value for value in tree_leaves(vars(leaf)) if isinstance(value, Tensor)]
+    return found
+
+
+def difference(found: Any, expected: Any) -> str | None:
+    """How two outputs of a model differ by more than rounding, in words.
+
+    The bound, a relative distance of the square root of the dtype's precision, lies midway between rounding
+    errors, some hundred times that precision, and wrong values.
+    """
+    mine, theirs = tensors_in(found), tensors_in(expected)
+    if not theirs:
+        return "there is no tensor in the model's output to compare"
+    if [(t.shape, t.dtype) for t in mine] != [(t.shape, t.dtype) for t in theirs]:
+        return "the shapes of the outputs differ"
+    for a, b in zip(mine, theirs, strict=True):
+        if torch.equal(a, b):
+            continue
+        if not (b.is_floating_point() or b.is_complex()):
+            return "outputs of integers differ"
+        finite = torch.isfinite(b)
+        if not torch.equal(finite, torch.isfinite(a)):
+            return "infinite or undefined values differ"
+        precise = torch.promote_types(b.dtype, torch.float32)
+        mine_finite, theirs_finite = a[finite].to(precise), b[finite].to(precise)
+        distance, size = float((mine_finite - theirs_finite).norm()), float(theirs_finite.norm())
+        if not distance <= torch.finfo(b.dtype).eps ** 0.5 * size:
+            return f"outputs differ by {distance:.3g}, their norm being {size:.3g}"
+    return None

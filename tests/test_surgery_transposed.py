@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""replace_conv_transpose on networks built as their papers say, and on what it must leave alone."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fused_subpixel as fs
+
+
+def dcgan() -> tuple[nn.Module, Tensor]:
+    """The generator of Radford et al. 2015 (arXiv 1511.06434), a quarter as wide."""
+    layers: list[nn.Module] = []
+    widths = (100, 256, 128, 64, 32)
+    for i, (before, after) in enumerate(itertools.pairwise(widths)):
+        stride, padding = (1, 0) if i == 0 else (2, 1)
+        layers += [nn.ConvTranspose2d(before, after, 4, stride, padding, bias=False)]
+        layers += [nn.BatchNorm2d(after), nn.ReLU(True)]
+    return nn.Sequential(*layers, nn.ConvTranspose2d(32, 3, 4, 2, 1, bias=False), nn.Tanh()), torch.randn(
+        2, 100, 1, 1
+    )
+
+
+class UNet(nn.Module):
+    """Ronneberger et al. 2015 (arXiv 1505.04597), two levels deep and narrow, padded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def twice(before: int, after: int) -> nn.Sequential:
+            return nn.Sequential(
+                nn.Conv2d(before, after, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(after, after, 3, padding=1),
+                nn.ReLU(),
+            )
+
+        self.down = nn.ModuleList([twice(1, 16), twice(16, 32), twice(32, 64)])
+        self.up = nn.ModuleList([nn.ConvTranspose2d(64, 32, 2, 2), nn.ConvTranspose2d(32, 16, 2, 2)])
+        self.join = nn.ModuleList([twice(64, 32), twice(32, 16)])
+        self.head = nn.Conv2d(16, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for level in self.down[:-1]:
+            skips.append(level(x))
+            x = F.max_pool2d(skips[-1], 2)
+        x = self.down[-1](x)
+        for up, join in zip(self.up, self.join, strict=True):
+            x = join(torch.cat((skips.pop(), up(x)), 1))
+        return self.head(x)
+
+
+def fsrcnn(factor: int = 3) -> tuple[nn.Module, Tensor]:
+    """Dong et al. 2016 (arXiv 1608.00367): FSRCNN(56, 12, 4), whose last layer is a 9x9 deconvolution."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(1, 56, 5, padding=2),
+        nn.PReLU(56),
+        nn.Conv2d(56, 12, 1),
+        nn.PReLU(12),
+    ]
+    for _ in range(4):
+        layers += [nn.Conv2d(12, 12, 3, padding=1), nn.PReLU(12)]
+    layers += [nn.Conv2d(12, 56, 1), nn.PReLU(56)]
+    last = nn.ConvTranspose2d(56, 1, 9, factor, 4, output_padding=factor - 1)
+    return nn.Sequential(*layers, last), torch.rand(1, 1, 17, 23)
+
+
+MODELS: dict[str, Any] = {
+    "DCGAN": dcgan,
+    "U-Net": lambda: (UNet(), torch.rand(1, 1, 24, 36)),
+    "FSRCNN x3": fsrcnn,
+    "FSRCNN x2": lambda: fsrcnn(2),
+}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_networks_of_papers(name: str, channels_last: bool, backend: str) -> None:
+    """Outputs and gradients equal to rounding, checkpoints load both ways, nothing else changes."""
+    plain, x = MODELS[name]()
+    plain, x = plain.double(), x.double().requires_grad_()
+    if channels_last:
+        plain = plain.to(memory_format=torch.channels_last)
+    fused, report = fs.replace_conv_transpose(plain, return_report=True)
+    transposed = [path for path, m in plain.named_modules() if isinstance(m, nn.ConvTranspose2d)]
+    assert [site.path for site in report.replaced] == transposed
+    assert all(type(plain.get_submodule(path)) is nn.ConvTranspose2d for path in transposed)
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    fused.load_state_dict(plain.state_dict(), strict=True)
+    plain.load_state_dict(fused.state_dict(), strict=True)
+    outputs, gradients = [], []
+    for model in (plain, fused):
+        output = model(x)
+        outputs.append(output.detach())
+        gradients.append(torch.autograd.grad(output.square().mean(), [x, *model.parameters()]))
+    torch.testing.assert_close(outputs[1], outputs[0])
+    for ours, theirs in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(ours, theirs)
+    again, second = fs.replace_conv_transpose(fused, inplace=True, return_report=True)
+    assert again is fused
+    assert not second.replaced
+    assert len(second.already_replaced) == len(transposed)
+
+
+def test_copies_and_pickles() -> None:
+    plain, x = fsrcnn()
+    fused = fs.replace_conv_transpose(plain)
+    file = io.BytesIO()
+    torch.save(fused, file)
+    file.seek(0)
+    for other in (copy.deepcopy(fused), torch.load(file, weights_only=False)):
+        assert type(other[-1]) is fs.ConvTranspose2d
+        torch.testing.assert_close(other(x), plain(x), rtol=1e-4, atol=1e-5)
+
+
+def test_shared_modules_hooks_and_weight_norm() -> None:
+    up = nn.ConvTranspose2d(4, 4, 4, 2, 1)
+    shared = nn.Sequential(up, nn.ReLU(), up)
+    calls = []
+    up.register_forward_hook(lambda *_: calls.append(1))
+    x = torch.randn(1, 4, 5, 6)
+    expected = shared(x)
+    fs.replace_conv_transpose(shared, inplace=True)
+    assert shared[0] is up is shared[2]
+    torch.testing.assert_close(shared(x), expected)
+    assert len(calls) == 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        normed = nn.Sequential(torch.nn.utils.weight_norm(nn.ConvTranspose2d(4, 3, 4, 2, 1)))
+    expected = normed(x)
+    fs.replace_conv_transpose(normed, inplace=True)
+    torch.testing.assert_close(normed(x), expected)
+    with torch.no_grad():
+        normed[0].weight_g.mul_(2)  # a stale weight would not notice
+    bias = normed[0].bias.view(1, -1, 1, 1)
+    torch.testing.assert_close(normed(x) - bias, 2 * (expected - bias))
+
+
+class Subclass(nn.ConvTranspose2d):
+    def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
+        return super().forward(input, output_size) * 2
+
+
+def test_left_alone() -> None:
+    exchanged = nn.ConvTranspose2d(2, 2, 2, 2)
+    exchanged.forward = exchanged._conv_forward = lambda x: x  # type: ignore[assignment,method-assign]
+    model = nn.ModuleDict(
+        {
+            "subclass": Subclass(2, 2, 2, 2),
+            "parametrized": torch.nn.utils.parametrizations.weight_norm(nn.ConvTranspose2d(2, 2, 2, 2)),
+            "dilated": nn.ConvTranspose2d(2, 2, 2, 2, dilation=2),
+            "exchanged": exchanged,
+            "lazy": nn.LazyConvTranspose2d(2, 2, 2),
+        }
+    )
+    types = [type(m) for m in model.modules()]
+    with pytest.warns(UserWarning, match="replace_conv_transpose changed nothing: 5 sites: 5 left alone"):
+        _, report = fs.replace_conv_transpose(model, inplace=True, return_report=True)
+    assert [type(m) for m in model.modules()] == types
+    words = ("subclass", "parametrized", "dilation", "exchanged", "subclass")
+    for site, word in zip(report, words, strict=True):
+        assert word in site.reason
+
+
+def test_nothing_to_do_and_wrong_argument() -> None:
+    with pytest.warns(UserWarning, match="no site found"):
+        fs.replace_conv_transpose(nn.Conv2d(1, 1, 1))
+    with pytest.raises(TypeError, match=r"model: expected an nn\.Module"):
+        fs.replace_conv_transpose(3)  # type: ignore[arg-type]
+    alone = fs.replace_conv_transpose(nn.ConvTranspose2d(2, 2, 2))
+    assert type(alone) is fs.ConvTranspose2d
