@@ -101,18 +101,6 @@ def vitpose() -> nn.Module:
     return VitPoseForPoseEstimation(VitPoseConfig(backbone_config=backbone, use_simple_decoder=False))
 
 
-def dpt() -> nn.Module:
-    from transformers import DPTConfig, DPTForDepthEstimation
-
-    return DPTForDepthEstimation(
-        DPTConfig(
-            hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, image_size=32,
-            backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=16,
-            is_hybrid=False,
-        )
-    )  # fmt: skip
-
-
 def dc_ae() -> nn.Module:
     from diffusers import AutoencoderDC
 
@@ -195,7 +183,7 @@ UNET = {"enc_blk_nums": (1, 1, 1, 1), "dec_blk_nums": (1, 1, 1, 1)}
 
 CLIENTS = (
     # two convolutions share one shuffle
-    Client("basicvsr", basicvsr, ("upconv1", "upconv2"), shape=(1, 3, 3, 48, 72), static=False),
+    Client("basicvsr", basicvsr, ("upconv1", "upconv2"), shape=(1, 2, 3, 33, 40), static=False),
     # attributes, one after another in a forward of their own
     *(
         Client(f"swin2sr-{name or None}-x{upscale}", swin2sr(name, upscale), sites, static=not sites)
@@ -327,8 +315,6 @@ CLIENTS = (
            transposed=each("g_s.*", 0, 2, 4, 6)),
     Client("mean-scale-hyperprior", compressai("MeanScaleHyperprior", 12, 24), shape=(2, 3, 64, 128),
            transposed=(*each("h_s.*", 0, 2), *each("g_s.*", 0, 2, 4, 6))),
-    # kernel 4, stride 2; kernel 4, stride 4
+    # kernel 4, stride 2
     Client("vitpose", vitpose, shape=(2, 3, 32, 48), transposed=each("head.deconv*", 1, 2)),
-    Client("dpt", dpt, shape=(2, 3, 32, 32),
-           transposed=each("neck.reassemble_stage.layers.*.resize", 0, 1)),
 )  # fmt: skip

@@ -36,8 +36,12 @@ def build(client: Client) -> nn.Module:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)  # small tensors: where other processes run, threads would wait for each other
     # what the clients' authors have to mend
-    for message in ("torch.meshgrid", "Initializing zero-element tensors", ".*weight_norm. is deprecated"):
+    for message in (
+        "torch.meshgrid", "Initializing zero-element tensors", ".*weight_norm. is deprecated",
+        ".saved_variables. is deprecated",
+    ):  # fmt: skip
         config.addinivalue_line("filterwarnings", f"ignore:{message}")
 
 
