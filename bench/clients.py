@@ -233,7 +233,7 @@ def resident(field: str) -> int:
 # ---- terminal and file -----------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Row], quick: bool) -> str:
     """In Markdown: of both layouts the better one, for PyTorch -> replaced."""
     lines = [
         "| network | input | ms | ratio | MB | heads, ms | ratio | heads, MB |",
@@ -243,7 +243,7 @@ def table(rows: Sequence[Row]) -> str:
         own = [row for row in rows if row.network == network.name]
         if not own:
             continue
-        cells = [network.what, "x".join(map(str, network.shape))]
+        cells = [network.what, "x".join(map(str, network.quick if quick else network.shape))]
         for what in ("network", "network memory", "heads", "heads memory"):
             best = [
                 min(
@@ -289,7 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(line.format(**values), flush=True)
             file.flush()
             rows += found
-    print(f"\nPyTorch → replaced, median ± half the interquartile range\n\n{table(rows)}\n\nwritten: {path}")
+    print("\nPyTorch → replaced, median ± half the interquartile range\n")
+    print(f"{table(rows, options.quick)}\n\nwritten: {path}")
     return 0
 
 
