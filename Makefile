@@ -11,13 +11,14 @@ py     := $(VENV)/bin/python
 tools  := $(VENV)/.stamp-$(subst /,-,$(subst =,-,$(subst $() $(),-,$(TORCH))))
 extras  = $(VENV)/.stamp-extra-$(1)
 weights := build/weights/realesr-animevideov3-x4.bin
+clients := build/clients/venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build compile demo test lint format bench gpu wheel clean
+.PHONY: help venv build compile demo test test-clients lint format bench bench-clients gpu wheel clean
 .NOTPARALLEL: # pip must not run twice at once; ninja uses all cores anyway
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
 
 venv: $(tools)  ## make .venv with torch and the build tools
 
@@ -52,6 +53,14 @@ test: compile $(call extras,test) $(weights)  ## pytest, C++ included
 	$(py) setup.py --quiet build_host_tests
 	$(py) -m pytest $(ARGS)
 
+# In an environment of their own, on top of .venv.
+test-clients: compile $(clients)  ## pytest on models of other packages, downloaded first
+	$(clients) -m pytest tests/clients $(ARGS)
+
+.PHONY: $(clients) # looks each time whether something is still missing
+$(clients): $(call extras,test)
+	$(py) tests/clients/install.py
+
 lint: $(call extras,dev)  ## ruff, mypy, clang-format
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -65,6 +74,9 @@ format: $(call extras,dev)  ## let ruff and clang-format rewrite
 
 bench: compile $(call extras,bench)  ## measure against PyTorch
 	$(py) -m bench.run $(ARGS)
+
+bench-clients: compile $(clients)  ## measure models of other packages, before and after
+	$(clients) -m bench.clients $(ARGS)
 
 # Installs nothing. PYTHON if it is given, else .venv's, else python3: one with a CUDA build of torch.
 gpu:  ## build, test, sanitize and measure on a CUDA GPU
