@@ -152,9 +152,9 @@ struct ConvWorker {
         rows{t, {}, {}, {}, {}, {}, {}} {
     const Window& w = task.window;
     const Source& source = task.source;
-    direct = plan.channels_inner && !source.output && __is_same(T, S) && source.run == w.channels && source.row_scale == 1 &&
-             source.col_scale == 1 && w.taps() == 1 && w.stride_h == 1 && w.stride_w == 1 &&
-             w.conv_h == source.fine_h && w.conv_w == source.fine_w;
+    direct = plan.channels_inner && !source.output && __is_same(T, S) && source.run == w.channels &&
+             source.row_scale == 1 && source.col_scale == 1 && w.taps() == 1 && w.stride_h == 1 &&
+             w.stride_w == 1 && w.conv_h == source.fine_h && w.conv_w == source.fine_w;
     if (direct)
       shape.image_step = source.batch_stride, shape.row_step = source.row_stride,
       shape.column_step = source.col_stride;
