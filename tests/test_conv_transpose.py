@@ -7,6 +7,8 @@ import copy
 import math
 import random
 import re
+import runpy
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -443,3 +445,17 @@ def test_converters_refuse() -> None:
         fs.conv_transpose_weight_to_subpixel(torch.zeros(3, 1, 3, 3), 2, groups=2)
     with pytest.raises(ValueError, match=r"weight: expected \[Ci, C/groups, K_h, K_w\]"):
         fs.conv_transpose_weight_to_subpixel(torch.zeros(3), 2)
+
+
+def test_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prints three equal results, draws both pictures."""
+    for package in ("matplotlib", "skimage"):
+        pytest.importorskip(package)
+    path = Path(__file__).parent.parent / "examples" / "deconvolution_is_convolution.py"
+    example = runpy.run_path(str(path))
+    assert example["main"](["--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split(": ")[1] for line in printed.splitlines() if "difference" in line] == ["0", "0", "0"]
+    sizes = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
+    assert sizes.keys() == {"deconvolution_is_convolution.png", "checkerboard.png"}
+    assert min(sizes.values()) > 10_000
