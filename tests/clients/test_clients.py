@@ -238,3 +238,39 @@ def test_batch_norms_fold_on_request() -> None:
     assert not set(trace(replaced, inputs).convolutions) & sites
     for actual, expected in zip(run(replaced, inputs), run(original, inputs), strict=True):
         assert_close(actual, expected, "an output")
+
+
+TRANSPOSED = [client for client in CLIENTS if client.transposed]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("client", TRANSPOSED, ids=lambda client: client.name)
+def test_transposed_convolutions(client: Client, layout: str) -> None:
+    """replace_conv_transpose: same outputs, gradients and names; loads both ways; a second call is idle."""
+    original = build(client).to(client.dtype)
+    inputs = client.inputs().to(client.dtype)
+    original.to(memory_format=LAYOUTS[layout])
+    if inputs.dim() == 4:
+        inputs = inputs.contiguous(memory_format=LAYOUTS[layout])
+    run(original, inputs)
+    replaced, report = fs.replace_conv_transpose(original, return_report=True)
+    assert {site.path for site in report.replaced} >= set(client.transposed), str(report)
+    assert not report.left_alone, str(report)
+    for actual, expected in zip(run(replaced, inputs), run(original, inputs), strict=True):
+        assert_close(actual, expected, "an output")
+    state = original.state_dict()
+    assert {name: value.shape for name, value in replaced.state_dict().items()} == {
+        name: value.shape for name, value in state.items()
+    }
+    replaced.load_state_dict(state, strict=True)
+    original.load_state_dict(replaced.state_dict(), strict=True)
+    expected_gradients = gradients(copy.deepcopy(original), inputs)
+    slack = torch.finfo(client.dtype).eps * max(map(largest, expected_gradients.values()))
+    for name, gradient in gradients(copy.deepcopy(replaced), inputs).items():
+        expected = expected_gradients[name]
+        assert (gradient is None) == (expected is None), name
+        if gradient is not None and expected is not None:
+            assert_close(gradient, expected, f"the gradient of {name}", slack)
+    again, second = fs.replace_conv_transpose(replaced, inplace=True, return_report=True)
+    assert again is replaced
+    assert not second.replaced
