@@ -77,7 +77,8 @@ def gradients(model: nn.Module, inputs: Tensor) -> dict[str, Tensor | None]:
     leaf = inputs.clone().requires_grad_()
     torch.manual_seed(1)
     outputs = [found for found in tensors(model(leaf.clone())) if found.requires_grad]
-    loss = sum((found * torch.randn_like(found)).mean() for found in outputs)
+    # not randn_like, whose order is that of the memory: layouts may differ
+    loss = sum((found * torch.randn(found.shape, dtype=found.dtype)).mean() for found in outputs)
     loss.backward()
     return {"the input": leaf.grad} | {name: value.grad for name, value in model.named_parameters()}
 
