@@ -27,8 +27,22 @@ from ._schemas import SCHEMAS
 
 # Must live as long as the process.
 definitions = torch.library.Library("fused_subpixel", "FRAGMENT")
+# Exact strides: an operator's output has its input's memory format. It is Inductor's default for operators
+# of others, but not for those in the list that _stays_a_call_in_inductor() extends.
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 for _schema in SCHEMAS:
-    definitions.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    definitions.define(_schema, tags=_TAGS)
+
+
+def _stays_a_call_in_inductor(operator: str) -> None:
+    """Have Inductor keep an operator as a call though it has a decomposition, which ONNX export needs.
+
+    It does so by itself, except where the environment variable CI is set: there it takes that for a mistake
+    and raises, unless the operator's name is in this list. Shape functions call this, for they run whenever
+    Inductor traces a graph, and not before: importing it takes longer than importing all else.
+    """
+    if lowering := sys.modules.get("torch._inductor.lowering"):
+        lowering.FALLBACK_ALLOW_LIST.add(f"fused_subpixel::{operator}")
 
 
 def _empty(like: Tensor, shape: tuple[int, ...], channels_last: bool) -> Tensor:
@@ -46,6 +60,7 @@ def fake_subpixel_conv2d(
     numbers: Sequence[int],
     *epilogue: Any,
 ) -> Tensor:
+    _stays_a_call_in_inductor("subpixel_conv2d")
     geometry = Geometry(*numbers)
     batch, _, height, width = input.shape
     low_channels, _, kernel_h, kernel_w = weight.shape
@@ -81,6 +96,7 @@ def _(
 
 @torch.library.register_fake("fused_subpixel::shuffle")
 def fake_shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: int, inverse: bool) -> Tensor:
+    _stays_a_call_in_inductor("shuffle")
     n, c, h, w = input.shape
     cell = factor_h * factor_w
     shape = (
