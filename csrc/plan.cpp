@@ -61,6 +61,9 @@ int whole_panel(const CpuProblem& p, bool winograd, int rows, int lanes) {
   return panel;
 }
 
+// Row tiles that together hold whole runs of the output, if pixels are late.
+int64_t turns(const CpuProblem& p) { return p.rows_dense ? 1 : p.run; }
+
 struct Choice {
   CpuKernel kernel;
   int tile_rows, tile_pixels;
@@ -96,7 +99,8 @@ Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
   for (int nv = 1; nv <= 4; ++nv) {
     const int most = channel_pixels(nv, t.registers);
     const bool late = p.late_h + p.late_w > 0 && p.conv_h > p.late_h && p.conv_w > p.late_w &&
-                      p.phase_rows > 0 && p.phase_rows % (nv * t.lanes) == 0;
+                      p.phase_rows > 0 && p.phase_rows % (nv * t.lanes) == 0 && turns(p) > 0 &&
+                      turns(p) * nv <= kMostTurnVectors;
     const int64_t conv_w = p.conv_w - (late ? p.late_w : 0);
     const double image_rows = static_cast<double>(p.batch * (p.conv_h - (late ? p.late_h : 0)));
     const int64_t splits = ceil_div(conv_w, most), pixels = ceil_div(conv_w, splits);
@@ -108,18 +112,19 @@ Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
                (k * step_cycles(pixels * nv, pixels, nv, kHiddenFilter) + nv * stored),
            late});
   }
-  // A filter that is transformed for every part of a block must be so in whole vectors of rows.
+  // A filter that is transformed for every block must be so in whole vectors of rows.
   const int64_t panel_bytes = 16 * p.channels * std::min(p.rows, kWinogradPanelRows) * t.element_bytes;
   const bool fits_winograd = panel_bytes <= t.l2_bytes / kWinogradPanelShareOfL2 && p.kernel_h == 3 &&
                              p.kernel_w == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
                              p.dilation_w == 1 && t.element_bytes == 4;
   if (fits_winograd) {
-    const double vectors = static_cast<double>(
-        p.batch * ceil_div(ceil_div(p.conv_h, 2) * ceil_div(p.conv_w, 2), static_cast<int64_t>(t.lanes)));
+    const int64_t per_image =
+        ceil_div(ceil_div(p.conv_h, 2) * ceil_div(p.conv_w, 2), static_cast<int64_t>(t.lanes));
     const double channels = static_cast<double>(p.channels), stored = static_cast<double>(p.rows);
     for (int rows : kTileRows) {
       const int v = pixel_vectors(rows, t.registers);
       const double tiles = static_cast<double>(ceil_div(p.rows, rows));
+      const double vectors = static_cast<double>(p.batch * round_up(per_image, v));
       const double filter =
           whole_panel(p, true, rows, t.lanes) * rows % t.lanes == 0 ? kWinogradFilter : kWinogradScalarFilter;
       offer({CpuKernel::kWinograd, rows, v,
@@ -136,22 +141,22 @@ int64_t piece(int64_t size, int64_t parts, int64_t quantum) {
   return round_up(ceil_div(size, parts), quantum);
 }
 
-StripShape strip_of(const CpuPlan& plan, const CpuProblem& p, int64_t h, int64_t w, int lanes) {
-  return plan.kernel == CpuKernel::kWinograd ? winograd_strip(p, h, w, lanes)
-                                             : strip_shape(p, h, w, lanes, plan.channels_inner);
+void set_blocks(const CpuProblem& p, int64_t n, int64_t h, int64_t w, CpuPlan& plan) {
+  plan.block_n = n, plan.block_h = h, plan.block_w = w;
+  plan.blocks_n = ceil_div(p.batch, n), plan.blocks_h = ceil_div(p.conv_h, h),
+  plan.blocks_w = ceil_div(p.conv_w, w);
+  plan.items = p.groups * plan.blocks_n * plan.blocks_h * plan.blocks_w;
 }
 
 void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elements_per_pixel, CpuPlan& plan) {
   const int64_t share = plan.filter_resident ? kStripShareOfL2 : kStripShareOfL2Repacking;
   const int64_t budget = std::max<int64_t>(t.l2_bytes / share / t.element_bytes, 1 << 14);  // in elements
-  const bool winograd = plan.kernel == CpuKernel::kWinograd;
-  const int64_t quantum = winograd                                ? 2 * t.lanes
-                          : plan.kernel == CpuKernel::kPixelLanes ? t.lanes
-                                                                  : plan.tile_pixels;
+  const int64_t quantum = plan.kernel == CpuKernel::kPixelLanes ? t.lanes : plan.tile_pixels;
   const int64_t H = std::max<int64_t>(p.conv_h, 1), W = std::max<int64_t>(p.conv_w, 1),
                 N = std::max<int64_t>(p.batch, 1);
   const auto strip_elements = [&](int64_t h, int64_t w) {
-    return strip_of(plan, p, h, w, t.lanes).image_step + h * round_up(w, t.lanes) * extra_elements_per_pixel;
+    return strip_shape(p, h, w, t.lanes, plan.channels_inner).image_step +
+           h * round_up(w, t.lanes) * extra_elements_per_pixel;
   };
   // Of all widths, each with the tallest block that fits, the one with the least packing per pixel.
   int64_t w = W, h = 1;
@@ -168,7 +173,7 @@ void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elemen
     if (width <= quantum) break;
   }
   int64_t n = 1;
-  if (h == H && w == W && !winograd) n = std::clamp<int64_t>(budget / strip_elements(h, w), 1, N);
+  if (h == H && w == W) n = std::clamp<int64_t>(budget / strip_elements(h, w), 1, N);
 
   plan.parallel = t.threads > 1 && multiply_adds(p) >= kParallelMinimum;
   if (plan.parallel) {
@@ -190,11 +195,35 @@ void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elemen
   } else {
     h = ceil_div(H, ceil_div(H, h));
   }
-  if (winograd) h = std::min(round_up(h, 2), H);
-  plan.block_n = n, plan.block_h = h, plan.block_w = w;
-  plan.blocks_n = ceil_div(p.batch, n), plan.blocks_h = ceil_div(p.conv_h, h),
-  plan.blocks_w = ceil_div(p.conv_w, w);
-  plan.items = p.groups * plan.blocks_n * plan.blocks_h * plan.blocks_w;
+  set_blocks(p, n, h, w, plan);
+}
+
+// Winograd transforms a block as a whole, and every panel of the filter passes over it: blocks that stay in the cache
+// with one panel, and among these the shape that leaves the fewest vectors of tiles empty and threads idle.
+void choose_winograd_blocks(const CpuProblem& p, const CpuTarget& t, CpuPlan& plan) {
+  constexpr double kPass = 0.3;  // of a panel's filter through the cache, in vectors of tiles
+  const int64_t H = std::max<int64_t>(p.conv_h, 1), W = std::max<int64_t>(p.conv_w, 1);
+  const int64_t L = t.lanes, V = plan.tile_pixels, rows = plan.panel_tiles * plan.tile_rows;
+  const int64_t bytes_per_vector = 16 * (p.channels + rows) * L * t.element_bytes;
+  const int64_t most = std::max<int64_t>(
+      (t.l2_bytes - t.l2_bytes / 8 - 16 * p.channels * rows * t.element_bytes) / bytes_per_vector, 1);
+  plan.parallel = t.threads > 1 && multiply_adds(p) >= kParallelMinimum;
+  const int64_t threads = plan.parallel ? t.threads : 1;
+  int64_t w = W, h = 2;
+  double best = -1;
+  for (int64_t splits = 1;; splits += std::max<int64_t>(1, splits / 8)) {
+    const int64_t width = std::min(W, piece(W, splits, 2 * L)), across = ceil_div(width, 2);
+    const int64_t others = p.groups * p.batch * ceil_div(W, width);
+    for (int64_t pairs = 1; 2 * pairs < H + 2; ++pairs) {
+      const int64_t vectors = ceil_div(pairs * across, L);
+      if (vectors > most && (pairs > 1 || width > 2 * L * V)) break;
+      const int64_t rounds = ceil_div(others * ceil_div(H, 2 * pairs), threads);
+      const double cost = static_cast<double>(rounds) * (static_cast<double>(round_up(vectors, V)) + kPass);
+      if (best < 0 || cost < best) best = cost, w = width, h = 2 * pairs;
+    }
+    if (width <= 2 * L * V) break;
+  }
+  set_blocks(p, 1, std::min(h, H), w, plan);
 }
 
 }  // namespace
@@ -236,10 +265,12 @@ CpuPlan plan_cpu_conv(const CpuProblem& p, const CpuTarget& t) {
   const int64_t taps = winograd ? 16 : p.kernel_h * p.kernel_w;
   const int64_t tile_bytes = p.channels * taps * plan.tile_rows * t.element_bytes;
   plan.filter_resident = tiles * tile_bytes <= t.l2_bytes / kFilterShareOfL2;
-  plan.panel_tiles =
-      plan.kernel == CpuKernel::kChannelLanes ? 1 : whole_panel(p, winograd, plan.tile_rows, t.lanes);
+  plan.panel_tiles = choice.late ? static_cast<int>(turns(p))
+                     : plan.kernel == CpuKernel::kChannelLanes
+                         ? 1
+                         : whole_panel(p, winograd, plan.tile_rows, t.lanes);
   if (winograd) {
-    // the transformed input of a part passes once per panel: panels as large as the filter's share of the cache
+    // the transformed input of a block passes once per panel: panels as large as the filter's share of the cache
     const int64_t whole = plan.panel_tiles;  // tiles that keep runs together
     const int64_t most =
         std::min(kWinogradPanelRows / plan.tile_rows, t.l2_bytes / kFilterShareOfL2 / tile_bytes);
@@ -251,15 +282,10 @@ CpuPlan plan_cpu_conv(const CpuProblem& p, const CpuTarget& t) {
       p.channels * taps * plan.tile_rows * plan.panel_tiles + (winograd ? taps * t.lanes : 0);
   plan.late = choice.late;
   plan.channels_inner = plan.kernel == CpuKernel::kChannelLanes && p.source_dense;
-  // where the filter does not stay, the strip is read many times over: it alone counts
-  choose_blocks(plan.late ? without_late_pixels(p) : p, t, plan.filter_resident ? p.rows : 0, plan);
-  plan.part_h = plan.block_h;
-  if (winograd) {
-    const int64_t pair_tiles = ceil_div(plan.block_w, 2 * t.lanes) * t.lanes;
-    const int64_t pair_bytes =
-        16 * (p.channels + plan.panel_tiles * plan.tile_rows) * pair_tiles * t.element_bytes;
-    plan.part_h = std::clamp<int64_t>(t.l2_bytes / 2 / pair_bytes, 1, ceil_div(plan.block_h, 2)) * 2;
-  }
+  if (winograd)
+    choose_winograd_blocks(p, t, plan);
+  else  // where the filter does not stay, the strip is read many times over: it alone counts
+    choose_blocks(plan.late ? without_late_pixels(p) : p, t, plan.filter_resident ? p.rows : 0, plan);
   return plan;
 }
 

@@ -31,6 +31,9 @@ constexpr int channel_pixels(int vectors, int registers) {
   return p < 1 ? 1 : p > 14 ? 14 : p;
 }
 
+// Of channel lanes whose tiles take turns: the most vectors of rows in a panel.
+constexpr int kMostTurnVectors = 8;
+
 struct CpuTarget {
   int lanes;      // of the arithmetic type
   int registers;  // vector registers
@@ -58,10 +61,11 @@ struct CpuPlan {
   CpuKernel kernel;
   int tile_rows;                   // rows per register tile (kChannelLanes: row vectors * lanes)
   int tile_pixels;                 // vectors of pixels (kWinograd: of tiles); kChannelLanes: the most pixels
-  int panel_tiles;                 // row tiles that are stored together
+  // Row tiles that are stored together. Of kChannelLanes more than one only where the output is NCHW and pixels are
+  // late: r_w tiles, which take neighbouring rows (i, c, j) in turns, so that each holds one phase.
+  int panel_tiles;
   int64_t panels, panel_elements;  // of one group's filter; of the packed filter of a panel
   int64_t block_n, block_h, block_w;
-  int64_t part_h;  // kWinograd: rows of a block that are transformed at a time
   int64_t blocks_n, blocks_h, blocks_w;
   int64_t items;
   bool filter_resident;  // every thread packs a group's filter for itself, into its share of the cache

@@ -338,6 +338,11 @@ GEOMETRIES = (
     Case("wide, two columns", (2, 40, 3, 2), (64, 40, 3, 3), padding=SAME3),
     Case("wide r=1", (3, 17, 3, 9), (70, 17, 3, 3), (1, 1), padding=SAME3),
     Case("wide crop", (2, 9, 4, 5), (132, 9, 2, 2), padding=SAME3, crop=(1, 1, 2, 1)),
+    # pixels of the first row and column that only some phases need
+    Case("late", (2, 9, 4, 5), (128, 9, 2, 2), padding=SAME3, crop=(1, 1, 1, 1)),
+    Case("late rows", (1, 20, 3, 18), (64, 20, 2, 1), crop=(1, 0, 1, 0)),
+    Case("late columns r=(2,3) dcr", (1, 5, 3, 35), (192, 5, 1, 2), (2, 3), crop=(0, 2, 0, 1), order="dcr"),
+    Case("late groups", (1, 10, 3, 9), (256, 5, 2, 2), groups=2, padding=SAME3, crop=(1, 1, 2, 1)),
     Case("wide groups", (1, 10, 3, 6), (96, 5, 3, 3), groups=2, padding=SAME3),
     Case("wide stride", (1, 7, 7, 9), (64, 7, 3, 3), stride=(2, 2), dilation=(1, 2), padding=SAME3),
     # 3x3 over many pixels and channels, so Winograd tiles (but for float64)
@@ -364,6 +369,7 @@ NARROW = Case("narrow", (2, 3, 4, 37), (12, 3, 3, 3), padding=SAME3)
 WIDE = Case("wide", (2, 40, 3, 7), (72, 40, 3, 2), padding=(1, 0, 1, 1))
 LARGE = Case("large", (1, 44, 7, 61), (60, 44, 3, 3), padding=SAME3)
 BASES = (NARROW, WIDE, LARGE)
+LATE = Case("late", (1, 6, 4, 19), (128, 6, 2, 2), padding=SAME3, crop=(1, 1, 1, 1))
 KERNELS = dict(zip(BASES, (PIXEL_LANES, CHANNEL_LANES, WINOGRAD), strict=True))  # float32, in either layout
 
 
@@ -389,6 +395,10 @@ EPILOGUES = tuple(
         variant(base, activation="prelu", slopes=base.channels, residual="low", clamp=(-2, None)),
         variant(base, activation="prelu", slopes=base.weight[0], residual="nearest", **CROP),
     )
+) + tuple(
+    variant(LATE, activation="prelu", slopes=slopes, residual=kind)
+    for slopes in (LATE.channels, LATE.weight[0])
+    for kind in KINDS
 )
 
 

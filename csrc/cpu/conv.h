@@ -142,13 +142,14 @@ struct ConvWorker {
   S *strip, *output_row, *filter, *sums;
   int64_t tiles, k, slice, group = -1;
   bool resident;
-  bool direct;  // the source itself serves as strip
+  bool direct;     // the source itself serves as strip
+  const S* ahead;  // then: where the next block's begins, or null
 
   explicit ConvWorker(const ConvTask& t)
       : task(t),
         plan(t.plan),
         shape(strip_shape(strip_problem(t.window), plan.block_h, plan.block_w, L, plan.channels_inner)),
-        out(t.dest, t.epilogue),
+        out(t.dest, t.epilogue, t.window),
         rows{t, {}, {}, {}, {}, {}, {}} {
     const Window& w = task.window;
     const Source& source = task.source;
@@ -182,13 +183,16 @@ struct ConvWorker {
         strip[plan.block_n * shape.image_step + l] = S(0);  // vector over-read
   }
 
+  const S* source_at(int64_t g, const Block& b) const {
+    const Source& s = task.source;
+    return static_cast<const S*>(s.data) + s.channel_offset[g * task.window.channels] + b.n * s.batch_stride +
+           b.h * s.row_stride + b.w * s.col_stride;
+  }
+
   // Points at, or packs, the part of the source that a block reads.
   const S* strip_of(int64_t g, const Block& b, bool follows) const {
-    const Source& s = task.source;
-    if (direct)
-      return static_cast<const S*>(s.data) + s.channel_offset[g * task.window.channels] +
-             b.n * s.batch_stride + b.h * s.row_stride + b.w * s.col_stride;
-    pack_strip<T>(s, task.window, shape, g, b.n, b.images, b.h, b.w, strip, follows ? plan.block_h : 0,
+    if (direct) return source_at(g, b);
+    pack_strip<T>(task.source, task.window, shape, g, b.n, b.images, b.h, b.w, strip, follows ? plan.block_h : 0,
                   output_row);
     return strip;
   }
@@ -202,12 +206,17 @@ struct ConvWorker {
       filter = static_cast<S*>(task.panels) + g * plan.panels * plan.panel_elements;
   }
 
+  // Pixel lanes: the tiles of a panel follow one another. Channel lanes: they take its rows in turns, see plan.h.
   void pack_panel(int64_t g, int64_t panel, S* to) const {
-    const int64_t all = task.dest.rows, end = smaller(tiles, (panel + 1) * plan.panel_tiles);
-    for (int64_t t = panel * plan.panel_tiles; t < end; ++t, to += k * plan.tile_rows) {
-      const int64_t row = t * plan.tile_rows;
-      pack_filter<T>(task.filter, task.window, g, g * all + row, smaller<int64_t>(plan.tile_rows, all - row),
-                     plan.tile_rows, to);
+    const bool turns = plan.kernel == CpuKernel::kChannelLanes;
+    const int64_t all = task.dest.rows, step = turns ? plan.panel_tiles : 1;
+    const int64_t first = panel * plan.panel_tiles * plan.tile_rows;
+    const int64_t count = smaller<int64_t>(plan.panel_tiles, tiles - panel * plan.panel_tiles);
+    for (int64_t t = 0; t < count; ++t, to += k * plan.tile_rows) {
+      const int64_t row = first + t * (turns ? 1 : plan.tile_rows);
+      const FilterRows rows{task.filter.row_offset + g * all + row, step,
+                            smaller<int64_t>(plan.tile_rows, ceil_div(all - row, step))};
+      pack_filter<T>(task.filter, task.window, g, rows, plan.tile_rows, to);
     }
   }
 
@@ -221,6 +230,9 @@ struct ConvWorker {
       if (item / blocks != group) enter_group(item / blocks);
       const Block b = block_of(plan, task.window, item % blocks);
       const S* pixels = strip_of(group, b, item > begin && b.h > 0);
+      ahead = nullptr;
+      if (direct && item + 1 < end)
+        ahead = source_at((item + 1) / blocks, block_of(plan, task.window, (item + 1) % blocks));
       const S* packed = filter;
       for (int64_t tile = 0; tile < tiles; tile += plan.panel_tiles, packed += plan.panel_elements) {
         const int64_t count = smaller<int64_t>(plan.panel_tiles, tiles - tile);
@@ -276,26 +288,31 @@ struct ConvWorker {
   }
 
   void channel_panel(const Block& b, const S* source, const S* packed, int64_t tile) {
-    const int NV = plan.tile_rows / L;
-    const int64_t first_row = tile * plan.tile_rows;
-    const int64_t stored = smaller<int64_t>(plan.tile_rows, task.dest.rows - first_row);
+    const int turns = plan.panel_tiles;
+    const int64_t first_row = tile * plan.tile_rows, tile_sums = int64_t{plan.tile_rows} * plan.tile_pixels;
+    const int64_t stored = smaller<int64_t>(turns * plan.tile_rows, task.dest.rows - first_row);
     const int64_t splits = ceil_div(b.width, plan.tile_pixels);
     const bool planar = !task.dest.rows_dense;
-    const Phase& phase = task.dest.row_phase[group * task.dest.rows + first_row];
-    const S* const origin =
-        source + (rows.late_h(phase) ? shape.row_step : 0) + (rows.late_w(phase) ? shape.column_step : 0);
+    const S* origin[kMostTurnVectors];
+    for (int q = 0; q < turns; ++q) {
+      const Phase& phase = task.dest.row_phase[group * task.dest.rows + first_row + q];
+      origin[q] =
+          source + (rows.late_h(phase) ? shape.row_step : 0) + (rows.late_w(phase) ? shape.column_step : 0);
+    }
     for (int64_t n = 0; n < b.images; ++n) {
       for (int64_t h = 0; h < b.height; ++h) {
         for (int64_t s = 0; s < splits; ++s) {  // as even as can be
           const int64_t w = b.width * s / splits, end = b.width * (s + 1) / splits;
           const PixelVector p{n, h, w, static_cast<int>(end - w)};
-          const S* from = origin + strip_at(p);
-          const ChannelTile<S> run_tile = channel_tile_of<S>(p.count, NV);
+          const ChannelTile<S> run_tile = channel_tile_of<S>(p.count, plan.tile_rows / L);
           in_slices([&](int64_t filter_at, int64_t strip_offset, const StripMap& part) {
-            run_tile(packed + filter_at, from + strip_offset, part, sums);
+            for (int q = 0; q < turns; ++q)
+              run_tile(packed + q * k * plan.tile_rows + filter_at, origin[q] + strip_at(p) + strip_offset,
+                       part, sums + q * tile_sums);
           });
+          if (ahead) fetch_ahead(p, tile);
           if (planar)
-            store_transposed(absolute(p, b), NV, first_row, stored);
+            store_transposed(absolute(p, b), first_row, stored);
           else
             out.store_pixels(sums, plan.tile_rows, first_row, stored, absolute(p, b));
         }
@@ -303,21 +320,35 @@ struct ConvWorker {
     }
   }
 
-  // [pixel][row] sums to [row][pixel], a square of lanes at a time.
-  void store_transposed(const PixelVector& p, int NV, int64_t first_row, int64_t stored) {
-    alignas(64) S part[4 * L * L];
+  // A block that is read where it lies comes from memory as the tiles ask for it, one broadcast at a time, which no
+  // hardware prefetcher understands. So every tile fetches its share of the same pixels of the next block.
+  FS_INLINE void fetch_ahead(const PixelVector& p, int64_t tile) const {
+    const int64_t channels = task.window.channels;
+    const int64_t from = channels * tile / tiles, to = channels * (tile + plan.panel_tiles) / tiles;
+    const S* pixel = ahead + strip_at(p);
+    for (int x = 0; x < p.count; ++x, pixel += shape.column_step)
+      for (int64_t c = from; c < to; c += L) __builtin_prefetch(pixel + c);
+  }
+
+  // [tile][pixel][row] sums to [row][tile][pixel], a square of lanes at a time.
+  void store_transposed(const PixelVector& p, int64_t first_row, int64_t stored) {
+    alignas(64) S part[kMostTurnVectors * L * L];
+    const int turns = plan.panel_tiles;
     for (int x = 0; x < p.count; x += L) {
-      const PixelVector q{p.n, p.h, p.w + x, smaller(L, p.count - x)};
-      for (int v = 0; v < NV; ++v) {
-        Vec<S> square[L];
-        FS_UNROLL
-        for (int l = 0; l < L; ++l)
-          square[l] = l < q.count ? load<S>(sums + (x + l) * plan.tile_rows + v * L) : Vec<S>{};
-        transpose<S>(square);
-        FS_UNROLL
-        for (int l = 0; l < L; ++l) store<S>(part + (v * L + l) * L, square[l]);
+      const PixelVector pixels{p.n, p.h, p.w + x, smaller(L, p.count - x)};
+      const S* from = sums + x * plan.tile_rows;
+      for (int q = 0; q < turns; ++q, from += int64_t{plan.tile_rows} * plan.tile_pixels) {
+        for (int v = 0; v < plan.tile_rows; v += L) {
+          Vec<S> square[L];
+          FS_UNROLL
+          for (int l = 0; l < L; ++l)
+            square[l] = l < pixels.count ? load<S>(from + l * plan.tile_rows + v) : Vec<S>{};
+          transpose<S>(square);
+          FS_UNROLL
+          for (int l = 0; l < L; ++l) store<S>(part + ((v + l) * turns + q) * L, square[l]);
+        }
       }
-      out.store_planar(part, L, first_row, stored, &q, 1);
+      out.store_planar(part, L, first_row, stored, &pixels, 1);
     }
   }
 };

@@ -61,7 +61,25 @@ struct RowOrder {
   std::vector<int64_t> channel;
 };
 
-RowOrder sorted_rows(const Geometry& g, bool channels_last) {
+// Pixels that only the phases above and left of the crop need, where these can be computed a pixel later instead.
+struct Late {
+  int64_t h, w;
+  explicit Late(const Geometry& g)
+      : h(of(g.conv_h, g.out_h, g.r_h, g.crop_top)), w(of(g.conv_w, g.out_w, g.r_w, g.crop_left)) {
+    // groups split the phases of the other order
+    if (g.stride_h != 1 || g.stride_w != 1 || (g.groups != 1 && g.order != ChannelOrder::kCRD)) h = w = 0;
+  }
+
+ private:
+  static int64_t of(int64_t conv, int64_t out, int64_t factor, int64_t crop) {
+    const int64_t needed = (out + factor - 1) / factor;
+    return crop < factor && conv == needed + 1 && needed > 0 ? 1 : 0;
+  }
+};
+
+// late: as CpuPlan::late asks for in NCHW. Tiles then hold one phase each, and the late columns of a cell follow the
+// others.
+RowOrder sorted_rows(const Geometry& g, bool channels_last, bool late) {
   const int64_t total = g.conv_channels(), per_group = total / g.groups;
   RowOrder rows{std::vector<Phase>(static_cast<size_t>(total)),
                 std::vector<int64_t>(static_cast<size_t>(total))};
@@ -76,6 +94,11 @@ RowOrder sorted_rows(const Geometry& g, bool channels_last) {
     for (int64_t i = 0; i < g.r_h; ++i)
       for (int64_t j = 0; j < g.r_w; ++j)
         for (int64_t c = 0; c < g.channels; ++c) add({c, i, j});
+  } else if (late) {
+    const int64_t first = Late(g).w ? g.crop_left : 0;
+    for (int64_t i = 0; i < g.r_h; ++i)
+      for (int64_t c = 0; c < g.channels; ++c)
+        for (int64_t j = 0; j < g.r_w; ++j) add({c, i, (first + j) % g.r_w});
   } else {
     for (int64_t c = 0; c < g.channels; ++c)
       for (int64_t i = 0; i < g.r_h; ++i)
@@ -111,7 +134,7 @@ int64_t shuffled_run(const Geometry& g, const Strides& s, const std::vector<Phas
 }
 
 ShuffledRows shuffled_rows(const Geometry& g, const Strides& s) {
-  ShuffledRows rows{sorted_rows(g, s.c == 1 && g.channels > 1), 0};
+  ShuffledRows rows{sorted_rows(g, s.c == 1 && g.channels > 1, false), 0};
   rows.run = shuffled_run(g, s, rows.order.phase);
   return rows;
 }
@@ -223,18 +246,9 @@ CpuProblem problem_of(const Window& w, int64_t rows, int64_t run, bool rows_dens
           0,          0,          0,          false};
 }
 
-// Pixels that only the phases above and left of the crop need, where these can be computed a pixel later instead.
-void set_late(const Geometry& g, const Strides& output, CpuProblem& p) {
-  const bool channels_last = output.c == 1 && g.channels > 1;
-  if (!channels_last || g.stride_h != 1 || g.stride_w != 1) return;
-  if (g.groups != 1 && g.order != ChannelOrder::kCRD) return;  // groups split the phases
-  p.phase_rows = g.channels / g.groups;
-  const auto late = [](int64_t conv, int64_t out, int64_t factor, int64_t crop) {
-    const int64_t needed = (out + factor - 1) / factor;
-    return crop < factor && conv == needed + 1 && needed > 0 ? int64_t{1} : int64_t{0};
-  };
-  p.late_h = late(g.conv_h, g.out_h, g.r_h, g.crop_top);
-  p.late_w = late(g.conv_w, g.out_w, g.r_w, g.crop_left);
+void set_late(const Geometry& g, CpuProblem& p) {
+  const Late late(g);
+  p.late_h = late.h, p.late_w = late.w, p.phase_rows = g.channels / g.groups;
 }
 
 Filter::Dense density(const Strides& s, const Geometry& g) {
@@ -343,12 +357,24 @@ void conv_forward(const ForwardArguments& a, const Pool& pool) {
   const Kernels& kernels = current();
   const CpuTarget target = target_of(kernels, a.dtype, pool.threads);
   const int64_t per_group = g.conv_channels() / g.groups;
-  const ShuffledRows rows = shuffled_rows(g, a.output.stride);
+  ShuffledRows rows = shuffled_rows(g, a.output.stride);
   SourceTables tables;
   ConvTask task{};
   task.dtype = a.dtype;
   task.window = forward_window(g);
   task.source = input_source(g, a.input, tables);
+
+  const bool dense = rows_dense(a.output.stride, rows.run, target.lanes);
+  const ResidualKind residual = a.epilogue.residual_kind;
+  CpuProblem problem = problem_of(task.window, per_group, rows.run, dense);
+  problem.source_dense = task.source.run >= target.lanes;
+  if (residual != ResidualKind::kNearest && residual != ResidualKind::kLowRes) set_late(g, problem);
+  task.plan = plan_cpu_conv(problem, target);
+  if (task.plan.late) {
+    task.window.late_h = problem.late_h, task.window.late_w = problem.late_w;
+    task.window.conv_h -= problem.late_h, task.window.conv_w -= problem.late_w;
+    if (!dense) rows.order = sorted_rows(g, false, true);
+  }
 
   const Strides& ws = a.weight.stride;
   std::vector<int64_t> row_offset;
@@ -361,7 +387,6 @@ void conv_forward(const ForwardArguments& a, const Pool& pool) {
   task.filter = {a.weight.data, row_offset.data(), channel_offset.data(), taps.data(),
                  a.weight_turned ? Filter::Dense::kNone : density(ws, g)};
 
-  const bool dense = rows_dense(a.output.stride, rows.run, target.lanes);
   task.dest = {const_cast<void*>(a.output.data),
                a.output.stride,
                rows.order.phase.data(),
@@ -386,18 +411,8 @@ void conv_forward(const ForwardArguments& a, const Pool& pool) {
                    prelu_per_channel,
                    prelu_per_row,
                    a.residual.data,
-                   a.epilogue.residual_kind,
+                   residual,
                    a.residual.stride};
-  const bool low_residual = task.epilogue.residual_kind == ResidualKind::kNearest ||
-                            task.epilogue.residual_kind == ResidualKind::kLowRes;
-  CpuProblem problem = problem_of(task.window, per_group, rows.run, dense);
-  problem.source_dense = task.source.run >= target.lanes;
-  if (!low_residual) set_late(g, a.output.stride, problem);
-  task.plan = plan_cpu_conv(problem, target);
-  if (task.plan.late) {
-    task.window.late_h = problem.late_h, task.window.late_w = problem.late_w;
-    task.window.conv_h -= problem.late_h, task.window.conv_w -= problem.late_w;
-  }
   run_conv(task, kernels, pool);
 }
 
@@ -512,7 +527,7 @@ CpuPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last,
   CpuProblem problem = problem_of(forward_window(g), g.conv_channels() / g.groups, low_run,
                                   rows_dense(s, low_run, target.lanes));
   problem.source_dense = channels_last && g.in_channels / g.groups >= target.lanes;
-  set_late(g, s, problem);
+  set_late(g, problem);
   return plan_cpu_conv(problem, target);
 }
 

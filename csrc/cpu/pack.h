@@ -225,24 +225,31 @@ void pack_strip(const Source& source, const Window& window, const StripShape& sh
   }
 }
 
+// Rows of the filter that make a tile: offset[t * step], 0 <= t < count.
+struct FilterRows {
+  const int64_t* offset;
+  int64_t step, count;
+  int64_t operator[](int64_t t) const { return offset[t * step]; }
+};
+
 // Whether each L rows are neighbours in memory.
 template <int L>
-bool rows_dense(const int64_t* row_offset, int64_t rows) {
-  for (int64_t t = 0; t < rows; ++t)
-    if (row_offset[t] != row_offset[t - t % L] + t % L) return false;
+bool rows_dense(const FilterRows& rows) {
+  for (int64_t t = 0; t < rows.count; ++t)
+    if (rows[t] != rows[t - t % L] + t % L) return false;
   return true;
 }
 
-// Rows first .. first + valid - 1 of the filter into packed[k * rows + t]; rows past `valid` become zero.
+// Into packed[k * rows + t]; rows past those there are become zero.
 template <class T>
-void pack_filter(const Filter& filter, const Window& window, int64_t g, int64_t first, int64_t valid,
-                 int64_t rows, Compute<T>* packed) {
+void pack_filter(const Filter& filter, const Window& window, int64_t g, const FilterRows& row, int64_t rows,
+                 Compute<T>* packed) {
   using S = Compute<T>;
   constexpr int L = kLanes<S>;
   const T* data = static_cast<const T*>(filter.data);
   const int64_t* channel = filter.channel_offset + g * window.channels;
   const int64_t taps = window.taps();
-  if (filter.dense != Filter::Dense::kNone && rows % L == 0 && valid == rows) {
+  if (filter.dense != Filter::Dense::kNone && rows % L == 0 && row.count == rows) {
     const bool all = filter.dense == Filter::Dense::kAll;
     const int64_t n = all ? window.channels * taps : window.channels;
     if (n >= L) {
@@ -254,7 +261,7 @@ void pack_filter(const Filter& filter, const Window& window, int64_t g, int64_t 
           for (int64_t k = 0; k<n; k = k + 2 * L> n && k + L < n ? n - L : k + L) {
             Vec<S> v[L];
             FS_UNROLL
-            for (int l = 0; l < L; ++l) v[l] = load_widened<T>(from + filter.row_offset[first + t + l] + k);
+            for (int l = 0; l < L; ++l) v[l] = load_widened<T>(from + row[t + l] + k);
             transpose<S>(v);
             FS_UNROLL
             for (int l = 0; l < L; ++l) store<S>(to + (k + l) * step + t, v[l]);
@@ -264,12 +271,12 @@ void pack_filter(const Filter& filter, const Window& window, int64_t g, int64_t 
       return;
     }
   }
-  if (rows % L == 0 && valid == rows && rows_dense<L>(filter.row_offset + first, rows)) {
+  if (rows % L == 0 && row.count == rows && rows_dense<L>(row)) {
     for (int64_t c = 0; c < window.channels; ++c) {
       for (int64_t tap = 0; tap < taps; ++tap) {
         const T* from = data + channel[c] + filter.tap_offset[tap];
         for (int64_t t = 0; t < rows; t += L, packed += L)
-          store<S>(packed, load_widened<T>(from + filter.row_offset[first + t]));
+          store<S>(packed, load_widened<T>(from + row[t]));
       }
     }
     return;
@@ -278,8 +285,7 @@ void pack_filter(const Filter& filter, const Window& window, int64_t g, int64_t 
     for (int64_t c = 0; c < window.channels; ++c) {
       for (int64_t tap = 0; tap < taps; ++tap)
         packed[(c * taps + tap) * rows + t] =
-            t < valid ? S(widen(data[filter.row_offset[first + t] + channel[c] + filter.tap_offset[tap]]))
-                      : S(0);
+            t < row.count ? S(widen(data[row[t] + channel[c] + filter.tap_offset[tap]])) : S(0);
     }
   }
 }

@@ -68,9 +68,11 @@ struct Store {
   RowTable<S> table;
   Vec<S> clamp_min, clamp_max;
   int64_t residual_row, residual_col;  // residual elements per low-resolution row, column
+  int64_t cell_left;                   // columns that the crop takes off the first pixel's
   bool clamped;
 
-  Store(const Destination& d, const TaskEpilogue& e) : dest(d), epilogue(e), table{} {
+  Store(const Destination& d, const TaskEpilogue& e, const Window& w)
+      : dest(d), epilogue(e), table{}, cell_left(w.late_w ? 0 : d.crop_left) {
     clamp_min = splat<S>(static_cast<S>(e.clamp_min)), clamp_max = splat<S>(static_cast<S>(e.clamp_max));
     clamped = e.clamp_min > -__builtin_inf() || e.clamp_max < __builtin_inf();
     const bool high = e.residual_kind == ResidualKind::kHighRes;
@@ -95,7 +97,7 @@ struct Store {
     return x >= 0 && x < dest.out_w;
   }
   FS_INLINE bool cell_inside(int64_t w) const {  // all r_w columns of a low-resolution pixel
-    const int64_t x = w * dest.r_w - dest.crop_left;
+    const int64_t x = w * dest.r_w - cell_left;
     return x >= 0 && x + dest.r_w <= dest.out_w;
   }
   FS_INLINE int64_t dest_pixel(const PixelVector& p) const {
@@ -176,7 +178,7 @@ struct Store {
         T part[M * L];
         FS_UNROLL
         for (int q = 0; q < M; ++q) store_narrowed<T>(part + q * L, v[q]);
-        const int64_t x = p.w * dest.r_w - dest.crop_left, per_col = M / dest.r_w;
+        const int64_t x = p.w * dest.r_w - cell_left, per_col = M / dest.r_w;
         const int64_t lo = larger<int64_t>(0, -x) * per_col;
         const int64_t hi = smaller<int64_t>(p.count * dest.r_w, dest.out_w - x) * per_col;
         copy(part, to, lo, hi);
@@ -225,8 +227,14 @@ struct Store {
           col_inside(last, row) && col_inside(last, row + L - 1)) {  // nearly always
         const S* sum = sums + row - first_row;
         T* whole = to + table.dest[row];
-        for (int x = 0; x < p.count; ++x, whole += dest_step, sum += pixel_step)
-          store_narrowed<T>(whole, clamp(finish(load<S>(sum), bias, slope)));
+        const auto store_all = [&](auto&& finished) {
+          for (int x = 0; x < p.count; ++x, whole += dest_step, sum += pixel_step)
+            store_narrowed<T>(whole, finished(load<S>(sum)));
+        };
+        if (epilogue.activation == Activation::kNone && !clamped)  // asked once, not per vector
+          store_all([&](Vec<S> v) { return v + bias; });
+        else
+          store_all([&](Vec<S> v) { return clamp(finish(v, bias, slope)); });
         continue;
       }
       const T* from = static_cast<const T*>(epilogue.residual) + (epilogue.residual ? residual_pixel(p) : 0);

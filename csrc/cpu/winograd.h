@@ -33,14 +33,14 @@ struct WinogradWorker {
       : task(t),
         plan(t.plan),
         shape(winograd_strip(strip_problem(t.window), plan.block_h, plan.block_w, L)),
-        out(t.dest, t.epilogue),
+        out(t.dest, t.epilogue, t.window),
         rows{t, {}, {}, {}, {}, {}, {}} {
     channels = task.window.channels;
     panel_rows = int64_t{plan.panel_tiles} * plan.tile_rows;
     const int64_t padded = plan.panels * panel_rows + L;
     resident = plan.filter_resident;
-    // with room for the vectors that the last tile of a part computes in vain
-    tile_step = (ceil_div(plan.part_h, 2) * ceil_div(plan.block_w, 2 * L) + plan.tile_pixels) * L;
+    // with room for the vectors that the last tile of a block computes in vain
+    tile_step = (ceil_div(plan.block_h, 2) * ceil_div(plan.block_w, 2 * L) + plan.tile_pixels) * L;
     if (tile_step / L % 2 == 0) tile_step += L;  // neighbouring channels in different cache sets
     const int64_t strip_size = plan.block_n * shape.image_step + 4 * L,
                   input_size = kPositions * channels * tile_step;
@@ -71,17 +71,13 @@ struct WinogradWorker {
       const bool follows = item > begin && b.h > 0;
       pack_strip<T>(task.source, task.window, shape, group, b.n, b.images, b.h, b.w, strip,
                     follows ? plan.block_h : 0, output_row);
-      for (int64_t h = 0; h < b.height; h += plan.part_h) {
-        const int64_t height = smaller(plan.part_h, b.height - h);
-        const int64_t vectors = transform_input(h, height, b.width);
-        const Block part{b.n, 1, b.h + h, height, b.w, b.width};
-        for (int64_t row = 0, panel = 0; row < task.dest.rows; row += panel_rows, ++panel) {
-          const S* transformed = filter + panel * plan.panel_elements;
-          const int64_t stored = smaller(panel_rows, task.dest.rows - row);
-          for (int position = 0; position < kPositions; ++position)
-            multiply(transformed, position, vectors, stored);
-          transform_output(part, row, stored);
-        }
+      const int64_t vectors = transform_input(b.height, b.width);
+      for (int64_t row = 0, panel = 0; row < task.dest.rows; row += panel_rows, ++panel) {
+        const S* transformed = filter + panel * plan.panel_elements;
+        const int64_t stored = smaller(panel_rows, task.dest.rows - row);
+        for (int position = 0; position < kPositions; ++position)
+          multiply(transformed, position, vectors, stored);
+        transform_output(b, row, stored);
       }
     }
   }
@@ -103,7 +99,8 @@ struct WinogradWorker {
 
   void pack_panel(int64_t g, int64_t panel, S* to) const {
     const int64_t all = task.dest.rows, R = panel_rows, row = panel * R;
-    pack_filter<T>(task.filter, task.window, g, g * all + row, smaller(R, all - row), R, packed);
+    pack_filter<T>(task.filter, task.window, g,
+                   {task.filter.row_offset + g * all + row, 1, smaller(R, all - row)}, R, packed);
     // Lanes are rows. A ragged last vector spills into the next channel, which is written after it, or into the slack.
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t t = 0; t < R; t += L) {
@@ -129,12 +126,12 @@ struct WinogradWorker {
     d0 = v0, d1 = v1, d2 = v2, d3 = v3;
   }
 
-  // Rows h .. h + height - 1 of the block; returns the number of tile vectors.
-  int64_t transform_input(int64_t first, int64_t height, int64_t width) {
+  // Of a block; returns the number of tile vectors.
+  int64_t transform_input(int64_t height, int64_t width) {
     const int64_t pairs = ceil_div(height, 2), across = ceil_div(width, 2);
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t h = 0; h < pairs; ++h) {
-        const S* from = strip + c * shape.channel_step + (first + 2 * h) * shape.row_step;
+        const S* from = strip + c * shape.channel_step + 2 * h * shape.row_step;
         S* to = input + c * tile_step + h * across;
         // the lanes too many of a row's last vector are overwritten by the next row's first
         for (int64_t v = 0; v < across; v += L, from += 2 * L, to += L) {

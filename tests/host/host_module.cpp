@@ -68,7 +68,6 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(CpuPlan, block_n)
       .FS_FIELD(CpuPlan, block_h)
       .FS_FIELD(CpuPlan, block_w)
-      .FS_FIELD(CpuPlan, part_h)
       .FS_FIELD(CpuPlan, blocks_n)
       .FS_FIELD(CpuPlan, blocks_h)
       .FS_FIELD(CpuPlan, blocks_w)
