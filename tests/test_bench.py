@@ -6,6 +6,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,17 +26,37 @@ pytest.importorskip("tqdm")  # of the extra "bench"
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench import correctness, cuda, report, run, timing  # noqa: E402
-from bench.peers import FURTHER_PEERS, PEERS, Peer, build_eager, build_fused  # noqa: E402
-from bench.workloads import BY_NAME, TINY, WORKLOADS, Operands, Workload, operands  # noqa: E402
+from bench import correctness, cuda, limits, memory, report, run, runtimes, timing  # noqa: E402
+from bench.peers import (  # noqa: E402
+    CHEAP,
+    FURTHER_PEERS,
+    GROUPS,
+    PEERS,
+    Peer,
+    build_eager,
+    build_fused,
+    contenders,
+)
+from bench.workloads import (  # noqa: E402
+    BY_NAME,
+    GROWING,
+    SUITE,
+    TINY,
+    WORKLOADS,
+    Operands,
+    Transposed,
+    Workload,
+    operands,
+)
 
 SMALL = Workload("small", 2, 5, 6, 7, 3, 2, 3, "sizes that cannot be mixed up")
 EVEN = dataclasses.replace(SMALL, kernel=2, r=3, activation="relu")
+TRANSPOSED = Transposed("transposed", 2, 5, 6, 7, 3, 2, 5, "as small", cut=1)
 UNBIASED = dataclasses.replace(SMALL, kernel=1, bias=False)
 
 
 def bench(*arguments: str | Path) -> int:
-    return run.main(["--rounds", "2", "--min-time", "1e-4", *map(str, arguments)])
+    return run.main(["--rounds", "2", "--min-time", "1e-4", "--no-plots", *map(str, arguments)])
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -43,8 +66,8 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def check(workload: Workload, peers: tuple[Peer, ...], dtype: torch.dtype = torch.float32) -> None:
     tensors = correctness.avoid_kink(workload, operands(workload, dtype))
-    contenders = {peer: peer.prepare(workload, tensors) for peer in peers}
-    correctness.check(workload, tensors, contenders, backward=True)
+    prepared = {peer: peer.prepare(workload, tensors) for peer in peers}
+    correctness.check(workload, tensors, prepared, backward=True)
 
 
 def test_run_writes_rows_and_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +151,128 @@ def test_interrupted_run_keeps_finished_rows(tmp_path: Path, monkeypatch: pytest
     assert [row["pass"] for row in rows_of(tmp_path / "a.csv")] == ["forward"] * len(PEERS)
 
 
+@pytest.mark.parametrize("option", ["--only", "--peers"])
+def test_unknown_names_stop_before_a_file_is_made(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        bench(option, "espcn", "--out", tmp_path / "a.csv")
+    assert refused.value.code == 2
+    known = {"--only": BY_NAME, "--peers": (*GROUPS, "all", "none")}[option]
+    said = capsys.readouterr().err
+    assert all(name in said for name in known)
+    assert not (tmp_path / "a.csv").exists()
+
+
+def test_ctrl_c_leaves_the_finished_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    options = ["--rounds", "100", "--seconds", "1e9", "--min-time", "1e-4", "--no-plots", "--out", str(path)]
+    command = [sys.executable, "-m", "bench.run", "--only", "tiny", "--only", "srvgg_x2", *options]
+    with subprocess.Popen(
+        command, cwd=ROOT, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as run:
+        deadline = time.monotonic() + 50
+        while time.monotonic() < deadline and (not path.exists() or len(rows_of(path)) < len(PEERS)):
+            time.sleep(0.1)
+        run.send_signal(signal.SIGINT)
+        _, errors = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert f"Interrupted; what was finished is in {path}" in errors
+    assert {row["workload"] for row in rows_of(path)} == {"tiny"}
+    assert len(rows_of(path)) % len(PEERS) == 0
+
+
+def test_fewer_rounds_where_they_take_long() -> None:
+    def slow() -> None:
+        time.sleep(0.01)
+
+    fractions: list[float] = []
+    found = timing.interleave({"slow": slow}, 1000, 1e-4, fractions.append, seconds=0.1)
+    assert timing.FEWEST_ROUNDS <= found["slow"].rounds <= 10
+    assert sum(fractions) == pytest.approx(1)
+    assert timing.interleave({"slow": slow}, 3, 1e-4, seconds=1e-9)["slow"].rounds == 3
+
+
+# ---- limits, memory, another build ------------------------------------------------------------------------
+
+
+def test_limits_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    rates = limits.Rates.of("cpu", ["float32", "float64"])
+    assert 1e8 < rates.copy < 1e13
+    single, double = (rates.arithmetic[dtype] for dtype in ("float32", "float64"))
+    assert single.by == double.by == "fma"
+    assert 1e9 < double.rate < single.rate < threads * 1e12
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(limits, "MATRIX", 256)
+    monkeypatch.setattr(limits, "_library", limits._library.__wrapped__)
+    assert limits.arithmetic.__wrapped__("float32", threads).by == "matmul"
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_memory_beyond_operands_and_results(backward: bool) -> None:
+    tensors = operands(SMALL, torch.float32)
+    fused, eager = (peer.prepare(SMALL, tensors) for peer in (PEERS[0], PEERS[2]))
+    low = tensors.gradient.nbytes  # the tensor before the shuffle is as large as the output
+    for prepared in (fused, eager):
+        with torch.set_grad_enabled(backward):
+            prepared.run(backward)()
+    assert memory.extra_bytes(eager, backward, on_gpu=False) >= low
+    if not backward:
+        assert memory.extra_bytes(fused, backward, on_gpu=False) == 0
+
+
+def test_against_another_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which is this one."""
+    path = tmp_path / "a.csv"
+    monkeypatch.setattr(run, "SUITE", (TINY, dataclasses.replace(BY_NAME["unet_up"], ci=4, c=4)))
+    assert bench("--against", ROOT, "--out", path) == 0
+    others = [row for row in rows_of(path) if row["contender"].startswith(f"fused@{ROOT.name} ")]
+    assert len(others) == 2 * 2 * 2
+    assert all(float(row["median_ms"]) > 0 and row["extra_bytes"] for row in others)
+    out = capsys.readouterr().out
+    assert f"{ROOT.name} / this build: median" in out
+    for row in others:  # the headline is ours against the others', not against ourselves
+        assert float(row["headline_ratio"]) >= min(
+            float(peer["ratio"])
+            for peer in rows_of(path)
+            if peer["contender"].startswith("fused ")
+            and (peer["workload"], peer["pass"]) == (row["workload"], row["pass"])
+        )
+
+
+def test_against_what_is_no_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("--against", tmp_path, "--out", tmp_path / "a.csv") == 2
+    assert f"--against: {tmp_path} holds no fused_subpixel" in capsys.readouterr().err
+    assert not (tmp_path / "a.csv").exists()
+
+
+WRONG = """
+true = subpixel_conv2d
+def subpixel_conv2d(*arguments, **options):
+    return true(*arguments, **options) * 1.001
+"""
+
+
+def test_wrong_numbers_of_another_build_are_not_timed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / "wrong" / "fused_subpixel"
+    shutil.copytree(ROOT / "fused_subpixel", package, copy_function=os.symlink)
+    start = package / "__init__.py"
+    right = start.read_text()
+    start.unlink()
+    start.write_text(right + WRONG)
+    path = tmp_path / "a.csv"
+    assert bench("--only", "tiny", "--pass", "forward", "--against", package.parent, "--out", path) == 0
+    assert (
+        "tiny: fused@wrong is left out: tiny: the output of fused NCHW is off by" in capsys.readouterr().err
+    )
+    assert [row["contender"] for row in rows_of(path)] == [peer.name for peer in PEERS]
+
+
 # ---- further contenders ----------------------------------------------------------------------------------
 
 
@@ -137,9 +282,9 @@ def test_further_contenders_pass_the_gate(workload: Workload, group: str) -> Non
     tensors = operands(workload, torch.float32, uniform_bias=True)
     tensors = correctness.avoid_kink(workload, tensors)
     peers = (*PEERS, *(peer for peer in FURTHER_PEERS if peer.group == group))
-    contenders = {peer: peer.prepare(workload, tensors) for peer in peers}
-    assert correctness.check(workload, tensors, contenders, backward=True) == {}
-    assert len(contenders) == 6
+    prepared = {peer: peer.prepare(workload, tensors) for peer in peers}
+    assert correctness.check(workload, tensors, prepared, backward=True) == {}
+    assert len(prepared) == 6
 
 
 def test_a_further_contender_that_fails_is_left_out(
@@ -150,13 +295,41 @@ def test_a_further_contender_that_fails_is_left_out(
         return raise_it
 
     broken = Peer("nearest NCHW", False, False, build, group="nearest")
-    monkeypatch.setattr(run, "FURTHER_PEERS", (*FURTHER_PEERS[-1:], broken))
+    monkeypatch.setattr(
+        run, "FURTHER_PEERS", (*(p for p in FURTHER_PEERS if p.name == "nearest channels_last"), broken)
+    )
     assert (
         bench("--only", "tiny", "--pass", "forward", "--peers", "nearest", "--out", tmp_path / "a.csv") == 0
     )
     assert "tiny: nearest NCHW is left out: " in capsys.readouterr().err
-    contenders = [row["contender"] for row in rows_of(tmp_path / "a.csv")]
-    assert contenders == [*(peer.name for peer in PEERS), "nearest channels_last"]
+    measured = [row["contender"] for row in rows_of(tmp_path / "a.csv")]
+    assert measured == [*(peer.name for peer in PEERS), "nearest channels_last"]
+
+
+@pytest.mark.parametrize("name", runtimes.SESSIONS)
+@pytest.mark.parametrize("workload", [SMALL, EVEN, UNBIASED], ids=["3x3", "2x2 relu", "1x1 no bias"])
+def test_runtimes_pass_the_gate(workload: Workload, name: str) -> None:
+    if missing := runtimes.missing(name):
+        pytest.skip(f"{missing} is not installed")
+    tensors = correctness.avoid_kink(workload, operands(workload, torch.float32))
+    peers = (*PEERS, *(peer for peer in FURTHER_PEERS if peer.group == name))
+    prepared = {peer: peer.prepare(workload, tensors) for peer in peers}
+    assert correctness.check(workload, tensors, prepared, backward=True) == {}
+
+
+def test_runtimes_that_cannot_run_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(runtimes.SESSIONS, "openvino", lambda model, threads: None)
+    monkeypatch.setattr(runtimes, "missing", lambda name: "some-package")
+    asked = ["--only", "tiny", "--pass", "forward", "--peers", "openvino"]
+    assert bench(*asked, "--out", tmp_path / "a.csv") == 0
+    assert bench(*asked, "--dtype", "float64", "--out", tmp_path / "b.csv") == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "openvino is left out: it needs the package some-package",
+        "openvino is left out: it is measured on the CPU in float32 only",
+    ]
 
 
 @pytest.mark.slow
@@ -231,6 +404,9 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "current_stream": lambda: stream,
         "stream": lambda stream: nullcontext(),
         "synchronize": lambda: None,
+        "memory_allocated": lambda: 0,
+        "reset_peak_memory_stats": lambda: None,
+        "max_memory_allocated": lambda: 1 << 30,
         "get_device_properties": lambda device: properties,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
@@ -261,19 +437,19 @@ def test_run_on_a_gpu(
     options = ["--dtype", "tf32", "--dtype", "float32", "--graph", option]
     assert bench("--device", "cuda", "--only", "tiny", "--out", tmp_path / "a.csv", *options) == 0
     rows = rows_of(tmp_path / "a.csv")
-    contenders = [peer.name for peer in PEERS + FURTHER_PEERS if peer.group in ("", *run.CUDA_PEERS)]
+    names = [peer.name for peer in PEERS + FURTHER_PEERS if peer.group in ("", *CHEAP)]
     assert [(row["dtype"], row["pass"], row["graph"], row["contender"]) for row in rows] == [
         (dtype, direction, graph, name)
         for dtype in ("tf32", "float32")
         for direction in ("forward", "backward")
         for graph in graphs
-        for name in contenders
+        for name in names
     ]
-    assert {"copy_gb_per_s", "matmul_tflop_per_s", "driver", "sm_clock_mhz", "cuda"} <= set(rows[0])
+    assert {"copy_gb_per_s", "tflop_per_s", "driver", "sm_clock_mhz", "cuda"} <= set(rows[0])
     for row in rows:
         assert row["gpu"] == "NVIDIA Pretence"
         assert float(row["of_limit"]) >= 0 and float(row["limit_ms"]) > 0
-    assert HostGraph.captures == (2 * 2 * len(contenders) if "yes" in graphs else 0)
+    assert HostGraph.captures == (2 * 2 * len(names) if "yes" in graphs else 0)
     assert HostGraph.replays >= 3 * HostGraph.captures  # to warm up, and two rounds
     assert torch.backends.cudnn.allow_tf32 is False  # as the last dtype wants it
     out = capsys.readouterr().out
@@ -298,7 +474,8 @@ def test_sets_of_tensors_take_turns() -> None:
 
 
 def test_limit() -> None:
-    rates = run.Rates(copy=2.0, matmul={"float16": 3.0, "float32": 1e30})
+    arithmetic = {"float16": limits.Arithmetic(3.0, "fma"), "float32": limits.Arithmetic(1e30, "fma")}
+    rates = limits.Rates(2.0, arithmetic)
     assert SMALL.elements(backward=False) == 2 * 5 * 6 * 7 + 12 * 5 * 9 + 12 + 2 * 3 * 12 * 14
     assert rates.limit(SMALL, "float32", False) == SMALL.elements(False) * 4 / 2
     assert rates.limit(SMALL, "float16", True) == SMALL.flops(True) / 3
@@ -308,9 +485,11 @@ def test_limit() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("workload", [SMALL, EVEN, UNBIASED], ids=["3x3", "2x2 relu", "1x1 no bias"])
+@pytest.mark.parametrize(
+    "workload", [SMALL, EVEN, UNBIASED, TRANSPOSED], ids=["3x3", "2x2 relu", "1x1 no bias", "transposed"]
+)
 def test_gate_lets_honest_contenders_pass(workload: Workload, dtype: torch.dtype) -> None:
-    check(workload, PEERS, dtype)
+    check(workload, contenders(workload, PEERS), dtype)
 
 
 def swapped_pixels(output: Tensor) -> Tensor:
@@ -374,7 +553,8 @@ def test_wrong_numbers_are_not_timed(
 
 def test_workloads_are_what_they_say() -> None:
     assert len(WORKLOADS) == 12
-    assert len(BY_NAME) == 13
+    assert [workload.name for workload in SUITE[12:]] == ["dcgan_up", "unet_up", "tiny"]
+    assert len(BY_NAME) == len(SUITE) + len(GROWING)
     srvgg = BY_NAME["srvgg_x4"]
     assert srvgg.output_shape == (1, 3, 1080, 1920)
     assert srvgg.flops(backward=False) == 2 * 270 * 480 * 48 * 64 * 9
