@@ -138,7 +138,7 @@ def draw(path: Path) -> None:
     except ImportError as problem:
         print(f"no plots: {problem}")
     else:
-        print(*(f"written: {image}" for image in plots.draw([path], path.with_suffix(""))), sep="\n")
+        print(*(f"written: {image}" for image in plots.draw(path)), sep="\n")
 
 
 def measure(
