@@ -59,6 +59,7 @@ class Machine:
     graph: bool
     facts: Row
     cases: list[Case]
+    files: list[str]  # their names
 
     def some(self, workloads: Sequence[str], backward: bool) -> list[Case]:
         """In the order of ``workloads``."""
@@ -70,12 +71,14 @@ def read(paths: Sequence[Path]) -> list[Machine]:
     """All of ``paths``, those of the same machine, dtype and number of threads together."""
     found: dict[tuple[str, ...], dict[tuple[str, bool], Case]] = {}
     facts: dict[tuple[str, ...], Row] = {}
+    names: dict[tuple[str, ...], dict[str, None]] = {}
     for path in paths:
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
                 gpu = row.get("gpu", "")
                 key = (gpu or row["cpu"], "" if gpu else row["threads"], row["dtype"], row.get("graph", ""))
                 facts.setdefault(key, row)
+                names.setdefault(key, {})[path.name] = None
                 case = (row["workload"], row["pass"] == "backward")
                 rows = found.setdefault(key, {}).setdefault(case, Case(*case, {})).rows
                 rows[row["contender"]] = row
@@ -86,6 +89,7 @@ def read(paths: Sequence[Path]) -> list[Machine]:
             key[3] == "yes",
             facts[key],
             [case for case in cases.values() if any(name.startswith("fused ") for name in case.rows)],
+            list(names[key]),
         )
         for key, cases in found.items()
     ]

@@ -48,6 +48,7 @@ COLORS = {
 }
 LAYOUTS = {"NCHW": ("o", "-"), "channels_last": ("s", "--")}  # marker, line
 PASSES = {False: "forward", True: "forward and backward"}
+FACTOR_SERIES = {"narrow": "32 to 3 channels, input 120x160", "wide": "64 to 64 channels, input 48x48"}
 SIZES = {"1080x1920": "1080p", "2160x3840": "4K"}
 
 
@@ -189,8 +190,9 @@ def growth_with_size(machine: Machine) -> Figure | None:
 
 
 def growth_with_factor(machine: Machine) -> Figure | None:
-    series = {"narrow": "32 to 3 channels, input 120x160", "wide": "64 to 64 channels, input 48x48"}
-    return growth(machine, series, lambda w: w.r, lambda w: str(w.r), "factor r; the input stays the same")
+    return growth(
+        machine, FACTOR_SERIES, lambda w: w.r, lambda w: str(w.r), "factor r; the input stays the same"
+    )
 
 
 def growth(

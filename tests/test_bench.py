@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +28,17 @@ pytest.importorskip("tqdm")  # of the extra "bench"
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench import correctness, cuda, limits, memory, report, run, runtimes, timing  # noqa: E402
+from bench import (  # noqa: E402
+    correctness,
+    cuda,
+    environment,
+    limits,
+    memory,
+    report,
+    run,
+    runtimes,
+    timing,
+)
 from bench.peers import (  # noqa: E402
     CHEAP,
     FURTHER_PEERS,
@@ -479,6 +491,99 @@ def test_limit() -> None:
     assert SMALL.elements(backward=False) == 2 * 5 * 6 * 7 + 12 * 5 * 9 + 12 + 2 * 3 * 12 * 14
     assert rates.limit(SMALL, "float32", False) == SMALL.elements(False) * 4 / 2
     assert rates.limit(SMALL, "float16", True) == SMALL.flops(True) / 3
+
+
+# ---- plots and the page ------------------------------------------------------------------------------------
+
+MARKERS = "".join(
+    f"<!-- {name}: written by bench.page -->\nold\n<!-- end of {name} -->\n\nprose\n"
+    for name in ("measured", "losses", "claims")
+)
+
+
+def made_up(path: Path, workloads: Sequence[Workload]) -> Path:
+    """A file as of a run: ours takes 2 ms, eager 3 and all others 4, but for edsr_x2 ours takes 6."""
+    rates = limits.Rates(2e10, {"float32": limits.Arithmetic(2e11, "fma")})
+    times = {"fused": 2e-3, "eager": 3e-3}
+    with report.CsvFile(path, {**environment.describe("made up"), **rates.facts()}) as file:
+        for workload in workloads:
+            timings = {}
+            for peer in contenders(workload, (*PEERS, *FURTHER_PEERS)):
+                slow = 3 if workload.name == "edsr_x2" and peer.fused else 1
+                time = slow * times.get(peer.name.split()[0], 4e-3)
+                timings[peer] = timing.Timing(time, time * 0.99, time * 1.01, 9)
+            limit = rates.limit(workload, "float32", False)
+            for backward in (False, True):
+                file.write(report.Result(workload, backward, timings, limit, {}))
+    return path
+
+
+def test_page_and_pictures(tmp_path: Path) -> None:
+    page, plots = pytest.importorskip("bench.page"), pytest.importorskip("bench.plots")
+    suite = made_up(tmp_path / "a.csv", SUITE)
+    growth = made_up(tmp_path / "b.csv", GROWING)
+    text = tmp_path / "benchmarks.md"
+    text.write_text(MARKERS)
+    (tmp_path / "images").mkdir()
+    stale = tmp_path / "images" / "benchmarks_gone_forward.png"
+    stale.touch()
+    for _ in range(2):  # the second time changes nothing
+        assert page.main([str(suite), str(growth), "--page", str(text)]) == 0
+        written = text.read_text()
+        assert "old" not in written and written.count("prose") == 3
+        images = re.findall(r"\(images/(benchmarks_\S+\.png)\)", written)
+        assert [image.rsplit("_")[-1] for image in images] == [f"{name}.png" for name in plots.PICTURES]
+        assert {path.name for path in (tmp_path / "images").iterdir()} == set(images)
+        assert re.search(r"\| espcn_x3_y \| 2 ± 0.02 \| 3 ± 0.03 \| eager NCHW \| \*\*1.50\*\* \|", written)
+        lost = [line for line in written.splitlines() if line.startswith("- ")]
+        assert lost == [
+            f"- `edsr_x2`, {which}: 0.50, against eager NCHW" for which in ("forward", "forward and backward")
+        ]
+        assert written.count("| 4 | 4.00 | 1.33 | 2.00 | 16 | 1.33 | 2.00 |") == 4  # two series, two passes
+
+
+def test_page_without_markers_is_left_alone(tmp_path: Path) -> None:
+    page = pytest.importorskip("bench.page")
+    text = tmp_path / "benchmarks.md"
+    text.write_text("no markers")
+    with pytest.raises(SystemExit, match="lacks the markers"):
+        page.main([str(made_up(tmp_path / "a.csv", [TINY])), "--page", str(text)])
+    assert text.read_text() == "no markers"
+
+
+def test_the_page_of_the_docs_has_all_workloads_and_markers() -> None:
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert all(f"| {workload.name} |" in text for workload in SUITE)
+    for name in ("measured", "losses", "claims"):
+        assert text.count(f"<!-- {name}: written by bench.page -->") == 1
+        assert text.count(f"<!-- end of {name} -->") == 1
+
+
+def test_pictures_beside_a_file(tmp_path: Path) -> None:
+    """Of a file that has not all that there can be."""
+    plots = pytest.importorskip("bench.plots")
+    path = made_up(tmp_path / "a.csv", [BY_NAME["unet_up"], TINY])
+    images = {f"a_{name}.{kind}" for name in ("forward", "backward", "roofline") for kind in ("png", "svg")}
+    assert plots.main([str(path)]) == 0
+    found = {image.name: image.stat().st_size for image in tmp_path.glob("a_*")}
+    assert set(found) == images
+    assert all(1000 < size < 100_000 for size in found.values())
+
+
+def test_a_run_ends_with_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "a.csv"
+    assert run.main(["--only", "tiny", "--pass", "forward", "--rounds", "1", "--out", str(path)]) == 0
+    assert f"written: {tmp_path / 'a_forward.svg'}" in capsys.readouterr().out
+
+
+def test_labels_do_not_touch() -> None:
+    plots = pytest.importorskip("bench.plots")
+    found = plots.spread_out([10.0, 10.0, 10.1, 900.0, 999.0], 1.0, 1000.0)
+    assert found == sorted(found)
+    steps = [b / a for a, b in itertools.pairwise(found)]
+    assert min(steps) >= (1000.0 ** (1 / 36)) * 0.999
+    assert found[-1] < 1000.0
 
 
 # ---- the gate --------------------------------------------------------------------------------------------
