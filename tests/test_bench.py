@@ -597,6 +597,15 @@ def test_gate_lets_honest_contenders_pass(workload: Workload, dtype: torch.dtype
     check(workload, contenders(workload, PEERS), dtype)
 
 
+def test_gate_allows_for_the_rounding_of_one_bias_for_all_phases() -> None:
+    """A sum of r*r times as many pixels, in series as PyTorch does it: its error is not that of the others."""
+    workload = BY_NAME["size_256x256"]
+    tensors = operands(workload, torch.float32, uniform_bias=True)
+    peers = (PEERS[2], *(peer for peer in FURTHER_PEERS if peer.name == "conv_transpose2d NCHW"))
+    prepared = {peer: peer.prepare(workload, tensors) for peer in peers}
+    assert correctness.check(workload, tensors, prepared, backward=True) == {}
+
+
 def swapped_pixels(output: Tensor) -> Tensor:
     return output.flip(-1)
 
