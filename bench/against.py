@@ -30,7 +30,7 @@ class OtherBuild:
     """The worker, seen from here: its methods are those of worker.Worker."""
 
     def __init__(self, directory: Path) -> None:
-        self.name = directory.resolve().name
+        self.name = directory.resolve().name.replace(" ", "_")
         self.peers = {
             peer.name: Peer(peer.name.replace("fused", f"fused@{self.name}"), True, peer.channels_last,
                             peer.build, build_name=self.name)

@@ -11,24 +11,25 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-constexpr int kChains = 12;  // more than latency x ports of any processor, and with two operands within 16 registers
+constexpr int kChains =
+    12;  // more than latency x ports of any processor, and with two operands within 16 registers
 
 template <typename T>
 long fma_loop(long iterations, double* sink) {
-    typedef T Vector __attribute__((vector_size(kVectorBytes)));
-    constexpr int kLanes = kVectorBytes / sizeof(T);
-    Vector factor = {}, term = {}, sums[kChains] = {};
-    factor += static_cast<T>(0.5);
-    term += static_cast<T>(*sink);
-    // all different and unknown to the compiler, which would do equal chains once
-    for (int chain = 0; chain < kChains; ++chain) sums[chain] += static_cast<T>(chain * *sink);
-    for (long i = 0; i < iterations; ++i) {
+  typedef T Vector __attribute__((vector_size(kVectorBytes)));
+  constexpr int kLanes = kVectorBytes / sizeof(T);
+  Vector factor = {}, term = {}, sums[kChains] = {};
+  factor += static_cast<T>(0.5);
+  term += static_cast<T>(*sink);
+  // all different and unknown to the compiler, which would do equal chains once
+  for (int chain = 0; chain < kChains; ++chain) sums[chain] += static_cast<T>(chain * *sink);
+  for (long i = 0; i < iterations; ++i) {
 #pragma GCC unroll 12
-        for (int chain = 0; chain < kChains; ++chain) sums[chain] = sums[chain] * factor + term;
-    }
-    for (const Vector& sum : sums)
-        for (int lane = 0; lane < kLanes; ++lane) *sink += static_cast<double>(sum[lane]);
-    return iterations * kChains * kLanes * 2;
+    for (int chain = 0; chain < kChains; ++chain) sums[chain] = sums[chain] * factor + term;
+  }
+  for (const Vector& sum : sums)
+    for (int lane = 0; lane < kLanes; ++lane) *sink += static_cast<double>(sum[lane]);
+  return iterations * kChains * kLanes * 2;
 }
 
 }  // namespace

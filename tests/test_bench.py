@@ -67,6 +67,15 @@ TRANSPOSED = Transposed("transposed", 2, 5, 6, 7, 3, 2, 5, "as small", cut=1)
 UNBIASED = dataclasses.replace(SMALL, kernel=1, bias=False)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On a busy machine, threads that wait for each other take a hundred times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def bench(*arguments: str | Path) -> int:
     return run.main(["--rounds", "2", "--min-time", "1e-4", "--no-plots", *map(str, arguments)])
 
@@ -178,10 +187,12 @@ def test_unknown_names_stop_before_a_file_is_made(
 
 def test_ctrl_c_leaves_the_finished_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    options = ["--rounds", "100", "--seconds", "1e9", "--min-time", "1e-4", "--no-plots", "--out", str(path)]
-    command = [sys.executable, "-m", "bench.run", "--only", "tiny", "--only", "srvgg_x2", *options]
+    words = (
+        "--only tiny --only swinir_lw_x2 --threads 1 --rounds 200 --seconds 1e9 --min-time 1e-4 --no-plots"
+    )
+    command = [sys.executable, "-m", "bench.run", *words.split(" "), "--out", str(path)]
     with subprocess.Popen(
-        command, cwd=ROOT, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        command, cwd=ROOT, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     ) as run:
         deadline = time.monotonic() + 50
         while time.monotonic() < deadline and (not path.exists() or len(rows_of(path)) < len(PEERS)):
@@ -432,10 +443,7 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(run, "CUDA_WARM_UP", 1e-4)
     monkeypatch.setattr(run, "TINY_ROUNDS", 1)
     before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield
-    torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = before
     torch.backends.cuda.matmul.allow_tf32 = False
 
@@ -598,7 +606,7 @@ def test_gate_lets_honest_contenders_pass(workload: Workload, dtype: torch.dtype
 
 
 def test_gate_allows_for_the_rounding_of_one_bias_for_all_phases() -> None:
-    """A sum of r*r times as many pixels, in series as PyTorch does it: its error is not that of the others."""
+    """A sum of r*r times as many pixels, which PyTorch sums in series."""
     workload = BY_NAME["size_256x256"]
     tensors = operands(workload, torch.float32, uniform_bias=True)
     peers = (PEERS[2], *(peer for peer in FURTHER_PEERS if peer.name == "conv_transpose2d NCHW"))
