@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("Interrupted before anything was measured.", file=sys.stderr)
             return 130
+        except Unusable as problem:  # in the middle; what was finished is in the file
+            print(f"--against: {problem}", file=sys.stderr)
+            return 1
 
 
 def run(options: argparse.Namespace, other: OtherBuild | None) -> int:
@@ -71,12 +74,9 @@ def run(options: argparse.Namespace, other: OtherBuild | None) -> int:
     workloads = [BY_NAME[n] for n in options.only] or (GROWING if options.growth else SUITE)
     passes = [name == "backward" for name in options.passes]
     peers = PEERS + tuple(peer for peer in FURTHER_PEERS if peer.group in options.peers)
+    facts = environment.describe(command(options))  # before there is load of our own
     rates = Rates.of(options.device, options.dtypes)
-    facts = {
-        **environment.describe(command(options)),
-        **(cuda.facts() if on_gpu else {}),
-        **rates.facts(),
-    }
+    facts |= (cuda.facts() if on_gpu else {}) | rates.facts()
     torch.backends.cudnn.benchmark = on_gpu  # the peers at their best
     path = options.out or RESULTS / default_name(options, str(facts["gpu" if on_gpu else "cpu"]))
 
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace, other: OtherBuild | None) -> int:
     if float(facts["load_before"]) > 0.5:
         print("The machine is busy with something else; figures to be quoted want it idle.")
     if not on_gpu and rates.arithmetic[options.dtypes[0]].by == "matmul":
-        print("The limit of arithmetic is that of a matrix product: no loop in registers could be compiled.")
+        print("The limit of arithmetic is that of a matrix product, not of a loop in registers.")
     print(
         f"{', '.join(options.dtypes)}; {'µs' if on_gpu else 'ms'} per call, median ± half the interquartile "
         f"range of {options.rounds} rounds; x: fastest peer / fused"
