@@ -135,6 +135,11 @@ GROWTH = {
         Workload(f"wide_r{r}", 1, 64, 48, 48, 64, r, 3, "EDSR-like step, 64 to 64 channels, input 48x48")
         for r in (1, 2, 3, 4, 6, 8)
     ),
+    # no head but a layer before it, of a network that upscales first
+    "body": tuple(
+        Workload(f"body_r{r}", 1, 64, 60 * r, 80 * r, 32, 1, 3, f"ESPCN's second layer, 60x80 upscaled x{r}")
+        for r in (1, 2, 3, 4, 6, 8)
+    ),
 }
 GROWING = tuple(workload for series in GROWTH.values() for workload in series)
 
