@@ -8,7 +8,6 @@ import functools
 import os
 import shlex
 import shutil
-import statistics
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +24,8 @@ SOURCE = Path(__file__).with_name("fma_rate.cpp")
 LIBRARY = SOURCE.parent.parent / "build" / "fma_rate.so"
 COPY_BYTES = 1 << 28  # far beyond caches
 MATRIX = 2048
-ROUNDS = 7
-FMA_ITERATIONS = 10_000_000  # some 30 ms
+ROUNDS = 30
+FMA_ITERATIONS = 2_000_000  # some 4 ms: short enough to find the processor undisturbed once
 
 
 class Arithmetic(NamedTuple):
@@ -81,12 +80,13 @@ def arithmetic(dtype: str, threads: int) -> Arithmetic:
 
 
 def _seconds(function: Callable[[], object]) -> float:
+    """Of the fastest of some calls: a limit is what can be reached at best."""
     samples = []
-    for _ in range(ROUNDS + 1):
+    for _ in range(ROUNDS):
         start = perf_counter()
         function()
         samples.append(perf_counter() - start)
-    return statistics.median(samples[1:])
+    return min(samples)
 
 
 def _fma_rate(loop: Callable[..., int], threads: int) -> float:

@@ -39,7 +39,7 @@ from bench.workloads import BY_NAME, DTYPES, GROWING, SUITE, TINY, Operands, Wor
 RESULTS = Path(__file__).resolve().parent / "results"
 GRAPHS = {"no": (False,), "only": (True,), "both": (False, True)}
 ROUNDS, QUICK_ROUNDS = 21, 3
-SECONDS = 10  # of rounds for a workload and pass: `make bench` shall take some 15 minutes
+SECONDS = 10  # of rounds for a workload and pass: `make bench` shall take less than 20 minutes
 MIN_TIME = 0.01  # seconds; 10 000 times the clock's own noise
 TINY_ROUNDS = 5  # times as many for the tiny call, of a fifth of the time each
 CUDA_WARM_UP = 0.05  # seconds, by when a GPU has raised its clocks
