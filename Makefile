@@ -73,7 +73,8 @@ format: $(call extras,dev)  ## let ruff and clang-format rewrite
 	git ls-files -co --exclude-standard '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -r $(VENV)/bin/clang-format -i
 
 bench: compile $(call extras,bench)  ## measure against PyTorch
-	$(py) -m bench.run $(ARGS)
+	$(py) -m bench.run --peers all $(ARGS)
+	$(if $(findstring --only,$(ARGS)),,$(py) -m bench.run --growth $(ARGS))
 
 bench-clients: compile $(clients)  ## measure models of other packages, before and after
 	$(clients) -m bench.clients $(ARGS)

@@ -8,6 +8,7 @@ without the gigabytes of a float64 conv2d.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from fused_subpixel._layout import memory_format
 
-from .peers import YARDSTICK, Peer, Prepared
-from .workloads import Operands, Workload
+from .peers import Peer, Prepared
+from .workloads import Operands, Transposed, Workload
 
 
 class WrongNumbers(Exception):
@@ -26,6 +27,8 @@ class WrongNumbers(Exception):
 
 def true_outcomes(workload: Workload, operands: Operands, backward: bool) -> dict[str, Tensor]:
     """The output and, if asked for, the gradients of input, weight and bias, in float64."""
+    if isinstance(workload, Transposed):
+        return _true_transposed(workload, operands, backward)
     n, _, h, w = workload.input_shape
     c, r, kernel = workload.c, workload.r, workload.kernel
     before = (kernel - 1) // 2
@@ -65,6 +68,40 @@ def true_outcomes(workload: Workload, operands: Operands, backward: bool) -> dic
     return outcomes
 
 
+def _true_transposed(workload: Transposed, operands: Operands, backward: bool) -> dict[str, Tensor]:
+    """The same of a transposed convolution: every tap adds its multiple of the input to every r-th pixel."""
+    n, ci, h, w = workload.input_shape
+    c, r, kernel, cut = workload.c, workload.r, workload.kernel, workload.cut
+    image, weight = operands.input.double().flatten(2), operands.weight.double()
+    canvas = image.new_zeros(n, c, (h - 1) * r + kernel, (w - 1) * r + kernel)
+    inner = (..., slice(cut, canvas.shape[2] - cut), slice(cut, canvas.shape[3] - cut))
+    taps = [(a, b) for a in range(kernel) for b in range(kernel)]
+
+    def reached_by(a: int, b: int) -> Tensor:
+        """What a tap reaches of the uncut output, [N, C, H, W]."""
+        return canvas[:, :, a : a + (h - 1) * r + 1 : r, b : b + (w - 1) * r + 1 : r]
+
+    for a, b in taps:
+        reached_by(a, b).add_((weight[:, :, a, b].t() @ image).view(n, c, h, w))
+    if operands.bias is not None:
+        canvas += operands.bias.double()[:, None, None]
+    outcomes = {"output": canvas[inner].clone()}
+    if not backward:
+        return outcomes
+
+    canvas.zero_()[inner] = operands.gradient.double()
+    image_gradient, weight_gradient = torch.zeros_like(image), torch.empty_like(weight)
+    for a, b in taps:
+        gradient = reached_by(a, b).flatten(2)
+        image_gradient += weight[:, :, a, b] @ gradient
+        weight_gradient[:, :, a, b] = (image @ gradient.transpose(1, 2)).sum(0)
+    outcomes["input gradient"] = image_gradient.view(n, ci, h, w)
+    outcomes["weight gradient"] = weight_gradient
+    if operands.bias is not None:
+        outcomes["bias gradient"] = canvas.sum((0, 2, 3))
+    return outcomes
+
+
 TF32_EPS = 2.0**-10  # what the tensor cores keep of a float32 operand
 
 
@@ -96,19 +133,20 @@ def check(
     out. One that computes other numbers by nature need only return the right shape.
     """
     truth = true_outcomes(workload, operands, backward)
-    yardstick = next(peer for peer in contenders if peer.name == YARDSTICK)
+    yardstick = next(peer for peer in contenders if not (peer.fused or peer.group))
     plain = _errors(workload, yardstick, contenders[yardstick], truth, backward)
     eps, problems = eps_of(operands.input.dtype, tf32), {}
     for peer, prepared in contenders.items():
         try:
-            errors = plain if peer is yardstick else _errors(workload, peer, prepared, truth, backward)
+            own = _as_of(workload, prepared, truth)
+            errors = plain if peer is yardstick else _errors(workload, peer, prepared, own, backward)
             for name, error in errors.items():
-                rounding = _rounding(name, workload, operands.input.dtype, eps)
-                bound = 2 * plain[name] + rounding * float(truth[name].abs().max())
+                rounding = _rounding(name, workload, own[name], operands.input.dtype, eps)
+                bound = 2 * plain[name] + rounding * float(own[name].abs().max())
                 if not error <= bound:  # a NaN is not
                     raise WrongNumbers(
                         f"{workload.name}: the {name} of {peer.name} is off by {error:.2e}, "
-                        f"allowed are {bound:.2e} ({YARDSTICK}: {plain[name]:.2e})"
+                        f"allowed are {bound:.2e} ({yardstick.name}: {plain[name]:.2e})"
                     )
         except Exception as problem:
             if not peer.group:
@@ -117,15 +155,26 @@ def check(
     return problems
 
 
-def _rounding(name: str, workload: Workload, dtype: torch.dtype, eps: float) -> float:
+def _as_of(workload: Workload, prepared: Prepared, truth: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The truth for a contender that may have one bias for all phases."""
+    if "bias gradient" not in truth or len(prepared.leaves[2]) == len(truth["bias gradient"]):
+        return truth
+    return {**truth, "bias gradient": truth["bias gradient"].view(workload.c, -1).sum(1)}
+
+
+def _rounding(name: str, workload: Workload, truth: Tensor, dtype: torch.dtype, eps: float) -> float:
     """The relative error of a plain sum: of its result, and eps*sqrt(terms) in the type that is summed in.
 
     PyTorch's NCHW kernels stay below it at times, its channels_last kernels do not: hence this beside the
     factor of two. `python -m fused_subpixel verify` has the same rule.
     """
-    n, channels, h, w = workload.input_shape
-    low_channels, taps = workload.c * workload.r**2, workload.kernel**2
-    terms = {"output": channels * taps, "input gradient": low_channels * taps}.get(name, n * h * w)
+    n, ci, h, w = workload.input_shape
+    terms = {
+        "output": workload.fan_in,
+        "input gradient": math.prod(workload.weight_shape) // ci,
+        "weight gradient": n * h * w,
+        "bias gradient": math.prod(workload.output_shape) // truth.numel(),
+    }[name]
     summed_in = torch.float64 if dtype == torch.float64 else torch.float32
     return eps + torch.finfo(summed_in).eps * terms**0.5
 
@@ -134,6 +183,7 @@ def _errors(
     workload: Workload, peer: Peer, prepared: Prepared, truth: Mapping[str, Tensor], backward: bool
 ) -> dict[str, float]:
     """By outcome, the largest distance from the truth."""
+    backward = backward and not peer.runtime
     found = _outcomes(prepared, backward)
     output = found["output"]
     if not output.is_contiguous(memory_format=memory_format(peer.channels_last)):
@@ -144,12 +194,7 @@ def _errors(
         return {}
     if backward and peer.parameters and peer.parameters.weight_back:
         found["weight gradient"] = peer.parameters.weight_back(workload, found["weight gradient"])
-    errors = {}
-    for name, true in truth.items():
-        if name == "bias gradient" and found[name].shape != true.shape:  # one bias for all phases
-            true = true.view(workload.c, -1).sum(1)
-        errors[name] = _distance(found[name], true)
-    return errors
+    return {name: _distance(outcome, truth[name]) for name, outcome in found.items()}
 
 
 def _outcomes(prepared: Prepared, backward: bool) -> dict[str, Tensor]:

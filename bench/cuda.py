@@ -95,6 +95,15 @@ def captured(function: Callable[[], object]) -> Callable[[], None]:
     return replay
 
 
+def peak_bytes(function: Callable[[], object]) -> int:
+    """What a call allocates at most, over what was allocated before."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    torch.cuda.synchronize()
+    return int(torch.cuda.max_memory_allocated() - before)
+
+
 # ---- the device --------------------------------------------------------------------------------------------
 
 

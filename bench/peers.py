@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,8 @@ from torch import Tensor
 import fused_subpixel as fs
 from fused_subpixel._layout import is_channels_last
 
-from .workloads import Operands, Workload
+from . import runtimes
+from .workloads import GROWING, Operands, Transposed, Workload
 
 
 class Prepared(NamedTuple):
@@ -27,6 +28,14 @@ class Prepared(NamedTuple):
     def forward_backward(self) -> tuple[Tensor, ...]:
         """The gradients of the leaves, from scratch."""
         return torch.autograd.grad(self.forward(), self.leaves, self.gradient)
+
+    def run(self, backward: bool) -> Callable[[], object]:
+        """What is timed."""
+        return self.forward_backward if backward else self.forward
+
+    def results_bytes(self, backward: bool) -> int:
+        """Of the output and the gradients."""
+        return self.gradient.nbytes + backward * sum(leaf.nbytes for leaf in self.leaves)
 
 
 class Parameters(NamedTuple):
@@ -47,6 +56,8 @@ class Peer:
     build: Callable[[Workload, Operands], Callable[[], Tensor]]
     parameters: Parameters | None = None
     group: str = ""  # by which --peers asks for it; without one it is always there
+    runtime: str = ""  # the package that computes it: forward, on the CPU, in float32
+    build_name: str = ""  # ours, but of another build: it runs elsewhere, see against.py
 
     @property
     def comparable(self) -> bool:
@@ -141,27 +152,79 @@ def build_nearest(workload: Workload, operands: Operands) -> Callable[[], Tensor
     return head
 
 
+def build_fused_transposed(workload: Workload, operands: Operands) -> Callable[[], Tensor]:
+    return _transposed_by(fs.conv_transpose2d, workload, operands)
+
+
+def build_plain_transposed(workload: Workload, operands: Operands) -> Callable[[], Tensor]:
+    return _transposed_by(F.conv_transpose2d, workload, operands)
+
+
+def _transposed_by(
+    function: Callable[..., Tensor], workload: Workload, operands: Operands
+) -> Callable[[], Tensor]:
+    assert isinstance(workload, Transposed)
+    input, weight, bias, _ = operands
+    return lambda: function(input, weight, bias, stride=workload.r, padding=workload.cut)
+
+
+def build_runtime(name: str) -> Callable[[Workload, Operands], Callable[[], Tensor]]:
+    """Another program's session on the same model. Input and output are PyTorch's memory seen by NumPy."""
+
+    def build(workload: Workload, operands: Operands) -> Callable[[], Tensor]:
+        model = runtimes.onnx_model(workload, operands)
+        session = runtimes.SESSIONS[name](model, torch.get_num_threads())
+        image = operands.input.detach().numpy()
+        return lambda: torch.from_numpy(session(image))
+
+    return build
+
+
 AS_TRANSPOSED = Parameters(transposed, transposed_back)
 AS_NEAREST = Parameters(lambda workload, weight: weight[:: workload.r**2], None)
 
-# Each round goes through this list. Neighbours differ in layout, hence in tensors: nobody finds them in the
-# cache because the one before has just used them.
+# Each round goes through these lists. Neighbours differ in layout, hence in tensors: nobody finds them in the
+# cache because the one before has just used them. The first that is not ours is the yardstick for errors.
 PEERS = (
     Peer("fused NCHW", True, False, build_fused),
     Peer("fused channels_last", True, True, build_fused),
     Peer("eager NCHW", False, False, build_eager),
     Peer("eager channels_last", False, True, build_eager),
 )
-FURTHER_PEERS = tuple(
-    Peer(f"{group} {'channels_last' if layout else 'NCHW'}", False, layout, build, parameters, group)
-    for group, build, parameters in (
-        ("compile", build_compiled("default"), None),
-        # CUDA graphs are --graph's business, for all contenders alike
-        ("max-autotune", build_compiled("max-autotune-no-cudagraphs"), None),
-        ("conv_transpose2d", build_transpose, AS_TRANSPOSED),
-        ("nearest", build_nearest, AS_NEAREST),
-    )
-    for layout in (False, True)
+TRANSPOSED_PEERS = (
+    Peer("fused NCHW", True, False, build_fused_transposed),
+    Peer("fused channels_last", True, True, build_fused_transposed),
+    Peer("conv_transpose2d NCHW", False, False, build_plain_transposed),
+    Peer("conv_transpose2d channels_last", False, True, build_plain_transposed),
+)
+FURTHER_PEERS = (
+    *(
+        Peer(f"{group} {'channels_last' if layout else 'NCHW'}", False, layout, build, parameters, group)
+        for group, build, parameters in (
+            ("compile", build_compiled("default"), None),
+            # CUDA graphs are --graph's business, for all contenders alike
+            ("max-autotune", build_compiled("max-autotune-no-cudagraphs"), None),
+            ("conv_transpose2d", build_transpose, AS_TRANSPOSED),
+            ("nearest", build_nearest, AS_NEAREST),
+        )
+        for layout in (False, True)
+    ),
+    *(
+        Peer(f"{name} NCHW", False, False, build_runtime(name), group=name, runtime=name)
+        for name in runtimes.SESSIONS
+    ),
 )
 GROUPS = tuple(dict.fromkeys(peer.group for peer in FURTHER_PEERS))
-YARDSTICK = "eager NCHW"  # whose error the others' are compared with
+CHEAP = ("conv_transpose2d", "nearest")  # nothing to compile: what grows is measured against these only
+# what --peers all means; by name, max-autotune can be had on a CPU as well
+ALL = {
+    "cpu": ("compile", *CHEAP, *runtimes.SESSIONS),
+    "cuda": ("compile", "max-autotune", *CHEAP),
+}
+
+
+def contenders(workload: Workload, peers: Sequence[Peer]) -> tuple[Peer, ...]:
+    """Those of ``peers`` that this workload is measured with."""
+    if isinstance(workload, Transposed):
+        return TRANSPOSED_PEERS
+    return tuple(peer for peer in peers if workload not in GROWING or peer.group in ("", *CHEAP))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from .peers import Peer
 from .timing import Timing
-from .workloads import TINY, Workload
+from .workloads import DTYPES, TINY, Workload
 
 PASSES = {"forward": "fwd", "backward": "fwd+bwd"}
 
@@ -24,22 +25,29 @@ class Result:
     workload: Workload
     backward: bool
     timings: dict[Peer, Timing]
+    limit: float  # seconds that the device needs at least
+    extra: dict[Peer, int]  # bytes allocated beyond operands and results, where that is known
     dtype: str = "float32"
+    on_gpu: bool = False
     graph: bool = False  # replayed as a CUDA graph
-    limit: float | None = None  # seconds that the device needs at least, where that was measured
 
     @property
     def pass_name(self) -> str:
         return "backward" if self.backward else "forward"
 
-    def fastest(self, fused: bool) -> float:
-        """Seconds of the best of ours, or of the others."""
-        return min(timing.median for peer, timing in self.timings.items() if peer.fused == fused)
+    def fastest(self, fused: bool, build: str = "") -> float:
+        """Seconds of the best of ours, by default of this build, or of the others."""
+        own = (peer for peer in self.timings if (peer.fused, peer.build_name) == (fused, build))
+        return min((self.timings[peer].median for peer in own), default=math.nan)
 
     @property
     def headline(self) -> float:
         """Fastest other / fastest fused: above 1 we win."""
         return self.fastest(fused=False) / self.fastest(fused=True)
+
+    def against(self, build: str) -> float:
+        """The other build / this one: above 1 this one wins; NaN where the other was left out."""
+        return self.fastest(True, build) / self.fastest(True)
 
     def ratio(self, peer: Peer) -> float:
         """Fastest other / this contender."""
@@ -48,47 +56,52 @@ class Result:
     @property
     def microseconds(self) -> bool:
         """Whether milliseconds are too coarse: on GPUs, and for the tiny call."""
-        return self.limit is not None or self.workload is TINY
+        return self.on_gpu or self.workload is TINY
 
     def gflops(self, seconds: float) -> float:
         """Billions of operations per second."""
         return self.workload.flops(self.backward) / seconds / 1e9
 
+    @property
+    def flop_per_byte(self) -> float:
+        size = self.workload.elements(self.backward) * DTYPES[self.dtype].itemsize
+        return self.workload.flops(self.backward) / size
+
 
 # ---- terminal --------------------------------------------------------------------------------------------
 
 
-MOST_COLUMNS = 4  # contenders beyond these are left to the file: of the others, the fastest is shown
+def heading(ours: Sequence[Peer], on_gpu: bool, build: str = "") -> str:
+    """Of the table with contenders like ``ours``; of the others, the fastest is shown."""
+    times = "".join(f"{peer.name.split()[0]:>{_width(peer) - 5}} {_layout(peer)}" for peer in ours)
+    times += f"{'fastest other':>15}{'':<22}"
+    ratios = "".join(f"{'x' + _layout(peer):>7}" for peer in ours if not peer.build_name)
+    ratios += f"{'xbest':>7}" + (f"{'x@':>7}" if build else "")
+    return f"{'workload':14} {'pass':{_pass_width(on_gpu)}}{times}{ratios}{'GFLOP/s':>9}{'limit':>7}"
 
 
-def heading(peers: Sequence[Peer], limit: bool = False) -> str:
-    all_shown = len(peers) <= MOST_COLUMNS
-    shown = [peer for peer in peers if peer.fused or all_shown]
-    times = "".join(f"{peer.name.split()[0] + ' ' + _layout(peer):>15}" for peer in shown)
-    times += "" if all_shown else f"{'fastest other':>15}{'':<22}"
-    ratios = "".join(f"{'x' + _layout(peer):>7}" for peer in peers if peer.fused)
-    rates = f"{'GFLOP/s':>9}" + (f"{'limit':>7}" if limit else "")
-    return f"{'workload':13} {'pass':{_pass_width(limit)}}{times}{ratios}{'xbest':>7}{rates}"
-
-
-def line(result: Result, all_shown: bool = True) -> str:
+def line(result: Result, ours: Sequence[Peer], build: str = "") -> str:
     """One line of the table, in milliseconds, for tiny calls and on GPUs in microseconds."""
     unit = 1e6 if result.microseconds else 1e3
     timings = result.timings
+    by_name = {peer.name: peer for peer in timings}  # those of transposed convolutions have the same names
+
+    def time(peer: Peer) -> str:
+        return f"{timings[peer].median * unit:{_width(peer) - 7}.2f} ±{timings[peer].spread * unit:<5.2f}"
+
     best = min((peer for peer in timings if not peer.fused), key=lambda peer: timings[peer].median)
-    shown = [peer for peer in timings if peer.fused or all_shown] + ([] if all_shown else [best])
-    times = "".join(f"{timings[p].median * unit:8.2f} ±{timings[p].spread * unit:<5.2f}" for p in shown)
-    times += "" if all_shown else f" {best.name.replace('channels_last', 'NHWC'):<21}"
-    ratios = "".join(f"{result.ratio(peer):7.2f}" for peer in timings if peer.fused)
+    times = "".join(time(by_name[p.name]) if p.name in by_name else " " * _width(p) for p in ours)
+    times += f"{time(best)} {best.name.replace('channels_last', 'NHWC'):<21}"
+    ratios = "".join(f"{result.ratio(peer):7.2f}" for peer in timings if peer.fused and not peer.build_name)
+    ratios += f"{result.headline:7.2f}" + (f"{result.against(build):7.2f}" if build else "")
     fastest = result.fastest(fused=True)
-    rate = "" if result.workload is TINY else f"{result.gflops(fastest):9.1f}"
-    rate += "" if result.limit is None or result.workload is TINY else f"{result.limit / fastest:7.0%}"
+    rates = f"{result.gflops(fastest):9.1f}{result.limit / fastest:7.0%}"
     name = f"{result.workload.name}{' (µs)' if result.workload is TINY else ''}"
-    label = f"{_label(result.pass_name, result.graph):{_pass_width(result.limit is not None)}}"
-    return f"{name:13} {label}{times}{ratios}{result.headline:7.2f}{rate}"
+    label = f"{_label(result.pass_name, result.graph):{_pass_width(result.on_gpu)}}"
+    return f"{name:14} {label}{times}{ratios}{'' if result.workload is TINY else rates}"
 
 
-def summary(results: Iterable[Result]) -> str:
+def summary(results: Iterable[Result], build: str = "") -> str:
     """Worst and median of the ratios, and where we lose."""
     results = list(results)
     lines = []
@@ -105,6 +118,13 @@ def summary(results: Iterable[Result]) -> str:
             f"{label + ':':8} fastest peer / fastest fused: median {median:.2f}, "
             f"worst {worst.headline:.2f} ({worst.workload.name}); slower: {names}"
         )
+        if build:
+            ratios = {r.workload.name: r.against(build) for r in some}
+            slowest = min(ratios, key=lambda name: ratios[name])
+            lines.append(
+                f"{label + ':':8} {build} / this build: median {statistics.median(ratios.values()):.2f}, "
+                f"worst {ratios[slowest]:.2f} ({slowest})"
+            )
     return "\n".join(lines)
 
 
@@ -116,6 +136,10 @@ def _pass_width(on_gpu: bool) -> int:
     return 14 if on_gpu else 8
 
 
+def _width(peer: Peer) -> int:
+    return max(15, len(peer.name.split()[0]) + 6)
+
+
 def _layout(peer: Peer) -> str:
     return "NHWC" if peer.channels_last else "NCHW"
 
@@ -124,31 +148,22 @@ def _layout(peer: Peer) -> str:
 
 COLUMNS = (
     "workload", "pass", "contender", "dtype", "median_ms", "low_ms", "high_ms", "rounds", "gflops",
-    "ratio", "headline_ratio",
+    "ratio", "headline_ratio", "limit_ms", "of_limit", "flop_per_byte", "extra_bytes", "graph",
 )  # fmt: skip
-
-
-GPU_COLUMNS = ("graph", "limit_ms", "of_limit")
 
 
 class CsvFile:
     """Rows are on the disk as soon as they are written: an interrupted run keeps what it has."""
 
-    def __init__(self, path: Path, environment: dict[str, str | int], gpu: bool = False) -> None:
+    def __init__(self, path: Path, environment: dict[str, str | int]) -> None:
         self.path, self.environment = path, environment
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("w", newline="")
-        columns = (*COLUMNS, *(GPU_COLUMNS if gpu else ()), *environment)
-        self._writer = csv.DictWriter(self._file, columns)
+        self._writer = csv.DictWriter(self._file, (*COLUMNS, *environment))
         self._writer.writeheader()
 
     def write(self, result: Result) -> None:
         for peer, timing in result.timings.items():
-            on_gpu = {}
-            if result.limit is not None:
-                on_gpu["graph"] = "yes" if result.graph else "no"
-                on_gpu["limit_ms"] = f"{result.limit * 1e3:.6g}"
-                on_gpu["of_limit"] = f"{result.limit / timing.median:.4f}"
             self._writer.writerow(
                 {
                     "workload": result.workload.name,
@@ -162,7 +177,11 @@ class CsvFile:
                     "gflops": f"{result.gflops(timing.median):.4g}",
                     "ratio": f"{result.ratio(peer):.4f}",
                     "headline_ratio": f"{result.headline:.4f}",
-                    **on_gpu,
+                    "limit_ms": f"{result.limit * 1e3:.6g}",
+                    "of_limit": f"{result.limit / timing.median:.4f}",
+                    "flop_per_byte": f"{result.flop_per_byte:.4g}",
+                    "extra_bytes": result.extra.get(peer, ""),
+                    "graph": "yes" if result.graph else "no",
                     **self.environment,
                 }
             )

@@ -3,7 +3,10 @@
 
     python -m bench.run --quick                         a first look, under a minute
     python -m bench.run                                 the figures that may be quoted
+    python -m bench.run --peers all                     with torch.compile and others as opponents
     python -m bench.run --only srvgg_x4 --only tiny     these only
+    python -m bench.run --growth                        how time grows with the image and with the factor
+    python -m bench.run --against ../other              another checkout, built, in the same turns
     python -m bench.run --device cuda --graph           on a GPU, in CUDA graphs
 
 Finished rows are on the disk at once; an interrupted run keeps them.
@@ -17,8 +20,8 @@ import itertools
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 if not __package__:  # python bench/run.py: the packages are one folder up
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -26,25 +29,23 @@ if not __package__:  # python bench/run.py: the packages are one folder up
 import torch
 from tqdm import tqdm
 
-from bench import correctness, cuda, environment, report
-from bench.peers import FURTHER_PEERS, GROUPS, PEERS, Peer, Prepared
-from bench.timing import interleave
-from bench.workloads import BY_NAME, TINY, Operands, Workload, operands
+from bench import correctness, cuda, environment, memory, report, runtimes
+from bench.against import OtherBuild, Unusable, clock
+from bench.limits import Rates
+from bench.peers import ALL, CHEAP, FURTHER_PEERS, GROUPS, PEERS, Peer, Prepared, contenders
+from bench.timing import FEWEST_ROUNDS, interleave
+from bench.workloads import BY_NAME, DTYPES, GROWING, SUITE, TINY, Operands, Workload, operands
 
 RESULTS = Path(__file__).resolve().parent / "results"
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-    "tf32": torch.float32,  # the same tensors, multiplied by tensor cores
-}
-CUDA_PEERS = ("conv_transpose2d", "nearest")  # cheap there, so measured without asking
 GRAPHS = {"no": (False,), "only": (True,), "both": (False, True)}
 ROUNDS, QUICK_ROUNDS = 21, 3
+SECONDS = 10  # of rounds for a workload and pass: `make bench` shall take less than 20 minutes
 MIN_TIME = 0.01  # seconds; 10 000 times the clock's own noise
 TINY_ROUNDS = 5  # times as many for the tiny call, of a fifth of the time each
 CUDA_WARM_UP = 0.05  # seconds, by when a GPU has raised its clocks
+PAUSE = 0.002  # seconds before a sample, where threads other than PyTorch's take part
+# Guesses for the progress bar only: seconds until a contender's first call is done; operations per second.
+PREPARATION, SPEED = {"compile": 5, "max-autotune": 20}, 1e11
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,83 +53,92 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
+    try:
+        other = OtherBuild(options.against) if options.against else None
+    except Unusable as problem:
+        print(f"--against: {problem}", file=sys.stderr)
+        return 2
+    with closing(other) if other else nullcontext():
+        try:
+            return run(options, other)
+        except KeyboardInterrupt:
+            print("Interrupted before anything was measured.", file=sys.stderr)
+            return 130
+        except Unusable as problem:  # in the middle; what was finished is in the file
+            print(f"--against: {problem}", file=sys.stderr)
+            return 1
+
+
+def run(options: argparse.Namespace, other: OtherBuild | None) -> int:
     on_gpu = options.device == "cuda"
-    workloads = [BY_NAME[name] for name in options.only or BY_NAME]
+    workloads = [BY_NAME[n] for n in options.only] or (GROWING if options.growth else SUITE)
     passes = [name == "backward" for name in options.passes]
     peers = PEERS + tuple(peer for peer in FURTHER_PEERS if peer.group in options.peers)
-    facts = environment.describe(command(options))
-    rates = Rates.of(options.dtypes) if on_gpu else None
-    if rates:
-        facts = {**facts, **cuda.facts(), **rates.facts()}
-        torch.backends.cudnn.benchmark = True  # the peers at their best
+    facts = environment.describe(command(options))  # before there is load of our own
+    rates = Rates.of(options.device, options.dtypes)
+    facts |= (cuda.facts() if on_gpu else {}) | rates.facts()
+    torch.backends.cudnn.benchmark = on_gpu  # the peers at their best
     path = options.out or RESULTS / default_name(options, str(facts["gpu" if on_gpu else "cpu"]))
 
     print(", ".join(f"{key} {value}" for key, value in facts.items() if key not in ("date", "command")))
     if float(facts["load_before"]) > 0.5:
         print("The machine is busy with something else; figures to be quoted want it idle.")
+    if not on_gpu and rates.arithmetic[options.dtypes[0]].by == "matmul":
+        print("The limit of arithmetic is that of a matrix product, not of a loop in registers.")
     print(
         f"{', '.join(options.dtypes)}; {'µs' if on_gpu else 'ms'} per call, median ± half the interquartile "
         f"range of {options.rounds} rounds; x: fastest peer / fused"
     )
-    all_shown = len(peers) <= report.MOST_COLUMNS
+    build = other.name if other else ""
+    ours = [peer for peer in PEERS if peer.fused] + list(other.peers.values() if other else ())
 
     results: list[report.Result] = []
-    total = sum(cost(w, backward) for w in workloads for backward in passes)
-    total *= len(options.dtypes) * len(GRAPHS[options.graph])
+    total = sum(duration(w, contenders(w, peers), passes, options) for w in workloads) * len(options.dtypes)
     bar_format = "{percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left  {desc}"
     status = 0
     with (
         warnings.catch_warnings(),
-        report.CsvFile(path, facts, gpu=on_gpu) as file,
+        report.CsvFile(path, facts) as file,
         tqdm(total=total, bar_format=bar_format, disable=None, leave=False) as bar,
     ):
         # what the plain convolution says of even kernels; the extra copy is part of what it costs
         warnings.filterwarnings("ignore", message="Using padding='same' with even kernel")
         try:
             for dtype in options.dtypes:
-                tqdm.write(("" if len(options.dtypes) == 1 else f"{dtype}\n") + report.heading(peers, on_gpu))
+                tqdm.write(
+                    ("" if len(options.dtypes) == 1 else f"{dtype}\n") + report.heading(ours, on_gpu, build)
+                )
                 for workload in workloads:
                     bar.set_description_str(workload.name)
                     try:
-                        for result in measure(workload, dtype, passes, peers, options, rates, bar.update):
+                        for result in measure(
+                            workload, dtype, passes, peers, options, rates, other, bar.update
+                        ):
                             results.append(result)
                             file.write(result)
-                            tqdm.write(report.line(result, all_shown))
+                            tqdm.write(report.line(result, ours, build))
                     except correctness.WrongNumbers as wrong:
                         tqdm.write(f"Wrong numbers, so nothing is timed: {wrong}", file=sys.stderr)
                         status = 1
         except KeyboardInterrupt:
-            tqdm.write("Interrupted.", file=sys.stderr)
+            tqdm.write(f"Interrupted; what was finished is in {path}", file=sys.stderr)
             status = 130
     for dtype in options.dtypes:
-        if summary := report.summary(result for result in results if result.dtype == dtype):
+        if summary := report.summary((result for result in results if result.dtype == dtype), build):
             print(summary if len(options.dtypes) == 1 else f"{dtype}\n{summary}")
     print(f"written: {path}")
+    if results and options.plots and status != 130:
+        draw(path)
     return status
 
 
-class Rates(NamedTuple):
-    """What the GPU reaches: bytes per second of a copy; by dtype, operations per second of a product."""
-
-    copy: float
-    matmul: dict[str, float]
-
-    @classmethod
-    def of(cls, dtypes: Sequence[str]) -> Rates:
-        copy, matmul = cuda.copy_rate(), {}
-        for dtype in dtypes:
-            cuda.allow_tf32(dtype == "tf32")
-            matmul[dtype] = cuda.matmul_rate(DTYPES[dtype])
-        return cls(copy, matmul)
-
-    def limit(self, workload: Workload, dtype: str, backward: bool) -> float:
-        """Seconds below which nothing can be: the longer of arithmetic and traffic."""
-        size = workload.elements(backward) * DTYPES[dtype].itemsize
-        return max(size / self.copy, workload.flops(backward) / self.matmul[dtype])
-
-    def facts(self) -> dict[str, str | int]:
-        matmul = "; ".join(f"{dtype} {rate / 1e12:.1f}" for dtype, rate in self.matmul.items())
-        return {"copy_gb_per_s": f"{self.copy / 1e9:.0f}", "matmul_tflop_per_s": matmul}
+def draw(path: Path) -> None:
+    try:
+        from bench import plots
+    except ImportError as problem:
+        print(f"no plots: {problem}")
+    else:
+        print(*(f"written: {image}" for image in plots.draw(path)), sep="\n")
 
 
 def measure(
@@ -137,47 +147,72 @@ def measure(
     passes: Sequence[bool],
     peers: Sequence[Peer],
     options: argparse.Namespace,
-    rates: Rates | None,
+    rates: Rates,
+    other: OtherBuild | None,
     advance: Callable[[float], object],
 ) -> Iterator[report.Result]:
     """Check all contenders, then time them, forward and backward apart."""
-    device, tf32, sets = "cpu", dtype == "tf32", 1
-    if rates:
+    peers = contenders(workload, peers)
+    on_gpu, tf32, uniform = options.device == "cuda", dtype == "tf32", "conv_transpose2d" in options.peers
+    device, sets = "cpu", 1
+    if on_gpu:
         cuda.allow_tf32(tf32)
         device, sets = cuda.DEVICE, cuda.rotation(workload.elements(False) * DTYPES[dtype].itemsize)
-    tensors = operands(workload, DTYPES[dtype], device, uniform_bias="conv_transpose2d" in options.peers)
+    tensors = operands(workload, DTYPES[dtype], device, uniform)
     if any(passes):
         tensors = correctness.avoid_kink(workload, tensors, tf32)
-    contenders = prepare(workload, tensors, sets, peers)
-    first = {peer: prepared[0] for peer, prepared in contenders.items()}
+    prepared = prepare(workload, tensors, sets, peers)
+    first = {peer: own[0] for peer, own in prepared.items()}
     for peer, problem in correctness.check(workload, tensors, first, any(passes), tf32).items():
-        tqdm.write(f"{workload.name}: {peer.name} is left out: {problem}", file=sys.stderr)
-        del contenders[peer]
+        leave_out(workload, peer.name, problem)
+        del prepared[peer]
+    elsewhere: dict[tuple[Peer, bool], int] = {}
+    if other:
+        try:
+            elsewhere = other.prepare(workload, dtype, any(passes), uniform)
+        except Unusable as problem:
+            leave_out(workload, f"fused@{other.name}", str(problem))
+    advance(sum(map(preparation, peers)))
 
     tiny = workload is TINY
-    rounds = options.rounds * TINY_ROUNDS if tiny and not rates else options.rounds
+    rounds = options.rounds * TINY_ROUNDS if tiny and not on_gpu else options.rounds
     min_time = options.min_time / TINY_ROUNDS if tiny else options.min_time
     for backward, graph in itertools.product(passes, GRAPHS[options.graph]):
-        share = cost(workload, backward) / (len(contenders) * (rounds + 1))  # one more for the warm-up
+        some = {peer: own for peer, own in prepared.items() if not (backward and peer.runtime)}
+        extra = {
+            peer: memory.extra_bytes(own[0], backward, on_gpu)
+            for peer, own in some.items()
+            if not peer.runtime
+        }
+        share = rounds_duration(workload, peers, backward, options)
 
-        def step(share: float = share) -> None:
-            advance(share)
+        def step(fraction: float, share: float = share) -> None:
+            advance(fraction * share)
 
         with torch.set_grad_enabled(backward):
-            if rates is None:
-                functions = {peer: timed(own[0], backward) for peer, own in contenders.items()}
-                timings = interleave(functions, rounds, min_time, step)
+            if not on_gpu:
+                functions = {peer: own[0].run(backward) for peer, own in some.items()}
+                for peer, both in elsewhere:
+                    if both == backward:
+                        functions[peer] = other.function(peer, backward)
+                        extra[peer] = elsewhere[peer, both]
+                pause = PAUSE if elsewhere or any(peer.runtime for peer in functions) else 0
+                timings = interleave(functions, rounds, min_time, step, clock, 0, options.seconds, pause)
             else:
                 functions = {
-                    peer: cuda.in_turn([timed(prepared, backward) for prepared in own])
-                    for peer, own in contenders.items()
+                    peer: cuda.in_turn([each.run(backward) for each in own]) for peer, own in some.items()
                 }
                 if graph:
                     functions = {peer: cuda.captured(function) for peer, function in functions.items()}
                 # a sample is one turn through all sets, however long that takes
-                timings = interleave(functions, rounds, 0, step, cuda.Clock(sets, graph), CUDA_WARM_UP)
-        limit = rates.limit(workload, dtype, backward) if rates else None
-        yield report.Result(workload, backward, timings, dtype, graph, limit)
+                ticker = cuda.Clock(sets, graph)
+                timings = interleave(functions, rounds, 0, step, ticker, CUDA_WARM_UP, options.seconds)
+        limit = rates.limit(workload, dtype, backward)
+        yield report.Result(workload, backward, timings, limit, extra, dtype, on_gpu, graph)
+
+
+def leave_out(workload: Workload, name: str, problem: str) -> None:
+    tqdm.write(f"{workload.name}: {name} is left out: {problem}", file=sys.stderr)
 
 
 def prepare(
@@ -189,13 +224,23 @@ def prepare(
     return {peer: [peer.prepare(workload, own) for own in by_layout[peer.channels_last]] for peer in peers}
 
 
-def timed(prepared: Prepared, backward: bool) -> Callable[[], object]:
-    return prepared.forward_backward if backward else prepared.forward
+def duration(
+    workload: Workload, peers: Sequence[Peer], passes: Sequence[bool], options: argparse.Namespace
+) -> float:
+    """A guess at the seconds that a workload takes, so that the bar can tell the time left."""
+    rounds = sum(rounds_duration(workload, peers, backward, options) for backward in passes)
+    return sum(map(preparation, peers)) + rounds * len(GRAPHS[options.graph])
 
 
-def cost(workload: Workload, backward: bool) -> float:
-    """A guess at the time of a measurement, in an unknown unit, so that the bar can tell the time left."""
-    return workload.flops(backward) + 1e9
+def preparation(peer: Peer) -> float:
+    return PREPARATION.get(peer.group, 0.2)
+
+
+def rounds_duration(
+    workload: Workload, peers: Sequence[Peer], backward: bool, options: argparse.Namespace
+) -> float:
+    sample = max(options.min_time, workload.flops(backward) / SPEED)
+    return min(sample * len(peers) * (options.rounds + 1), options.seconds)
 
 
 # ---- command line ----------------------------------------------------------------------------------------
@@ -227,24 +272,54 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="CUDA: time the replay of CUDA graphs, only or both these and plain calls",
     )  # fmt: skip
     parser.add_argument(
-        "--peers", action="append", choices=(*GROUPS, "all", "none"),
-        help=f"further contenders; may be repeated; default: none, with CUDA {' and '.join(CUDA_PEERS)}",
+        "--peers", action="append", choices=(*GROUPS, "all", "none"), metavar="NAME",
+        help=f"further contenders: {', '.join(GROUPS)}, all, none; may be repeated; default: none, "
+        f"with CUDA {' and '.join(CHEAP)}",
     )  # fmt: skip
+    parser.add_argument(
+        "--seconds", type=_positive(float), default=SECONDS,
+        help=f"fewer rounds, but {FEWEST_ROUNDS}, where a workload's pass takes longer (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--growth", action="store_true",
+        help=f"instead: how time grows with the image and the factor; default peers {' and '.join(CHEAP)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--against", type=Path, metavar="DIRECTORY", help="another checkout of this project, built; CPU only"
+    )  # fmt: skip
+    parser.add_argument("--no-plots", dest="plots", action="store_false", help="only the CSV file")
     parser.add_argument("--threads", type=_positive(int), help="default: as PyTorch chooses")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds: a look, not a figure")
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="default: a new file in bench/results")
     options = parser.parse_args(arguments)
     options.passes = ("forward", "backward") if options.passes == "both" else (options.passes,)
     options.dtypes = tuple(dict.fromkeys(options.dtypes or ("float32",)))
-    asked = options.peers or (CUDA_PEERS if options.device == "cuda" else ())
-    options.peers = GROUPS if "all" in asked else tuple(name for name in GROUPS if name in asked)
+    options.only = list(dict.fromkeys(options.only or ()))
+    options.peers = usable_peers(options)
     if options.device == "cuda" and (problem := cuda.problem()):
         parser.error(f"--device cuda: {problem}")
+    if options.against and options.device == "cuda":
+        parser.error("--against needs --device cpu")
     graphs = options.graph != "no"
     if options.device != "cuda" and (graphs or "tf32" in options.dtypes):
         parser.error(f"{'--graph' if graphs else '--dtype tf32'} needs --device cuda")
     options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     return options
+
+
+def usable_peers(options: argparse.Namespace) -> tuple[str, ...]:
+    """The groups of contenders that were asked for and can run; a note of those that cannot."""
+    asked = options.peers or (CHEAP if options.device == "cuda" or options.growth else ())
+    names = dict.fromkeys(n for name in asked for n in (ALL[options.device] if name == "all" else (name,)))
+    for name in [name for name in names if name in runtimes.SESSIONS]:
+        if options.device != "cpu" or options.dtypes != ("float32",):
+            problem: str | None = "is measured on the CPU in float32 only"
+        else:
+            problem = (module := runtimes.missing(name)) and f"needs the package {module}"
+        if problem:
+            print(f"{name} is left out: it {problem}", file=sys.stderr)
+            del names[name]
+    return tuple(name for name in GROUPS if name in names)
 
 
 def _workload_name(name: str) -> str:
@@ -267,12 +342,15 @@ def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
 def command(options: argparse.Namespace) -> str:
     """How to repeat the run; not as it was typed, which could hold paths."""
     words = ["python -m bench.run"]
-    words += [f"--only {name}" for name in options.only or ()]
+    words += ["--growth"] if options.growth else []
+    words += [f"--only {name}" for name in options.only]
     words += [f"--pass {name}" for name in options.passes if len(options.passes) == 1]
     on_gpu = options.device == "cuda"
-    words += [f"--rounds {options.rounds}"] + ([] if on_gpu else [f"--min-time {options.min_time:g}"])
+    words += [f"--rounds {options.rounds} --seconds {options.seconds:g}"] + (
+        [] if on_gpu else [f"--min-time {options.min_time:g}"]
+    )
     words += [f"--dtype {name}" for name in options.dtypes]
-    words += [f"--peers {name}" for name in options.peers or (("none",) if on_gpu else ())]
+    words += [f"--peers {name}" for name in options.peers or ("none",)]
     words += ["--device cuda"] if on_gpu else [f"--threads {torch.get_num_threads()}"]
     words += [f"--graph {options.graph}"] if options.graph != "no" else []
     return " ".join(words)
@@ -282,6 +360,7 @@ def default_name(options: argparse.Namespace, processor: str) -> str:
     """Like 2025-01-31_1405_intel-xeon_float32.csv."""
     date = datetime.datetime.now().strftime("%Y-%m-%d_%H%M")
     partial = "_quick" if options.quick else "_part" if options.only or len(options.passes) == 1 else ""
+    partial = ("_growth" if options.growth else "") + partial
     graph = "_graph" if options.graph == "only" else ""
     return f"{date}_{environment.slug(processor)}_{'-'.join(options.dtypes)}{graph}{partial}.csv"
 

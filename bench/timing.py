@@ -9,7 +9,9 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, sleep
+
+FEWEST_ROUNDS = 7  # that quartiles can be told from
 
 
 @dataclass(frozen=True)
@@ -38,21 +40,30 @@ def interleave(
     functions: Mapping[str, Callable[[], object]],
     rounds: int,
     min_time: float,
-    advance: Callable[[], object] = lambda: None,
+    advance: Callable[[float], object] = lambda fraction: None,
     clock: Callable[[Callable[[], object], int], float] | None = None,
     warm_up: float = 0,
+    seconds: float = math.inf,
+    pause: float = 0,
 ) -> dict[str, Timing]:
     """Time all ``functions`` once per round, each round starting with another one.
 
     A sample is as many calls in a row as take ``min_time`` seconds, at least one; ``clock`` takes it, given
-    the function and the number of calls. ``advance`` is called after each sample and after each warm-up;
-    ``warm_up`` is for how many seconds at least all functions take turns before that.
+    the function and the number of calls. ``advance`` is told after each sample and each warm-up which
+    fraction of all this was; ``warm_up`` is for how many seconds at least all functions take turns before
+    that. There are fewer ``rounds``, but FEWEST_ROUNDS, where they would take longer than ``seconds``. In the
+    ``pause`` before each sample, threads of the one before stop waiting for work by spinning.
     """
-    take = clock or seconds_per_call
+    tick = clock or seconds_per_call
+
+    def take(function: Callable[[], object], calls: int) -> float:
+        sleep(pause)
+        return tick(function, calls)
+
     names = list(functions)
     samples: dict[str, list[float]] = {name: [] for name in names}
     with _no_garbage_collection():
-        repeats = {}
+        repeats, round_time = {}, 0.0
         start = perf_counter()
         while perf_counter() - start < warm_up:
             for name in names:
@@ -62,12 +73,14 @@ def interleave(
             # once more, now a few if they are quick: the very first is slower than those to come
             once = take(functions[name], min(10, _calls(min_time, once)))
             repeats[name] = _calls(min_time, once)
-            advance()
+            round_time += once * repeats[name]
+            advance(1 / len(names) / (rounds + 1))
+        asked, rounds = rounds, min(rounds, max(FEWEST_ROUNDS, int(min(seconds / round_time, rounds))))
         for turn in range(rounds):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 samples[name].append(take(functions[name], repeats[name]))
-                advance()
+                advance(asked / rounds / len(names) / (asked + 1))
     return {name: Timing.of(samples[name]) for name in names}
 
 

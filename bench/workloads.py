@@ -42,20 +42,53 @@ class Workload:
         return self.n, self.c, self.h * self.r, self.w * self.r
 
     @property
+    def biases(self) -> int:
+        return self.weight_shape[0]
+
+    @property
+    def fan_in(self) -> int:
+        """How many products an output is the sum of."""
+        return self.ci * self.kernel**2
+
+    @property
     def padding(self) -> int | str:
         """As users write it: a number where one will do, for an even kernel "same"."""
         return self.kernel // 2 if self.kernel % 2 else "same"
 
     def flops(self, backward: bool) -> int:
         """Multiplications and additions; the two gradients take as many each as the forward pass."""
-        forward = 2 * self.n * self.h * self.w * self.c * self.r**2 * self.ci * self.kernel**2
+        forward = 2 * self.n * self.h * self.w * math.prod(self.weight_shape)
         return 3 * forward if backward else forward
 
     def elements(self, backward: bool) -> int:
         """Numbers that no algorithm can avoid to read or write, each once: operands, output, gradients."""
-        operands = math.prod(self.input_shape) + math.prod(self.weight_shape) + self.bias * self.c * self.r**2
+        operands = math.prod(self.input_shape) + math.prod(self.weight_shape) + self.bias * self.biases
         image = math.prod(self.output_shape)
         return 2 * (operands + image) if backward else operands + image
+
+
+@dataclass(frozen=True)
+class Transposed(Workload):
+    """A transposed convolution of stride r that was one in its network, so that nobody writes a shuffle."""
+
+    cut: int = 0  # its padding
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return self.ci, self.c, self.kernel, self.kernel
+
+    @property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        h, w = ((size - 1) * self.r + self.kernel - 2 * self.cut for size in (self.h, self.w))
+        return self.n, self.c, h, w
+
+    @property
+    def biases(self) -> int:
+        return self.c
+
+    @property
+    def fan_in(self) -> int:
+        return self.ci * math.ceil(self.kernel / self.r) ** 2
 
 
 # fmt: off
@@ -76,18 +109,57 @@ WORKLOADS = (
 )
 # fmt: on
 
+# fmt: off
+TRANSPOSED = (
+    Transposed("dcgan_up",   16, 256,  16,  16, 128, 2, 4, "DCGAN, ConvTranspose2d(.., 4, 2, 1)", cut=1),
+    Transposed("unet_up",     1, 128, 128, 128,  64, 2, 2, "U-Net, ConvTranspose2d(.., 2, 2)"),
+)
+# fmt: on
+
 # So small that its time is what one call costs, whatever it computes.
 TINY = Workload("tiny", 1, 4, 8, 8, 1, 2, 3, "the cost of one call")
 
-BY_NAME = {workload.name: workload for workload in (*WORKLOADS, TINY)}
+SUITE = (*WORKLOADS, *TRANSPOSED, TINY)
+
+# What grows, by series: the image (sizes are those of the output), the factor (of a constant input).
+GROWTH = {
+    "size": tuple(
+        Workload(f"size_{h}x{w}", 1, 32, h // 4, w // 4, 3, 4, 3, "ESPCN head x4, to this output size")
+        for h, w in ((64, 64), (128, 128), (256, 256), (512, 512), (1080, 1920), (2160, 3840))
+    ),
+    "narrow": tuple(
+        Workload(f"narrow_r{r}", 1, 32, 120, 160, 3, r, 3, "ESPCN head, 32 to 3 channels, input 120x160")
+        for r in (1, 2, 3, 4, 6, 8)
+    ),
+    "wide": tuple(
+        Workload(f"wide_r{r}", 1, 64, 48, 48, 64, r, 3, "EDSR-like step, 64 to 64 channels, input 48x48")
+        for r in (1, 2, 3, 4, 6, 8)
+    ),
+    # no head but a layer before it, of a network that upscales first
+    "body": tuple(
+        Workload(f"body_r{r}", 1, 64, 60 * r, 80 * r, 32, 1, 3, f"ESPCN's second layer, 60x80 upscaled x{r}")
+        for r in (1, 2, 3, 4)
+    ),
+}
+GROWING = tuple(workload for series in GROWTH.values() for workload in series)
+
+BY_NAME = {workload.name: workload for workload in (*SUITE, *GROWING)}
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+    "tf32": torch.float32,  # the same tensors, multiplied by tensor cores
+}
 
 
 class Operands(NamedTuple):
     """The tensors of a workload."""
 
     input: Tensor  # [N, Ci, H, W]
-    weight: Tensor  # [C*r*r, Ci, k, k]
-    bias: Tensor | None  # [C*r*r]
+    weight: Tensor  # [C*r*r, Ci, k, k], of a transposed convolution [Ci, C, k, k]
+    bias: Tensor | None  # [C*r*r], [C]
     gradient: Tensor  # [N, C, H*r, W*r], what the backward pass starts from
 
     def to_layout(self, channels_last: bool) -> Operands:
@@ -116,9 +188,9 @@ def operands(
     def randn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    fan_in, phases = workload.ci * workload.kernel**2, workload.r**2
-    input, weight = randn(*workload.input_shape), randn(*workload.weight_shape) / fan_in**0.5
-    bias = randn(workload.weight_shape[0]) if workload.bias else None
+    phases = workload.biases // workload.c
+    input, weight = randn(*workload.input_shape), randn(*workload.weight_shape) / workload.fan_in**0.5
+    bias = randn(workload.biases) if workload.bias else None
     if uniform_bias and bias is not None:
         bias = bias[::phases].repeat_interleave(phases)
     found = (input, weight, bias, randn(*workload.output_shape))
