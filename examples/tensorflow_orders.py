@@ -11,7 +11,7 @@ If x counts columns and y rows, this is TensorFlow's depth_to_space, here ``chan
 arrays are indexed, x first and so for the rows, it is the transpose within each r x r block. The TensorFlow
 code that made the operation popular (its function PS) does the latter. For colour images it shuffles three
 planes of r*r channels apart and concatenates them, so the channels of a plane are neighbours: ``"crd"``,
-PyTorch's order. ``swap_phases`` makes up for the transpose, once, in the weights; nothing is left to do in a call.
+PyTorch's order. ``swap_phases`` makes up for the transpose, once, in the weights.
 """
 
 from __future__ import annotations
