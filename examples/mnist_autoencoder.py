@@ -262,7 +262,7 @@ def draw_reconstructions(models: dict[str, Autoencoder], images: Tensor, path: P
     rows = {"original": x} | {name: model(x) for name, model in models.items()}
     figure, axes = plt.subplots(len(rows), 1, figsize=(8, 2.2), layout="constrained")
     for place, (name, digits) in zip(axes, rows.items(), strict=True):
-        place.imshow(torch.cat(list(digits.cpu()[:, 0]), dim=1), cmap="gray", vmin=0, vmax=1)
+        place.imshow(torch.cat(list(digits.cpu()[:, 0]), dim=1).numpy(), cmap="gray", vmin=0, vmax=1)
         place.set_ylabel(name, rotation=0, ha="right", va="center")
         place.set(xticks=[], yticks=[])
     figure.savefig(path, dpi=90)
