@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""examples/: the reader of ncnn models, the networks built from them, the command line, real runs, training."""
+"""examples/: the reader of ncnn models, the networks built from them, command line, real runs, training."""
 
 import csv
 import gzip
