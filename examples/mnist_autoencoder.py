@@ -151,16 +151,12 @@ class Row(NamedTuple):
     seconds: float  # of training
 
 
-def as_batch(images: Tensor) -> Tensor:
-    return images.unsqueeze(1).float().div(255)  # [N, 1, 28, 28], 0 to 1
-
-
 def train_epoch(
     model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Tensor], images: Tensor, bar: tqdm
 ) -> float:
-    total = torch.zeros((), device=images.device)
+    total = torch.zeros((), dtype=torch.float64, device=images.device)
     for batch in batches:
-        x = as_batch(images[batch])
+        x = images[batch]
         loss = F.mse_loss(model(x), x)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -172,7 +168,7 @@ def train_epoch(
 
 @torch.no_grad()
 def test_error(model: nn.Module, images: Tensor) -> float:
-    errors = [F.mse_loss(model(x), x, reduction="sum") for x in map(as_batch, images.split(1000))]
+    errors = [F.mse_loss(model(x), x, reduction="sum") for x in images.split(1000)]
     return float(sum(errors)) / images.numel()
 
 
@@ -258,8 +254,7 @@ def draw_curves(rows: list[Row], path: Path) -> None:
 
 @torch.no_grad()
 def draw_reconstructions(models: dict[str, Autoencoder], images: Tensor, path: Path) -> None:
-    x = as_batch(images)
-    rows = {"original": x} | {name: model(x) for name, model in models.items()}
+    rows = {"original": images} | {name: model(images) for name, model in models.items()}
     figure, axes = plt.subplots(len(rows), 1, figsize=(8, 2.2), layout="constrained")
     for place, (name, digits) in zip(axes, rows.items(), strict=True):
         place.imshow(torch.cat(list(digits.cpu()[:, 0]), dim=1).numpy(), cmap="gray", vmin=0, vmax=1)
@@ -285,6 +280,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of the shuffle: PyTorch's (crd, the default) or that of TensorFlow's depth_to_space (dcr)",
     )
     parser.add_argument("--channels-last", action="store_true", help="the memory format of the activations")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="processor threads (default: as many as PyTorch chooses)")
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu (default) or cuda")
@@ -309,14 +305,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DataError, OSError) as error:
         print(f"mnist_autoencoder: {error}", file=sys.stderr)
         return 2
-    images, test = (torch.tensor(part[: options.limit], device=options.device) for part in data)
+    dtype = getattr(torch, options.dtype)
+    images, test = (
+        torch.tensor(part[: options.limit, None], dtype=dtype, device=options.device).div_(255)
+        for part in data
+    )  # [N, 1, 28, 28], 0 to 1
 
     # PyTorch pads a 2 x 2 kernel's input in a copy, and says so: that is part of what is compared
     warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     models = build(options.code, options.channel_order, layout, options.seed)
     for model in models.values():
-        model.to(options.device)
+        model.to(options.device, dtype)
     rows = train(models, images, test, options.epochs, options.batch, options.seed)
 
     write_csv(rows, options.out / "results.csv")

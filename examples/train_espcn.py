@@ -92,8 +92,9 @@ def reduce(image: Tensor, factor: int) -> Tensor:
     return F.interpolate(image, size, mode="bicubic", antialias=True)
 
 
-def bicubic(image: Tensor, factor: int) -> Tensor:
-    return F.interpolate(image, scale_factor=factor, mode="bicubic")
+def bicubic(image: Tensor, factor: int, softer: bool = False) -> Tensor:
+    """PyTorch's coefficient is -0.75, ``softer`` that of Pillow and MATLAB, -0.5: with antialias=True."""
+    return F.interpolate(image, scale_factor=factor, mode="bicubic", antialias=softer)
 
 
 def training_patches(factor: int) -> tuple[Tensor, Tensor]:
@@ -134,7 +135,10 @@ class Validation:
         self.rgb = {name: photograph(name, factor) for name in HELD_OUT}
         self.truth = {name: luminance(rgb).to(device) for name, rgb in self.rgb.items()}
         self.low = {name: reduce(y, factor) for name, y in self.truth.items()}
-        self.bicubic = self.scores({name: bicubic(y, factor) for name, y in self.low.items()})
+        self.bicubic, self.softer = (
+            self.scores({name: bicubic(y, factor, softer) for name, y in self.low.items()})
+            for softer in (False, True)
+        )
 
     def scores(self, images: dict[str, Tensor]) -> dict[str, float]:
         return {name: psnr(image, self.truth[name], self.factor) for name, image in images.items()}
@@ -165,13 +169,8 @@ class Validation:
                 place.imshow(crop.numpy(), interpolation="nearest")
                 place.set_title(title, fontsize=9)
                 place.axis("off")
-        figure.savefig(path, dpi=90)
+        figure.savefig(path, dpi=90, pil_kwargs={"quality": 88})
         plt.close(figure)
-
-    def table(self, scores: dict[str, float]) -> list[tuple[str, float, float]]:
-        """(photograph, bicubic, ESPCN) and their mean."""
-        rows = [(Path(name).stem, self.bicubic[name], score) for name, score in scores.items()]
-        return [*rows, ("mean", mean(self.bicubic), mean(scores))]
 
 
 def mean(scores: dict[str, float]) -> float:
@@ -278,18 +277,23 @@ def write_results(trainer: Trainer, validation: Validation, out: Path) -> str:
         writer.writerow(("step", "loss", "val_psnr", "seconds"))
         for step, loss, score, seconds in trainer.log:
             writer.writerow((step, f"{loss:.8f}", f"{score:.4f}", f"{seconds:.1f}"))
-    rows = validation.table(validation.scores(validation.enlarge(trainer.model)))
+    columns = {
+        "bicubic": validation.bicubic,
+        "bicubic_softer": validation.softer,
+        "espcn": validation.scores(validation.enlarge(trainer.model)),
+    }
+    rows = [(Path(name).stem, *(scores[name] for scores in columns.values())) for name in HELD_OUT]
+    rows.append(("mean", *map(mean, columns.values())))
     with (out / "psnr.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("photograph", "bicubic", "espcn"))
-        writer.writerows((name, f"{before:.4f}", f"{after:.4f}") for name, before, after in rows)
+        writer.writerow(("photograph", *columns))
+        writer.writerows((name, *(f"{score:.4f}" for score in scores)) for name, *scores in rows)
     lines = ["| photograph | bicubic, dB | ESPCN, dB | gain |", "|---|---|---|---|"]
-    lines += [
-        f"| {name} | {before:.2f} | {after:.2f} | {after - before:+.2f} |" for name, before, after in rows
-    ]
+    for name, before, _, after in rows:
+        lines.append(f"| {name} | {before:.2f} | {after:.2f} | {after - before:+.2f} |")
     table = "\n".join(lines) + "\n"
     (out / "table.md").write_text(table)
-    validation.draw(trainer.model, out / "espcn.png")
+    validation.draw(trainer.model, out / "espcn.jpg")
     return table
 
 
@@ -340,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if validation is not None:
         table = write_results(trainer, validation, options.out)
         print(f"\n{table}\n{trainer.step} steps, {trainer.seconds:.0f} s of training")
-        print(f"in {options.out}: checkpoint.pt, log.csv, psnr.csv, table.md, espcn.png")
+        print(f"in {options.out}: checkpoint.pt, log.csv, psnr.csv, table.md, espcn.jpg")
     if processes > 1:
         dist.destroy_process_group()
     return 0

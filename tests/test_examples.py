@@ -504,7 +504,7 @@ def test_espcn_goes_on_exactly(capsys, tmp_path, few_photographs):
         assert [int(row["step"]) for row in csv.DictReader(file)] == [3, 4, 6, 8]
     with (tmp_path / "twice" / "psnr.csv").open(newline="") as file:
         assert [row["photograph"] for row in csv.DictReader(file)] == ["chelsea", "coffee", "mean"]
-    assert Image.open(tmp_path / "twice" / "espcn.png").size[0] > 100
+    assert Image.open(tmp_path / "twice" / "espcn.jpg").size[0] > 100
     with pytest.raises(SystemExit, match="was made with"):
         espcn(tmp_path / "twice", "--resume", "--lr", "1e-4")
     with pytest.raises(SystemExit, match="there is no checkpoint"):
