@@ -221,7 +221,7 @@ def results_table(rows: list[Row], models: dict[str, Autoencoder]) -> str:
     truth = column(rows, "pytorch", "train_loss")
     for name, model in models.items():
         loss = column(rows, name, "train_loss")
-        apart = "" if name == "pytorch" else f"{np.abs(loss / truth - 1).max():.1e}"
+        apart = "" if name == "pytorch" else f"{np.max(np.abs(loss - truth) / truth):.1e}"
         count = sum(parameter.numel() for parameter in model.parameters())
         seconds, error = column(rows, name, "seconds"), column(rows, name, "test_mse")
         lines.append(
@@ -239,7 +239,7 @@ def draw_curves(rows: list[Row], path: Path) -> None:
         loss = column(rows, name, "train_loss")
         losses.plot(epochs, loss, line, color=colour, linewidth=width, marker=".", label=name)
         if name != "pytorch":
-            apart = np.abs(loss / truth - 1)
+            apart = np.abs(loss - truth) / truth
             differences.plot(epochs, apart, line, color=colour, marker=".", label=name)
     losses.set(ylabel="training loss (MSE)", title="three decoders, one on top of the other")
     differences.set(ylabel="relative, absolute value", yscale="log", title="loss, apart from pytorch's")

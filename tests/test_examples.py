@@ -420,7 +420,10 @@ def autoencode(*arguments):
     return mnist_autoencoder.main([str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("options", [[], ["--channel-order", "dcr", "--channels-last", "--limit", "20"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--dtype", "float64"], ["--channel-order", "dcr", "--channels-last", "--limit", "20"]],
+)
 def test_autoencoder(capsys, tmp_path, digits, options):
     out = tmp_path / "out"
     common = ["--data", digits, "--any-data", "--epochs", 2, "--batch", 16, "--threads", 1, "--out", out]
