@@ -59,8 +59,8 @@ struct CpuProblem {
 // zero-padded strip of its input. Work items are (block, group) pairs.
 struct CpuPlan {
   CpuKernel kernel;
-  int tile_rows;                   // rows per register tile (kChannelLanes: row vectors * lanes)
-  int tile_pixels;                 // vectors of pixels (kWinograd: of tiles); kChannelLanes: the most pixels
+  int tile_rows;    // rows per register tile (kChannelLanes: row vectors * lanes)
+  int tile_pixels;  // vectors of pixels (kWinograd: of tiles); kChannelLanes: the most pixels
   // Row tiles that are stored together. Of kChannelLanes more than one only where the output is NCHW and pixels are
   // late: r_w tiles, which take neighbouring rows (i, c, j) in turns, so that each holds one phase.
   int panel_tiles;

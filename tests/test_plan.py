@@ -182,7 +182,7 @@ def test_strips_fit_their_share_of_the_cache(problem: Any, target: Any) -> None:
 @given(problem=problems, target=targets)
 @EXAMPLES
 def test_winograd_only_where_it_is_one(problem: Any, target: Any) -> None:
-    """3x3 in float, undilated; blocks of whole 2x2 tiles, but at the edges, that fit the cache transformed."""
+    """3x3 in float, undilated; blocks of whole 2x2 tiles, but at edges, that fit the cache transformed."""
     problem.kernel_h = problem.kernel_w = 3
     plan = host.plan_cpu_conv(problem, target)
     steps = (problem.stride_h, problem.stride_w, problem.dilation_h, problem.dilation_w)

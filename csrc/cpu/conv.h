@@ -86,16 +86,17 @@ template <class T>
 struct GroupRows {
   using S = Compute<T>;
   const ConvTask& task;
-  int64_t *dest, *residual;
+  int64_t *dest, *residual, *run_left;
   int32_t *fine_row, *fine_col;
   S *bias, *slope;
 
   static size_t bytes(int64_t padded) {
-    return 2 * Arena::bytes<int64_t>(padded) + 2 * Arena::bytes<int32_t>(padded) +
+    return 3 * Arena::bytes<int64_t>(padded) + 2 * Arena::bytes<int32_t>(padded) +
            2 * Arena::bytes<S>(padded);
   }
   void place(Arena& arena, int64_t padded) {
     dest = arena.take<int64_t>(padded), residual = arena.take<int64_t>(padded);
+    run_left = arena.take<int64_t>(padded);
     fine_row = arena.take<int32_t>(padded), fine_col = arena.take<int32_t>(padded);
     bias = arena.take<S>(padded), slope = arena.take<S>(padded);
   }
@@ -111,6 +112,7 @@ struct GroupRows {
       const int64_t o = d.row_channel[g * d.rows + row];
       const int64_t i = p.i - d.crop_top + (late_h(p) ? d.r_h : 0);
       const int64_t j = p.j - d.crop_left + (late_w(p) ? d.r_w : 0);
+      run_left[row] = d.run > 0 ? d.run - row % d.run : 0;
       fine_row[row] = static_cast<int32_t>(i), fine_col[row] = static_cast<int32_t>(j);
       dest[row] = p.c * d.stride.c + i * d.stride.h + j * d.stride.w;
       residual[row] = e.residual_kind == ResidualKind::kHighRes  ? p.c * r.c + i * r.h + j * r.w
@@ -120,7 +122,7 @@ struct GroupRows {
       slope[row] = e.prelu ? S(widen(static_cast<const T*>(e.prelu)[e.prelu_c * p.c + e.prelu_o * o]))
                            : static_cast<S>(e.negative_slope);
     }
-    return {d.rows, dest, residual, fine_row, fine_col, bias, slope};
+    return {d.rows, dest, residual, fine_row, fine_col, run_left, bias, slope};
   }
 };
 
@@ -150,7 +152,7 @@ struct ConvWorker {
         plan(t.plan),
         shape(strip_shape(strip_problem(t.window), plan.block_h, plan.block_w, L, plan.channels_inner)),
         out(t.dest, t.epilogue, t.window),
-        rows{t, {}, {}, {}, {}, {}, {}} {
+        rows{t, {}, {}, {}, {}, {}, {}, {}} {
     const Window& w = task.window;
     const Source& source = task.source;
     direct = plan.channels_inner && !source.output && __is_same(T, S) && source.run == w.channels &&
@@ -192,8 +194,8 @@ struct ConvWorker {
   // Points at, or packs, the part of the source that a block reads.
   const S* strip_of(int64_t g, const Block& b, bool follows) const {
     if (direct) return source_at(g, b);
-    pack_strip<T>(task.source, task.window, shape, g, b.n, b.images, b.h, b.w, strip, follows ? plan.block_h : 0,
-                  output_row);
+    pack_strip<T>(task.source, task.window, shape, g, b.n, b.images, b.h, b.w, strip,
+                  follows ? plan.block_h : 0, output_row);
     return strip;
   }
 

@@ -22,6 +22,7 @@ struct RowTable {
   const int64_t* residual;  // the same in the residual
   const int32_t* fine_row;  // i - crop_top
   const int32_t* fine_col;  // j - crop_left
+  const int64_t* run_left;  // rows from here to the end of the run, or 0 without runs
   const S* bias;
   const S* slope;
 };
@@ -148,7 +149,7 @@ struct Store {
       const PixelVector& p = pixels[v];
       const S* from = sums + v * L;
       for (int64_t row = first_row; row < end;) {
-        const bool whole = run > 0 && row % run == 0 && row + run <= end;
+        const bool whole = run > 0 && table.run_left[row] == run && row + run <= end;
         const S* sum = from + (row - first_row) * row_step;
         if (!row_inside(p, row)) {
           row += whole ? run : 1;
@@ -216,7 +217,7 @@ struct Store {
       const Vec<S> bias = load<S>(table.bias + row), slope = load<S>(table.slope + row);
       // One store if the whole vector stays within a run; likewise one load of the residual: with channels side by
       // side the two ends tell, any step in between would show in their distance.
-      const bool within_run = n == L && dest.run > 0 && row / dest.run == (row + L - 1) / dest.run;
+      const bool within_run = n == L && table.run_left[row] >= L;
       const bool residual_dense = within_run && epilogue.residual_stride.c == 1 &&
                                   epilogue.residual_kind != ResidualKind::kLowRes &&
                                   table.residual[row + L - 1] - table.residual[row] == L - 1;

@@ -34,7 +34,7 @@ struct WinogradWorker {
         plan(t.plan),
         shape(winograd_strip(strip_problem(t.window), plan.block_h, plan.block_w, L)),
         out(t.dest, t.epilogue, t.window),
-        rows{t, {}, {}, {}, {}, {}, {}} {
+        rows{t, {}, {}, {}, {}, {}, {}, {}} {
     channels = task.window.channels;
     panel_rows = int64_t{plan.panel_tiles} * plan.tile_rows;
     const int64_t padded = plan.panels * panel_rows + L;
