@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import gc
 import math
 import statistics
@@ -36,6 +38,20 @@ class Timing:
         return cls(median, low, high, len(samples))
 
 
+@functools.cache
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed for the next call, where it is glibc.
+
+    Otherwise it gives large blocks back at once, or not, depending on what was freed before; then whoever
+    allocates next waits for fresh pages, twice as long as a convolution into 16 MB takes. A model that runs
+    all day, and the allocators of GPUs, have the pages already.
+    """
+    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_max, 0)
+
+
 def interleave(
     functions: Mapping[str, Callable[[], object]],
     rounds: int,
@@ -55,6 +71,8 @@ def interleave(
     ``pause`` before each sample, threads of the one before stop waiting for work by spinning.
     """
     tick = clock or seconds_per_call
+
+    keep_freed_memory()
 
     def take(function: Callable[[], object], calls: int) -> float:
         sleep(pause)

@@ -21,7 +21,7 @@ import torch  # noqa: E402
 import fused_subpixel as fs  # noqa: E402 - the other build's
 from bench import correctness, memory  # noqa: E402
 from bench.peers import PEERS, contenders  # noqa: E402
-from bench.timing import seconds_per_call  # noqa: E402
+from bench.timing import keep_freed_memory, seconds_per_call  # noqa: E402
 from bench.workloads import DTYPES, Workload, operands  # noqa: E402
 from fused_subpixel import _library  # noqa: E402
 
@@ -63,6 +63,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both processes; the other one ends this
     warnings.filterwarnings("ignore", message="Using padding='same' with even kernel")
     gc.disable()
+    keep_freed_memory()
     pipe, worker = Connection(int(sys.argv[2])), Worker()
     while True:
         try:

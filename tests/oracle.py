@@ -75,6 +75,46 @@ def subpixel_conv2d(
     return output
 
 
+def gradients(
+    grad: Array,  # of the output
+    input: Array,
+    weight: Array,
+    upscale: Pair,
+    *,
+    stride: Pair = (1, 1),
+    padding: Sides = (0, 0, 0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+    crop: Sides = (0, 0, 0, 0),
+    channel_order: str = "crd",
+) -> tuple[Array, Array, Array]:
+    """Gradients of input, weight and bias of :func:`subpixel_conv2d` without an epilogue, tap by tap."""
+    rows, group_channels, kernel_h, kernel_w = weight.shape
+    (r_h, r_w), group_rows = upscale, rows // groups
+    whole = np.pad(grad, ((0, 0), (0, 0), (crop[0], crop[2]), (crop[1], crop[3])))
+    c, i, j = places(rows, upscale, channel_order)
+    low = np.stack(
+        [whole[:, channel, y::r_h, x::r_w] for channel, y, x in zip(c, i, j, strict=True)], axis=1
+    )
+    padded = np.pad(input, ((0, 0), (0, 0), (padding[0], padding[2]), (padding[1], padding[3])))
+    grad_padded, grad_weight = np.zeros_like(padded), np.zeros_like(weight)
+    for a, b, group in np.ndindex(kernel_h, kernel_w, groups):
+        out = slice(group * group_rows, (group + 1) * group_rows)
+        into = slice(group * group_channels, (group + 1) * group_channels)
+        y, x = a * dilation[0], b * dilation[1]
+        read = (
+            slice(None),
+            into,
+            slice(y, y + (low.shape[2] - 1) * stride[0] + 1, stride[0]),
+            slice(x, x + (low.shape[3] - 1) * stride[1] + 1, stride[1]),
+        )
+        grad_weight[out, :, a, b] = np.einsum("nohw,nchw->oc", low[:, out], padded[read])
+        grad_padded[read] += np.einsum("nohw,oc->nchw", low[:, out], weight[out, :, a, b])
+    height, width = input.shape[2:]
+    inside = grad_padded[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
+    return inside, grad_weight, low.sum(axis=(0, 2, 3))
+
+
 def places(rows: int, upscale: Pair, channel_order: str) -> tuple[Array, Array, Array]:
     """(c, i, j) of every low-resolution channel: output channel and place within the r_h x r_w cell."""
     r_h, r_w = upscale
