@@ -102,7 +102,7 @@ def steps(results: Path, bench: Sequence[str]) -> dict[str, Step]:
             ],
             ("compute-sanitizer",),
         ),
-        "bench": Step(150, [[*measure, *bench, "--no-plots", "--out", str(results / "bench.csv")]], ("tqdm",)),
+        "bench": Step(150, [[*measure, "--no-plots", *bench, "--out", f"{results}/bench.csv"]], ("tqdm",)),
     }
 
 

@@ -125,7 +125,8 @@ def test_as_accurate_as_pytorch(part: int, layout: str, backend: str, one_thread
     That rounding grows like a random walk with the number of products, of the size of the largest value, for
     PyTorch is at times exact where there are few outputs. For the half types PyTorch's are its float32
     results, rounded: the bfloat16 gradients of its CPU kernels (2.13) hold uninitialised memory on images of
-    few columns, which is why nothing is asked of them where they are what runs.
+    few columns, and its float16 kernels round partial sums on some processors, which is why nothing is asked of
+    them where they are what runs.
     """
     for number, c in enumerate(ALL[part::10]):
         dtype = DTYPES[number % len(DTYPES)]
@@ -148,14 +149,14 @@ def test_as_accurate_as_pytorch(part: int, layout: str, backend: str, one_thread
             c.batch * math.prod(c.size),
             c.batch * math.prod(c.output_size),
         ]
-        pytorchs = backend == "reference" and dtype == torch.bfloat16
+        pytorchs = backend == "reference" and dtype.itemsize == 2
         for truth, ours, theirs, terms in zip(truths, found, plain, products, strict=False):
             assert ours.dtype == dtype
             assert ours.shape == theirs.shape
             walk = (torch.finfo(dtype).eps + torch.finfo(arithmetic).eps * max(2, terms**0.5)) * float(
                 truth.abs().max()
             )
-            if pytorchs and ours is not found[0]:
+            if pytorchs and (dtype == torch.float16 or ours is not found[0]):
                 continue
             error, allowed = ((t.double() - truth).abs().max() for t in (ours, theirs))
             assert error <= 2 * allowed + walk, (c, dtype)

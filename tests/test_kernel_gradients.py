@@ -321,9 +321,8 @@ def random_gradient(case: Case) -> Tensor:
 @functools.cache
 def precise(case: Case) -> tuple[np.ndarray, ...]:
     """The gradients of :func:`cases.randoms` in float64, computed with more digits."""
-    grad, *tensors = (
-        t.numpy().astype(np.longdouble) for t in (random_gradient(case), *cases.randoms(case, torch.float64)[:2])
-    )
+    given = random_gradient(case), *cases.randoms(case, torch.float64)[:2]
+    grad, *tensors = (tensor.numpy().astype(np.longdouble) for tensor in given)
     options = case.options()
     names = ("stride", "padding", "dilation", "groups", "channel_order")
     return oracle.gradients(grad, *tensors, case.upscale, crop=case.crop, **{n: options[n] for n in names})
