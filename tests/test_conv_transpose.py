@@ -125,8 +125,8 @@ def test_as_accurate_as_pytorch(part: int, layout: str, backend: str, one_thread
     That rounding grows like a random walk with the number of products, of the size of the largest value, for
     PyTorch is at times exact where there are few outputs. For the half types PyTorch's are its float32
     results, rounded: the bfloat16 gradients of its CPU kernels (2.13) hold uninitialised memory on images of
-    few columns, and its float16 kernels round partial sums on some processors, which is why nothing is asked of
-    them where they are what runs.
+    few columns, and its float16 kernels round partial sums on some processors, which is why nothing is asked
+    of them where they are what runs.
     """
     for number, c in enumerate(ALL[part::10]):
         dtype = DTYPES[number % len(DTYPES)]
