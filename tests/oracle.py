@@ -93,9 +93,7 @@ def gradients(
     (r_h, r_w), group_rows = upscale, rows // groups
     whole = np.pad(grad, ((0, 0), (0, 0), (crop[0], crop[2]), (crop[1], crop[3])))
     c, i, j = places(rows, upscale, channel_order)
-    low = np.stack(
-        [whole[:, channel, y::r_h, x::r_w] for channel, y, x in zip(c, i, j, strict=True)], axis=1
-    )
+    low = np.stack([whole[:, channel, y::r_h, x::r_w] for channel, y, x in zip(c, i, j, strict=True)], axis=1)
     padded = np.pad(input, ((0, 0), (0, 0), (padding[0], padding[2]), (padding[1], padding[3])))
     grad_padded, grad_weight = np.zeros_like(padded), np.zeros_like(weight)
     for a, b, group in np.ndindex(kernel_h, kernel_w, groups):
