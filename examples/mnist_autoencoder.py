@@ -203,7 +203,7 @@ def write_csv(rows: list[Row], path: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Row._fields)
         for row in rows:
-            loss, error = f"{row.train_loss:.8f}", f"{row.test_mse:.8f}"
+            loss, error = f"{row.train_loss:.17g}", f"{row.test_mse:.17g}"  # --dtype float64 wants them all
             writer.writerow((row.epoch, row.decoder, loss, error, f"{row.seconds:.3f}"))
 
 

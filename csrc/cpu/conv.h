@@ -323,7 +323,8 @@ struct ConvWorker {
   }
 
   // A block that is read where it lies comes from memory as the tiles ask for it, one broadcast at a time, which no
-  // hardware prefetcher understands. So every tile fetches its share of the same pixels of the next block.
+  // hardware prefetcher understands. So every tile fetches its share of the same pixels of the next block. (Inlined, for
+  // g++ takes a function that only prefetches for one without effect, and drops its calls.)
   FS_INLINE void fetch_ahead(const PixelVector& p, int64_t tile) const {
     const int64_t channels = task.window.channels;
     const int64_t from = channels * tile / tiles, to = channels * (tile + plan.panel_tiles) / tiles;
