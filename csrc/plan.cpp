@@ -105,8 +105,12 @@ Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
     const double image_rows = static_cast<double>(p.batch * (p.conv_h - (late ? p.late_h : 0)));
     const int64_t splits = ceil_div(conv_w, most), pixels = ceil_div(conv_w, splits);
     const double tiles = static_cast<double>(ceil_div(p.rows, nv * t.lanes));
-    const double stored = p.rows_dense ? kStoreDense * static_cast<double>(pixels)
-                                       : kStoreTransposed * static_cast<double>(round_up(pixels, t.lanes));
+    // of NCHW, tiles whose pixels fit a vector together are stored together
+    const int64_t together = std::max<int64_t>(t.lanes / pixels, 1);
+    const double stored = p.rows_dense
+                              ? kStoreDense * static_cast<double>(pixels)
+                              : kStoreTransposed * static_cast<double>(round_up(together * pixels, t.lanes)) /
+                                    static_cast<double>(together);
     offer({CpuKernel::kChannelLanes, nv * t.lanes, static_cast<int>(pixels),
            tiles * image_rows * static_cast<double>(splits) *
                (k * step_cycles(pixels * nv, pixels, nv, kHiddenFilter) + nv * stored),

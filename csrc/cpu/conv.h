@@ -168,8 +168,8 @@ struct ConvWorker {
     const int64_t strip_size = direct ? 0 : plan.block_n * shape.image_step + 2 * L;
     const int64_t output_size = output_row_size(source, shape);
     const int64_t filter_size = resident ? plan.panels * plan.panel_elements : 0;
-    const int64_t sums_size = int64_t{plan.panel_tiles} * plan.tile_rows * plan.tile_pixels *
-                                  (plan.kernel == CpuKernel::kPixelLanes ? L : 1) +
+    const int64_t sums_size = int64_t{plan.panel_tiles} * plan.tile_rows *
+                                  (plan.kernel == CpuKernel::kPixelLanes ? plan.tile_pixels * L : held_pixels()) +
                               L;
     Arena arena{static_cast<char*>(thread_scratch(
         Arena::bytes<int64_t>(slice * w.taps()) + Arena::bytes<S>(strip_size) + Arena::bytes<S>(output_size) +
@@ -190,6 +190,9 @@ struct ConvWorker {
     return static_cast<const S*>(s.data) + s.channel_offset[g * task.window.channels] + b.n * s.batch_stride +
            b.h * s.row_stride + b.w * s.col_stride;
   }
+
+  // Of channel lanes: the sums of so many pixels are kept until they are stored.
+  int64_t held_pixels() const { return larger<int64_t>(plan.tile_pixels, L); }
 
   // Points at, or packs, the part of the source that a block reads.
   const S* strip_of(int64_t g, const Block& b, bool follows) const {
@@ -291,7 +294,7 @@ struct ConvWorker {
 
   void channel_panel(const Block& b, const S* source, const S* packed, int64_t tile) {
     const int turns = plan.panel_tiles;
-    const int64_t first_row = tile * plan.tile_rows, tile_sums = int64_t{plan.tile_rows} * plan.tile_pixels;
+    const int64_t first_row = tile * plan.tile_rows, tile_sums = plan.tile_rows * held_pixels();
     const int64_t stored = smaller<int64_t>(turns * plan.tile_rows, task.dest.rows - first_row);
     const int64_t splits = ceil_div(b.width, plan.tile_pixels);
     const bool planar = !task.dest.rows_dense;
@@ -303,20 +306,26 @@ struct ConvWorker {
     }
     for (int64_t n = 0; n < b.images; ++n) {
       for (int64_t h = 0; h < b.height; ++h) {
+        PixelVector held{n, h, 0, 0};
         for (int64_t s = 0; s < splits; ++s) {  // as even as can be
-          const int64_t w = b.width * s / splits, end = b.width * (s + 1) / splits;
+          const int64_t w = held.w + held.count, end = b.width * (s + 1) / splits;
           const PixelVector p{n, h, w, static_cast<int>(end - w)};
+          S* to = sums + held.count * plan.tile_rows;
           const ChannelTile<S> run_tile = channel_tile_of<S>(p.count, plan.tile_rows / L);
           in_slices([&](int64_t filter_at, int64_t strip_offset, const StripMap& part) {
             for (int q = 0; q < turns; ++q)
               run_tile(packed + q * k * plan.tile_rows + filter_at, origin[q] + strip_at(p) + strip_offset,
-                       part, sums + q * tile_sums);
+                       part, to + q * tile_sums);
           });
           if (ahead) fetch_ahead(p, tile);
-          if (planar)
-            store_transposed(absolute(p, b), first_row, stored);
-          else
-            out.store_pixels(sums, plan.tile_rows, first_row, stored, absolute(p, b));
+          held.count += p.count;
+          if (planar) {  // what fits a vector of pixels is stored together
+            if (end < b.width && b.width * (s + 2) / splits - held.w <= L) continue;
+            store_transposed(absolute(held, b), first_row, stored, tile_sums);
+          } else {
+            out.store_pixels(sums, plan.tile_rows, first_row, stored, absolute(held, b));
+          }
+          held.w = end, held.count = 0;
         }
       }
     }
@@ -334,13 +343,13 @@ struct ConvWorker {
   }
 
   // [tile][pixel][row] sums to [row][tile][pixel], a square of lanes at a time.
-  void store_transposed(const PixelVector& p, int64_t first_row, int64_t stored) {
+  void store_transposed(const PixelVector& p, int64_t first_row, int64_t stored, int64_t tile_sums) {
     alignas(64) S part[kMostTurnVectors * L * L];
     const int turns = plan.panel_tiles;
     for (int x = 0; x < p.count; x += L) {
       const PixelVector pixels{p.n, p.h, p.w + x, smaller(L, p.count - x)};
       const S* from = sums + x * plan.tile_rows;
-      for (int q = 0; q < turns; ++q, from += int64_t{plan.tile_rows} * plan.tile_pixels) {
+      for (int q = 0; q < turns; ++q, from += tile_sums) {
         for (int v = 0; v < plan.tile_rows; v += L) {
           Vec<S> square[L];
           FS_UNROLL

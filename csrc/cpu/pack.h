@@ -280,11 +280,11 @@ void pack_filter(const Filter& filter, const Window& window, int64_t g, const Fi
     }
     return;
   }
-  for (int64_t t = 0; t < rows; ++t) {
-    for (int64_t c = 0; c < window.channels; ++c) {
-      for (int64_t tap = 0; tap < taps; ++tap)
-        packed[(c * taps + tap) * rows + t] =
-            t < row.count ? S(widen(data[row[t] + channel[c] + filter.tap_offset[tap]])) : S(0);
+  // Row after row, not product after product: the rows' elements of one channel share their cache lines with its taps.
+  for (int64_t c = 0; c < window.channels; ++c) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const T* from = data + channel[c] + filter.tap_offset[tap];
+      for (int64_t t = 0; t < rows; ++t) *packed++ = t < row.count ? S(widen(from[row[t]])) : S(0);
     }
   }
 }
