@@ -45,25 +45,31 @@ void pack_row(const Source& source, const T* from, const int32_t* channel_col, i
     hi = smaller(hi, floor_div(source.fine_w - 1 - channel_col[q], source.col_scale) + 1 - col0);
   }
   lo = smaller(lo, n), hi = larger(hi, lo);
+  const T* const first = from + col0 * source.col_stride;  // column 0 of the strip
+  scalar(0, lo);
   if (hi - lo < L) {
-    if (run < L || lo + L > n) return scalar(0, n);
+    if (run < L || lo + L > n) {
+      scalar(hi, n);
+      for (int64_t q = 0; q < run; ++q, to += channel_step)
+        if (__is_same(T, S) && source.col_stride == 1)
+          std::memcpy(to + lo, first + q + lo, sizeof(T) * static_cast<size_t>(hi - lo));
+        else
+          for (int64_t x = lo; x < hi; ++x) to[x] = S(widen(first[q + x * source.col_stride]));
+      return;
+    }
     // channels side by side, fewer pixels than lanes: transposed squares with zeros for the pixels that are not there
-    scalar(0, lo);
     for (int64_t q = 0; q<run; q = q + 2 * L> run && q + L < run ? run - L : q + L) {
       Vec<S> v[L];
       FS_UNROLL
       for (int l = 0; l < L; ++l)
-        v[l] = l < hi - lo ? load_widened<T>(from + q + (col0 + lo + l) * source.col_stride) : Vec<S>{};
+        v[l] = l < hi - lo ? load_widened<T>(first + q + (lo + l) * source.col_stride) : Vec<S>{};
       transpose<S>(v);
       FS_UNROLL
       for (int l = 0; l < L; ++l) store<S>(to + (q + l) * channel_step + lo, v[l]);
     }
     return scalar(hi, n);  // of a cropped gradient, some channels go on
   }
-  scalar(0, lo);
   scalar(hi, n);
-  const T* const first = from + col0 * source.col_stride;  // column 0 of the strip
-
   const bool in_registers = source.col_stride == run && with_register_run(run, [&](auto m) {
                               constexpr int M = decltype(m)::value;
                               for (int64_t x = lo; x<hi; x = x + 2 * L> hi && x + L < hi ? hi - L : x + L) {

@@ -187,15 +187,15 @@ struct Store {
     });
   }
 
-  // Short ragged copies: whole vectors, the last one overlapping.
+  // Vector by vector of what was just stored in `from`: a load across two of them would wait until both are in memory.
   static FS_INLINE void copy(const T* from, T* to, int64_t lo, int64_t hi) {
-    constexpr int64_t n = L;
-    if (hi - lo < n) {
-      for (int64_t e = lo; e < hi; ++e) to[e] = from[e];
-      return;
+    for (int64_t e = lo; e < hi;) {
+      const int64_t end = smaller<int64_t>(hi, e / L * L + L);
+      if (end - e == L)
+        std::memcpy(to + e, from + e, sizeof(T) * L), e = end;
+      else
+        for (; e < end; ++e) to[e] = from[e];
     }
-    for (int64_t e = lo; e<hi; e = e + 2 * n> hi && e + n < hi ? hi - n : e + n)
-      std::memcpy(to + e, from + e, sizeof(T) * n);
   }
 
   void store_row(const S* sum, int64_t row, const PixelVector& p) const {
