@@ -176,26 +176,22 @@ struct Store {
         FS_UNROLL
         for (int q = 0; q < M; ++q) store_narrowed<T>(to + q * L, v[q]);
       } else {  // the part of the run that lies in the window
-        T part[M * L];
-        FS_UNROLL
-        for (int q = 0; q < M; ++q) store_narrowed<T>(part + q * L, v[q]);
         const int64_t x = p.w * dest.r_w - cell_left, per_col = M / dest.r_w;
         const int64_t lo = larger<int64_t>(0, -x) * per_col;
         const int64_t hi = smaller<int64_t>(p.count * dest.r_w, dest.out_w - x) * per_col;
-        copy(part, to, lo, hi);
+        FS_UNROLL
+        for (int q = 0; q < M; ++q) {  // a copy of all at once would load across two stores, and wait for both
+          if (lo <= q * L && q * L + L <= hi) {
+            store_narrowed<T>(to + q * L, v[q]);
+          } else {
+            T part[L];
+            store_narrowed<T>(part, v[q]);
+            const int64_t end = smaller<int64_t>(hi, q * L + L);
+            for (int64_t e = larger<int64_t>(lo, q * L); e < end; ++e) to[e] = part[e - q * L];
+          }
+        }
       }
     });
-  }
-
-  // Vector by vector of what was just stored in `from`: a load across two of them would wait until both are in memory.
-  static FS_INLINE void copy(const T* from, T* to, int64_t lo, int64_t hi) {
-    for (int64_t e = lo; e < hi;) {
-      const int64_t end = smaller<int64_t>(hi, e / L * L + L);
-      if (end - e == L)
-        std::memcpy(to + e, from + e, sizeof(T) * L), e = end;
-      else
-        for (; e < end; ++e) to[e] = from[e];
-    }
   }
 
   void store_row(const S* sum, int64_t row, const PixelVector& p) const {
