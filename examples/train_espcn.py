@@ -347,8 +347,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{table}\n{trainer.step} steps, {trainer.seconds:.0f} s of training")
         print(f"in {options.out}: checkpoint.pt, log.csv, psnr.csv, table.md, espcn.jpg")
     if processes > 1:
-        # DistributedDataParallel keeps the group and is part of a reference cycle: were it still there, threads
-        # of gloo would outlive the interpreter, whose end they sometimes crash.
+        # DistributedDataParallel keeps the group and is part of a reference cycle. Were it still there,
+        # threads of gloo would outlive the interpreter, whose end they sometimes crash.
         gc.collect()
         dist.destroy_process_group()
     return 0

@@ -168,9 +168,10 @@ struct ConvWorker {
     const int64_t strip_size = direct ? 0 : plan.block_n * shape.image_step + 2 * L;
     const int64_t output_size = output_row_size(source, shape);
     const int64_t filter_size = resident ? plan.panels * plan.panel_elements : 0;
-    const int64_t sums_size = int64_t{plan.panel_tiles} * plan.tile_rows *
-                                  (plan.kernel == CpuKernel::kPixelLanes ? plan.tile_pixels * L : held_pixels()) +
-                              L;
+    const int64_t sums_size =
+        int64_t{plan.panel_tiles} * plan.tile_rows *
+            (plan.kernel == CpuKernel::kPixelLanes ? plan.tile_pixels * L : held_pixels()) +
+        L;
     Arena arena{static_cast<char*>(thread_scratch(
         Arena::bytes<int64_t>(slice * w.taps()) + Arena::bytes<S>(strip_size) + Arena::bytes<S>(output_size) +
         Arena::bytes<S>(filter_size) + Arena::bytes<S>(sums_size) + GroupRows<T>::bytes(padded)))};

@@ -180,7 +180,8 @@ struct Store {
         const int64_t lo = larger<int64_t>(0, -x) * per_col;
         const int64_t hi = smaller<int64_t>(p.count * dest.r_w, dest.out_w - x) * per_col;
         FS_UNROLL
-        for (int q = 0; q < M; ++q) {  // a copy of all at once would load across two stores, and wait for both
+        for (int q = 0; q < M;
+             ++q) {  // a copy of all at once would load across two stores, and wait for both
           if (lo <= q * L && q * L + L <= hi) {
             store_narrowed<T>(to + q * L, v[q]);
           } else {
