@@ -179,9 +179,9 @@ struct Store {
         const int64_t x = p.w * dest.r_w - cell_left, per_col = M / dest.r_w;
         const int64_t lo = larger<int64_t>(0, -x) * per_col;
         const int64_t hi = smaller<int64_t>(p.count * dest.r_w, dest.out_w - x) * per_col;
+        // Vector by vector: a copy of all at once would load across two stores, and wait for both.
         FS_UNROLL
-        for (int q = 0; q < M;
-             ++q) {  // a copy of all at once would load across two stores, and wait for both
+        for (int q = 0; q < M; ++q) {
           if (lo <= q * L && q * L + L <= hi) {
             store_narrowed<T>(to + q * L, v[q]);
           } else {
