@@ -286,7 +286,7 @@ void pack_filter(const Filter& filter, const Window& window, int64_t g, const Fi
     }
     return;
   }
-  // Row after row, not product after product: the rows' elements of one channel share their cache lines with its taps.
+  // Product after product, not row after row: the taps of one channel lie in the same cache lines, which are still there.
   for (int64_t c = 0; c < window.channels; ++c) {
     for (int64_t tap = 0; tap < taps; ++tap) {
       const T* from = data + channel[c] + filter.tap_offset[tap];
