@@ -48,10 +48,12 @@ FS_INLINE CpuProblem strip_problem(const Window& w) {
 }
 
 // One chain of sums over a wide layer would lose digits: its rounding error grows with its length, that of slices added
-// up hardly does. So many channels at a time.
-FS_INLINE int64_t slice_channels(int64_t channels, int64_t taps) {
-  constexpr int64_t kChain = 256;
-  return smaller(channels, larger<int64_t>(kChain / taps, 1));
+// up hardly does. So many channels at a time. Where several tiles of a panel take turns slice by slice, that part of the
+// filter should also stay in the first cache: row_bytes is what one product of it takes there, or 0.
+FS_INLINE int64_t slice_channels(int64_t channels, int64_t taps, int64_t row_bytes) {
+  constexpr int64_t kChain = 256, kFilterBytes = 16 << 10;
+  const int64_t products = row_bytes > 0 ? smaller(kChain, kFilterBytes / row_bytes) : kChain;
+  return smaller(channels, larger<int64_t>(products / taps, 1));
 }
 
 // Of the products of one slice.
@@ -66,6 +68,20 @@ FS_INLINE void strip_offsets(const Window& w, const StripShape& shape, int64_t c
     }
   }
 }
+
+// What one call of a tile sums, and where it begins in a packed filter and in the strip.
+struct Slice {
+  StripMap map;
+  int64_t filter, strip;
+};
+
+// Of channel lanes: the pixels of one tile, counted from the block's first, and how many precede it there.
+struct TilePlace {
+  PixelVector pixels;
+  int64_t before, strip, dest;
+};
+// Tiles that are computed before they are stored, and the bytes that their sums take at most.
+constexpr int64_t kMostHeldTiles = 8, kHeldBytes = 8 << 10;
 
 // Walks the pixel vectors of a block: w fastest, then h, then image.
 struct PixelCursor {
@@ -138,11 +154,13 @@ struct ConvWorker {
   const ConvTask& task;
   const CpuPlan& plan;
   StripShape shape;
-  StripMap map;
   Store<T> out;
   GroupRows<T> rows;
   S *strip, *output_row, *filter, *sums;
-  int64_t tiles, k, slice, group = -1;
+  const Slice *slices, *slices_end;
+  TilePlace *places, *places_end;
+  Block placed{};  // the block whose tiles they are, or one of its size
+  int64_t tiles, k, held_tiles, group = -1;
   bool resident;
   bool direct;     // the source itself serves as strip
   const S* ahead;  // then: where the next block's begins, or null
@@ -162,25 +180,42 @@ struct ConvWorker {
       shape.image_step = source.batch_stride, shape.row_step = source.row_stride,
       shape.column_step = source.col_stride;
     tiles = ceil_div(task.dest.rows, plan.tile_rows);
-    k = w.channels * w.taps(), slice = slice_channels(w.channels, w.taps());
+    k = w.channels * w.taps();
+    const bool channel_lanes = plan.kernel == CpuKernel::kChannelLanes;
+    const int64_t element = sizeof(S), pixels = plan.tile_pixels * (channel_lanes ? 1 : L);
+    const int64_t slice = slice_channels(w.channels, w.taps(), channel_lanes ? plan.tile_rows * element : 0);
+    const int64_t slice_count = ceil_div(w.channels, slice);
+    const int64_t tile_sums = plan.panel_tiles * plan.tile_rows * pixels;
+    // A tile on its own is stored at once. Others share a slice of the filter, or a vector of pixels.
+    held_tiles = !channel_lanes || (slice_count == 1 && task.dest.rows_dense)
+                     ? 1
+                     : larger<int64_t>(smaller(kMostHeldTiles, kHeldBytes / (tile_sums * element)), 1);
+    const int64_t place_count =
+        channel_lanes ? plan.block_n * plan.block_h * ceil_div(plan.block_w, plan.tile_pixels) : 0;
     const int64_t padded = tiles * plan.tile_rows + L;
     resident = plan.filter_resident;
     const int64_t strip_size = direct ? 0 : plan.block_n * shape.image_step + 2 * L;
     const int64_t output_size = output_row_size(source, shape);
     const int64_t filter_size = resident ? plan.panels * plan.panel_elements : 0;
-    const int64_t sums_size =
-        int64_t{plan.panel_tiles} * plan.tile_rows *
-            (plan.kernel == CpuKernel::kPixelLanes ? plan.tile_pixels * L : held_pixels()) +
-        L;
+    const int64_t sums_size = held_tiles * tile_sums + L;
     Arena arena{static_cast<char*>(thread_scratch(
-        Arena::bytes<int64_t>(slice * w.taps()) + Arena::bytes<S>(strip_size) + Arena::bytes<S>(output_size) +
-        Arena::bytes<S>(filter_size) + Arena::bytes<S>(sums_size) + GroupRows<T>::bytes(padded)))};
+        Arena::bytes<int64_t>(slice * w.taps()) + Arena::bytes<Slice>(slice_count) +
+        Arena::bytes<TilePlace>(place_count) + Arena::bytes<S>(strip_size) + Arena::bytes<S>(output_size) + Arena::bytes<S>(filter_size) + Arena::bytes<S>(sums_size) +
+        GroupRows<T>::bytes(padded)))};
     int64_t* at = arena.take<int64_t>(slice * w.taps());
     strip = arena.take<S>(strip_size), output_row = arena.take<S>(output_size);
     filter = arena.take<S>(filter_size), sums = arena.take<S>(sums_size);
     rows.place(arena, padded);
     strip_offsets(w, shape, slice, at);
-    map = {at, 0, shape.column_step, plan.tile_rows, plan.tile_pixels * L, false};
+    places = places_end = arena.take<TilePlace>(place_count);
+    auto* next = arena.take<Slice>(slice_count);
+    slices = next;
+    for (int64_t c = 0; c < w.channels; c += slice)
+      *next++ = {{at, smaller(slice, w.channels - c) * w.taps(), shape.column_step, plan.tile_rows,
+                  pixels, c > 0},
+                 c * w.taps() * plan.tile_rows,
+                 c * shape.channel_step};
+    slices_end = next;
     if (!direct)
       for (int64_t l = 0; l < 2 * L; ++l)
         strip[plan.block_n * shape.image_step + l] = S(0);  // vector over-read
@@ -191,9 +226,6 @@ struct ConvWorker {
     return static_cast<const S*>(s.data) + s.channel_offset[g * task.window.channels] + b.n * s.batch_stride +
            b.h * s.row_stride + b.w * s.col_stride;
   }
-
-  // Of channel lanes: the sums of so many pixels are kept until they are stored.
-  int64_t held_pixels() const { return larger<int64_t>(plan.tile_pixels, L); }
 
   // Points at, or packs, the part of the source that a block reads.
   const S* strip_of(int64_t g, const Block& b, bool follows) const {
@@ -250,18 +282,6 @@ struct ConvWorker {
     }
   }
 
-  // Calls tile(filter offset, strip offset, map) for slices of the channels.
-  template <class F>
-  FS_INLINE void in_slices(F&& tile) const {
-    const int64_t channels = task.window.channels, taps = task.window.taps();
-    StripMap part = map;
-    for (int64_t c = 0; c < channels; c += slice) {
-      part.products = smaller(slice, channels - c) * taps;
-      part.add = c > 0;
-      tile(c * taps * map.filter_step, c * shape.channel_step, part);
-    }
-  }
-
   void pixel_panel(const Block& b, const S* source, const S* packed, int64_t tile, int64_t count) {
     constexpr int kMost = 8;
     const int V = plan.tile_pixels;
@@ -282,52 +302,91 @@ struct ConvWorker {
           at[v] = at[valid - 1];  // the last tile of a block repeats a vector and drops it
         }
       }
-      in_slices([&](int64_t filter_at, int64_t strip_offset, const StripMap& part) {
+      for (int v = 0; v < valid; ++v) out.fetch_planar(first_row, stored, out.at(pixels[v]), pixels[v].count);
+      for (const Slice* s = slices; s < slices_end; ++s) {
         const S* from[kMost];
-        for (int v = 0; v < V; ++v) from[v] = at[v] + strip_offset;
+        for (int v = 0; v < V; ++v) from[v] = at[v] + s->strip;
         for (int64_t t = 0; t < count; ++t)
-          run_tile(packed + t * k * plan.tile_rows + filter_at, from, part,
+          run_tile(packed + t * k * plan.tile_rows + s->filter, from, s->map,
                    sums + t * plan.tile_rows * V * L);
-      });
+      }
       out.store_planar(sums, V * L, first_row, stored, pixels, valid);
     }
   }
 
-  void channel_panel(const Block& b, const S* source, const S* packed, int64_t tile) {
-    const int turns = plan.panel_tiles;
-    const int64_t first_row = tile * plan.tile_rows, tile_sums = plan.tile_rows * held_pixels();
-    const int64_t stored = smaller<int64_t>(turns * plan.tile_rows, task.dest.rows - first_row);
+  // The tiles of a block, as even as can be: the first of a row take one pixel more, where the rest does not divide.
+  void place_tiles(const Block& b) {
+    if (b.images == placed.images && b.height == placed.height && b.width == placed.width) return;
+    placed = b, places_end = places;
     const int64_t splits = ceil_div(b.width, plan.tile_pixels);
-    const bool planar = !task.dest.rows_dense;
+    for (int64_t n = 0, before = 0; n < b.images; ++n) {
+      for (int64_t h = 0; h < b.height; ++h) {
+        for (int64_t s = 0, w = 0; s < splits; ++s) {
+          const int count = static_cast<int>(b.width / splits + (s < b.width % splits));
+          const PixelVector p{n, h, w, count};
+          *places_end++ = {p, before, strip_at(p), out.dest_pixel(p)};
+          w += count, before += count;
+        }
+      }
+    }
+  }
+
+  void channel_panel(const Block& b, const S* source, const S* packed, int64_t tile) {
+    place_tiles(b);
+    const int turns = plan.panel_tiles;
+    const int64_t first_row = tile * plan.tile_rows, tile_sums = plan.tile_rows * plan.tile_pixels * held_tiles;
+    const int64_t stored = smaller<int64_t>(turns * plan.tile_rows, task.dest.rows - first_row);
     const S* origin[kMostTurnVectors];
     for (int q = 0; q < turns; ++q) {
       const Phase& phase = task.dest.row_phase[group * task.dest.rows + first_row + q];
       origin[q] =
           source + (rows.late_h(phase) ? shape.row_step : 0) + (rows.late_w(phase) ? shape.column_step : 0);
     }
-    for (int64_t n = 0; n < b.images; ++n) {
-      for (int64_t h = 0; h < b.height; ++h) {
-        PixelVector held{n, h, 0, 0};
-        for (int64_t s = 0; s < splits; ++s) {  // as even as can be
-          const int64_t w = held.w + held.count, end = b.width * (s + 1) / splits;
-          const PixelVector p{n, h, w, static_cast<int>(end - w)};
-          S* to = sums + held.count * plan.tile_rows;
-          const ChannelTile<S> run_tile = channel_tile_of<S>(p.count, plan.tile_rows / L);
-          in_slices([&](int64_t filter_at, int64_t strip_offset, const StripMap& part) {
-            for (int q = 0; q < turns; ++q)
-              run_tile(packed + q * k * plan.tile_rows + filter_at, origin[q] + strip_at(p) + strip_offset,
-                       part, to + q * tile_sums);
-          });
-          if (ahead) fetch_ahead(p, tile);
-          held.count += p.count;
-          if (planar) {  // what fits a vector of pixels is stored together
-            if (end < b.width && b.width * (s + 2) / splits - held.w <= L) continue;
-            store_transposed(absolute(held, b), first_row, stored, tile_sums);
-          } else {
-            out.store_pixels(sums, plan.tile_rows, first_row, stored, absolute(held, b));
+    // What passes between two tiles is a good part of a short sum's time: all that can be is asked out here.
+    const int most = places->pixels.count;
+    const ChannelTile<S> run_most = channel_tile_of<S>(most, plan.tile_rows / L),
+                         run_less = channel_tile_of<S>(larger(most - 1, 1), plan.tile_rows / L);
+    const PixelVector whole{b.n, b.h, b.w, static_cast<int>(b.width)};
+    const bool plain = task.dest.rows_dense && out.plain(whole, b.height, first_row, stored);
+    T* const dest = out.at(whole);
+    const int64_t ahead_from = task.window.channels * tile / tiles,
+                  ahead_to = task.window.channels * (tile + turns) / tiles;
+    for (const TilePlace *t = places, *next; t < places_end; t = next) {
+      next = smaller(t + held_tiles, static_cast<const TilePlace*>(places_end));
+      for (const Slice* part = slices; part < slices_end; ++part) {
+        if (part + 1 == slices_end)
+          for (const TilePlace* i = t; i < next; ++i) {
+            if (plain)
+              out.fetch_plain(first_row, stored, dest + i->dest, i->pixels.count);
+            else
+              out.fetch_planar(first_row, stored, dest + i->dest, i->pixels.count);
           }
-          held.w = end, held.count = 0;
+        for (int q = 0; q < turns; ++q) {
+          const S* weights = packed + q * k * plan.tile_rows + part->filter;
+          const S* pixels = origin[q] + part->strip;
+          S* to = sums + q * tile_sums;
+          for (const TilePlace* i = t; i < next; to += i->pixels.count * plan.tile_rows, ++i)
+            (i->pixels.count == most ? run_most : run_less)(weights, pixels + i->strip, part->map, to);
         }
+      }
+      if (ahead)
+        for (const TilePlace* i = t; i < next; ++i)
+          fetch_ahead(ahead + i->strip, i->pixels.count, ahead_from, ahead_to);
+      const S* from = sums;
+      for (const TilePlace *i = t, *end; i < next; i = end) {
+        end = i + 1;
+        if (plain) {
+          out.store_plain(from, plan.tile_rows, first_row, stored, dest + i->dest, i->pixels.count);
+          from += i->pixels.count * plan.tile_rows;
+          continue;
+        }
+        PixelVector p = absolute(i->pixels, b);
+        for (; end < next && end->pixels.w > 0; ++end) p.count += end->pixels.count;  // of one row of pixels
+        if (task.dest.rows_dense)
+          out.store_pixels(from, plan.tile_rows, first_row, stored, p);
+        else
+          store_transposed(from, p, first_row, stored, tile_sums);
+        from += p.count * plan.tile_rows;
       }
     }
   }
@@ -335,16 +394,14 @@ struct ConvWorker {
   // A block that is read where it lies comes from memory as the tiles ask for it, one broadcast at a time, which no
   // hardware prefetcher understands. So every tile fetches its share of the same pixels of the next block. (Inlined, for
   // g++ takes a function that only prefetches for one without effect, and drops its calls.)
-  FS_INLINE void fetch_ahead(const PixelVector& p, int64_t tile) const {
-    const int64_t channels = task.window.channels;
-    const int64_t from = channels * tile / tiles, to = channels * (tile + plan.panel_tiles) / tiles;
-    const S* pixel = ahead + strip_at(p);
-    for (int x = 0; x < p.count; ++x, pixel += shape.column_step)
+  FS_INLINE void fetch_ahead(const S* pixel, int count, int64_t from, int64_t to) const {
+    for (int x = 0; x < count; ++x, pixel += shape.column_step)
       for (int64_t c = from; c < to; c += L) __builtin_prefetch(pixel + c);
   }
 
   // [tile][pixel][row] sums to [row][tile][pixel], a square of lanes at a time.
-  void store_transposed(const PixelVector& p, int64_t first_row, int64_t stored, int64_t tile_sums) {
+  void store_transposed(const S* sums, const PixelVector& p, int64_t first_row, int64_t stored,
+                        int64_t tile_sums) {
     alignas(64) S part[kMostTurnVectors * L * L];
     const int turns = plan.panel_tiles;
     for (int x = 0; x < p.count; x += L) {

@@ -204,6 +204,59 @@ struct Store {
       if (col_inside(p.w + l, row)) to[l * step] = narrow<T>(part[l]);
   }
 
+  FS_INLINE T* at(const PixelVector& p) const { return static_cast<T*>(dest.data) + dest_pixel(p); }
+
+  // Whether all values of these pixels, in so many rows of them, are whole vectors within the output, without a
+  // residual, so that nothing need be asked of the single ones: nearly always.
+  bool plain(const PixelVector& p, int64_t height, int64_t first_row, int64_t rows) const {
+    if (epilogue.residual || rows % L != 0) return false;
+    const PixelVector lowest{p.n, p.h + height - 1, p.w, p.count};
+    const int64_t last = p.w + p.count - 1;
+    bool all = true;
+    for (int64_t row = first_row; row < first_row + rows; row += L)
+      all = all && table.run_left[row] >= L && row_inside(p, row) && row_inside(lowest, row) &&
+            col_inside(p.w, row) && col_inside(p.w, row + L - 1) && col_inside(last, row) &&
+            col_inside(last, row + L - 1);
+    return all;
+  }
+
+  // store_pixels where all is plain; `to` is the first pixel's place in the output. Pixels in the inner loop: their
+  // distance is what a processor's prefetcher learns.
+  FS_INLINE void store_plain(const S* sums, int64_t pixel_step, int64_t first_row, int64_t rows, T* to,
+                             int count) const {
+    const bool adds_bias_only = epilogue.activation == Activation::kNone && !clamped;
+    const int64_t dest_step = dest.r_w * dest.stride.w;
+    for (int64_t row = first_row; row < first_row + rows; row += L, sums += L) {
+      const Vec<S> bias = load<S>(table.bias + row), slope = load<S>(table.slope + row);
+      const S* sum = sums;
+      T* whole = to + table.dest[row];
+      const auto store_all = [&](auto&& finished) {
+        for (int x = 0; x < count; ++x, whole += dest_step, sum += pixel_step)
+          store_narrowed<T>(whole, finished(load<S>(sum)));
+      };
+      if (adds_bias_only)  // asked once, not per vector
+        store_all([&](Vec<S> v) { return v + bias; });
+      else
+        store_all([&](Vec<S> v) { return clamp(finish(v, bias, slope)); });
+    }
+  }
+
+  // What a tile is going to store comes into the cache while its sums are computed: stores leave in order, and one that
+  // waits for memory holds up all that follow.
+  FS_INLINE void fetch_plain(int64_t first_row, int64_t rows, const T* to, int count) const {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    const int64_t dest_step = dest.r_w * dest.stride.w;
+    for (int64_t row = first_row; row < first_row + rows; row += kLine)
+      for (int x = 0; x < count; ++x) __builtin_prefetch(to + table.dest[row] + x * dest_step, 1);
+  }
+  // The same for rows of pixels, of which those of a run interleave.
+  FS_INLINE void fetch_planar(int64_t first_row, int64_t rows, const T* to, int count) const {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    if (dest.run == 0 || dest.rows_dense) return;
+    for (int64_t row = first_row; row < first_row + rows; row += dest.run)
+      for (int64_t x = 0; x < count * dest.run; x += kLine) __builtin_prefetch(to + table.dest[row] + x, 1);
+  }
+
   // Row-major sums of neighbouring pixels, sums[x * pixel_step + row - first_row].
   void store_pixels(const S* sums, int64_t pixel_step, int64_t first_row, int64_t rows,
                     const PixelVector& p) const {
@@ -211,6 +264,10 @@ struct Store {
     const int64_t dest_step = dest.r_w * dest.stride.w;
     for (int64_t row = first_row; row < first_row + rows; row += L) {
       const int n = static_cast<int>(smaller<int64_t>(L, first_row + rows - row));
+      if (plain(p, 1, row, n)) {
+        store_plain(sums + row - first_row, pixel_step, row, n, at(p), p.count);
+        continue;
+      }
       const Vec<S> bias = load<S>(table.bias + row), slope = load<S>(table.slope + row);
       // One store if the whole vector stays within a run; likewise one load of the residual: with channels side by
       // side the two ends tell, any step in between would show in their distance.
@@ -220,21 +277,6 @@ struct Store {
                                   table.residual[row + L - 1] - table.residual[row] == L - 1;
       if (within_run && !row_inside(p, row)) continue;
       T* to = static_cast<T*>(dest.data) + dest_pixel(p);
-      const int64_t last = p.w + p.count - 1;
-      if (within_run && !epilogue.residual && col_inside(p.w, row) && col_inside(p.w, row + L - 1) &&
-          col_inside(last, row) && col_inside(last, row + L - 1)) {  // nearly always
-        const S* sum = sums + row - first_row;
-        T* whole = to + table.dest[row];
-        const auto store_all = [&](auto&& finished) {
-          for (int x = 0; x < p.count; ++x, whole += dest_step, sum += pixel_step)
-            store_narrowed<T>(whole, finished(load<S>(sum)));
-        };
-        if (epilogue.activation == Activation::kNone && !clamped)  // asked once, not per vector
-          store_all([&](Vec<S> v) { return v + bias; });
-        else
-          store_all([&](Vec<S> v) { return clamp(finish(v, bias, slope)); });
-        continue;
-      }
       const T* from = static_cast<const T*>(epilogue.residual) + (epilogue.residual ? residual_pixel(p) : 0);
       for (int x = 0; x < p.count; ++x, to += dest_step, from += residual_col) {
         const bool dense = within_run && col_inside(p.w + x, row) && col_inside(p.w + x, row + L - 1);

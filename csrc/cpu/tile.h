@@ -46,12 +46,13 @@ void pixel_tile(const S* filter, const S* const* pixels, const StripMap& map, S*
     }
     filter += map.filter_step;
   }
+  const bool add = map.add;
   FS_UNROLL
   for (int t = 0; t < T; ++t) {
     FS_UNROLL
     for (int v = 0; v < V; ++v) {
       S* to = sums + t * map.sums_step + v * kLanes<S>;
-      store<S>(to, map.add ? load<S>(to) + sum[t][v] : sum[t][v]);
+      store<S>(to, add ? load<S>(to) + sum[t][v] : sum[t][v]);
     }
   }
 }
@@ -79,12 +80,13 @@ void channel_tile(const S* filter, const S* pixels, const StripMap& map, S* sums
     }
     filter += NV * kLanes<S>;
   }
+  const bool add = map.add;
   FS_UNROLL
   for (int p = 0; p < P; ++p) {
     FS_UNROLL
     for (int v = 0; v < NV; ++v) {
       S* to = sums + (p * NV + v) * kLanes<S>;
-      store<S>(to, map.add ? load<S>(to) + sum[p][v] : sum[p][v]);
+      store<S>(to, add ? load<S>(to) + sum[p][v] : sum[p][v]);
     }
   }
 }
