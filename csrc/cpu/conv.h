@@ -302,7 +302,7 @@ struct ConvWorker {
           at[v] = at[valid - 1];  // the last tile of a block repeats a vector and drops it
         }
       }
-      for (int v = 0; v < valid; ++v) out.fetch_planar(first_row, stored, out.at(pixels[v]), pixels[v].count);
+      for (int v = 0; v < valid; ++v) out.fetch(first_row, stored, out.at(pixels[v]), pixels[v].count);
       for (const Slice* s = slices; s < slices_end; ++s) {
         const S* from[kMost];
         for (int v = 0; v < V; ++v) from[v] = at[v] + s->strip;
@@ -355,12 +355,8 @@ struct ConvWorker {
       next = smaller(t + held_tiles, static_cast<const TilePlace*>(places_end));
       for (const Slice* part = slices; part < slices_end; ++part) {
         if (part + 1 == slices_end)
-          for (const TilePlace* i = t; i < next; ++i) {
-            if (plain)
-              out.fetch_plain(first_row, stored, dest + i->dest, i->pixels.count);
-            else
-              out.fetch_planar(first_row, stored, dest + i->dest, i->pixels.count);
-          }
+          for (const TilePlace* i = t; i < next; ++i)
+            out.fetch(first_row, stored, dest + i->dest, i->pixels.count);
         for (int q = 0; q < turns; ++q) {
           const S* weights = packed + q * k * plan.tile_rows + part->filter;
           const S* pixels = origin[q] + part->strip;

@@ -194,6 +194,15 @@ FS_INLINE int64_t output_row_size(const Source& source, const StripShape& shape)
   return source.output ? source.output->run * shape.row_step : 0;
 }
 
+// Of NCHW, a strip takes a few short rows of each channel, far apart from one channel to the next: too short for a
+// hardware prefetcher, and what memory takes to answer is paid row by row. So the same row of the next channel is
+// fetched while one is packed; the prefetcher follows where it is long.
+template <class T>
+FS_INLINE void fetch_row(const T* row, int64_t n) {
+  constexpr int64_t kBytes = 1024, kLine = 64, size = sizeof(T);
+  for (int64_t x = 0; x < smaller(n, kBytes / size); x += kLine / size) __builtin_prefetch(row + x);
+}
+
 // The strip of `images` images and all channels of group g for the block whose first output pixel is (h0, w0).
 // Where the strip still holds the block `below_rows` output rows further up (0: it does not), the rows that both
 // have move up and only new ones are read. output_row: scratch, of output_row_size elements.
@@ -212,23 +221,30 @@ void pack_strip(const Source& source, const Window& window, const StripShape& sh
                    sizeof(S) * static_cast<size_t>(kept * shape.row_step));
     }
   }
-  for (int64_t n = 0; n < images; ++n) {
-    for (int64_t y = kept; y < shape.rows; ++y) {
-      const int64_t row = h0 * window.stride_h - window.pad_top + y;
-      S* const to = strip + n * shape.image_step + y * shape.row_step;
-      for (int64_t k = 0; k < window.channels; k += source.run)
-        pack_channels<T>(source, window, shape, n0 + n, g * window.channels + k, row, w0,
-                         to + k * shape.channel_step, shape.channel_step);
-      if (!source.output) continue;
-      for (int64_t k = 0; k < window.channels; k += source.output->run) {
-        pack_channels<T>(*source.output, window, shape, n0 + n, g * window.channels + k, row, w0, output_row,
-                         shape.row_step);
-        for (int64_t q = 0; q < source.output->run; ++q)
-          apply_activation<T>(source.activation, source.negative_slope, to + (k + q) * shape.channel_step,
-                              output_row + q * shape.row_step, shape.row_step);
-      }
-    }
-  }
+  // Row after row of the same channels: in NCHW they are neighbours in memory.
+  const auto rows_of = [&](const Source& from, auto&& pack) {
+    for (int64_t n = 0; n < images; ++n)
+      for (int64_t k = 0; k < window.channels; k += from.run)
+        for (int64_t y = kept; y < shape.rows; ++y)
+          pack(n, k, h0 * window.stride_h - window.pad_top + y,
+               strip + n * shape.image_step + y * shape.row_step + k * shape.channel_step);
+  };
+  rows_of(source, [&](int64_t n, int64_t k, int64_t row, S* to) {
+    if (source.col_stride == 1 && k + source.run < window.channels)
+      fetch_row(static_cast<const T*>(source.data) + (n0 + n) * source.batch_stride +
+                    source.channel_offset[g * window.channels + k + source.run] + row * source.row_stride +
+                    w0 * window.stride_w,
+                shape.phases * shape.phase_columns);
+    pack_channels<T>(source, window, shape, n0 + n, g * window.channels + k, row, w0, to, shape.channel_step);
+  });
+  if (!source.output) return;
+  rows_of(*source.output, [&](int64_t n, int64_t k, int64_t row, S* to) {
+    pack_channels<T>(*source.output, window, shape, n0 + n, g * window.channels + k, row, w0, output_row,
+                     shape.row_step);
+    for (int64_t q = 0; q < source.output->run; ++q)
+      apply_activation<T>(source.activation, source.negative_slope, to + q * shape.channel_step,
+                          output_row + q * shape.row_step, shape.row_step);
+  });
 }
 
 // Rows of the filter that make a tile: offset[t * step], 0 <= t < count.

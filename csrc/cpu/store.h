@@ -148,6 +148,7 @@ struct Store {
     for (int v = 0; v < vectors; ++v) {
       const PixelVector& p = pixels[v];
       const S* from = sums + v * L;
+      if (store_runs(from, row_step, first_row, end, p)) continue;
       for (int64_t row = first_row; row < end;) {
         const bool whole = run > 0 && table.run_left[row] == run && row + run <= end;
         const S* sum = from + (row - first_row) * row_step;
@@ -161,6 +162,33 @@ struct Store {
         }
       }
     }
+  }
+
+  // Whole runs of a whole vector of pixels, without a residual: nearly always, so that nothing is asked of single ones.
+  bool store_runs(const S* sum, int64_t row_step, int64_t row, int64_t end, const PixelVector& p) const {
+    const int64_t run = dest.run;
+    if (run == 0 || epilogue.residual || p.count < L || table.run_left[row] != run || (end - row) % run != 0 ||
+        !cell_inside(p.w) || !cell_inside(p.w + L - 1))
+      return false;
+    T* const first = at(p);
+    const bool adds_bias_only = epilogue.activation == Activation::kNone && !clamped;
+    return with_register_run(run, [&](auto m) {
+      constexpr int M = decltype(m)::value;
+      for (; row < end; row += M, sum += M * row_step) {
+        if (!row_inside(p, row)) continue;
+        Vec<S> v[M];
+        FS_UNROLL
+        for (int q = 0; q < M; ++q) {
+          v[q] = load<S>(sum + q * row_step) + splat<S>(table.bias[row + q]);
+          if (!adds_bias_only)
+            v[q] = clamp(activate<S>(epilogue.activation, v[q], splat<S>(table.slope[row + q])));
+        }
+        interleave<S, M>(v);
+        T* to = first + table.dest[row];
+        FS_UNROLL
+        for (int q = 0; q < M; ++q) store_narrowed<T>(to + q * L, v[q]);
+      }
+    });
   }
 
   // One run: rows interleave into count * run consecutive elements of the output.
@@ -241,20 +269,19 @@ struct Store {
     }
   }
 
-  // What a tile is going to store comes into the cache while its sums are computed: stores leave in order, and one that
-  // waits for memory holds up all that follow.
-  FS_INLINE void fetch_plain(int64_t first_row, int64_t rows, const T* to, int count) const {
+  // What is going to be stored comes into the cache while its sums are computed: stores leave in order, and one that
+  // waits for memory holds up all that follow. `to` is the place of the first of `count` neighbouring pixels.
+  FS_INLINE void fetch(int64_t first_row, int64_t rows, const T* to, int64_t count) const {
     constexpr int64_t kLine = 64 / sizeof(T);
-    const int64_t dest_step = dest.r_w * dest.stride.w;
-    for (int64_t row = first_row; row < first_row + rows; row += kLine)
-      for (int x = 0; x < count; ++x) __builtin_prefetch(to + table.dest[row] + x * dest_step, 1);
-  }
-  // The same for rows of pixels, of which those of a run interleave.
-  FS_INLINE void fetch_planar(int64_t first_row, int64_t rows, const T* to, int count) const {
-    constexpr int64_t kLine = 64 / sizeof(T);
-    if (dest.run == 0 || dest.rows_dense) return;
-    for (int64_t row = first_row; row < first_row + rows; row += dest.run)
-      for (int64_t x = 0; x < count * dest.run; x += kLine) __builtin_prefetch(to + table.dest[row] + x, 1);
+    const int64_t end = first_row + rows;
+    if (dest.rows_dense) {
+      const int64_t dest_step = dest.r_w * dest.stride.w;
+      for (int64_t row = first_row; row < end; row += kLine)
+        for (int64_t x = 0; x < count; ++x) __builtin_prefetch(to + table.dest[row] + x * dest_step, 1);
+    } else if (dest.run > 0) {
+      for (int64_t row = first_row; row < end; row += dest.run)
+        for (int64_t e = 0; e < count * dest.run; e += kLine) __builtin_prefetch(to + table.dest[row] + e, 1);
+    }
   }
 
   // Row-major sums of neighbouring pixels, sums[x * pixel_step + row - first_row].

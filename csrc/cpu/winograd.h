@@ -75,8 +75,12 @@ struct WinogradWorker {
       for (int64_t row = 0, panel = 0; row < task.dest.rows; row += panel_rows, ++panel) {
         const S* transformed = filter + panel * plan.panel_elements;
         const int64_t stored = smaller(panel_rows, task.dest.rows - row);
-        for (int position = 0; position < kPositions; ++position)
+        for (int position = 0; position < kPositions; ++position) {
+          if (position + 1 == kPositions)
+            for (int64_t h = 0; h < b.height; ++h)
+              out.fetch(row, stored, out.at(absolute({0, h, 0, 0}, b)), b.width);
           multiply(transformed, position, vectors, stored);
+        }
         transform_output(b, row, stored);
       }
     }
