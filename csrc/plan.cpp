@@ -15,8 +15,7 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 constexpr int64_t kStripShareOfL2 = 3, kStripShareOfL2Repacking = 2, kFilterShareOfL2 = 8;
 // Memory wants long rows: narrower blocks would pack fewer halo rows and still be slower.
 constexpr int64_t kNarrowEnough = 256;
-// Rows of transformed sums that are kept at a time, and what their filters may take at most. (Twice as much measured
-// 1.4 times as fast as the direct tile, on 256 channels.)
+// Rows of transformed sums that are kept at a time, and what their filters may take at most.
 constexpr int64_t kWinogradPanelRows = 32, kWinogradPanelShareOfL2 = 2;
 // Multiply-adds below which one thread is faster than waking the others (about 20 us of work).
 constexpr double kParallelMinimum = 1e6;
@@ -48,16 +47,26 @@ constexpr double kWinogradFilter = 8;                         // one 3x3 filter,
 constexpr double kWinogradScalarFilter = 30;  // the same where the rows of a panel are no whole vectors
 constexpr double kStoreRun = 3, kStoreDense = 3, kStoreTransposed = 14, kStoreScalarPerLane = 2;
 
+int64_t winograd_panel_rows(const CpuProblem& p, const CpuTarget& t) {
+  return std::min(kWinogradPanelRows, t.l2_bytes / kWinogradPanelShareOfL2 / (16 * p.channels * t.element_bytes));
+}
+// Vectors of tiles that stay in the cache, transformed, with a panel of so many rows and its sums.
+int64_t winograd_block_vectors(const CpuProblem& p, const CpuTarget& t, int64_t rows) {
+  const int64_t per_vector = 16 * (p.channels + rows) * t.lanes * t.element_bytes;
+  return std::max<int64_t>(
+      (t.l2_bytes - t.l2_bytes / 8 - 16 * p.channels * rows * t.element_bytes) / per_vector, 1);
+}
+
 // Tiles that make a panel: whole runs, so that they interleave in registers; for Winograd, whose filter is transformed
 // with rows in the lanes, whole vectors too where there are that many.
-int whole_panel(const CpuProblem& p, bool winograd, int rows, int lanes) {
+int whole_panel(const CpuProblem& p, const CpuTarget& t, bool winograd, int rows) {
   const int64_t tiles = ceil_div(p.rows, rows);
   int panel = 1;
   if (interleaves_in_registers(p.run))
     while (panel < tiles && panel * rows % p.run != 0) ++panel;
   if (winograd)
-    for (int more = panel; more <= tiles && more * rows <= kWinogradPanelRows; more += panel)
-      if (more * rows % lanes == 0) return more;
+    for (int more = panel; more <= tiles && more * rows <= winograd_panel_rows(p, t); more += panel)
+      if (more * rows % t.lanes == 0) return more;
   return panel;
 }
 
@@ -116,21 +125,22 @@ Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
                (k * step_cycles(pixels * nv, pixels, nv, kHiddenFilter) + nv * stored),
            late});
   }
-  // A filter that is transformed for every block must be so in whole vectors of rows.
-  const int64_t panel_bytes = 16 * p.channels * std::min(p.rows, kWinogradPanelRows) * t.element_bytes;
-  const bool fits_winograd = panel_bytes <= t.l2_bytes / kWinogradPanelShareOfL2 && p.kernel_h == 3 &&
-                             p.kernel_w == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
+  // A filter that is transformed for every block must be so in whole vectors of rows, two at least.
+  const bool fits_winograd = p.channels > 0 && winograd_panel_rows(p, t) >= std::min<int64_t>(p.rows, 2 * t.lanes) &&
+                             p.kernel_h == 3 && p.kernel_w == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
                              p.dilation_w == 1 && t.element_bytes == 4;
   if (fits_winograd) {
-    const int64_t per_image =
-        ceil_div(ceil_div(p.conv_h, 2) * ceil_div(p.conv_w, 2), static_cast<int64_t>(t.lanes));
+    const int64_t L = t.lanes, pairs = ceil_div(p.conv_h, 2), across = ceil_div(p.conv_w, 2);
     const double channels = static_cast<double>(p.channels), stored = static_cast<double>(p.rows);
     for (int rows : kTileRows) {
       const int v = pixel_vectors(rows, t.registers);
       const double tiles = static_cast<double>(ceil_div(p.rows, rows));
-      const double vectors = static_cast<double>(p.batch * round_up(per_image, v));
-      const double filter =
-          whole_panel(p, true, rows, t.lanes) * rows % t.lanes == 0 ? kWinogradFilter : kWinogradScalarFilter;
+      const int64_t panel = whole_panel(p, t, true, rows) * rows;
+      // blocks that hold little more than a tile's vectors are one pair of rows high
+      const bool low = winograd_block_vectors(p, t, panel) < 2 * v;
+      const double vectors = static_cast<double>(
+          p.batch * (low ? pairs * round_up(ceil_div(across, L), v) : round_up(ceil_div(pairs * across, L), v)));
+      const double filter = panel % t.lanes == 0 ? kWinogradFilter : kWinogradScalarFilter;
       offer({CpuKernel::kWinograd, rows, v,
              vectors * (tiles / v * 16 * channels * step_cycles(rows * v, rows, v, kHiddenPixels) +
                         channels * kWinogradInput + stored * (kWinogradOutput + 4 * store)) +
@@ -208,9 +218,7 @@ void choose_winograd_blocks(const CpuProblem& p, const CpuTarget& t, CpuPlan& pl
   constexpr double kPass = 0.3;  // of a panel's filter through the cache, in vectors of tiles
   const int64_t H = std::max<int64_t>(p.conv_h, 1), W = std::max<int64_t>(p.conv_w, 1);
   const int64_t L = t.lanes, V = plan.tile_pixels, rows = plan.panel_tiles * plan.tile_rows;
-  const int64_t bytes_per_vector = 16 * (p.channels + rows) * L * t.element_bytes;
-  const int64_t most = std::max<int64_t>(
-      (t.l2_bytes - t.l2_bytes / 8 - 16 * p.channels * rows * t.element_bytes) / bytes_per_vector, 1);
+  const int64_t most = winograd_block_vectors(p, t, rows);
   plan.parallel = t.threads > 1 && multiply_adds(p) >= kParallelMinimum;
   const int64_t threads = plan.parallel ? t.threads : 1;
   int64_t w = W, h = 2;
@@ -272,12 +280,12 @@ CpuPlan plan_cpu_conv(const CpuProblem& p, const CpuTarget& t) {
   plan.panel_tiles = choice.late ? static_cast<int>(turns(p))
                      : plan.kernel == CpuKernel::kChannelLanes
                          ? 1
-                         : whole_panel(p, winograd, plan.tile_rows, t.lanes);
+                         : whole_panel(p, t, winograd, plan.tile_rows);
   if (winograd) {
     // the transformed input of a block passes once per panel: panels as large as the filter's share of the cache
     const int64_t whole = plan.panel_tiles;  // tiles that keep runs together
     const int64_t most =
-        std::min(kWinogradPanelRows / plan.tile_rows, t.l2_bytes / kFilterShareOfL2 / tile_bytes);
+        std::min(winograd_panel_rows(p, t) / plan.tile_rows, t.l2_bytes / kFilterShareOfL2 / tile_bytes);
     const int64_t panels = ceil_div(tiles, std::max(whole, most / whole * whole));
     plan.panel_tiles = static_cast<int>(round_up(ceil_div(tiles, panels), whole));
   }

@@ -297,7 +297,11 @@ void pack_filter(const Filter& filter, const Window& window, int64_t g, const Fi
     for (int64_t c = 0; c < window.channels; ++c) {
       for (int64_t tap = 0; tap < taps; ++tap) {
         const T* from = data + channel[c] + filter.tap_offset[tap];
-        for (int64_t t = 0; t < rows; t += L, packed += L) store<S>(packed, load_widened<T>(from + row[t]));
+        const T* ahead = data + channel[smaller(c + 8, window.channels - 1)] + filter.tap_offset[tap];
+        for (int64_t t = 0; t < rows; t += L, packed += L) {
+          __builtin_prefetch(ahead + row[t]);
+          store<S>(packed, load_widened<T>(from + row[t]));
+        }
       }
     }
     return;

@@ -66,15 +66,25 @@ void channel_tile(const S* filter, const S* pixels, const StripMap& map, S* sums
     FS_UNROLL
     for (int v = 0; v < NV; ++v) sum[p][v] = Vec<S>{};
   }
-  const int64_t step = map.column_step;
+  // A pixel's offset is an odd multiple of the step times 1, 2, 4 or 8, as an address may have it: no pointer moves.
+  // (What these are is hidden from the compiler, which would keep all multiples and run out of registers.)
+  int64_t odd[(P + 1) / 2];
+  FS_UNROLL
+  for (int p = 0; p < (P + 1) / 2; ++p)
+    odd[p] = (2 * p + 1) * map.column_step * static_cast<int64_t>(sizeof(S));
+  FS_UNROLL_TWICE
   for (int64_t k = 0; k < map.products; ++k) {
-    const S* x = pixels + map.at[k];
+    FS_UNROLL
+    for (int p = 0; p < (P + 1) / 2; ++p) FS_HIDE(odd[p]);
+    const char* x = reinterpret_cast<const char*>(pixels + map.at[k]);
     Vec<S> w[NV];
     FS_UNROLL
     for (int v = 0; v < NV; ++v) w[v] = load<S>(filter + v * kLanes<S>);
     FS_UNROLL
     for (int p = 0; p < P; ++p) {
-      const Vec<S> b = splat<S>(x[p * step]);
+      const int power = p ? __builtin_ctz(static_cast<unsigned>(p)) : 0;
+      const Vec<S> b = splat<S>(
+          *reinterpret_cast<const S*>(x + (p ? odd[(p >> power) / 2] * (int64_t{1} << power) : 0)));
       FS_UNROLL
       for (int v = 0; v < NV; ++v) sum[p][v] += b * w[v];
     }

@@ -15,9 +15,13 @@
 #define FS_PRAGMA(x) _Pragma(#x)
 #if defined(__clang__)
 #define FS_UNROLL FS_PRAGMA(clang loop unroll(full))
+#define FS_UNROLL_TWICE FS_PRAGMA(clang loop unroll_count(2))
 #else
 #define FS_UNROLL FS_PRAGMA(GCC unroll 64)
+#define FS_UNROLL_TWICE FS_PRAGMA(GCC unroll 2)
 #endif
+#define FS_HIDE(x) asm("" : "+r"(x))  // from the compiler, what x is
+
 
 namespace fused_subpixel::cpu::FS_ISA {
 
