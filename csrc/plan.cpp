@@ -48,7 +48,8 @@ constexpr double kWinogradScalarFilter = 30;  // the same where the rows of a pa
 constexpr double kStoreRun = 3, kStoreDense = 3, kStoreTransposed = 14, kStoreScalarPerLane = 2;
 
 int64_t winograd_panel_rows(const CpuProblem& p, const CpuTarget& t) {
-  return std::min(kWinogradPanelRows, t.l2_bytes / kWinogradPanelShareOfL2 / (16 * p.channels * t.element_bytes));
+  return std::min(kWinogradPanelRows,
+                  t.l2_bytes / kWinogradPanelShareOfL2 / (16 * p.channels * t.element_bytes));
 }
 // Vectors of tiles that stay in the cache, transformed, with a panel of so many rows and its sums.
 int64_t winograd_block_vectors(const CpuProblem& p, const CpuTarget& t, int64_t rows) {
@@ -126,9 +127,10 @@ Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
            late});
   }
   // A filter that is transformed for every block must be so in whole vectors of rows, two at least.
-  const bool fits_winograd = p.channels > 0 && winograd_panel_rows(p, t) >= std::min<int64_t>(p.rows, 2 * t.lanes) &&
-                             p.kernel_h == 3 && p.kernel_w == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
-                             p.dilation_w == 1 && t.element_bytes == 4;
+  const bool fits_winograd = p.channels > 0 &&
+                             winograd_panel_rows(p, t) >= std::min<int64_t>(p.rows, 2 * t.lanes) &&
+                             p.kernel_h == 3 && p.kernel_w == 3 && p.stride_h == 1 && p.stride_w == 1 &&
+                             p.dilation_h == 1 && p.dilation_w == 1 && t.element_bytes == 4;
   if (fits_winograd) {
     const int64_t L = t.lanes, pairs = ceil_div(p.conv_h, 2), across = ceil_div(p.conv_w, 2);
     const double channels = static_cast<double>(p.channels), stored = static_cast<double>(p.rows);
@@ -138,8 +140,8 @@ Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
       const int64_t panel = whole_panel(p, t, true, rows) * rows;
       // blocks that hold little more than a tile's vectors are one pair of rows high
       const bool low = winograd_block_vectors(p, t, panel) < 2 * v;
-      const double vectors = static_cast<double>(
-          p.batch * (low ? pairs * round_up(ceil_div(across, L), v) : round_up(ceil_div(pairs * across, L), v)));
+      const double vectors = static_cast<double>(p.batch * (low ? pairs * round_up(ceil_div(across, L), v)
+                                                                : round_up(ceil_div(pairs * across, L), v)));
       const double filter = panel % t.lanes == 0 ? kWinogradFilter : kWinogradScalarFilter;
       offer({CpuKernel::kWinograd, rows, v,
              vectors * (tiles / v * 16 * channels * step_cycles(rows * v, rows, v, kHiddenPixels) +
@@ -277,10 +279,9 @@ CpuPlan plan_cpu_conv(const CpuProblem& p, const CpuTarget& t) {
   const int64_t taps = winograd ? 16 : p.kernel_h * p.kernel_w;
   const int64_t tile_bytes = p.channels * taps * plan.tile_rows * t.element_bytes;
   plan.filter_resident = tiles * tile_bytes <= t.l2_bytes / kFilterShareOfL2;
-  plan.panel_tiles = choice.late ? static_cast<int>(turns(p))
-                     : plan.kernel == CpuKernel::kChannelLanes
-                         ? 1
-                         : whole_panel(p, t, winograd, plan.tile_rows);
+  plan.panel_tiles = choice.late                               ? static_cast<int>(turns(p))
+                     : plan.kernel == CpuKernel::kChannelLanes ? 1
+                                                               : whole_panel(p, t, winograd, plan.tile_rows);
   if (winograd) {
     // the transformed input of a block passes once per panel: panels as large as the filter's share of the cache
     const int64_t whole = plan.panel_tiles;  // tiles that keep runs together

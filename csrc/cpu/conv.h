@@ -200,8 +200,8 @@ struct ConvWorker {
     const int64_t sums_size = held_tiles * tile_sums + L;
     Arena arena{static_cast<char*>(thread_scratch(
         Arena::bytes<int64_t>(slice * w.taps()) + Arena::bytes<Slice>(slice_count) +
-        Arena::bytes<TilePlace>(place_count) + Arena::bytes<S>(strip_size) + Arena::bytes<S>(output_size) + Arena::bytes<S>(filter_size) + Arena::bytes<S>(sums_size) +
-        GroupRows<T>::bytes(padded)))};
+        Arena::bytes<TilePlace>(place_count) + Arena::bytes<S>(strip_size) + Arena::bytes<S>(output_size) +
+        Arena::bytes<S>(filter_size) + Arena::bytes<S>(sums_size) + GroupRows<T>::bytes(padded)))};
     int64_t* at = arena.take<int64_t>(slice * w.taps());
     strip = arena.take<S>(strip_size), output_row = arena.take<S>(output_size);
     filter = arena.take<S>(filter_size), sums = arena.take<S>(sums_size);
@@ -211,10 +211,10 @@ struct ConvWorker {
     auto* next = arena.take<Slice>(slice_count);
     slices = next;
     for (int64_t c = 0; c < w.channels; c += slice)
-      *next++ = {{at, smaller(slice, w.channels - c) * w.taps(), shape.column_step, plan.tile_rows,
-                  pixels, c > 0},
-                 c * w.taps() * plan.tile_rows,
-                 c * shape.channel_step};
+      *next++ = {
+          {at, smaller(slice, w.channels - c) * w.taps(), shape.column_step, plan.tile_rows, pixels, c > 0},
+          c * w.taps() * plan.tile_rows,
+          c * shape.channel_step};
     slices_end = next;
     if (!direct)
       for (int64_t l = 0; l < 2 * L; ++l)
@@ -334,7 +334,8 @@ struct ConvWorker {
   void channel_panel(const Block& b, const S* source, const S* packed, int64_t tile) {
     place_tiles(b);
     const int turns = plan.panel_tiles;
-    const int64_t first_row = tile * plan.tile_rows, tile_sums = plan.tile_rows * plan.tile_pixels * held_tiles;
+    const int64_t first_row = tile * plan.tile_rows,
+                  tile_sums = plan.tile_rows * plan.tile_pixels * held_tiles;
     const int64_t stored = smaller<int64_t>(turns * plan.tile_rows, task.dest.rows - first_row);
     const S* origin[kMostTurnVectors];
     for (int q = 0; q < turns; ++q) {

@@ -11,7 +11,10 @@
 namespace fused_subpixel::cpu::FS_ISA {
 
 FS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }  // b > 0, a > -b
-FS_INLINE int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+FS_INLINE int64_t floor_div(int64_t a, int64_t b) {
+  if (b == 1) return a;  // nearly always, and a division takes as long as a short row
+  return a >= 0 ? a / b : -((-a + b - 1) / b);
+}
 template <class T>
 FS_INLINE T smaller(T a, T b) {
   return a < b ? a : b;

@@ -164,16 +164,40 @@ struct Store {
     }
   }
 
-  // Whole runs of a whole vector of pixels, without a residual: nearly always, so that nothing is asked of single ones.
+  // The elements of a vector of pixels' run that lie in the window: lo <= e < hi.
+  struct RunPart {
+    int64_t lo, hi;
+  };
+  FS_INLINE RunPart run_part(const PixelVector& p) const {
+    const int64_t x = p.w * dest.r_w - cell_left, per_col = dest.run / dest.r_w;
+    return {larger<int64_t>(0, -x) * per_col, smaller<int64_t>(p.count * dest.r_w, dest.out_w - x) * per_col};
+  }
+  // Vector by vector: a copy of all at once would load across two stores, and wait for both.
+  template <int M>
+  FS_INLINE void store_part(T* to, Vec<S> (&v)[M], const RunPart& part) const {
+    FS_UNROLL
+    for (int q = 0; q < M; ++q) {
+      if (part.lo <= q * L && q * L + L <= part.hi) {
+        store_narrowed<T>(to + q * L, v[q]);
+      } else {
+        T elements[L];
+        store_narrowed<T>(elements, v[q]);
+        const int64_t end = smaller<int64_t>(part.hi, q * L + L);
+        for (int64_t e = larger<int64_t>(part.lo, q * L); e < end; ++e) to[e] = elements[e - q * L];
+      }
+    }
+  }
+
+  // Whole runs without a residual: nearly always, so that little is asked of single ones.
   bool store_runs(const S* sum, int64_t row_step, int64_t row, int64_t end, const PixelVector& p) const {
-    const int64_t run = dest.run;
-    if (run == 0 || epilogue.residual || p.count < L || table.run_left[row] != run || (end - row) % run != 0 ||
-        !cell_inside(p.w) || !cell_inside(p.w + L - 1))
+    if (dest.run == 0 || epilogue.residual || table.run_left[row] != dest.run || (end - row) % dest.run != 0)
       return false;
+    const RunPart part = run_part(p);
     T* const first = at(p);
     const bool adds_bias_only = epilogue.activation == Activation::kNone && !clamped;
-    return with_register_run(run, [&](auto m) {
+    return with_register_run(dest.run, [&](auto m) {
       constexpr int M = decltype(m)::value;
+      const bool whole = part.lo == 0 && part.hi == M * L;
       for (; row < end; row += M, sum += M * row_step) {
         if (!row_inside(p, row)) continue;
         Vec<S> v[M];
@@ -185,8 +209,12 @@ struct Store {
         }
         interleave<S, M>(v);
         T* to = first + table.dest[row];
-        FS_UNROLL
-        for (int q = 0; q < M; ++q) store_narrowed<T>(to + q * L, v[q]);
+        if (whole) {
+          FS_UNROLL
+          for (int q = 0; q < M; ++q) store_narrowed<T>(to + q * L, v[q]);
+        } else {
+          store_part<M>(to, v, part);
+        }
       }
     });
   }
@@ -199,27 +227,7 @@ struct Store {
       FS_UNROLL
       for (int q = 0; q < M; ++q) v[q] = planar(load<S>(sum + q * row_step), p, row + q);
       interleave<S, M>(v);
-      T* to = static_cast<T*>(dest.data) + dest_pixel(p) + table.dest[row];
-      if (p.count == L && cell_inside(p.w) && cell_inside(p.w + L - 1)) {
-        FS_UNROLL
-        for (int q = 0; q < M; ++q) store_narrowed<T>(to + q * L, v[q]);
-      } else {  // the part of the run that lies in the window
-        const int64_t x = p.w * dest.r_w - cell_left, per_col = M / dest.r_w;
-        const int64_t lo = larger<int64_t>(0, -x) * per_col;
-        const int64_t hi = smaller<int64_t>(p.count * dest.r_w, dest.out_w - x) * per_col;
-        // Vector by vector: a copy of all at once would load across two stores, and wait for both.
-        FS_UNROLL
-        for (int q = 0; q < M; ++q) {
-          if (lo <= q * L && q * L + L <= hi) {
-            store_narrowed<T>(to + q * L, v[q]);
-          } else {
-            T part[L];
-            store_narrowed<T>(part, v[q]);
-            const int64_t end = smaller<int64_t>(hi, q * L + L);
-            for (int64_t e = larger<int64_t>(lo, q * L); e < end; ++e) to[e] = part[e - q * L];
-          }
-        }
-      }
+      store_part<M>(static_cast<T*>(dest.data) + dest_pixel(p) + table.dest[row], v, run_part(p));
     });
   }
 

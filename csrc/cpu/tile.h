@@ -83,8 +83,8 @@ void channel_tile(const S* filter, const S* pixels, const StripMap& map, S* sums
     FS_UNROLL
     for (int p = 0; p < P; ++p) {
       const int power = p ? __builtin_ctz(static_cast<unsigned>(p)) : 0;
-      const Vec<S> b = splat<S>(
-          *reinterpret_cast<const S*>(x + (p ? odd[(p >> power) / 2] * (int64_t{1} << power) : 0)));
+      const Vec<S> b =
+          splat<S>(*reinterpret_cast<const S*>(x + (p ? odd[(p >> power) / 2] * (int64_t{1} << power) : 0)));
       FS_UNROLL
       for (int v = 0; v < NV; ++v) sum[p][v] += b * w[v];
     }

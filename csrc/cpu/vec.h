@@ -22,7 +22,6 @@
 #endif
 #define FS_HIDE(x) asm("" : "+r"(x))  // from the compiler, what x is
 
-
 namespace fused_subpixel::cpu::FS_ISA {
 
 #if defined(__AVX512F__)
