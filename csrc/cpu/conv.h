@@ -75,10 +75,11 @@ struct Slice {
   int64_t filter, strip;
 };
 
-// Of channel lanes: the pixels of one tile, counted from the block's first, and how many precede it there.
+// Of channel lanes: the pixels of one tile, and where the first lies in the strip and in the output, all counted from
+// the block's first pixel.
 struct TilePlace {
   PixelVector pixels;
-  int64_t before, strip, dest;
+  int64_t strip, dest;
 };
 // Tiles that are computed before they are stored, and the bytes that their sums take at most.
 constexpr int64_t kMostHeldTiles = 8, kHeldBytes = 8 << 10;
@@ -319,13 +320,13 @@ struct ConvWorker {
     if (b.images == placed.images && b.height == placed.height && b.width == placed.width) return;
     placed = b, places_end = places;
     const int64_t splits = ceil_div(b.width, plan.tile_pixels);
-    for (int64_t n = 0, before = 0; n < b.images; ++n) {
+    for (int64_t n = 0; n < b.images; ++n) {
       for (int64_t h = 0; h < b.height; ++h) {
         for (int64_t s = 0, w = 0; s < splits; ++s) {
           const int count = static_cast<int>(b.width / splits + (s < b.width % splits));
           const PixelVector p{n, h, w, count};
-          *places_end++ = {p, before, strip_at(p), out.dest_pixel(p)};
-          w += count, before += count;
+          *places_end++ = {p, strip_at(p), out.dest_pixel(p)};
+          w += count;
         }
       }
     }
