@@ -23,8 +23,9 @@ from bench.workloads import DTYPES, Workload
 SOURCE = Path(__file__).with_name("fma_rate.cpp")
 LIBRARY = SOURCE.parent.parent / "build" / "fma_rate.so"
 COPY_BYTES = 1 << 28  # far beyond caches
-MATRIX = 2048
+MATRIX = 2048  # at most
 ROUNDS = 30
+ENOUGH_SECONDS = 2.0
 FMA_ITERATIONS = 2_000_000  # some 4 ms: short enough to find the processor undisturbed once
 
 
@@ -71,18 +72,32 @@ def copy_rate(threads: int) -> float:
 
 @functools.cache
 def arithmetic(dtype: str, threads: int) -> Arithmetic:
-    """By a loop in registers; by a matrix product for half types, and where there is no compiler."""
+    """By a loop in registers; by a matrix product where there is no compiler, and for half types, which a processor
+    without instructions for them reads as float32: then that limit is theirs."""
     library = _library()
     if library and (loop := getattr(library, f"fma_{dtype}", None)):
         return Arithmetic(_fma_rate(loop, threads), "fma")
-    a, b = (torch.randn(MATRIX, MATRIX).to(DTYPES[dtype]) for _ in range(2))
-    return Arithmetic(2 * MATRIX**3 / _seconds(lambda: torch.mm(a, b)), "matmul")
+    found = Arithmetic(_matmul_rate(DTYPES[dtype]), "matmul")
+    return found if dtype in ("float32", "float64") else max(found, arithmetic("float32", threads))
+
+
+def _matmul_rate(dtype: torch.dtype) -> float:
+    # A processor without instructions for a half type may take minutes for the largest. Twice the size is eight times
+    # the work.
+    size = min(256, MATRIX)
+    while True:
+        a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+        seconds = _seconds(lambda a=a, b=b: torch.mm(a, b))  # type: ignore[misc]
+        if size == MATRIX or 8 * seconds > ENOUGH_SECONDS / ROUNDS:
+            return 2 * size**3 / seconds
+        size = min(2 * size, MATRIX)
 
 
 def _seconds(function: Callable[[], object]) -> float:
     """Of the fastest of some calls: a limit is what can be reached at best."""
-    samples = []
-    for _ in range(ROUNDS):
+    samples: list[float] = []
+    end = perf_counter() + ENOUGH_SECONDS
+    while not samples or (len(samples) < ROUNDS and perf_counter() < end):
         start = perf_counter()
         function()
         samples.append(perf_counter() - start)
