@@ -72,8 +72,10 @@ def copy_rate(threads: int) -> float:
 
 @functools.cache
 def arithmetic(dtype: str, threads: int) -> Arithmetic:
-    """By a loop in registers; by a matrix product where there is no compiler, and for half types, which a processor
-    without instructions for them reads as float32: then that limit is theirs."""
+    """By a loop in registers; by a matrix product where there is no compiler, and for half types.
+
+    A processor without instructions for a half type computes in float32: then that limit holds.
+    """
     library = _library()
     if library and (loop := getattr(library, f"fma_{dtype}", None)):
         return Arithmetic(_fma_rate(loop, threads), "fma")
@@ -82,8 +84,8 @@ def arithmetic(dtype: str, threads: int) -> Arithmetic:
 
 
 def _matmul_rate(dtype: torch.dtype) -> float:
-    # A processor without instructions for a half type may take minutes for the largest. Twice the size is eight times
-    # the work.
+    # A processor without instructions for a half type may take minutes for the largest size. Twice the size
+    # is eight times the work.
     size = min(256, MATRIX)
     while True:
         a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
