@@ -47,6 +47,7 @@ constexpr double kWinogradFilter = 8;                         // one 3x3 filter,
 constexpr double kWinogradScalarFilter = 30;  // the same where the rows of a panel are no whole vectors
 constexpr double kStoreRun = 3, kStoreDense = 3, kStoreTransposed = 14, kStoreScalarPerLane = 2;
 
+// As many as leave the L2 cache its other share.
 int64_t winograd_panel_rows(const CpuProblem& p, const CpuTarget& t) {
   return std::min(kWinogradPanelRows,
                   t.l2_bytes / kWinogradPanelShareOfL2 / (16 * p.channels * t.element_bytes));
