@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class Row(NamedTuple):
     channels_last: bool
     error: float
     bound: float
+    tf32: bool = False  # float32 whose operands tensor cores round to tf32
 
     @property
     def passed(self) -> bool:
@@ -40,6 +42,13 @@ class Case(NamedTuple):
     weight_shape: tuple[int, int, int, int]  # [C*r_h*r_w, Ci/groups, k_h, k_w]
     options: dict[str, Any]
 
+    @property
+    def has_kink(self) -> bool:
+        """Whether the epilogue's gradient jumps somewhere."""
+        return self.options.get("activation") == "relu" or "clamp" in self.options
+
+
+TF32_EPS = 2.0**-10  # of operands that tensor cores round to ten bits
 
 CASES = (
     Case("3x3", (2, 16, 17, 23), (12, 16, 3, 3), {"padding": 1}),
@@ -63,15 +72,21 @@ def run() -> list[Row]:
     for case, dtype, channels_last in itertools.product(CASES, DTYPES, (False, True)):
         tensors = _tensors(case, dtype, channels_last, generator)
         truth = _outcomes(reference.subpixel_conv2d, [t.double() for t in tensors.values()], case.options)
-        for backend, device in _runnable():
+        for backend, device, tf32 in _runnable():
+            # at a kink, what tf32 rounds away decides between all of a gradient and nothing
+            if tf32 and (dtype != torch.float32 or case.has_kink):
+                continue
             on_device = [tensor.to(device) for tensor in tensors.values()]
-            plain = _outcomes(reference.subpixel_conv2d, on_device, case.options)
-            with backends.use_backend(backend):
-                found = _outcomes(subpixel_conv2d, on_device, case.options)
+            with _tf32_allowed(tf32):
+                plain = _outcomes(reference.subpixel_conv2d, on_device, case.options)
+                with backends.use_backend(backend):
+                    found = _outcomes(subpixel_conv2d, on_device, case.options)
+            eps = TF32_EPS if tf32 else torch.finfo(dtype).eps
             rows += [
                 Row(
                     backend, f"{case.name}, {name}", dtype, channels_last,
-                    _distance(found[name], truth[name]), _bound(name, case, dtype, plain[name], truth[name]),
+                    _distance(found[name], truth[name]),
+                    _bound(name, case, dtype, eps, plain[name], truth[name]), tf32,
                 )
                 for name in truth
             ]  # fmt: skip
@@ -82,20 +97,35 @@ def table(rows: list[Row]) -> str:
     """All rows as text."""
     lines = [f"{'backend':10} {'case':32} {'dtype':9} {'layout':14} {'max error':>10} {'bound':>10}"]
     for row in rows:
-        dtype = str(row.dtype).removeprefix("torch.")
+        dtype = "tf32" if row.tf32 else str(row.dtype).removeprefix("torch.")
         layout = "channels_last" if row.channels_last else "contiguous"
         numbers = f"{row.error:10.2e} {row.bound:10.2e}" + ("" if row.passed else "  FAILED")
         lines.append(f"{row.backend:10} {row.case:32} {dtype:9} {layout:14} {numbers}")
     return "\n".join(lines)
 
 
-def _runnable() -> Iterator[tuple[str, torch.device]]:
+def _runnable() -> Iterator[tuple[str, torch.device, bool]]:
+    """(backend, device, whether float32 may be tf32)."""
     for name in ("cpu", "cuda"):
         device = torch.device(name)
         exists = name == "cpu" or torch.cuda.is_available()
         if exists and backends.refusal(name, device, torch.float32) is None:
-            yield name, device
-    yield "reference", torch.device("cpu")
+            yield name, device, False
+            if name == "cuda" and backends.has_tensor_cores(device):
+                yield name, device, True
+    yield "reference", torch.device("cpu"), False
+
+
+@contextlib.contextmanager
+def _tf32_allowed(allowed: bool) -> Iterator[None]:
+    """For convolutions on a GPU, whatever the user has set. PyTorch's default allows it."""
+    conv = cast(Any, torch.backends.cudnn).conv  # torch's annotations lack it
+    before = conv.fp32_precision
+    conv.fp32_precision = "tf32" if allowed else "ieee"
+    try:
+        yield
+    finally:
+        conv.fp32_precision = before
 
 
 def _tensors(
@@ -127,7 +157,7 @@ def _distance(found: Tensor, truth: Tensor) -> float:
     return float((found - truth).abs().max())
 
 
-def _bound(name: str, case: Case, dtype: torch.dtype, plain: Tensor, truth: Tensor) -> float:
+def _bound(name: str, case: Case, dtype: torch.dtype, eps: float, plain: Tensor, truth: Tensor) -> float:
     """Twice PyTorch's own error in the same dtype, plus the rounding of the result and of its sum.
 
     The sum's share, eps*sqrt(terms) in the type that is summed in, matters where PyTorch's error happens to
@@ -138,5 +168,5 @@ def _bound(name: str, case: Case, dtype: torch.dtype, plain: Tensor, truth: Tens
     pixels = case.input_shape[0] * case.input_shape[2] * case.input_shape[3]
     terms = {"output": channels * taps, "input gradient": low_channels * taps}.get(name, pixels)
     summed_in = torch.float64 if dtype == torch.float64 else torch.float32
-    rounding = torch.finfo(dtype).eps + torch.finfo(summed_in).eps * terms**0.5
+    rounding = eps + torch.finfo(summed_in).eps * terms**0.5
     return 2 * _distance(plain, truth) + rounding * float(truth.abs().max())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Build, test, sanitize and measure on a machine with a CUDA GPU, in under ten minutes: `make gpu`.
+"""Build, test, sanitize and measure on a machine with a CUDA GPU, in some ten minutes: `make gpu`.
 
     make gpu PYTHON=python3                       everything
     make gpu PYTHON=python3 STEPS=build,test      these only
@@ -77,6 +77,8 @@ def architecture() -> str:
 def steps(results: Path, bench: Sequence[str]) -> dict[str, Step]:
     """All steps by name, in the order in which they run."""
     python, pytest = sys.executable, [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    if importlib.util.find_spec("xdist"):
+        pytest += ["-n", str(min(8, os.cpu_count() or 1))]
     tests = [path for path in (GPU_TESTS, "tests/test_cuda_gpu.py") if (ROOT / path).exists()] or [GPU_TESTS]
     build = [python, "setup.py", "--quiet", "build_ext", "--inplace"]
     modules = [python, "setup.py", "--quiet", "build_host_tests"]
@@ -89,7 +91,7 @@ def steps(results: Path, bench: Sequence[str]) -> dict[str, Step]:
     return {
         "build": Step(120, [build], ("setuptools",)),
         "test": Step(
-            100, [verify, [*pytest, "-m", "gpu", "-k", f"not {EMULATOR_TEST}", *tests]], ("pytest",)
+            240, [verify, [*pytest, "-m", "gpu", "-k", f"not {EMULATOR_TEST}", *tests]], ("pytest",)
         ),
         "emulator": Step(
             60, [modules, [*pytest, "-m", "gpu", "-k", EMULATOR_TEST, *tests]], ("pytest", "pybind11")
@@ -102,7 +104,7 @@ def steps(results: Path, bench: Sequence[str]) -> dict[str, Step]:
             ],
             ("compute-sanitizer",),
         ),
-        "bench": Step(150, [[*measure, "--no-plots", *bench, "--out", f"{results}/bench.csv"]], ("tqdm",)),
+        "bench": Step(300, [[*measure, "--no-plots", *bench, "--out", f"{results}/bench.csv"]], ("tqdm",)),
     }
 
 
