@@ -11,7 +11,7 @@ namespace fused_subpixel::cuda {
 enum class Kernel : int32_t {
   kGeneric,  // one thread per result: everything
   kMma,      // implicit GEMM on the tensor cores (mma.sync), sm_80 and up
-  kWgmma,    // the same on Hopper's (wgmma), half types and wide layers
+  kWgmma,    // the same on Hopper's (wgmma), wide layers
 };
 
 // Why the tensor cores do not compute a problem; explanation.py has the words.
@@ -44,6 +44,10 @@ struct Problem {
   int vector;      // neighbouring channels of a pixel that can be copied at once
   bool wgmma;      // Hopper's kernels were compiled
   bool activated;  // an activation's gradient is applied to what is loaded
+  // Where rows of the weight are sorted by phase, phase_rows to each, and the output is cropped by less than a cell: low-
+  // resolution pixels that suffice if the phases that the crop takes off the first row or column begin a pixel later.
+  // Else phase_rows is 0.
+  int64_t phase_rows, late_h, late_w;
 };
 
 // mma.sync tile: kMmaPixels pixels by `columns` rows of the weight; the weight's rows are the columns of the GEMM.
@@ -67,6 +71,7 @@ struct Plan {
   int tile_n, tile_h, tile_w;  // images x rows x columns of pixels
   int tiles_n, tiles_h, tiles_w;
   int halo_h, halo_w;
+  bool late;      // tiles are of one phase each, see Problem
   bool resident;  // the whole filter of a row block stays in shared memory, blocks go from tile to tile
   int step_taps;  // taps whose weights come at a time
   int steps;      // per chunk
@@ -76,10 +81,12 @@ struct Plan {
   int64_t pixel_stage_bytes, filter_step_bytes, shared_bytes;
   int64_t filter_offset, staging_offset, table_offset;  // in shared memory; pixels are at 0
   int64_t packed_bytes;                                 // of the reordered filter, in global memory
-  int pixel_plane;         // kWgmma: pixels from one piece of eight channels to the next, with padding
+  int pixel_plane;         // kWgmma: pixels from one piece of channels to the next, with padding
   int64_t barrier_offset;  // kWgmma: in shared memory
 };
 
+// What can be told without a tile.
+Refusal refusal_of(const Problem& problem, const Target& target);
 Plan plan_conv(const Problem& problem, const Target& target);
 
 // Weight gradient: rows x (channels, taps), summed over pixels that are shared among blocks.

@@ -58,6 +58,11 @@ struct TensorView {
 struct PhaseStrides {
   int64_t c, i, j;
 };
+// Where channels lie `step` elements apart, in the order of the call.
+inline PhaseStrides phase_strides(const Geometry& g, int64_t step) {
+  if (g.order == ChannelOrder::kCRD) return {g.cell() * step, g.r_w * step, step};
+  return {step, g.r_w * g.channels * step, g.channels * step};
+}
 
 struct ForwardArguments {
   Geometry geometry;
@@ -65,8 +70,8 @@ struct ForwardArguments {
   TensorView input, weight, residual, output;
   PhaseStrides weight_rows;  // of weight
   bool weight_turned;        // a transposed convolution's, its taps turned by 180 degrees
-  const void* bias;          // contiguous, or null
-  const void* prelu;         // contiguous, or null
+  const void* bias;   // contiguous, or null; by convolution channel, a transposed convolution's by channel
+  const void* prelu;  // contiguous, or null
   int64_t prelu_size;
   Epilogue epilogue;
 };

@@ -180,7 +180,7 @@ inline Tensor dense_vector(const char* name, const Tensor& t, const Tensor& inpu
 }
 
 // A weight of six dimensions is a view of a transposed convolution's, [C, r_h, r_w, Ci, k_h, k_w]: no copy has to be
-// made to split its phases, and its taps are turned.
+// made to split its phases, and its taps are turned. Then the bias has C elements.
 inline void set_weight(ForwardArguments& a, const Tensor& weight) {
   const Geometry& g = a.geometry;
   a.weight_turned = weight.dim() == 6;
@@ -190,9 +190,7 @@ inline void set_weight(ForwardArguments& a, const Tensor& weight) {
     return;
   }
   a.weight = view_of(weight);
-  const int64_t n = a.weight.stride.n;
-  a.weight_rows = g.order == ChannelOrder::kCRD ? PhaseStrides{g.cell() * n, g.r_w * n, n}
-                                                : PhaseStrides{n, g.r_w * g.channels * n, g.channels * n};
+  a.weight_rows = phase_strides(g, a.weight.stride.n);
 }
 
 struct ForwardCall {
@@ -218,7 +216,8 @@ inline ForwardCall forward_call(const Tensor& input, const Tensor& weight, const
   OptionalTensor bias_dense, prelu_dense;
   if (bias) {
     bias_dense = dense_vector("bias", *bias, input);
-    check(bias_dense->numel() == g.conv_channels(), "bias must have ", g.conv_channels(), " elements");
+    const int64_t biases = weight.dim() == 6 ? g.channels : g.conv_channels();
+    check(bias_dense->numel() == biases, "bias must have ", biases, " elements");
     a.bias = bias_dense->const_data_ptr();
   }
   check((a.epilogue.activation == Activation::kPReLU) == activation_weight.has_value(),

@@ -149,15 +149,17 @@ def subpixel_operands(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(input, weight, bias) of the sub-pixel convolution, crd order, from a transposed convolution's.
 
-    With ``split`` the weight may be the view [C, r_h, r_w, Ci, k_h, k_w] that the CPU operator reads, with
-    its taps still turned, instead of a copy.
+    With ``split`` the weight may be the view [C, r_h, r_w, Ci, k_h, k_w] that the operators read, with its
+    taps still turned, instead of a copy; to it belongs the bias as it is.
     """
     transposed, groups = problem.transposed, problem.geometry.groups
     assert transposed is not None
     if any(transposed.unused):
         input = F.pad(input, transposed.unused)  # negative: a view
     phases = _split_phases(weight, transposed.stride, transposed.extension, groups)
-    weight = phases[0] if split and groups == 1 else _to_rows(phases, CHANNEL_ORDERS["crd"])
+    if split and groups == 1:
+        return input, phases[0], bias
+    weight = _to_rows(phases, CHANNEL_ORDERS["crd"])
     if bias is not None and problem.output_shape[1] != problem.weight_shape[0]:
         bias = bias.repeat_interleave(problem.weight_shape[0] // problem.output_shape[1])
     return input, weight, bias
@@ -170,7 +172,10 @@ def _split_phases(weight: Tensor, factor: tuple[int, int], extension: tuple[int,
     """
     if any(extension):
         weight = F.pad(weight, (0, extension[1], 0, extension[0]))
-    split = weight.unflatten(3, (-1, factor[1])).unflatten(2, (-1, factor[0])).unflatten(0, (groups, -1))
+    channels, per_group, height, width = weight.shape
+    split = weight.view(
+        groups, channels // groups, per_group, height // factor[0], factor[0], width // factor[1], factor[1]
+    )
     return split.permute(0, 2, 4, 6, 1, 3, 5)
 
 

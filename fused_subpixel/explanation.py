@@ -134,7 +134,7 @@ def _explain(
         reason = reason or functional.why_no_kernel(call.problem)
         if reason is None and chosen == "reference":
             asked = (backend or backends.requested()) == "reference"
-            slower = None if asked else functional.why_no_tensor_cores(call.problem)
+            slower = None if asked else functional.why_pytorch_is_faster(call.problem)
             reason = (
                 "the reference was asked for" if slower is None else f"slower than PyTorch here: {slower}"
             )

@@ -29,13 +29,16 @@ from test_kernel_gradients import (
 from test_kernel_gradients import exact as exact_gradients
 from torch import Tensor
 
-from fused_subpixel import _library, backends, reference
-from fused_subpixel._arguments import CHANNEL_ORDERS
+from fused_subpixel import _library, backends, conversion, functional, reference
+from fused_subpixel._arguments import CHANNEL_ORDERS, Problem, resolve
+from fused_subpixel.autograd import BackwardPlan, plan_backward
+from fused_subpixel.conversion import subpixel_weight_to_conv_transpose
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = ROOT / "csrc" / "cuda"
 TARGETS = {"large": LARGE, "small": SMALL}
 HALVES = (torch.float16, torch.bfloat16)
+TENSOR_CORE_TYPES = (*HALVES, torch.float32)  # as tf32
 
 # Channel counts, factors and kernels that models have, on images that do not fill the last tile.
 HEADS = tuple(
@@ -56,7 +59,24 @@ WIDE = (
     Case("128 rows, cropped", (1, 128, 15, 16), (128, 128, 3, 3), (2, 2), padding=SAME3, crop=(1, 3, 2, 1)),
 )
 HOPPER = Target(90, 1)  # one multiprocessor: what computes more at a time wins
-ALL = (*GEOMETRIES, *HEADS)
+# Cropped as transposed convolutions are, with tiles of one phase each in channels_last.
+LATE = (
+    Case("4x4 stride 2", (2, 40, 8, 9), (4 * 64, 40, 2, 2), (2, 2), padding=(1, 1, 1, 1), crop=(1, 1, 1, 1)),
+    Case("9x6, 3 x 2", (1, 24, 5, 7), (6 * 16, 24, 3, 3), (3, 2), padding=(2, 2, 2, 2), crop=(2, 1, 0, 1)),
+    Case(
+        "stride of its own",
+        (1, 16, 9, 9),
+        (4 * 32, 16, 3, 3),
+        (2, 2),
+        (2, 2),
+        padding=SAME3,
+        crop=(1, 0, 0, 1),
+    ),
+)
+WIDE_LATE = Case(
+    "128 channels, 4x4 stride 2", (1, 64, 8, 8), (512, 64, 2, 2), (2, 2), padding=(1,) * 4, crop=(1,) * 4
+)
+ALL = (*GEOMETRIES, *HEADS, *LATE)
 LITTLE = 3_000_000  # multiply-adds: more takes long and shows no more
 
 
@@ -91,28 +111,60 @@ def test_forward(case: Case, dtype: torch.dtype, channels_last: bool, target: Ta
     assert found.equal(cases.exact(case).to(dtype))
 
 
-@pytest.mark.parametrize("case", WIDE, ids=str)
-@pytest.mark.parametrize("of_type", HALVES, ids=str)
+@pytest.mark.parametrize("case", (*WIDE, WIDE_LATE), ids=str)
+@pytest.mark.parametrize("of_type", TENSOR_CORE_TYPES, ids=str)
 def test_hopper(case: Case, of_type: torch.dtype, channels_last: bool) -> None:
     """Forward with and without an epilogue, and the input gradient, in both layouts of what is written."""
     last = torch.channels_last
-    assert emulated.plan(case, of_type, True, HOPPER)[0] == WGMMA
+    assert emulated.plan(case, of_type, True, HOPPER, tf32=True)[0] == WGMMA
     for changes in ({}, {"activation": "relu", "residual": "high", "clamp": (-9.0, 30.0)}):
         changed = variant(case, **changes)
         tensors, expected = cases.integers(changed).to(of_type, last), cases.exact(changed).to(of_type)
         for seed in range(3):
             found = emulated.forward(
-                changed, tensors, channels_last, HOPPER, seed=seed, guard_start=bool(seed % 2)
+                changed, tensors, channels_last, HOPPER, tf32=True, seed=seed, guard_start=bool(seed % 2)
             )
             assert found.equal(expected)
     grad = integer_gradient(case).to(of_type).contiguous(memory_format=last)
-    found = emulated.input_grad(case, grad, cases.integers(case).weight.to(of_type), channels_last, HOPPER)
+    weight = cases.integers(case).weight.to(of_type)
+    found = emulated.input_grad(case, grad, weight, channels_last, HOPPER, tf32=True)
     assert found.equal(exact_gradients(case)[0].to(of_type))
+
+
+def test_no_tile_for_what_is_cropped() -> None:
+    """Phases that the crop takes off the first row or column begin a pixel later: 8 x 8 pixels, not 9 x 9."""
+    case = WIDE_LATE
+    kernel, _, pixels, columns, blocks = emulated.plan(case, torch.float16, True, HOPPER)
+    assert (kernel, columns) == (WGMMA, 128)
+    assert blocks * pixels * columns == 128 * case.weight[0]  # one tile of 8 x 16 for each block of rows
 
 
 def test_hopper_takes_input_gradients() -> None:
     planned = {emulated.plan(case, torch.float16, True, HOPPER, which=1)[0] for case in WIDE}
     assert WGMMA in planned
+
+
+TRANSPOSED = (
+    variant(WIDE[0], weight=(512, 64, 2, 2), padding=(1, 1, 1, 1)),
+    Case("transposed, 3 x 2", (2, 24, 9, 11), (6 * 4, 24, 2, 3), (3, 2)),
+)
+
+
+@pytest.mark.parametrize("case", TRANSPOSED, ids=str)
+@pytest.mark.parametrize("target", (HOPPER, LARGE, OLD), ids=str)
+def test_forward_reads_a_transposed_weight(case: Case, dtype: torch.dtype, target: Target) -> None:
+    """As the view that conversion.py makes of it without a copy, taps turned, and with a bias per channel."""
+    tensors = cases.integers(case).to(dtype, torch.channels_last)
+    factor = case.geometry[:2]
+    transposed = subpixel_weight_to_conv_transpose(tensors.weight, factor)
+    (view,) = conversion._split_phases(transposed, factor, (0, 0), 1)
+    phases = factor[0] * factor[1]
+    bias = tensors.bias[::phases].contiguous()
+    uniform = tensors._replace(bias=bias.repeat_interleave(phases))
+    turned = tensors._replace(weight=view, bias=bias)
+    found = emulated.forward(case, turned, True, target, tf32=True)
+    assert found.equal(emulated.forward(case, uniform, True, target, tf32=True))
+    assert not found.equal(emulated.forward(case, tensors, True, target, tf32=True))
 
 
 @pytest.mark.parametrize("case", [case for case in (*ALL, *EPILOGUES) if small(case, 300_000)], ids=str)
@@ -204,7 +256,7 @@ def test_generic_activation(case: Case, activation: str, dtype: torch.dtype, cha
 
 
 @pytest.mark.parametrize("case", WIDE, ids=str)
-@pytest.mark.parametrize("of_type", HALVES, ids=str)
+@pytest.mark.parametrize("of_type", TENSOR_CORE_TYPES, ids=str)
 def test_hopper_activation(case: Case, of_type: torch.dtype) -> None:
     changed = variant(case, activation="tanh" if of_type == torch.float16 else "relu")
     weight = cases.integers(changed).weight.to(of_type)
@@ -212,9 +264,13 @@ def test_hopper_activation(case: Case, of_type: torch.dtype) -> None:
         grad = integer_gradient(case).to(of_type).contiguous(memory_format=torch.channels_last)
         output = quarters(changed).to(of_type).contiguous(memory_format=layouts(output_last))
         for seed in range(2):
-            found = emulated.input_grad(changed, grad, weight, True, HOPPER, output=output, seed=seed)
+            found = emulated.input_grad(
+                changed, grad, weight, True, HOPPER, output=output, tf32=True, seed=seed
+            )
             assert found.equal(exact_gradients(changed)[0].to(of_type))
-    planned = {emulated.plan(case, of_type, True, HOPPER, which=1, activated=True)[0] for case in WIDE}
+    planned = {
+        emulated.plan(case, of_type, True, HOPPER, which=1, tf32=True, activated=True)[0] for case in WIDE
+    }
     assert WGMMA in planned
 
 
@@ -438,7 +494,7 @@ def test_the_cases_take_every_tile() -> None:
     assert {plan[3] for plan in plans if plan[0] == MMA} == {16, 32, 48, 64, 128}
 
 
-H100 = Target(90, 132, 227 << 10)
+H100, A100 = Target(90, 132, 227 << 10), Target(80, 108, 163 << 10)
 
 
 @pytest.mark.parametrize(
@@ -455,7 +511,7 @@ def test_channel_counts_of_heads_waste_little(rows: int, columns: int) -> None:
 def test_wide_tiles_are_for_gradients_without_activation() -> None:
     """They have no registers for it; Hopper's own kernel has."""
     case = Case("wide", (8, 128, 96, 96), (512, 128, 3, 3), padding=SAME3)
-    for target, with_activation in ((Target(80, 108, 163 << 10), (MMA, 64)), (H100, (WGMMA, 128))):
+    for target, with_activation in ((A100, (MMA, 64)), (H100, (WGMMA, 128))):
         for activated in (False, True):
             kernel, _, _, columns, _ = emulated.plan(
                 case, torch.float16, True, target, which=1, activated=activated
@@ -466,10 +522,14 @@ def test_wide_tiles_are_for_gradients_without_activation() -> None:
 @pytest.mark.parametrize(
     "shape", [(1, 192, 32, 48), (4, 512, 14, 14), (256, 32, 7, 7), (1, 512, 8, 8)], ids=str
 )
-def test_small_images_fill_the_gpu(shape: tuple[int, int, int, int]) -> None:
+@pytest.mark.parametrize("target", [H100, A100], ids=str)
+def test_small_images_fill_the_gpu(shape: tuple[int, int, int, int], target: Target) -> None:
+    """On Hopper too, unless its wide tiles are done sooner on half of the multiprocessors."""
     case = Case("wide", shape, (4 * shape[1], shape[1], 1, 1))
-    *_, blocks = emulated.plan(case, torch.float16, True, H100)
-    assert blocks >= min(100, shape[0] * shape[2] * shape[3] // 128 * 4 * shape[1] // 16)
+    kernel, *_, blocks = emulated.plan(case, torch.float16, True, target)
+    assert kernel == MMA or target is H100
+    fewest = 60 if kernel == WGMMA else 100
+    assert blocks >= min(fewest, shape[0] * shape[2] * shape[3] // 128 * 4 * shape[1] // 16)
 
 
 @pytest.mark.parametrize(
@@ -485,6 +545,62 @@ def test_refusals(changes: dict[str, object], dtype: torch.dtype, tf32: bool, re
     case = variant(cases.NARROW, **changes)
     assert emulated.plan(case, dtype, True, tf32=tf32)[:2] == [GENERIC, refusal]
     assert emulated.plan(cases.NARROW, torch.float16, True, OLD)[:2] == [GENERIC, 1]
+
+
+def conv_problem(input: tuple[int, ...], weight: tuple[int, ...], dtype: torch.dtype, tf32: bool) -> Problem:
+    def info(shape: tuple[int, ...]) -> tuple[torch.Size, torch.dtype, torch.device]:
+        return torch.Size(shape), dtype, torch.device("cuda", 0)
+
+    options = (2, 1, "same", 1, 1, None, 0.01, None, "crd")
+    problem = resolve(info(input), info(weight), None, None, None, *options)
+    return problem._replace(geometry=problem.geometry._replace(tf32=int(tf32)))
+
+
+@pytest.mark.parametrize(
+    ("input", "weight", "dtype", "tf32", "reason"),
+    [
+        ((1, 64, 270, 480), (48, 64, 3, 3), torch.float16, False, None),
+        ((1, 64, 8, 8), (48, 64, 3, 3), torch.float16, False, None),  # narrow
+        ((1, 128, 128, 128), (256, 128, 1, 1), torch.float16, False, None),  # many pixels
+        ((256, 32, 7, 7), (128, 32, 2, 2), torch.float32, True, None),  # a short sum
+        (
+            (1, 192, 32, 48),
+            (768, 192, 3, 3),
+            torch.float16,
+            False,
+            "1536 pixels before",
+        ),
+        (
+            (4, 512, 14, 14),
+            (1024, 512, 1, 1),
+            torch.float32,
+            True,
+            "784 pixels before",
+        ),
+        ((1, 64, 270, 480), (48, 64, 3, 3), torch.float32, False, "exact float32"),
+    ],
+)
+def test_what_auto_leaves_to_pytorch(
+    input: tuple[int, ...], weight: tuple[int, ...], dtype: torch.dtype, tf32: bool, reason: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(backends, "has_tensor_cores", lambda device: True)
+    problem = conv_problem(input, weight, dtype, tf32)
+    found = functional.why_pytorch_is_faster(problem)
+    assert found is None if reason is None else reason in str(found)
+    # sizes must not tie a traced graph to them
+    assert functional.why_pytorch_is_faster(problem, tracing=True) == functional.why_no_tensor_cores(problem)
+
+
+def test_gradients_of_narrow_heads_are_ours() -> None:
+    def plan(input: tuple[int, ...], weight: tuple[int, ...], **changes: int) -> BackwardPlan:
+        geometry = conv_problem(input, weight, torch.float16, False).geometry._replace(**changes)
+        return plan_backward("cuda", geometry, input, weight, torch.float16)
+
+    assert plan((1, 60, 256, 256), (12, 60, 3, 3)) == (True, True)
+    assert plan((1, 60, 256, 256), (12, 60, 3, 3), stride_h=2) == (False, True)
+    assert plan((1, 64, 540, 960), (12, 64, 3, 3)) == (False, False)
+    assert plan((1, 64, 192, 192), (256, 64, 3, 3)) == (False, False)
 
 
 def test_tf32_follows_torchs_settings() -> None:

@@ -301,15 +301,16 @@ def test_rounding_to_tf32(rng: np.random.Generator) -> None:
 
 
 def planes(x: np.ndarray) -> np.ndarray:
-    """[rows, k] as [k / 8, rows, 8]."""
-    return np.ascontiguousarray(x.reshape(x.shape[0], -1, 8).transpose(1, 0, 2))
+    """[rows, k] as [8, rows, k / 8]."""
+    return np.ascontiguousarray(x.reshape(x.shape[0], 8, -1).transpose(1, 0, 2))
 
 
-@pytest.mark.parametrize("type_name", ["Half", "BFloat16"])
+@pytest.mark.parametrize("type_name", ["Half", "BFloat16", "TF32"])
 @pytest.mark.parametrize("start", [0, 1, 5, 8])
 def test_wgmma(type_name: str, start: int, seed: int, rng: np.random.Generator) -> None:
     """Operands that start at any row: 16 bytes are all the alignment there is without a swizzle."""
-    a, b = integers(rng, 72, 64), integers(rng, 128, 64)
+    k = 32 if type_name == "TF32" else 64
+    a, b = integers(rng, 72, k), integers(rng, 128, k)
     got = simt.wgmma(type_name, stored(type_name, planes(a)), stored(type_name, planes(b)), start, "")
     assert np.array_equal(got.reshape(64, 128), a[start : start + 64] @ b.T)
 

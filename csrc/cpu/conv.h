@@ -135,7 +135,7 @@ struct GroupRows {
       residual[row] = e.residual_kind == ResidualKind::kHighRes  ? p.c * r.c + i * r.h + j * r.w
                       : e.residual_kind == ResidualKind::kLowRes ? o * r.c
                                                                  : p.c * r.c;
-      bias[row] = e.bias ? S(widen(static_cast<const T*>(e.bias)[o])) : S(0);
+      bias[row] = e.bias ? S(widen(static_cast<const T*>(e.bias)[e.bias_c * p.c + e.bias_o * o])) : S(0);
       slope[row] = e.prelu ? S(widen(static_cast<const T*>(e.prelu)[e.prelu_c * p.c + e.prelu_o * o]))
                            : static_cast<S>(e.negative_slope);
     }

@@ -403,6 +403,8 @@ void conv_forward(const ForwardArguments& a, const Pool& pool) {
   const bool prelu_per_channel = a.prelu_size == g.channels && a.prelu_size > 1;
   const bool prelu_per_row = !prelu_per_channel && a.prelu_size > 1;
   task.epilogue = {a.bias,
+                   a.weight_turned ? 1 : 0,
+                   a.weight_turned ? 0 : 1,
                    a.epilogue.activation,
                    a.epilogue.negative_slope,
                    a.epilogue.clamp_min,
@@ -455,8 +457,8 @@ void conv_input_grad(const InputGradArguments& a, const Pool& pool) {
                g.in_h,
                g.in_w};
   const double inf = __builtin_inf();
-  task.epilogue = {nullptr, Activation::kNone,   0.0, -inf, inf, nullptr, 0, 0,
-                   nullptr, ResidualKind::kNone, {}};
+  task.epilogue = {nullptr, 0, 0,       Activation::kNone,   0.0, -inf, inf, nullptr,
+                   0,       0, nullptr, ResidualKind::kNone, {}};
   CpuProblem problem = problem_of(task.window, per_group, run, dense);
   problem.source_dense = task.source.run >= target.lanes && !task.source.output;
   task.plan = plan_cpu_conv(problem, target);

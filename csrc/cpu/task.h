@@ -69,7 +69,8 @@ struct Destination {
 };
 
 struct TaskEpilogue {
-  const void* bias;  // [groups * rows], by convolution channel, or null
+  const void* bias;        // or null
+  int64_t bias_c, bias_o;  // index = bias_c * c + bias_o * convolution channel
   Activation activation;
   double negative_slope, clamp_min, clamp_max;
   const void* prelu;         // or null

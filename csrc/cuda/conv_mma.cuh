@@ -51,35 +51,40 @@ template <class T, class Placement>
 FS_KERNEL(kPackThreads, 1)
 pack_filter_kernel(FS_CONSTANT(PackParams) p) {
   constexpr int kPieces = Placement::kPieces, kElements = 16 / static_cast<int>(sizeof(T));
+  let_next_kernel_start();
   const Placement place(p.columns);
   const int taps = p.kernel_h * p.kernel_w;
-  const int64_t total = int64_t{p.row_blocks} * p.chunks * taps * p.columns * kPieces;
-  for (int64_t i = int64_t{block_x()} * kPackThreads + thread_index(); i < total;
-       i += int64_t{grid_x()} * kPackThreads) {
-    const int piece = static_cast<int>(i % kPieces), column = static_cast<int>(i / kPieces % p.columns);
-    const int64_t block = i / kPieces / p.columns;  // (row block, chunk, tap)
-    const int tap = static_cast<int>(block % taps), chunk = static_cast<int>(block / taps % p.chunks);
-    const int64_t row = block / taps / p.chunks * p.columns + column;
+  const int total = p.row_blocks * p.chunks * taps * p.columns * kPieces;
+  for (int i = block_x() * kPackThreads + thread_index(); i < total; i += grid_x() * kPackThreads) {
+    const int piece = i % kPieces, by_column = i / kPieces, block = by_column / p.columns;
+    const int column = by_column - block * p.columns;  // block: (row block, chunk, tap)
+    const int by_chunk = block / taps, tap = block - by_chunk * taps;
+    const int row_block = by_chunk / p.chunks, chunk = by_chunk - row_block * p.chunks;
+    const int row = row_block * p.columns + column;
     const int a = tap / p.kernel_w, b = tap % p.kernel_w;
     const int64_t at_tap = (p.turned ? p.kernel_h - 1 - a : a) * p.tap_h_stride +
                            (p.turned ? p.kernel_w - 1 - b : b) * p.tap_w_stride;
-    const int64_t first = int64_t{chunk} * kPieces * kElements + piece * kElements;
+    const int first = (chunk * kPieces + piece) * kElements;
     Packed16 packed = {};
+    const auto conv_channel = [&](int counted) {
+      const PhaseOf<int> at = phase_of(p.map, counted);
+      return at.c * p.conv_stride.c + at.i * p.conv_stride.i + at.j * p.conv_stride.j;
+    };
     if (row < p.rows) {
-      const int64_t at_row = (p.map_rows ? conv_channel_of(p.map, row) : row) * p.row_stride;
+      const int64_t at_row = p.map_rows ? conv_channel(row) : row * p.in_stride;
       FS_UNROLL
       for (int e = 0; e < kElements; ++e) {
-        const int64_t k = first + e;
+        const int k = first + e;
         if (k >= p.channels) break;
-        const int64_t at_channel = (p.map_rows ? k : conv_channel_of(p.map, k)) * p.channel_stride;
+        const int64_t at_channel = p.map_rows ? k * p.in_stride : conv_channel(k);
         put_element(packed, e, static_cast<const T*>(p.weight)[at_row + at_channel + at_tap]);
       }
     }
     FS_UNROLL
     for (int word = 0; word < 4; ++word) packed.word[word] = to_operand(packed.word[word], T{});
-    store_16(
-        static_cast<unsigned char*>(p.packed) + block * p.columns * kPieces * 16 + place.at(column, piece),
-        packed);
+    store_16(static_cast<unsigned char*>(p.packed) + int64_t{block} * p.columns * kPieces * 16 +
+                 place.at(column, piece),
+             packed);
   }
 }
 
@@ -92,76 +97,123 @@ void launch_pack(const PackParams& params, const Plan& plan, void* stream) {
 }
 
 // ---- pixels -----------------------------------------------------------------------------------------------------------
-// Offset of a channel, and whether it exists at a low-resolution pixel.
+// Offset of a channel from a low-resolution pixel, and the fine pixel of the cell that it belongs to.
 struct ChannelPlace {
   int64_t offset;
+  int row, column;
   bool exists;
 };
-FS_DEVICE ChannelPlace channel_place(const PixelLoad& p, const PixelStrides& by, int s, int row, int column) {
+FS_DEVICE ChannelPlace channel_place(const PixelLoad& p, const PixelStrides& by, int s) {
   const PixelSource& from = p.source;
   const ShuffledChannels& m = from.map;
-  if (m.cell_h * m.cell_w == 1) {
-    const int y = row - from.crop_top, x = column - from.crop_left;
-    return {s * by.channel - from.crop_top * by.row - from.crop_left * by.col,
-            s < from.total && y >= 0 && y < from.fine_h && x >= 0 && x < from.fine_w};
+  int c = s, i = 0, j = 0;
+  if (m.cell_h * m.cell_w > 1) {
+    if (m.order == ChannelOrder::kDCR) {
+      const int cell = p.channels.divide(s);
+      i = p.cell_w.divide(cell);
+      c = s - cell * m.channels, j = cell - i * m.cell_w;
+    } else {
+      const int above = p.cell_w.divide(s);
+      c = p.cell_h.divide(above);
+      j = s - above * m.cell_w, i = above - c * m.cell_h;
+    }
   }
-  int c, i, j;
-  if (m.order == ChannelOrder::kDCR) {
-    const int cell = p.channels.divide(s);
-    i = p.cell_w.divide(cell);
-    c = s - cell * m.channels, j = cell - i * m.cell_w;
-  } else {
-    const int above = p.cell_w.divide(s);
-    c = p.cell_h.divide(above);
-    j = s - above * m.cell_w, i = above - c * m.cell_h;
-  }
-  const int y = row * m.cell_h + i - from.crop_top, x = column * m.cell_w + j - from.crop_left;
-  return {c * by.channel + (i - from.crop_top) * by.fine_row + (j - from.crop_left) * by.fine_col,
-          s < from.total && y >= 0 && y < from.fine_h && x >= 0 && x < from.fine_w};
+  const int row = i - from.crop_top, column = j - from.crop_left;
+  return {c * by.channel + row * by.fine_row + column * by.fine_col, row, column, s < from.total};
+}
+// Whether it exists at this pixel. What lies before the first row or column wraps to behind the last.
+FS_DEVICE bool exists_at(const PixelSource& from, const ChannelPlace& channel, int row, int column) {
+  return channel.exists &&
+         static_cast<unsigned>(row * from.map.cell_h + channel.row) < static_cast<unsigned>(from.fine_h) &&
+         static_cast<unsigned>(column * from.map.cell_w + channel.column) <
+             static_cast<unsigned>(from.fine_w);
 }
 
-// Where a (pixel, piece) pair lies: image, low-resolution row and column, first channel, and place in shared memory.
-struct PiecePlace {
-  int n, row, column, first, to;
+// Image, low-resolution row and column of a pixel of the halo.
+struct PixelPlace {
+  int n, row, column;
 };
-template <class T, class Placement>
-FS_DEVICE PiecePlace piece_place(const PixelLoad& p, const TileOrigin& origin, int chunk, int i,
-                                 const Placement& place) {
-  constexpr int kPieces = Placement::kPieces, kElements = 16 / static_cast<int>(sizeof(T));
-  const int pixels = p.halo_pixels.divisor, by_pixel = p.halo_pixels.divide(i);
-  const int piece = p.source.by_pixel ? by_pixel : i % kPieces;
-  const int pixel = p.source.by_pixel ? i - by_pixel * pixels : i / kPieces;
+FS_DEVICE PixelPlace pixel_place(const PixelLoad& p, const TileOrigin& origin, int pixel) {
   const int line = p.halo_w.divide(pixel), image = p.halo_h.divide(line);
   return {origin.n + image, origin.h * p.stride_h - p.pad_top + line - image * p.halo_h.divisor,
-          origin.w * p.stride_w - p.pad_left + pixel - line * p.halo_w.divisor,
-          (chunk * kPieces + piece) * kElements, place.at(pixel, piece)};
+          origin.w * p.stride_w - p.pad_left + pixel - line * p.halo_w.divisor};
+}
+FS_DEVICE int64_t pixel_offset(const PixelStrides& by, const PixelPlace& at) {
+  return at.n * by.batch + at.row * by.row + at.column * by.col;
 }
 
-// One chunk of the tile's pixels into `stage`, kVector elements at a time; the threads share (pixel, piece) pairs.
+// Neighbouring threads take neighbouring pieces of a pixel or, where these do not lie side by side in memory,
+// neighbouring pixels.
+struct PiecePlace {
+  int pixel, piece;
+};
+template <int kPieces>
+FS_DEVICE PiecePlace piece_place(const PixelLoad& p, int i) {
+  if (!p.source.by_pixel) return {i / kPieces, i % kPieces};
+  const int piece = p.halo_pixels.divide(i);
+  return {i - piece * p.halo_pixels.divisor, piece};
+}
+
+// One chunk of the tile's pixels into `stage`, kVector elements at a time; the threads share (pixel, piece) pairs. All
+// pairs of a thread are of one piece here, of which everything is found once.
 template <class T, int kVector, class Placement>
 FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int chunk, unsigned char* stage,
                            const Placement& place) {
   constexpr int kPieces = Placement::kPieces, kElements = 16 / static_cast<int>(sizeof(T));
   const PixelSource& from = p.source;
+  const int piece = thread_index() % kPieces;
+  ChannelPlace channel[kElements / kVector];
+  FS_UNROLL
+  for (int e = 0; e < kElements; e += kVector)
+    channel[e / kVector] = channel_place(p, from.stride, (chunk * kPieces + piece) * kElements + e);
   FS_NO_UNROLL
-  for (int i = thread_index(); i < p.halo_pixels.divisor * kPieces; i += block_threads()) {
-    const PiecePlace here = piece_place<T>(p, origin, chunk, i, place);
-    const int n = here.n, row = here.row, column = here.column, first = here.first;
-    const T* at = static_cast<const T*>(from.data) + n * from.stride.batch + row * from.stride.row +
-                  column * from.stride.col;
-    unsigned char* to = stage + here.to;
-    Packed16 gathered = {};
+  for (int pixel = thread_index() / kPieces; pixel < p.halo_pixels.divisor;
+       pixel += block_threads() / kPieces) {
+    const PixelPlace at = pixel_place(p, origin, pixel);
+    const T* data = static_cast<const T*>(from.data) + pixel_offset(from.stride, at);
+    unsigned char* to = stage + place.at(pixel, piece);
     FS_UNROLL
     for (int e = 0; e < kElements; e += kVector) {
-      const ChannelPlace channel = channel_place(p, from.stride, first + e, row, column);
-      const bool exists = channel.exists && n < p.batch;
-      if constexpr (kVector * sizeof(T) >= 4) {
-        cp_async<kVector * sizeof(T)>(to + e * sizeof(T), exists ? at + channel.offset : from.data, exists);
-      } else if (exists) {
-        put_element(gathered, e, at[channel.offset]);
+      const bool exists = exists_at(from, channel[e / kVector], at.row, at.column) && at.n < p.batch;
+      cp_async<kVector * sizeof(T)>(to + e * sizeof(T),
+                                    exists ? data + channel[e / kVector].offset : from.data, exists);
+    }
+  }
+}
+
+// The same where elements that lie side by side in shared memory do not in the source, or not at even addresses: four
+// at a time, all read before the first is needed. More would take too many registers.
+template <class T, class Placement>
+FS_DEVICE void gather_pixels(const PixelLoad& p, const TileOrigin& origin, int chunk, unsigned char* stage,
+                             const Placement& place) {
+  constexpr int kPieces = Placement::kPieces, kElements = 16 / static_cast<int>(sizeof(T));
+  const PixelSource& from = p.source;
+  FS_NO_UNROLL
+  for (int i = thread_index(); i < p.halo_pixels.divisor * kPieces; i += block_threads()) {
+    const PiecePlace here = piece_place<kPieces>(p, i);
+    const PixelPlace at = pixel_place(p, origin, here.pixel);
+    const T* data = static_cast<const T*>(from.data) + pixel_offset(from.stride, at);
+    unsigned char* to = stage + place.at(here.pixel, here.piece);
+    FS_NO_UNROLL
+    for (int four = 0; four < kElements; four += 4, to += 4 * sizeof(T)) {
+      [[maybe_unused]] T element[4];
+      FS_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        const ChannelPlace channel =
+            channel_place(p, from.stride, (chunk * kPieces + here.piece) * kElements + four + e);
+        const bool exists = exists_at(from, channel, at.row, at.column) && at.n < p.batch;
+        if constexpr (sizeof(T) >= 4)
+          cp_async<sizeof(T)>(to + e * sizeof(T), exists ? data + channel.offset : from.data, exists);
+        else
+          element[e] = exists ? data[channel.offset] : T{};
+      }
+      if constexpr (sizeof(T) < 4) {
+        Packed16 gathered = {};
+        FS_UNROLL
+        for (int e = 0; e < 4; ++e) put_element(gathered, e, element[e]);
+        store_8(to, gathered.word[0], gathered.word[1]);
       }
     }
-    if constexpr (kVector * sizeof(T) < 4) store_16(to, gathered);
   }
 }
 
@@ -173,7 +225,7 @@ FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int chu
   }
   if (p.source.vector >= 4) return load_pixels<T, 4>(p, origin, chunk, stage, place);
   if (p.source.vector == 2) return load_pixels<T, 2>(p, origin, chunk, stage, place);
-  load_pixels<T, 1>(p, origin, chunk, stage, place);
+  gather_pixels<T>(p, origin, chunk, stage, place);
 }
 
 // Neighbours in memory, read at once.
@@ -182,19 +234,19 @@ struct alignas(kVector * sizeof(T)) Neighbours {
   T element[kVector];
 };
 
-// A piece of the gradient before the activation, read kVector elements at a time. What does not exist is zero, and stays
-// zero.
+// A piece of the gradient before the activation, from channel `first` on, read kVector elements at a time. What does not
+// exist is zero, and stays zero.
 template <class T, int kVector>
-FS_DEVICE Packed16 activated_piece(const PixelLoad& p, const PiecePlace& at) {
+FS_DEVICE Packed16 activated_piece(const PixelLoad& p, const PixelPlace& at, int first) {
   const PixelSource& from = p.source;
   Packed16 gathered = {};
   FS_UNROLL
   for (int e = 0; e < 16 / static_cast<int>(sizeof(T)); e += kVector) {
     Neighbours<T, kVector> gradient = {}, output = {};
     const auto read = [&](const void* data, const PixelStrides& by, Neighbours<T, kVector>& to) {
-      const ChannelPlace channel = channel_place(p, by, at.first + e, at.row, at.column);
-      if (!channel.exists || at.n >= p.batch) return;
-      const T* pixel = static_cast<const T*>(data) + at.n * by.batch + at.row * by.row + at.column * by.col;
+      const ChannelPlace channel = channel_place(p, by, first + e);
+      if (!exists_at(from, channel, at.row, at.column) || at.n >= p.batch) return;
+      const T* pixel = static_cast<const T*>(data) + pixel_offset(by, at);
       to = *reinterpret_cast<const Neighbours<T, kVector>*>(pixel + channel.offset);
     };
     read(from.data, from.stride, gradient);
@@ -216,14 +268,17 @@ FS_DEVICE Packed16 activated_piece(const PixelLoad& p, const PiecePlace& at) {
 template <class T, class Placement>
 FS_DEVICE void load_activated(const PixelLoad& p, const TileOrigin& origin, int chunk, unsigned char* stage,
                               const Placement& place) {
+  constexpr int kPieces = Placement::kPieces;
   constexpr int kAll = 16 / static_cast<int>(sizeof(T)), kSome = 4 / static_cast<int>(sizeof(T));
   FS_NO_UNROLL
-  for (int i = thread_index(); i < p.halo_pixels.divisor * Placement::kPieces; i += block_threads()) {
-    const PiecePlace at = piece_place<T>(p, origin, chunk, i, place);
-    const int vector = p.source.vector;
-    store_16(stage + at.to, vector == kAll    ? activated_piece<T, kAll>(p, at)
-                            : vector >= kSome ? activated_piece<T, kSome>(p, at)
-                                              : activated_piece<T, 1>(p, at));
+  for (int i = thread_index(); i < p.halo_pixels.divisor * kPieces; i += block_threads()) {
+    const PiecePlace here = piece_place<kPieces>(p, i);
+    const PixelPlace at = pixel_place(p, origin, here.pixel);
+    const int vector = p.source.vector, first = (chunk * kPieces + here.piece) * kAll;
+    store_16(stage + place.at(here.pixel, here.piece), vector == kAll ? activated_piece<T, kAll>(p, at, first)
+                                                       : vector >= kSome
+                                                           ? activated_piece<T, kSome>(p, at, first)
+                                                           : activated_piece<T, 1>(p, at, first));
   }
 }
 
@@ -284,7 +339,7 @@ struct MmaBlock {
     const Plan& plan = p.plan;
     if (at.tile < p.tiles) {
       if (at.step == 0) {
-        const TileOrigin origin = tile_origin(plan, at.tile);
+        const TileOrigin origin = tile_origin(p, at.tile);
         unsigned char* to = shared() + at.pixel_stage * plan.pixel_stage_bytes;
         const Swizzled<kChunkBytes> place(p.load.halo_pixels.divisor);
         if constexpr (kColumns <= kActivatedColumns)
@@ -298,7 +353,6 @@ struct MmaBlock {
         copy_bytes(packed() + (int64_t{at.chunk} * p.taps + tap) * kTapBytes,
                    shared() + plan.filter_offset + at.filter_stage * plan.filter_step_bytes,
                    count * kTapBytes);
-        if (++at.filter_stage == plan.stages) at.filter_stage = 0;
       }
       if (++at.step == plan.steps) {
         at.step = 0;
@@ -306,6 +360,7 @@ struct MmaBlock {
         if (++at.chunk == plan.chunks) at.chunk = 0, at.tile += grid_x();
       }
     }
+    if (++at.filter_stage == plan.stages) at.filter_stage = 0;
     cp_async_commit();
   }
 
@@ -354,7 +409,7 @@ struct MmaBlock {
   FS_DEVICE void stage_sums() const {
     FS_UNROLL
     for (int c = 0; c < kColumnTiles; ++c) {
-      const int column = (column_warp() * kColumnTiles + c) * 8 + lane() % 4 * 2;
+      const int column = anew((column_warp() * kColumnTiles + c) * 8 + lane() % 4 * 2);
       const auto at = store.columns_at(column);
       FS_UNROLL
       for (int m = 0; m < 2; ++m)
@@ -368,34 +423,40 @@ struct MmaBlock {
     if (p.plan.stages == 4) cp_async_wait<2>();
   }
 
+  // fetch() stands here once: twice, the kernel is twice as long, and waits for instructions.
   FS_DEVICE void run() {
     const Plan& plan = p.plan;
     store.fill_row_info();
+    wait_for_kernel_before();  // that packs the filter
     Cursor ahead = {block_x(), 0, 0, 0, 0};
     if (plan.resident) copy_bytes(packed(), shared() + plan.filter_offset, plan.chunks * p.taps * kTapBytes);
-    for (int stage = 1; stage < plan.stages; ++stage) fetch(ahead);
-    int pixel_stage = 0, filter_stage = 0;
+    int pixel_stage = 0, before = plan.stages - 1;  // rounds that only fetch
     for (int tile = block_x(); tile < p.tiles; tile += grid_x()) {
       clear();
       for (int chunk = 0; chunk < plan.chunks; ++chunk) {
         for (int step = 0; step < plan.steps; ++step) {
-          wait_for_step();
-          sync_threads();  // all copies of this step have come; all threads are done with the step before it
-          fetch(ahead);
+          FS_NO_UNROLL
+          for (;; --before) {
+            if (before == 0) {
+              wait_for_step();
+              sync_threads();  // all copies of this step have come; all threads are done with the step before it
+            }
+            fetch(ahead);
+            if (before == 0) break;
+          }
           const int tap = step * plan.step_taps,
                     count = tap + plan.step_taps > p.taps ? p.taps - tap : plan.step_taps;
-          const unsigned char* filter =
+          const unsigned char* filter =  // `ahead` is as many steps ahead as there are stages
               shared() + plan.filter_offset +
               (plan.resident ? (chunk * p.taps + tap) * kTapBytes
-                             : filter_stage * static_cast<int>(plan.filter_step_bytes));
+                             : ahead.filter_stage * static_cast<int>(plan.filter_step_bytes));
           multiply(shared() + pixel_stage * plan.pixel_stage_bytes, filter, tap, count);
-          if (++filter_stage == plan.stages) filter_stage = 0;
         }
         if (++pixel_stage == plan.pixel_stages) pixel_stage = 0;
       }
       if (!plan.resident) sync_threads();  // the staging area lies over pixels and filter
       stage_sums();
-      store.store(tile_origin(plan, tile));  // the next tile's first barrier keeps its sums from overtaking
+      store.store(tile_origin(p, tile));  // the next tile's first barrier keeps its sums from overtaking
     }
   }
 };

@@ -39,6 +39,12 @@ FS_DEVICE unsigned char* shared_memory() {
   return memory;
 }
 
+// The same value, which the compiler must not have found before: in a loop, where registers are short.
+FS_DEVICE int anew(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // ---- meeting ------------------------------------------------------------------------------------------------------
 FS_DEVICE void sync_threads() { __syncthreads(); }
 FS_DEVICE void sync_warp() { __syncwarp(); }
@@ -46,6 +52,19 @@ FS_DEVICE void sync_warp() { __syncwarp(); }
 template <class T>
 FS_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+// ---- kernels that overlap (sm_90): see Start in run.cuh ----------------------------------------------------------------
+FS_DEVICE void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// Until the kernel before has ended and all that it wrote is there. Returns at once where nothing was started early.
+FS_DEVICE void wait_for_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 // ---- 16 bytes at a time; the address must be a multiple of 16 -----------------------------------------------------
@@ -66,6 +85,7 @@ FS_DEVICE void store_8(void* to, uint32_t first, uint32_t second) {  // a multip
 FS_DEVICE uint32_t load_4(const void* from) {
   return *static_cast<const uint32_t*>(from);
 }  // a multiple of 4
+FS_DEVICE void store_4(void* to, uint32_t value) { *static_cast<uint32_t*>(to) = value; }
 
 // ---- asynchronous copies from global to shared memory (sm_80) -----------------------------------------------------
 // 4, 8 or 16 bytes, aligned as many; zeros if !valid, and then `from` is not read. Seen by this thread after the
@@ -201,7 +221,8 @@ FS_DEVICE void fence_async_proxy() {
 #endif
 }
 
-// d[64x128] += a[64x16] b[16x128], or = if !accumulate, by the four warps of a warpgroup, in the background: in order,
+// d[64x128] += a[64x16] b[16x128] (TF32: a[64x8] b[8x128]; of float32 operands only the bits of tf32 count), or = if
+// !accumulate, by the four warps of a warpgroup, in the background: in order,
 // but d is there, and a and b in shared memory are free, only after the wgmma_wait that covers it. Warp w of the four
 // has rows 16w to 16w + 15 of d, eight columns to every four registers, which hold them as mma's d does.
 // Orders what was done with the registers of d before the wgmma that comes next.
@@ -230,17 +251,18 @@ FS_DEVICE void wgmma_wait_for(float (&d)[kWgmmaSums]) {
 }
 
 #if FS_SM90A
-#define FS_WGMMA(types)                                                                                 \
+#define FS_WGMMA(shape_and_types, layouts)                                                              \
   asm volatile(                                                                                         \
       "{\n"                                                                                             \
       ".reg .pred p;\n"                                                                                 \
       "setp.ne.b32 p, %66, 0;\n"                                                                        \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." types                                              \
+      "wgmma.mma_async.sync.aligned.m64n128" shape_and_types                                            \
       " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"                         \
       " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"                \
       " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"                \
       " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63},"               \
-      " %64, %65, p, 1, 1, 0, 0;\n"                                                                     \
+      " %64, %65, p, 1, 1" layouts                                                                      \
+      ";\n"                                                                                             \
       "}"                                                                                               \
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
         "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),        \
@@ -253,17 +275,21 @@ FS_DEVICE void wgmma_wait_for(float (&d)[kWgmmaSums]) {
         "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])       \
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
 #else
-#define FS_WGMMA(types)
+#define FS_WGMMA(shape_and_types, layouts)
 #endif
 template <class T>
 FS_DEVICE void wgmma(float (&d)[kWgmmaSums], uint64_t a, uint64_t b, bool accumulate);
 template <>
 FS_DEVICE void wgmma<Half>(float (&d)[kWgmmaSums], uint64_t a, uint64_t b, bool accumulate) {
-  FS_WGMMA("f16.f16");
+  FS_WGMMA("k16.f32.f16.f16", ", 0, 0");
 }
 template <>
 FS_DEVICE void wgmma<BFloat16>(float (&d)[kWgmmaSums], uint64_t a, uint64_t b, bool accumulate) {
-  FS_WGMMA("bf16.bf16");
+  FS_WGMMA("k16.f32.bf16.bf16", ", 0, 0");
+}
+template <>
+FS_DEVICE void wgmma<TF32>(float (&d)[kWgmmaSums], uint64_t a, uint64_t b, bool accumulate) {
+  FS_WGMMA("k8.f32.tf32.tf32", "");
 }
 #undef FS_WGMMA
 
@@ -296,9 +322,9 @@ FS_DEVICE uint32_t round_to_tf32(uint32_t float_bits) {
 // ---- the same for both --------------------------------------------------------------------------------------------
 namespace fused_subpixel::cuda {
 
-// One operand of wgmma, which lies in shared memory in pieces of eight elements along k, 16 bytes, at 16-byte aligned
-// addresses. Eight rows (columns, of b) are neighbours, 128 bytes; `rows_stride` is from these to the next eight,
-// `k_stride` from the first to the second eight elements along k, both in bytes. In the manual's words: K-major, no
+// One operand of wgmma, which lies in shared memory in pieces of eight elements along k (TF32: four), 16 bytes, at
+// 16-byte aligned addresses. Eight rows (columns, of b) are neighbours, 128 bytes; `rows_stride` is from these to the next eight,
+// `k_stride` from the first to the second piece along k, both in bytes. In the manual's words: K-major, no
 // swizzle, and the "leading" offset is the one along k, the "stride" offset that along the rows. Without a swizzle the
 // place of a byte depends on no bits of its address, so that any 16-byte aligned start will do.
 FS_DEVICE uint64_t wgmma_operand(const void* start, int rows_stride, int k_stride) {

@@ -54,8 +54,9 @@ FS_DEVICE S before_activation(Activation activation, S slope, S gradient, S outp
 }
 
 template <class T>
-FS_DEVICE Compute<T> bias_of(const EpilogueParams& e, int64_t conv_channel) {
-  return e.bias ? Compute<T>(widen(static_cast<const T*>(e.bias)[conv_channel])) : Compute<T>(0);
+FS_DEVICE Compute<T> bias_of(const EpilogueParams& e, int64_t c, int64_t conv_channel) {
+  if (!e.bias) return Compute<T>(0);
+  return widen(static_cast<const T*>(e.bias)[e.bias_c * c + e.bias_o * conv_channel]);
 }
 
 template <class T>

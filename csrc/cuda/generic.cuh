@@ -39,7 +39,10 @@ conv_generic_kernel(FS_CONSTANT(GenericParams) p) {
   for (int64_t i = int64_t{block_x()} * kGenericThreads + thread_index(); i < total; i += step) {
     const Index4 at = index4(i, g.channels, g.out_h, g.out_w, p.channels_last);
     const int64_t y = at.y + g.crop_top, x = at.x + g.crop_left, h = y / g.r_h, w = x / g.r_w;
-    const int64_t o = channel_of_phase({at.c, y % g.r_h, x % g.r_w}, g.channels, g.r_h, g.r_w, g.order);
+    const int64_t phase_h = y - h * g.r_h, phase_w = x - w * g.r_w;
+    const int64_t o = channel_of_phase({at.c, phase_h, phase_w}, g.channels, g.r_h, g.r_w, g.order);
+    const T* row_of_weight =
+        weight + at.c * p.weight_rows.c + phase_h * p.weight_rows.i + phase_w * p.weight_rows.j;
     const int64_t first = o / per_group * in_channels;
     S sum = S(0);
     for (int64_t a = 0; a < g.kernel_h; ++a) {
@@ -49,7 +52,8 @@ conv_generic_kernel(FS_CONSTANT(GenericParams) p) {
         const int64_t column = w * g.stride_w + b * g.dilation_w - g.pad_left;
         if (column < 0 || column >= g.in_w) continue;
         const T* from = input + offset(p.input_stride, at.n, first, row, column);
-        const T* by = weight + offset(p.weight_stride, o, 0, a, b);
+        const T* by = row_of_weight + offset(p.weight_stride, 0, 0, p.weight_turned ? g.kernel_h - 1 - a : a,
+                                             p.weight_turned ? g.kernel_w - 1 - b : b);
         S part = S(0);  // a sum per tap: one chain over all would lose digits
         for (int64_t c = 0; c < in_channels; ++c)
           part += S(widen(from[c * p.input_stride.c])) * S(widen(by[c * p.weight_stride.c]));
@@ -57,7 +61,7 @@ conv_generic_kernel(FS_CONSTANT(GenericParams) p) {
       }
     }
     const EpilogueParams& e = p.epilogue;
-    S v = activate<S>(e.activation, sum + bias_of<T>(e, o), slope_of<T>(e, at.c, o));
+    S v = activate<S>(e.activation, sum + bias_of<T>(e, at.c, o), slope_of<T>(e, at.c, o));
     if (e.residual) v += residual_at<T>(e, {at.n, at.c, at.y, at.x, h, w, o});
     narrow(clamp_to(e, v), static_cast<T*>(p.output)[offset(p.output_stride, at.n, at.c, at.y, at.x)]);
   }

@@ -18,10 +18,13 @@ EpilogueParams epilogue_params(const ForwardArguments& a) {
           a.prelu,
           a.residual.data,
           a.residual.stride,
+          a.weight_turned ? 1 : 0,
+          a.weight_turned ? 0 : 1,
           by_channel ? 1 : 0,
           !by_channel && a.prelu_size > 1 ? 1 : 0,
           a.epilogue.activation,
           a.epilogue.residual_kind,
+          a.epilogue.clamp_min != -kInfinity || a.epilogue.clamp_max != kInfinity,
           a.epilogue.negative_slope,
           a.epilogue.clamp_min,
           a.epilogue.clamp_max,
@@ -61,24 +64,18 @@ constexpr bool kHaveWgmma = false;
 
 // vector: of the input.
 Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, int vector) {
-  return {dtype,
-          g.batch,
-          g.in_channels / g.groups,
-          g.conv_channels() / g.groups,
-          g.groups,
-          g.conv_h,
-          g.conv_w,
-          g.kernel_h,
-          g.kernel_w,
-          g.stride_h,
-          g.stride_w,
-          g.dilation_h,
-          g.dilation_w,
-          run_of(g.channels, g.r_w, channels_last),
-          g.tf32,
-          vector,
-          kHaveWgmma,
-          false};
+  Problem p{};
+  p.dtype = dtype, p.batch = g.batch, p.groups = g.groups;
+  p.channels = g.in_channels / g.groups, p.rows = g.conv_channels() / g.groups;
+  p.conv_h = g.conv_h, p.conv_w = g.conv_w, p.kernel_h = g.kernel_h, p.kernel_w = g.kernel_w;
+  p.stride_h = g.stride_h, p.stride_w = g.stride_w, p.dilation_h = g.dilation_h, p.dilation_w = g.dilation_w;
+  p.run = run_of(g.channels, g.r_w, channels_last);
+  p.tf32 = g.tf32, p.vector = vector, p.wgmma = kHaveWgmma;
+  const int64_t late_h = (g.out_h + g.r_h - 1) / g.r_h, late_w = (g.out_w + g.r_w - 1) / g.r_w;
+  const bool fewer = late_h < g.conv_h || late_w < g.conv_w;
+  if (channels_last && fewer && g.crop_top < g.r_h && g.crop_left < g.r_w)
+    p.phase_rows = g.channels, p.late_h = late_h, p.late_w = late_w;
+  return p;
 }
 
 // The convolution of the low-resolution gradient with the kernel turned by 180 degrees.
@@ -100,7 +97,10 @@ Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last, c
           g.tf32,
           gradient.vector,
           kHaveWgmma,
-          gradient.activation != Activation::kNone};
+          gradient.activation != Activation::kNone,
+          0,
+          0,
+          0};
 }
 
 // The most elements, a power of two up to 16 bytes, that divide all steps from one run of channels to another.
@@ -112,7 +112,9 @@ int copied_at_once(const void* data, DType dtype, std::initializer_list<int64_t>
   return static_cast<int>(most);
 }
 
-PixelSource plain_source(const TensorView& t, DType dtype, int64_t channels, int64_t h, int64_t w) {
+// stored: channels of a pixel that may be read.
+PixelSource plain_source(const TensorView& t, DType dtype, int64_t channels, int64_t h, int64_t w,
+                         int64_t stored) {
   const Strides& s = t.stride;
   const bool neighbours = channels_are_neighbours(s, channels);
   PixelSource source{};
@@ -121,7 +123,7 @@ PixelSource plain_source(const TensorView& t, DType dtype, int64_t channels, int
   source.map = plain(channels);
   source.total = static_cast<int>(channels);
   source.fine_h = static_cast<int>(h), source.fine_w = static_cast<int>(w);
-  source.vector = neighbours ? copied_at_once(t.data, dtype, {s.n, s.h, s.w, channels}) : 1;
+  source.vector = neighbours ? copied_at_once(t.data, dtype, {s.n, s.h, s.w, stored}) : 1;
   source.by_pixel = !neighbours;
   return source;
 }
@@ -207,7 +209,8 @@ void set_plan(MmaParams& m, const Geometry& g, const Plan& plan, const void* pac
   } else {
     m.store_slots = SmallDivisor(slots(most < m.run ? most : m.run)),
     m.store_pieces = SmallDivisor(plan.tile_w);
-    m.store_units = SmallDivisor((most + m.run - 2) / m.run + 1);
+    // a block's rows begin in the middle of a unit where its number of rows does not divide the unit's
+    m.store_units = SmallDivisor(m.run % plan.columns == 0 ? 1 : (most + m.run - 2) / m.run + 1);
   }
   m.store_run = SmallDivisor(m.run);
 }
@@ -217,6 +220,7 @@ void launch(DType dtype, const PackParams& pack, const MmaParams& m, void* strea
 #if FS_HAVE_SM90
   if (m.plan.kernel == Kernel::kWgmma) {
     if (dtype == DType::kFloat16) return launch_wgmma<Half>(pack, m, stream);
+    if (dtype == DType::kFloat32) return launch_wgmma<TF32>(pack, m, stream);
     return launch_wgmma<BFloat16>(pack, m, stream);
   }
 #endif
@@ -239,16 +243,16 @@ TensorView dense(int64_t channels, int64_t h, int64_t w, bool channels_last) {
 }
 
 // The filter of a pass: rows are the convolution's channels, or, for the input gradient, those of the input.
-PackParams pack_params(const Geometry& g, const TensorView& weight, void* packed, const Plan& plan,
-                       const ShuffledChannels& map, Pass pass) {
+PackParams pack_params(const Geometry& g, const TensorView& weight, const PhaseStrides& conv_stride,
+                       bool turned, void* packed, const Plan& plan, const ShuffledChannels& map, Pass pass) {
   const Strides& s = weight.stride;
   const auto low = static_cast<int>(g.conv_channels()), in = static_cast<int>(g.in_channels);
   const auto kernel_h = static_cast<int>(g.kernel_h), kernel_w = static_cast<int>(g.kernel_w);
   const bool forward = pass == Pass::kForward;
   return {weight.data,
           packed,
-          forward ? s.n : s.c,
-          forward ? s.c : s.n,
+          conv_stride,
+          s.c,
           s.h,
           s.w,
           forward ? low : in,
@@ -260,18 +264,60 @@ PackParams pack_params(const Geometry& g, const TensorView& weight, void* packed
           plan.grid_y,
           map,
           forward,
-          !forward};
+          turned};
 }
 
-Plan forward_plan(const Geometry& g, DType dtype, const TensorView& input, bool channels_last,
+// What the forward kernels read: the input, or a copy of it.
+struct KernelInput {
+  TensorView view;
+  int64_t stored;      // channels of a pixel that may be read: with the copy's zeros
+  int64_t copy_bytes;  // 0: it is the input
+};
+
+Plan forward_plan(const Geometry& g, DType dtype, const KernelInput& input, bool channels_last,
                   const Target& target) {
-  const int vector = plain_source(input, dtype, g.in_channels, g.in_h, g.in_w).vector;
+  const int vector = plain_source(input.view, dtype, g.in_channels, g.in_h, g.in_w, input.stored).vector;
   return plan_conv(forward_problem(g, dtype, channels_last, vector), target);
 }
-Plan forward_plan(const ForwardArguments& a, const Target& target) {
-  return forward_plan(a.geometry, a.dtype, a.input,
+
+// Images whose channels are no neighbours are copied to channels_last before the tensor cores read them: gathered by
+// every tile, element by element, they would take two to four times as long. Of a few channels most of the copy would
+// be zeros, which make them multiples of 16 bytes.
+KernelInput kernel_input(const Geometry& g, DType dtype, const TensorView& input, const Target& target) {
+  const KernelInput as_it_is{input, g.in_channels, 0};
+  const int64_t vector = 16 / element_bytes(dtype), pixels = g.in_h * g.in_w;
+  if (channels_are_neighbours(input.stride, g.in_channels) || g.in_channels < vector || pixels == 0)
+    return as_it_is;
+  if (refusal_of(forward_problem(g, dtype, false, 1), target) != Refusal::kNone) return as_it_is;
+  constexpr int64_t kMost = (int64_t{1} << 31) - kLayoutTile;  // the kernel counts in 32 bits
+  if (pixels >= kMost || g.batch * (pixels / kLayoutTile + 1) >= kMost) return as_it_is;
+  const int64_t padded = (g.in_channels + vector - 1) / vector * vector;
+  const Strides stride{pixels * padded, 1, g.in_w * padded, padded};
+  return {{nullptr, stride}, padded, g.batch * stride.n * element_bytes(dtype)};
+}
+KernelInput kernel_input(const ForwardArguments& a, const Target& target) {
+  return kernel_input(a.geometry, a.dtype, a.input, target);
+}
+void copy_to_channels_last(const ForwardArguments& a, const KernelInput& to, const Device& device) {
+  const Geometry& g = a.geometry;
+  const int64_t pixels = g.in_h * g.in_w;
+  const LayoutParams p{a.input.data,
+                       const_cast<void*>(to.view.data),
+                       a.input.stride,
+                       static_cast<int>(g.in_channels),
+                       static_cast<int>(to.stored),
+                       static_cast<int>(pixels),
+                       static_cast<int>((pixels + kLayoutTile - 1) / kLayoutTile),
+                       Divisor(g.in_w)};
+  launch_channels_last(a.dtype, g.batch, p, device.stream);
+}
+
+Plan forward_plan(const ForwardArguments& a, const KernelInput& input, const Target& target) {
+  return forward_plan(a.geometry, a.dtype, input,
                       channels_are_neighbours(a.output.stride, a.geometry.channels), target);
 }
+int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
 Plan input_grad_plan(const Geometry& g, DType dtype, const PixelSource& gradient, bool channels_last,
                      const Target& target) {
   if (g.stride_h != 1 || g.stride_w != 1) {
@@ -293,7 +339,8 @@ WeightGradPlan weight_grad_plan(const Geometry& g, DType dtype, const Target& ta
 }  // namespace
 
 int64_t forward_scratch(const ForwardArguments& a, const Target& target) {
-  return forward_plan(a, target).packed_bytes;
+  const KernelInput input = kernel_input(a, target);
+  return aligned(forward_plan(a, input, target).packed_bytes) + input.copy_bytes;
 }
 int64_t input_grad_scratch(const InputGradArguments& a, const Target& target) {
   return input_grad_plan(a, target).packed_bytes;
@@ -301,21 +348,28 @@ int64_t input_grad_scratch(const InputGradArguments& a, const Target& target) {
 
 void conv_forward(const ForwardArguments& a, void* scratch, const Device& device) {
   const Geometry& g = a.geometry;
-  const Plan plan = forward_plan(a, device.target);
+  KernelInput input = kernel_input(a, device.target);
+  const Plan plan = forward_plan(a, input, device.target);
   const bool channels_last = channels_are_neighbours(a.output.stride, g.channels);
   if (plan.kernel == Kernel::kGeneric) {
     GenericParams p{};
     p.g = g;
     p.input = a.input.data, p.weight = a.weight.data, p.output = const_cast<void*>(a.output.data);
     p.input_stride = a.input.stride, p.weight_stride = a.weight.stride, p.output_stride = a.output.stride;
+    p.weight_rows = a.weight_rows, p.weight_turned = a.weight_turned;
     p.channels_last = channels_last;
     p.epilogue = epilogue_params(a);
     return launch_generic(Pass::kForward, a.dtype, p, device.target, device.stream);
   }
   const ShuffledChannels map = counted(g, a.output.stride);
-  const PackParams pack = pack_params(g, a.weight, scratch, plan, map, Pass::kForward);
+  const PackParams pack =
+      pack_params(g, a.weight, a.weight_rows, a.weight_turned, scratch, plan, map, Pass::kForward);
+  if (input.copy_bytes > 0) {
+    input.view.data = static_cast<unsigned char*>(scratch) + aligned(plan.packed_bytes);
+    copy_to_channels_last(a, input, device);
+  }
   MmaParams m{};
-  m.load = pixel_load(plain_source(a.input, a.dtype, g.in_channels, g.in_h, g.in_w), g.batch,
+  m.load = pixel_load(plain_source(input.view, a.dtype, g.in_channels, g.in_h, g.in_w, input.stored), g.batch,
                       {g.stride_h, g.stride_w, g.pad_top, g.pad_left}, plan.tile_n, plan.halo_h, plan.halo_w);
   set_output(m, const_cast<void*>(a.output.data), a.output.stride, map, g.conv_channels(),
              run_of(g.channels, g.r_w, channels_last));
@@ -347,7 +401,8 @@ void conv_input_grad(const InputGradArguments& a, void* scratch, const Device& d
                     (g.kernel_w - 1) * g.dilation_w - g.pad_left};
   m.load = pixel_load(gradient_source(g, a.grad_output, a.saved, a.dtype), g.batch, steps, plan.tile_n,
                       plan.halo_h, plan.halo_w);
-  const PackParams pack = pack_params(g, a.weight, scratch, plan, m.load.source.map, Pass::kInputGrad);
+  const PackParams pack = pack_params(g, a.weight, phase_strides(g, a.weight.stride.n), true, scratch, plan,
+                                      m.load.source.map, Pass::kInputGrad);
   set_output(m, const_cast<void*>(a.grad_input.data), a.grad_input.stride, plain(g.in_channels),
              g.in_channels, run_of(g.in_channels, 1, channels_last));
   m.conv_h = m.out_h = static_cast<int>(g.in_h), m.conv_w = m.out_w = static_cast<int>(g.in_w);
@@ -374,7 +429,7 @@ void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Device&
   }
   WeightGradParams w{};
   w.input =
-      pixel_load(plain_source(a.input, a.dtype, g.in_channels, g.in_h, g.in_w), g.batch,
+      pixel_load(plain_source(a.input, a.dtype, g.in_channels, g.in_h, g.in_w, g.in_channels), g.batch,
                  {g.stride_h, g.stride_w, g.pad_top, g.pad_left}, plan.tile_n, plan.halo_h, plan.halo_w);
   w.gradient = pixel_load(gradient_source(g, a.grad_output, a.saved, a.dtype), g.batch, {1, 1, 0, 0},
                           plan.tile_n, plan.tile_h, plan.tile_w);
@@ -406,9 +461,10 @@ PassPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last
   const TensorView input = dense(g.in_channels, g.in_h, g.in_w, channels_last);
   const TensorView output = dense(g.channels, g.out_h, g.out_w, channels_last);
   const SavedOutput saved{output, activated ? Activation::kReLU : Activation::kNone};
-  const Plan p = pass == Pass::kForward ? forward_plan(g, dtype, input, channels_last, target)
-                                        : input_grad_plan(g, dtype, gradient_source(g, output, saved, dtype),
-                                                          channels_last, target);
+  const Plan p =
+      pass == Pass::kForward
+          ? forward_plan(g, dtype, kernel_input(g, dtype, input, target), channels_last, target)
+          : input_grad_plan(g, dtype, gradient_source(g, output, saved, dtype), channels_last, target);
   return {p.kernel, p.refusal, int64_t{p.tile_n} * p.tile_h * p.tile_w, p.columns,
           int64_t{p.grid_x} * p.grid_y};
 }

@@ -55,6 +55,8 @@ void launch_weight_grad_mma(const WeightGradParams& params, void* stream);
 int image_error();
 // The architecture of the tensor-core kernels' code for the current GPU, 80 for sm_80; 0: there is none.
 int mma_image_version();
+// float32 or a half type, to channels_last.
+void launch_channels_last(DType dtype, int64_t images, const LayoutParams& params, void* stream);
 void launch_generic(Pass pass, DType dtype, const GenericParams& params, const Target& target, void* stream);
 
 }  // namespace fused_subpixel::cuda

@@ -14,7 +14,8 @@ void launch_mma_chunk(const PackParams& pack, const MmaParams& params, void* str
   const Plan& plan = params.plan;
   launch_pack<T, Swizzled<kChunkBytes>>(pack, plan, stream);
   const auto run = [&](void (*kernel)(MmaParams)) {
-    run_kernel<MmaParams>(kernel, plan.grid_x, plan.grid_y, plan.threads, plan.shared_bytes, stream, params);
+    run_kernel<MmaParams>(kernel, plan.grid_x, plan.grid_y, plan.threads, plan.shared_bytes, stream, params,
+                          Start::kDuring);
   };
   switch (plan.columns) {  // tiles of 8 columns to a warp, warps side by side
     case 16: return run(&conv_mma_kernel<T, kChunkBytes, 2, 1>);
@@ -45,7 +46,7 @@ void launch_weight_grad_mma(const WeightGradParams& params, void* stream) {
       int64_t{params.rows} * (int64_t{params.channels} * params.kernel_h * params.kernel_w + 1);
   run_kernel<WeightGradParams>(&weight_grad_finish_kernel<T>,
                                static_cast<int>((results + kPackThreads - 1) / kPackThreads), 1, kPackThreads,
-                               0, stream, params);
+                               0, stream, params, Start::kDuring);
 }
 
 }  // namespace fused_subpixel::cuda

@@ -59,7 +59,6 @@ Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const Optional
                        std::vector<int64_t> geometry, int64_t activation, double negative_slope,
                        std::optional<double> clamp_min, std::optional<double> clamp_max) {
   const OnDevice on(input);
-  check(weight.dim() == 4, "the CUDA kernels take a weight of 4 dimensions, got ", shape_of(weight));
   const ForwardCall call = forward_call(input, weight, bias, activation_weight, residual, geometry,
                                         activation, negative_slope, clamp_min, clamp_max);
   if (call.output.numel() == 0) return call.output;

@@ -41,13 +41,14 @@ struct Divisor {
 };
 
 struct EpilogueParams {
-  const void* bias;   // by convolution channel, or null
+  const void* bias;   // or null; index bias_c * c + bias_o * convolution channel
   const void* prelu;  // or null; index prelu_c * c + prelu_o * convolution channel
   const void* residual;
   Strides residual_stride;
-  int prelu_c, prelu_o;
+  int bias_c, bias_o, prelu_c, prelu_o;
   Activation activation;
   ResidualKind residual_kind;
+  bool clamped;
   double negative_slope, clamp_min, clamp_max;
   float negative_slope_f, clamp_min_f,
       clamp_max_f;  // a conversion for each value would cost more than its sum
@@ -62,7 +63,9 @@ struct GenericParams {
   void* output;     // of forward; the input's or the weight's gradient else
   void* grad_bias;  // weight gradient
   Strides input_stride, weight_stride, grad_stride, output_stride;
-  bool channels_last;  // order in which threads walk through the output
+  PhaseStrides weight_rows;  // forward: of weight, instead of weight_stride.n
+  bool weight_turned;        // forward: its taps, by 180 degrees
+  bool channels_last;        // order in which threads walk through the output
   EpilogueParams epilogue;
   SavedOutput saved;  // of the gradients
 };
@@ -111,11 +114,12 @@ struct PixelLoad {
 struct PackParams {
   const void* weight;
   void* packed;
-  int64_t row_stride, channel_stride;  // of the weight, by row and channel of the GEMM
+  PhaseStrides conv_stride;  // of the weight, by channels of the convolution
+  int64_t in_stride;         // and by those of the input
   int64_t tap_h_stride, tap_w_stride;
   int rows, channels, kernel_h, kernel_w;
   int columns, chunks, row_blocks;
-  ShuffledChannels map;   // of the rows (forward) or of the channels (input gradient)
+  ShuffledChannels map;  // of the convolution's channels: the rows (forward) or the channels (input gradient)
   bool map_rows, turned;  // turned: by 180 degrees
 };
 
@@ -148,6 +152,16 @@ struct ShuffleParams {
   Divisor high_channels, cell_h, cell_w;
   ChannelOrder order;
   bool channels_last, inverse;
+};
+
+constexpr int kLayoutTile = 64;  // pixels, and channels, of a block
+// A copy of a [batch, channels, height, width] tensor as [batch, height * width, padded], zeros after its channels.
+struct LayoutParams {
+  const void* input;
+  void* output;
+  Strides stride;                       // of input
+  int channels, padded, pixels, tiles;  // pixels of an image; tiles of these
+  Divisor width;
 };
 
 struct WeightGradParams {

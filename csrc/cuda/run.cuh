@@ -9,11 +9,15 @@
 
 namespace fused_subpixel::cuda {
 
+// When a kernel may begin: after the one before it on the stream, or while that one runs and has called
+// let_next_kernel_start(); then it calls wait_for_kernel_before() before it reads what that one writes.
+enum class Start { kAfter, kDuring };
+
 #if defined(FS_SIMT)
 
 template <class Params>
 void run_kernel(void (*kernel)(Params), int grid_x, int grid_y, int threads, int64_t shared_bytes, void*,
-                const Params& params) {
+                const Params& params, Start = Start::kAfter) {
   if (grid_x < 1 || grid_y < 1) throw std::runtime_error("an empty grid, which CUDA refuses");
   simt::launch<Params>(kernel, grid_x, grid_y, threads, static_cast<int>(shared_bytes), params);
 }
@@ -26,11 +30,27 @@ inline void check_cuda(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string("fused_subpixel: ") + what + ": " + cudaGetErrorString(error));
 }
 
+// Programmatic dependent launch: of compute capability 9.0 and later, and in graphs with drivers for CUDA 12.3.
+inline bool can_start_early() {
+#if CUDART_VERSION >= 12030
+  static const bool driver_can = [] {
+    int version = 0;
+    return cudaDriverGetVersion(&version) == cudaSuccess && version >= 12030;
+  }();
+  int device = 0, major = 0;
+  check_cuda(cudaGetDevice(&device), "the current GPU");
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+  return driver_can && major >= 9;
+#else
+  return false;
+#endif
+}
+
 // Blocks may have 48 KB of shared memory without asking. What is asked for is always the most the GPU has, so that
 // threads that launch the same kernel with different sizes do not take it from one another.
 template <class Params>
 void run_kernel(void (*kernel)(Params), int grid_x, int grid_y, int threads, int64_t shared_bytes,
-                void* stream, const Params& params) {
+                void* stream, const Params& params, Start start = Start::kAfter) {
   const auto bytes = static_cast<int>(shared_bytes);
   if (bytes > 48 << 10) {
     int device = 0, most = 0;
@@ -41,9 +61,16 @@ void run_kernel(void (*kernel)(Params), int grid_x, int grid_y, int threads, int
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, most),
                "shared memory");
   }
-  kernel<<<dim3(static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y)), static_cast<unsigned>(threads),
-           static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)>>>(params);
-  check_cuda(cudaGetLastError(), "a kernel could not be launched");
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(bytes);
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &early, config.numAttrs = start == Start::kDuring && can_start_early() ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, params), "a kernel could not be launched");
 }
 
 #endif

@@ -3,9 +3,9 @@
 // hands. One block, two warpgroups of four warps, makes a tile of 128 pixels by 128 rows of the weight.
 //
 //   pixels   A chunk of channels of the tile's input with its halo lies in shared memory once and serves all taps, in
-//            planes of eight channels: [piece][pixel of the halo][16 bytes]. Eight pixels of a row are 128 bytes in a
+//            planes of 16 bytes of channels: [piece][pixel of the halo][16 bytes]. Eight pixels of a row are 128 bytes in a
 //            row, which is what wgmma calls a core matrix; the tile is 8 pixels wide, so the next eight of its rows lie
-//            halo_w pixels on, and the next eight channels a plane on. A tap only moves the start, by whole pixels:
+//            halo_w pixels on, and the next channels a plane on. A tap only moves the start, by whole pixels:
 //            any multiple of 16 bytes is allowed, for nothing is swizzled (see wgmma_operand).
 //   filter   Packed as [piece][row of the weight][16 bytes] for each tap, fetched by the copy engine, one bulk copy for
 //            a tap, which completes on an mbarrier.
@@ -22,7 +22,7 @@
 
 namespace fused_subpixel::cuda {
 
-// A matrix in planes of eight elements of each row.
+// A matrix in planes of 16 bytes of each row.
 template <int kOfPieces>
 struct Planes {
   static constexpr int kPieces = kOfPieces;
@@ -51,7 +51,7 @@ struct WgmmaBlock {
     arrived = reinterpret_cast<uint64_t*>(shared + p.plan.barrier_offset);
     packed =
         static_cast<const unsigned char*>(p.packed) + int64_t{block_y()} * p.plan.chunks * p.taps * kTapBytes;
-    origin = tile_origin(p.plan, block_x());
+    origin = tile_origin(p, block_x());
     base = group * (p.plan.tile_n == 2 ? p.plan.halo_h : 8) * p.plan.halo_w;
   }
 
@@ -65,7 +65,7 @@ struct WgmmaBlock {
         if (p.load.source.output)
           load_activated<T>(p.load, origin, at.chunk, to, place);
         else
-          load_pixels<T, 8>(p.load, origin, at.chunk, to, place);
+          load_pixels<T, 16 / static_cast<int>(sizeof(T))>(p.load, origin, at.chunk, to, place);
       }
       if (thread_index() == 0) {
         mbarrier_arrive_expect(arrived + at.filter_stage, kTapBytes);
@@ -80,6 +80,20 @@ struct WgmmaBlock {
       }
     }
     cp_async_commit();
+  }
+
+  // tf32: wgmma would cut the last bits off. Every thread rounds what it has fetched, before others see it.
+  FS_DEVICE void round_pixels(unsigned char* stage) const {
+    const Planes<kPieces> place(p.plan.pixel_plane);
+    FS_NO_UNROLL
+    for (int pixel = thread_index() / kPieces; pixel < p.load.halo_pixels.divisor;
+         pixel += block_threads() / kPieces) {
+      unsigned char* at = stage + place.at(pixel, thread_index() % kPieces);
+      Packed16 piece = load_16(at);
+      FS_UNROLL
+      for (int word = 0; word < 4; ++word) piece.word[word] = to_operand(piece.word[word], T{});
+      store_16(at, piece);
+    }
   }
 
   // Tap (i, j) of one chunk; filter holds its weights. One group of wgmmas, and no branch between them: else the
@@ -112,18 +126,25 @@ struct WgmmaBlock {
       for (int stage = 0; stage < plan.stages; ++stage) mbarrier_init(arrived + stage, 1);
       fence_async_proxy();  // of the barriers, for this thread's copies; others see them after the first step's barrier
     }
+    wait_for_kernel_before();  // that packs the filter
     Cursor ahead = {0, 0, 0, 0, 0};
-    for (int step = 2; step < plan.stages; ++step) fetch(ahead);
-    int pixel_stage = 0, filter_stage = 0, parity = 0;
+    int pixel_stage = 0, filter_stage = 0, parity = 0, before = plan.stages - 2;  // as in conv_mma.cuh
     for (int chunk = 0; chunk < plan.chunks; ++chunk) {
       for (int step = 0, i = 0, j = 0; step < plan.steps; ++step) {
-        if (step == 0) {  // this chunk's pixels, the oldest of stages - 2 groups under way
-          if (plan.stages == 3) cp_async_wait<0>();
-          if (plan.stages == 4) cp_async_wait<1>();
-          fence_async_proxy();
+        FS_NO_UNROLL
+        for (;; --before) {
+          if (before == 0) {
+            if (step == 0) {  // this chunk's pixels, the oldest of stages - 2 groups under way
+              if (plan.stages == 3) cp_async_wait<0>();
+              if (plan.stages == 4) cp_async_wait<1>();
+              if constexpr (sizeof(T) == 4) round_pixels(shared + pixel_stage * plan.pixel_stage_bytes);
+              fence_async_proxy();
+            }
+            sync_threads();  // all pixels of this step have come; all are done with the last step but one
+          }
+          fetch(ahead);
+          if (before == 0) break;
         }
-        sync_threads();  // all pixels of this step have come; all are done with the last step but one
-        fetch(ahead);
         mbarrier_wait(arrived + filter_stage, parity);
         sync_warp();
         multiply(shared + pixel_stage * plan.pixel_stage_bytes,

@@ -13,7 +13,7 @@ void launch_wgmma_chunk(const PackParams& pack, const MmaParams& params, void* s
   const Plan& plan = params.plan;
   launch_pack<T, Planes<kPieces>>(pack, plan, stream);
   run_kernel<MmaParams>(&conv_wgmma_kernel<T, kPieces>, plan.grid_x, plan.grid_y, plan.threads,
-                        plan.shared_bytes, stream, params);
+                        plan.shared_bytes, stream, params, Start::kDuring);
 }
 
 template <class T>

@@ -7,10 +7,10 @@
 
 namespace fused_subpixel::cuda {
 
-FS_DEVICE Phase phase_of(const ShuffledChannels& m, int64_t counted) {
-  return phase_of_channel(counted, m.channels, m.cell_h, m.cell_w, m.order);
+FS_DEVICE PhaseOf<int> phase_of(const ShuffledChannels& m, int counted) {
+  return phase_of_channel<int>(counted, m.channels, m.cell_h, m.cell_w, m.order);
 }
-FS_DEVICE int64_t conv_channel_of(const ShuffledChannels& m, int64_t counted) {
+FS_DEVICE int conv_channel_of(const ShuffledChannels& m, int counted) {
   return channel_of_phase(phase_of(m, counted), m.channels, m.cell_h, m.cell_w, m.call_order);
 }
 
@@ -22,6 +22,16 @@ template <class AnyPlan>
 FS_DEVICE TileOrigin tile_origin(const AnyPlan& plan, int tile) {
   const int w = tile % plan.tiles_w, rest = tile / plan.tiles_w;
   return {rest / plan.tiles_h * plan.tile_n, rest % plan.tiles_h * plan.tile_h, w * plan.tile_w};
+}
+
+// Of the rows of the weight that this block has: where these are of one phase, it may begin a pixel later.
+FS_DEVICE TileOrigin tile_origin(const MmaParams& p, int tile) {
+  TileOrigin origin = tile_origin(p.plan, tile);
+  if (p.plan.late) {
+    const PhaseOf<int> phase = phase_of(p.map, block_y() * p.plan.columns);
+    origin.h += phase.i < p.crop_top, origin.w += phase.j < p.crop_left;
+  }
+  return origin;
 }
 
 template <class T, int kColumns>
@@ -47,10 +57,9 @@ struct TileStore {
       const int row = block_y() * kColumns + column;
       RowInfo info = {};
       if (row < p.rows) {
-        const Phase at = phase_of(p.map, row);
-        const int64_t o = channel_of_phase(at, p.map.channels, p.map.cell_h, p.map.cell_w, p.map.call_order);
-        info = {bias_of<T>(p.epilogue, o), slope_of<T>(p.epilogue, at.c, o), static_cast<int>(at.c),
-                static_cast<int>(at.j), static_cast<int>(o)};
+        const PhaseOf<int> at = phase_of(p.map, row);
+        const int o = channel_of_phase(at, p.map.channels, p.map.cell_h, p.map.cell_w, p.map.call_order);
+        info = {bias_of<T>(p.epilogue, at.c, o), slope_of<T>(p.epilogue, at.c, o), at.c, at.j, o};
       }
       row_info()[column] = info;
     }
@@ -134,18 +143,27 @@ struct TileStore {
       const float* sums = staging() + (line * plan.tile_w + w) * kPitch + unit * p.run - first_row;
       Packed16 packed = {};
       const bool whole = first >= low && first + kVector <= high;
-      if (whole && !p.epilogue.residual && q + kVector <= p.run &&
-          reinterpret_cast<uintptr_t>(sums + q) % 16 ==
-              0) {  // one pixel's, side by side in shared memory too
-        FS_UNROLL
-        for (int four = 0; four < kVector / 4; ++four) {
-          const Packed16 part = load_16(sums + q + 4 * four);
+      if (whole && !p.epilogue.residual) {
+        float value[kVector];
+        if (q + kVector <= p.run && reinterpret_cast<uintptr_t>(sums + q) % 16 == 0) {  // one pixel's
           FS_UNROLL
-          for (int v = 0; v < 4; ++v) {
-            T result;
-            narrow(clamp_to(p.epilogue, float_of(part.word[v])), result);
-            put_element(packed, 4 * four + v, result);
+          for (int four = 0; four < kVector; four += 4) {
+            const Packed16 part = load_16(sums + q + four);
+            FS_UNROLL
+            for (int v = 0; v < 4; ++v) value[four + v] = float_of(part.word[v]);
           }
+        } else {
+          FS_UNROLL
+          for (int v = 0; v < kVector; ++v) {
+            value[v] = sums[q];
+            if (++q == p.run) q = 0, sums += kPitch;
+          }
+        }
+        FS_UNROLL
+        for (int v = 0; v < kVector; ++v) {
+          T result;
+          narrow(p.epilogue.clamped ? clamp_to(p.epilogue, value[v]) : value[v], result);
+          put_element(packed, v, result);
         }
         store_16(row + first, packed);
         continue;

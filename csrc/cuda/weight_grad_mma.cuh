@@ -187,6 +187,7 @@ struct WeightGradBlock {
   }
 
   FS_DEVICE void run() {
+    let_next_kernel_start();
     FS_UNROLL
     for (int q = 0; q < 4; ++q) {
       bias[q] = 0;
@@ -223,13 +224,15 @@ weight_grad_finish_kernel(FS_CONSTANT(WeightGradParams) p) {
   const int64_t columns = int64_t{p.channels} * p.kernel_h * p.kernel_w, slot = p.rows * (columns + 1);
   const int64_t i = int64_t{block_x()} * kPackThreads + thread_index();
   if (i >= slot) return;
+  wait_for_kernel_before();  // that writes the sums
   float total = 0;
   for (int split = 0; split < p.plan.splits; ++split) total += p.partial[split * slot + i];
-  const int64_t row = i / (columns + 1), column = i % (columns + 1), o = conv_channel_of(p.map, row);
+  const int64_t row = i / (columns + 1), column = i % (columns + 1);
+  const int o = conv_channel_of(p.map, static_cast<int>(row));
   if (column == columns)
     narrow(total, static_cast<T*>(p.grad_bias)[o]);
   else
-    narrow(total, static_cast<T*>(p.grad_weight)[o * columns + column]);
+    narrow(total, static_cast<T*>(p.grad_weight)[int64_t{o} * columns + column]);
 }
 
 }  // namespace fused_subpixel::cuda

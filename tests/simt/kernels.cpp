@@ -12,6 +12,7 @@
 #define FS_HAVE_SM90 1
 #include "cuda/generic.cu"
 #include "cuda/launch.cpp"
+#include "cuda/layout.cu"
 #include "cuda/shuffle.cu"
 #include "cuda/sm80_conv_bfloat16.cu"
 #include "cuda/sm80_conv_half.cu"
@@ -21,6 +22,7 @@
 #include "cuda/sm80_weight_grad_tf32.cu"
 #include "cuda/sm90_conv_bfloat16.cu"
 #include "cuda/sm90_conv_half.cu"
+#include "cuda/sm90_conv_tf32.cu"
 
 namespace py = pybind11;
 using namespace fused_subpixel;
@@ -72,6 +74,12 @@ Geometry geometry_of(const std::vector<int64_t>& v) {
   g.order = static_cast<ChannelOrder>(v[24]), g.tf32 = v[25] != 0;
   return g;
 }
+// As in torch_ops.h: of six dimensions, a transposed convolution's.
+void set_weight(ForwardArguments& a, const TensorView& weight, const std::vector<int64_t>& s) {
+  a.weight = weight, a.weight_turned = s.size() == 6;
+  a.weight_rows = phase_strides(a.geometry, weight.stride.n);
+  if (a.weight_turned) a.weight.stride = {0, s[3], s[4], s[5]}, a.weight_rows = {s[0], s[1], s[2]};
+}
 Device device_of(const std::vector<int64_t>& t) {
   return {{static_cast<int>(t.at(0)), static_cast<int>(t.at(1)), t.at(2)}, nullptr};
 }
@@ -86,8 +94,8 @@ void forward(const std::vector<int64_t>& geometry, int dtype, const Array& input
   Memory m = memory(guard_start);
   ForwardArguments a{};
   a.geometry = geometry_of(geometry), a.dtype = static_cast<DType>(dtype);
-  a.input = m.in("the input", input), a.weight = m.in("the weight", weight),
-  a.residual = m.in("the residual", residual);
+  a.input = m.in("the input", input), a.residual = m.in("the residual", residual);
+  set_weight(a, m.in("the weight", weight), std::get<2>(weight));
   a.bias = m.in("the bias", bias).data, a.prelu = m.in("activation_weight", prelu).data,
   a.prelu_size = prelu_size;
   a.output = m.out("the output", output);

@@ -205,15 +205,16 @@ gemm(FS_CONSTANT(GemmParams) p) {
 }
 
 // ---- wgmma ------------------------------------------------------------------------------------------------
-// d[64, 128] = rows start ... start + 63 of a[planes of 8 elements, 72, 8] by b[planes, 128, 8]: a comes by ordinary
-// stores, b by the copy engine. `Lack` is left out.
+// d[64, 128] = rows start ... start + 63 of a[8 planes of 16 bytes, 72, 8 elements] (TF32: 4 elements) by
+// b[planes, 128, elements]: a comes by ordinary stores, b by the copy engine. `Lack` is left out.
 enum Lack { kNothingLacks, kFence, kArrival, kParity, kBytes, kWgmmaWait };
 struct WgmmaParams {
   const void *a, *b;
   float* d;
   int start;
 };
-constexpr int kWgmmaK = 64, kARows = 72, kABytes = kARows * kWgmmaK * 2, kBBytes = 128 * kWgmmaK * 2;
+constexpr int kWgmmaPlanes = 8, kARows = 72;
+constexpr int kABytes = kARows * kWgmmaPlanes * 16, kBBytes = 128 * kWgmmaPlanes * 16;
 constexpr int kWgmmaShared = kABytes + kBBytes + 8;
 
 template <class T, Lack lack>
@@ -237,7 +238,7 @@ void wgmma_gemm(WgmmaParams p) {
   const uint64_t left = wgmma_operand(a + p.start * 16, 128, kARows * 16),
                  right = wgmma_operand(b, 128, 128 * 16);
   wgmma_fence();
-  for (int k = 0; k < kWgmmaK / 8; k += 2)
+  for (int k = 0; k < kWgmmaPlanes; k += 2)
     wgmma<T>(d, moved_operand(left, k * kARows * 16), moved_operand(right, k * 128 * 16), k > 0);
   wgmma_commit();
   if (lack != kWgmmaWait) wgmma_wait_for(d);
@@ -505,9 +506,9 @@ void bind_selftest(py::module_& m) {
                     const std::string& lack) {
     const std::map<std::string, void (*)(WgmmaParams)> kernels = {
         {"Half", wgmma_gemm<Half, kNothingLacks>}, {"BFloat16", wgmma_gemm<BFloat16, kNothingLacks>},
-        {"fence", wgmma_gemm<Half, kFence>},       {"arrival", wgmma_gemm<Half, kArrival>},
-        {"parity", wgmma_gemm<Half, kParity>},     {"bytes", wgmma_gemm<Half, kBytes>},
-        {"wait", wgmma_gemm<Half, kWgmmaWait>}};
+        {"TF32", wgmma_gemm<TF32, kNothingLacks>}, {"fence", wgmma_gemm<Half, kFence>},
+        {"arrival", wgmma_gemm<Half, kArrival>},   {"parity", wgmma_gemm<Half, kParity>},
+        {"bytes", wgmma_gemm<Half, kBytes>},       {"wait", wgmma_gemm<Half, kWgmmaWait>}};
     const Input left(a), right(b);
     const Output<> output(64 * 128);
     simt::launch(kernels.at(lack.empty() ? type : lack), 1, 1, 128, kWgmmaShared,

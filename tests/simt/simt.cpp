@@ -765,7 +765,7 @@ void fence_async_proxy(Site site) {
 
 // ---- products of a warpgroup ------------------------------------------------------------------------------
 namespace {
-// The 128 bytes of eight rows from `row` on, `second` or first eight elements along k, of an operand.
+// The 128 bytes of eight rows from `row` on, `second` or first 16 bytes along k, of an operand.
 const unsigned char* core_matrix(uint64_t operand, int row, int second) {
   const auto field = [operand](int bit) { return static_cast<ptrdiff_t>(operand >> bit & 0x3fff) * 16; };
   return m.shared->data() + field(0) + row / 8 * field(32) + second * field(16);
@@ -787,12 +787,17 @@ void sum_up(const Warp& w, Wgmma& g) {
   constexpr int kColumns = cuda::kWgmmaColumns;
   static double left[16][16], right[16][kColumns];  // [row][k], [k][column]
   const int first = static_cast<int>(&w - m.warps) % (kWarpgroup / kWarp) * 16;
+  const bool wide = g.type == Multiply::kTF32;
+  const int steps = wide ? 8 : 16;
   const auto element = [&](uint64_t operand, int row, int k) -> double {
-    uint16_t bits;
-    std::memcpy(&bits, core_matrix(operand, row, k / 8) + row % 8 * 16 + k % 8 * 2, 2);
-    return g.type == Multiply::kHalf ? half_to_float(bits) : cuda::float_of(uint32_t{bits} << 16);
+    const int half = steps / 2;  // lies in one core matrix
+    const unsigned char* at = core_matrix(operand, row, k / half) + row % 8 * 16 + k % half * (16 / half);
+    uint32_t bits = 0;
+    std::memcpy(&bits, at, static_cast<size_t>(16 / half));
+    if (wide) return cuda::float_of(bits & 0xffffe000u);  // hardware does not look at the other bits
+    return g.type == Multiply::kHalf ? half_to_float(bits) : cuda::float_of(bits << 16);
   };
-  for (int k = 0; k < 16; ++k) {
+  for (int k = 0; k < steps; ++k) {
     for (int row = 0; row < 16; ++row) left[row][k] = element(g.a, first + row, k);
     for (int n = 0; n < kColumns; ++n) right[k][n] = element(g.b, n, k);
   }
@@ -803,7 +808,7 @@ void sum_up(const Warp& w, Wgmma& g) {
       return g.saved[(row % 8 * 4 + n % 8 / 2) * cuda::kWgmmaSums + n / 8 * 4 + row / 8 * 2 + n % 2];
     };
     for (int n = 0; n < kColumns; ++n) sum[n] = g.accumulate ? at(n) : 0;
-    for (int k = 0; k < 16; ++k)
+    for (int k = 0; k < steps; ++k)
       for (int n = 0; n < kColumns; ++n) sum[n] = static_cast<float>(sum[n] + left[row][k] * right[k][n]);
     for (int n = 0; n < kColumns; ++n) at(n) = sum[n];
   }

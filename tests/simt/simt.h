@@ -129,6 +129,9 @@ FS_DEVICE int grid_x() { return simt::here.grid_x; }
 FS_DEVICE unsigned char* shared_memory() { return simt::here.shared; }
 
 FS_DEVICE void sync_threads(FS_PLACE) { simt::block_barrier({"sync_threads", file, line}); }
+FS_DEVICE int anew(int value) { return value; }
+FS_DEVICE void let_next_kernel_start() {}  // here, one ends before the next begins
+FS_DEVICE void wait_for_kernel_before() {}
 FS_DEVICE void sync_warp(FS_PLACE) { simt::warp_barrier({"sync_warp", file, line}); }
 template <class T>
 FS_DEVICE T shuffle_xor(T value, int mask, FS_PLACE) {
@@ -155,6 +158,9 @@ FS_DEVICE void store_16(void* to, const Packed16& value, FS_PLACE) {
   simt::store(to, &value, 16, {"store_16", file, line});
 }
 
+FS_DEVICE void store_4(void* to, uint32_t value, FS_PLACE) {
+  simt::store(to, &value, 4, {"store_4", file, line});
+}
 FS_DEVICE void store_8(void* to, uint32_t first, uint32_t second, FS_PLACE) {
   const uint32_t words[2] = {first, second};
   simt::store(to, words, 8, {"store_8", file, line});
@@ -219,10 +225,11 @@ FS_DEVICE void wgmma_wait_for(float (&)[kWgmmaSums], FS_PLACE) {
 }
 template <class T>
 FS_DEVICE void wgmma(float (&d)[kWgmmaSums], uint64_t a, uint64_t b, bool accumulate, FS_PLACE) {
-  static_assert(std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>);
-  constexpr bool kIsHalf = std::is_same_v<T, Half>;
-  simt::group_multiply(kIsHalf ? simt::Multiply::kHalf : simt::Multiply::kBFloat16, d, a, b, accumulate,
-                       {"wgmma", file, line});
+  constexpr simt::Multiply kType = std::is_same_v<T, Half>       ? simt::Multiply::kHalf
+                                   : std::is_same_v<T, BFloat16> ? simt::Multiply::kBFloat16
+                                                                 : simt::Multiply::kTF32;
+  static_assert(kType != simt::Multiply::kTF32 || std::is_same_v<T, TF32>);
+  simt::group_multiply(kType, d, a, b, accumulate, {"wgmma", file, line});
 }
 
 FS_DEVICE uint32_t bits_of(float x) {
