@@ -168,7 +168,7 @@ Refusal refusal_of(const Problem& p, const Target& t) {
   if (p.channels >= kSmallNumber || p.rows >= kSmallNumber) return Refusal::kManyChannels;
   // pieces of the packed filter are counted in 32 bits
   const int64_t filter = (p.rows + 128) * (p.channels + 64) * p.kernel_h * p.kernel_w;
-  if (filter * element_bytes(p.dtype) >= int64_t{16} << 31) return Refusal::kManyChannels;
+  if (filter * element_bytes(p.dtype) >= int64_t{16} << 30) return Refusal::kManyChannels;
   return Refusal::kNone;
 }
 

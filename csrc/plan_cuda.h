@@ -21,7 +21,7 @@ enum class Refusal : int32_t {
   kFloat64,           // summed in float64, which these kernels cannot
   kExactFloat32,      // torch's settings do not allow tf32
   kGroups,            // more than one
-  kManyChannels,      // more than the kernels count
+  kManyChannels,      // more, or a larger filter, than the kernels count
   kLargeTile,         // what one tile reads does not fit into shared memory
   kStridedInputGrad,  // the input gradient of a strided convolution is no convolution of the gradient
 };

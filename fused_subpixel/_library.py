@@ -45,6 +45,11 @@ def _stays_a_call_in_inductor(operator: str) -> None:
         lowering.FALLBACK_ALLOW_LIST.add(f"fused_subpixel::{operator}")
 
 
+def _as_rows(weight: Sequence[int]) -> Sequence[int]:
+    """The shape of a weight, which may be a transposed convolution's, [C, r_h, r_w, Ci, k_h, k_w]."""
+    return weight if len(weight) == 4 else (weight[0] * weight[1] * weight[2], *weight[3:])
+
+
 def _empty(like: Tensor, shape: tuple[int, ...], channels_last: bool) -> Tensor:
     layout = memory_format(channels_last)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
@@ -63,7 +68,7 @@ def fake_subpixel_conv2d(
     _stays_a_call_in_inductor("subpixel_conv2d")
     geometry = Geometry(*numbers)
     batch, _, height, width = input.shape
-    low_channels, _, kernel_h, kernel_w = weight.shape
+    low_channels, _, kernel_h, kernel_w = _as_rows(weight.shape)
     size = output_size(geometry, height, width, kernel_h, kernel_w)
     channels = low_channels // (geometry.upscale_h * geometry.upscale_w)
     return _empty(input, (batch, channels, *size), is_channels_last(input))
@@ -125,6 +130,7 @@ def _(grad_output: torch.Size, input: torch.Size, *rest: Any, out_shape: Any, **
 
 def _flops(geometry: Geometry, batch: int, size: tuple[int, int], weight: Sequence[int]) -> int:
     """Two per tap, as PyTorch counts; the input's and the weight's gradient have as many."""
+    weight = _as_rows(weight)
     low_h, low_w = low_size(geometry, *size, weight[2], weight[3])
     return 2 * batch * low_h * low_w * math.prod(weight)
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Which implementation runs: ``cuda``, ``cpu`` (compiled libraries) or ``reference`` (plain PyTorch).
 
-``auto`` takes the compiled library of the tensors' device if it can run, else the reference. Naming ``cuda``
+``auto`` takes the compiled library of the tensors' device if it can run, else the reference; on a GPU also
+where PyTorch's kernels are the faster (functional.py). Naming ``cuda``
 or ``cpu`` is a demand: where it cannot be met, ValueError says why.
 """
 
@@ -92,6 +93,11 @@ def _capability(index: int) -> tuple[int, ...]:
 def has_tensor_cores(device: torch.device) -> bool:
     """Whether the CUDA library has tensor-core kernels for a GPU on which it runs."""
     return _capability(_index(device))[2] >= 80
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU on which the CUDA library runs."""
+    return _capability(_index(device))[3]
 
 
 def _index(device: torch.device) -> int:

@@ -176,7 +176,7 @@ _CUDA_REFUSALS = (
     "float64 is summed in float64, which the tensor-core kernels cannot",
     "float32 is exact: torch.backends.cudnn.conv.fp32_precision does not allow tf32",
     "the tensor-core kernels know one group only",
-    "more channels than the tensor-core kernels count",
+    "more channels, or a larger filter, than the tensor-core kernels count",
     "what one tile reads does not fit into shared memory",
     "the input gradient of a strided convolution is no convolution of the gradient",
 )

@@ -8,6 +8,7 @@ follows from shapes, dtypes and options is worked out once and cached (:func:`pr
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -269,8 +270,8 @@ def why_no_tensor_cores(problem: Problem) -> str | None:
     return None
 
 
-# Rows of the weight, products in a sum and low-resolution pixels in the batch.
-_WIDE_ROWS, _LONG_SUM, _FEW_PIXELS = 128, 256, 8192
+# Rows of the weight, products in a sum, and low-resolution pixels in the batch for each multiprocessor.
+_WIDE_ROWS, _LONG_SUM, _FEW_PIXELS = 128, 256, 62
 
 
 def why_pytorch_is_faster(problem: Problem, tracing: bool = False) -> str | None:
@@ -282,7 +283,8 @@ def why_pytorch_is_faster(problem: Problem, tracing: bool = False) -> str | None
     rows, channels, kernel_h, kernel_w = problem.weight_shape
     pixels = batch * height * width // (problem.geometry.stride_h * problem.geometry.stride_w)
     # Measured on an H100: 0.35 to 0.75 of PyTorch's speed below these limits, 1.1 and more above.
-    if rows >= _WIDE_ROWS and channels * kernel_h * kernel_w >= _LONG_SUM and pixels < _FEW_PIXELS:
+    few = pixels < _FEW_PIXELS * backends.multiprocessors(problem.device)
+    if few and rows >= _WIDE_ROWS and channels * kernel_h * kernel_w >= _LONG_SUM:
         return (
             f"{pixels} pixels before the shuffle are too few to give every multiprocessor tiles of a wide "
             "layer; PyTorch's kernels share one sum among several"
@@ -387,8 +389,11 @@ def convolve(
                 return _run(call, tracing, input, weight, bias, activation_weight, residual)
             except RuntimeError:
                 if call.backend == "cuda" and not tracing:
-                    # LibTorch's stable ABI forgets the type of an error. If it was memory, this one is right.
-                    torch.empty(call.problem.output_shape, dtype=input.dtype, device=input.device)
+                    # LibTorch's stable ABI forgets the type of an error. If it was memory, this one is right:
+                    # as much as the output and the copy that a contiguous input is given in channels_last.
+                    copied = input.numel() // input.shape[1] * (input.shape[1] + 7)
+                    size = math.prod(call.problem.output_shape) + copied
+                    torch.empty(size, dtype=input.dtype, device=input.device)
                 raise
         if arguments[0] != "auto":
             raise ValueError(f"backend {call.backend!r} cannot run here: {only_reference}")

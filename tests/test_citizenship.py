@@ -350,6 +350,17 @@ def test_flop_counter(options: dict[str, Any]) -> None:
     assert counts[0] == counts[1] > 0
 
 
+def test_flops_of_a_transposed_convolution() -> None:
+    """Its operator takes the weight as it lies."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    weight = torch.randn(9, 4, 4, 6)
+    with FlopCounterMode(display=False) as counter:
+        fs.conv_transpose2d(torch.randn(2, 9, 5, 7), weight, stride=2)
+    # every pixel of the convolution, which is one larger for each further tap: 2 x 3 taps
+    assert counter.get_total_flops() == 2 * 2 * (5 + 1) * (7 + 2) * weight.numel()
+
+
 # ---- opcheck -----------------------------------------------------------------------------------------------
 
 PLAIN = Geometry(2, 2)

@@ -585,6 +585,7 @@ def test_what_auto_leaves_to_pytorch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(backends, "has_tensor_cores", lambda device: True)
+    monkeypatch.setattr(backends, "multiprocessors", lambda device: 132)
     problem = conv_problem(input, weight, dtype, tf32)
     found = functional.why_pytorch_is_faster(problem)
     assert found is None if reason is None else reason in str(found)

@@ -54,7 +54,7 @@ FS_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
-// ---- kernels that overlap (sm_90): see Start in run.cuh ----------------------------------------------------------------
+// ---- kernels that overlap (sm_90): see Start in run.cuh -------------------------------------------------------------
 FS_DEVICE void let_next_kernel_start() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -323,8 +323,8 @@ FS_DEVICE uint32_t round_to_tf32(uint32_t float_bits) {
 namespace fused_subpixel::cuda {
 
 // One operand of wgmma, which lies in shared memory in pieces of eight elements along k (TF32: four), 16 bytes, at
-// 16-byte aligned addresses. Eight rows (columns, of b) are neighbours, 128 bytes; `rows_stride` is from these to the next eight,
-// `k_stride` from the first to the second piece along k, both in bytes. In the manual's words: K-major, no
+// 16-byte aligned addresses. Eight rows (columns, of b) are neighbours, 128 bytes; `rows_stride` is from these to the
+// next eight, `k_stride` from the first to the second piece along k, both in bytes. In the manual's words: K-major, no
 // swizzle, and the "leading" offset is the one along k, the "stride" offset that along the rows. Without a swizzle the
 // place of a byte depends on no bits of its address, so that any 16-byte aligned start will do.
 FS_DEVICE uint64_t wgmma_operand(const void* start, int rows_stride, int k_stride) {

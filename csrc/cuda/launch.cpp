@@ -73,7 +73,7 @@ Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, int 
   p.tf32 = g.tf32, p.vector = vector, p.wgmma = kHaveWgmma;
   const int64_t late_h = (g.out_h + g.r_h - 1) / g.r_h, late_w = (g.out_w + g.r_w - 1) / g.r_w;
   const bool fewer = late_h < g.conv_h || late_w < g.conv_w;
-  if (channels_last && fewer && g.crop_top < g.r_h && g.crop_left < g.r_w)
+  if (channels_last && fewer && late_h > 0 && late_w > 0 && g.crop_top < g.r_h && g.crop_left < g.r_w)
     p.phase_rows = g.channels, p.late_h = late_h, p.late_w = late_w;
   return p;
 }
@@ -123,7 +123,9 @@ PixelSource plain_source(const TensorView& t, DType dtype, int64_t channels, int
   source.map = plain(channels);
   source.total = static_cast<int>(channels);
   source.fine_h = static_cast<int>(h), source.fine_w = static_cast<int>(w);
-  source.vector = neighbours ? copied_at_once(t.data, dtype, {s.n, s.h, s.w, stored}) : 1;
+  // a stride that nobody goes along does not count
+  source.vector =
+      neighbours ? copied_at_once(t.data, dtype, {s.n, h > 1 ? s.h : 0, w > 1 ? s.w : 0, stored}) : 1;
   source.by_pixel = !neighbours;
   return source;
 }
@@ -340,7 +342,8 @@ WeightGradPlan weight_grad_plan(const Geometry& g, DType dtype, const Target& ta
 
 int64_t forward_scratch(const ForwardArguments& a, const Target& target) {
   const KernelInput input = kernel_input(a, target);
-  return aligned(forward_plan(a, input, target).packed_bytes) + input.copy_bytes;
+  const Plan plan = forward_plan(a, input, target);
+  return plan.kernel == Kernel::kGeneric ? 0 : aligned(plan.packed_bytes) + input.copy_bytes;
 }
 int64_t input_grad_scratch(const InputGradArguments& a, const Target& target) {
   return input_grad_plan(a, target).packed_bytes;

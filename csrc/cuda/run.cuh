@@ -2,10 +2,12 @@
 // How a kernel is launched, on a GPU or in the emulator.
 #pragma once
 
+#include <atomic>
 #include <stdexcept>
 #include <string>
 
 #include "device.cuh"
+#include "launch.h"
 
 namespace fused_subpixel::cuda {
 
@@ -30,17 +32,19 @@ inline void check_cuda(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string("fused_subpixel: ") + what + ": " + cudaGetErrorString(error));
 }
 
-// Programmatic dependent launch: of compute capability 9.0 and later, and in graphs with drivers for CUDA 12.3.
+// Programmatic dependent launch: by code for compute capability 9.0 and later - older code, compiled for such a GPU by
+// the driver, would not wait - and in graphs by drivers for CUDA 12.3.
 inline bool can_start_early() {
-#if CUDART_VERSION >= 12030
-  static const bool driver_can = [] {
-    int version = 0;
-    return cudaDriverGetVersion(&version) == cudaSuccess && version >= 12030;
-  }();
-  int device = 0, major = 0;
+#if CUDART_VERSION >= 12030 && FS_HAVE_SM80
+  constexpr int kKnown = 64;
+  static std::atomic<int8_t> known[kKnown];  // 0: not asked yet, else 1 + answer
+  int device = 0, driver = 0;
   check_cuda(cudaGetDevice(&device), "the current GPU");
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
-  return driver_can && major >= 9;
+  if (device < kKnown && known[device] != 0) return known[device] == 2;
+  const bool can =
+      cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12030 && mma_image_version() >= 90;
+  if (device < kKnown) known[device] = static_cast<int8_t>(can ? 2 : 1);
+  return can;
 #else
   return false;
 #endif
