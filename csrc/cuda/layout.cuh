@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Images whose channels are no neighbours to channels_last, for kernels that read a pixel's channels 16 bytes at a time. A block takes 64
-// pixels by 64 channels through shared memory: neighbouring threads read neighbouring pixels, and write neighbouring 16
-// bytes of channels.
+// Images whose channels are no neighbours to channels_last, for kernels that read a pixel's channels 16 bytes at a time.
+// A block takes 64 pixels by 64 channels through shared memory: neighbouring threads read neighbouring pixels, and write
+// neighbouring 16 bytes of channels.
 #pragma once
 
 #include "device.cuh"
@@ -17,8 +17,8 @@ template <class Word>
 FS_KERNEL(kLayoutThreads, 1)
 channels_last_kernel(FS_CONSTANT(LayoutParams) p) {
   constexpr int kBytes = static_cast<int>(sizeof(Word)), kPitch = layout_pitch(kBytes);
-  constexpr int kTogether = 4 / kBytes,
-                kSlots = kLayoutTile * kBytes / 16;  // channels in a word, slots of a pixel
+  // channels in a word, slots of a pixel
+  constexpr int kTogether = 4 / kBytes, kSlots = kLayoutTile * kBytes / 16;
   unsigned char* shared = shared_memory();
   const int n = block_x() / p.tiles, first_pixel = (block_x() - n * p.tiles) * kLayoutTile;
   const int first_channel = block_y() * kLayoutTile;
