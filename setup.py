@@ -55,6 +55,8 @@ SCHEMAS = Path(PACKAGE, "_schemas.py")
 # one is chosen at run time. No other file gets instruction-set flags: it would run before that choice.
 ISA_SOURCE = Path("csrc/cpu/kernels.cpp")
 ISA_FLAGS = {"portable": ""}
+# Innermost loops start where processors like it: where the linker left them, some took half as long again.
+KERNEL_FLAGS = "-falign-functions=64 -falign-loops=32"
 if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS["avx2"] = "-mavx2 -mfma -mf16c"
     ISA_FLAGS["avx512"] = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c"
@@ -219,7 +221,7 @@ class NinjaFile:
     def cpu_library(self) -> Path:
         objects = [self.compile(s) for s in sorted(Path("csrc/cpu").glob("*.cpp")) if s != ISA_SOURCE]
         for isa, flags in ISA_FLAGS.items():
-            objects.append(self.compile(ISA_SOURCE, f"{flags} -DFS_ISA={isa}", f".{isa}"))
+            objects.append(self.compile(ISA_SOURCE, f"{flags} {KERNEL_FLAGS} -DFS_ISA={isa}", f".{isa}"))
         # -z defs: a symbol that torch lacks is an error here and not a crash later
         return self.step("link", BUILD / f"{PACKAGE}_cpu.so", self.shared + objects, "-Wl,-z,defs $torch")
 

@@ -13,6 +13,9 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 // threads come in pairs, with the other thread. (Fetching the next strip ahead of time, by prefetch instructions
 // among the tiles, made everything slower.) While the filter does not stay packed, larger blocks pack it less often.
 constexpr int64_t kStripShareOfL2 = 3, kStripShareOfL2Repacking = 2, kFilterShareOfL2 = 8;
+// Where neighbouring blocks share nothing, and a block is mostly read where it lies: what the next one reads is fetched
+// meanwhile.
+constexpr int64_t kPixelShareOfL2 = 8;
 // Memory wants long rows: narrower blocks would pack fewer halo rows and still be slower.
 constexpr int64_t kNarrowEnough = 256;
 // Rows of transformed sums that are kept at a time, and what their filters may take at most.
@@ -166,7 +169,10 @@ void set_blocks(const CpuProblem& p, int64_t n, int64_t h, int64_t w, CpuPlan& p
 }
 
 void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elements_per_pixel, CpuPlan& plan) {
-  const int64_t share = plan.filter_resident ? kStripShareOfL2 : kStripShareOfL2Repacking;
+  const bool shares_nothing = plan.channels_inner && p.kernel_h == 1 && p.kernel_w == 1;
+  const int64_t share = shares_nothing         ? kPixelShareOfL2
+                        : plan.filter_resident ? kStripShareOfL2
+                                               : kStripShareOfL2Repacking;
   const int64_t budget = std::max<int64_t>(t.l2_bytes / share / t.element_bytes, 1 << 14);  // in elements
   const int64_t quantum = plan.kernel == CpuKernel::kPixelLanes ? t.lanes : plan.tile_pixels;
   const int64_t H = std::max<int64_t>(p.conv_h, 1), W = std::max<int64_t>(p.conv_w, 1),

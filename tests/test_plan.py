@@ -263,6 +263,21 @@ def test_parallel_only_where_it_pays(which: str, problem: Any, target: Any) -> N
         assert plan.parallel
 
 
+@given(items=st.integers(0, 10**4), threads=st.integers(1, 64))
+def test_shares_cover_all_items_once_and_shrink_to_single_ones(items: int, threads: int) -> None:
+    shares, done, sizes = host.Shares(items, threads), 0, []
+    while (share := shares.take()) != (items, items):
+        begin, end = share
+        assert begin == done < end <= items
+        assert end - begin <= max(1, (items - done) / (2 * threads))  # nobody waits long for who took it
+        sizes.append(end - begin)
+        done = end
+    assert done == items
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(sizes) <= 2 * threads * (2 + math.log(items + 1))  # nor do threads meet at every item
+    assert shares.take() == (items, items)
+
+
 # ---- single decisions --------------------------------------------------------------------------------------
 
 
@@ -285,6 +300,17 @@ def test_threads_get_even_shares(threads: int, shape: tuple[int, int, int]) -> N
     shares = -(-plan.items // threads)  # items of the thread that has most
     block = plan.block_n * plan.block_h * plan.block_w
     assert shares * block * threads <= 1.25 * batch * conv_h * conv_w + block
+
+
+def test_pixels_that_share_nothing_come_in_small_blocks() -> None:
+    """Of a 1x1 convolution in channels_last: a block leaves most of the cache to what the next one reads."""
+    problem = image_problem(
+        channels=128, rows=256, run=128, rows_dense=True, source_dense=True, kernel_h=1, kernel_w=1
+    )
+    plan = host.plan_cpu_conv(problem, AVX512)
+    assert plan.channels_inner
+    assert 4 * 128 * plan.block_h * plan.block_w <= AVX512.l2_bytes / 8
+    assert plan.block_w == problem.conv_w, "rows are whole"
 
 
 def test_a_small_filter_stays_and_a_large_one_does_not() -> None:

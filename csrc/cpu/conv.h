@@ -152,6 +152,7 @@ template <class T>
 struct ConvWorker {
   using S = Compute<T>;
   static constexpr int L = kLanes<S>;
+  static constexpr int64_t kLine = 64 / sizeof(S);
   const ConvTask& task;
   const CpuPlan& plan;
   StripShape shape;
@@ -200,14 +201,15 @@ struct ConvWorker {
     const int64_t filter_size = resident ? plan.panels * plan.panel_elements : 0;
     const int64_t sums_size = held_tiles * tile_sums + L;
     Arena arena{static_cast<char*>(thread_scratch(
-        Arena::bytes<int64_t>(slice * w.taps()) + Arena::bytes<Slice>(slice_count) +
+        Arena::bytes<int64_t>(slice * w.taps() + 1) + Arena::bytes<Slice>(slice_count) +
         Arena::bytes<TilePlace>(place_count) + Arena::bytes<S>(strip_size) + Arena::bytes<S>(output_size) +
         Arena::bytes<S>(filter_size) + Arena::bytes<S>(sums_size) + GroupRows<T>::bytes(padded)))};
-    int64_t* at = arena.take<int64_t>(slice * w.taps());
+    int64_t* at = arena.take<int64_t>(slice * w.taps() + 1);
     strip = arena.take<S>(strip_size), output_row = arena.take<S>(output_size);
     filter = arena.take<S>(filter_size), sums = arena.take<S>(sums_size);
     rows.place(arena, padded);
     strip_offsets(w, shape, slice, at);
+    at[slice * w.taps()] = 0;
     places = places_end = arena.take<TilePlace>(place_count);
     auto* next = arena.take<Slice>(slice_count);
     slices = next;
@@ -332,60 +334,102 @@ struct ConvWorker {
     }
   }
 
+  // What the tiles of a panel have in common.
+  struct Panel {
+    int64_t first_row, stored;
+    int most;  // pixels of a tile; others have one less
+    ChannelTile<S> run_most, run_less;
+    bool plain;
+    T* dest;                       // of the block's first pixel
+    S* direct;                     // of its value in the first row, where tiles store what comes out; or null
+    int64_t ahead_from, ahead_to;  // the channels that they fetch of the next block: whole cache lines
+  };
+
+  Panel panel_of(const Block& b, int64_t tile) const {
+    Panel p{};
+    p.first_row = tile * plan.tile_rows;
+    p.stored = smaller<int64_t>(plan.panel_tiles * plan.tile_rows, task.dest.rows - p.first_row);
+    p.most = places->pixels.count;
+    p.run_most = channel_tile_of<S>(p.most, plan.tile_rows / L);
+    p.run_less = channel_tile_of<S>(larger(p.most - 1, 1), plan.tile_rows / L);
+    const PixelVector whole{b.n, b.h, b.w, static_cast<int>(b.width)};
+    p.plain = task.dest.rows_dense && out.plain(whole, b.height, p.first_row, p.stored);
+    p.dest = out.at(whole);
+    p.direct = p.plain ? out.direct(p.dest, p.first_row, plan.tile_rows) : nullptr;
+    const auto share = [&](int64_t t) {
+      const int64_t channels = task.window.channels;
+      return t < tiles ? channels * t / tiles / kLine * kLine : channels;
+    };
+    p.ahead_from = share(tile), p.ahead_to = share(tile + plan.panel_tiles);
+    return p;
+  }
+
   void channel_panel(const Block& b, const S* source, const S* packed, int64_t tile) {
     place_tiles(b);
+    const Panel panel = panel_of(b, tile);
     const int turns = plan.panel_tiles;
-    const int64_t first_row = tile * plan.tile_rows,
-                  tile_sums = plan.tile_rows * plan.tile_pixels * held_tiles;
-    const int64_t stored = smaller<int64_t>(turns * plan.tile_rows, task.dest.rows - first_row);
+    const int64_t turn_sums = plan.tile_rows * plan.tile_pixels * held_tiles;
     const S* origin[kMostTurnVectors];
     for (int q = 0; q < turns; ++q) {
-      const Phase& phase = task.dest.row_phase[group * task.dest.rows + first_row + q];
+      const Phase& phase = task.dest.row_phase[group * task.dest.rows + panel.first_row + q];
       origin[q] =
           source + (rows.late_h(phase) ? shape.row_step : 0) + (rows.late_w(phase) ? shape.column_step : 0);
     }
-    // What passes between two tiles is a good part of a short sum's time: all that can be is asked out here.
-    const int most = places->pixels.count;
-    const ChannelTile<S> run_most = channel_tile_of<S>(most, plan.tile_rows / L),
-                         run_less = channel_tile_of<S>(larger(most - 1, 1), plan.tile_rows / L);
-    const PixelVector whole{b.n, b.h, b.w, static_cast<int>(b.width)};
-    const bool plain = task.dest.rows_dense && out.plain(whole, b.height, first_row, stored);
-    T* const dest = out.at(whole);
-    const int64_t ahead_from = task.window.channels * tile / tiles,
-                  ahead_to = task.window.channels * (tile + turns) / tiles;
+    const bool holds_none = panel.direct && slices + 1 == slices_end;
     for (const TilePlace *t = places, *next; t < places_end; t = next) {
-      next = smaller(t + held_tiles, static_cast<const TilePlace*>(places_end));
+      next = holds_none ? places_end : smaller(t + held_tiles, static_cast<const TilePlace*>(places_end));
       for (const Slice* part = slices; part < slices_end; ++part) {
-        if (part + 1 == slices_end)
-          for (const TilePlace* i = t; i < next; ++i)
-            out.fetch(first_row, stored, dest + i->dest, i->pixels.count);
-        for (int q = 0; q < turns; ++q) {
-          const S* weights = packed + q * k * plan.tile_rows + part->filter;
-          const S* pixels = origin[q] + part->strip;
-          S* to = sums + q * tile_sums;
-          for (const TilePlace* i = t; i < next; to += i->pixels.count * plan.tile_rows, ++i)
-            (i->pixels.count == most ? run_most : run_less)(weights, pixels + i->strip, part->map, to);
-        }
+        const bool last = part + 1 == slices_end;
+        for (int q = 0; q < turns; ++q)
+          sum_tiles(t, next, panel, *part, packed + q * k * plan.tile_rows + part->filter,
+                    origin[q] + part->strip, sums + q * turn_sums, last && panel.direct, last && q == 0);
       }
-      if (ahead)
-        for (const TilePlace* i = t; i < next; ++i)
-          fetch_ahead(ahead + i->strip, i->pixels.count, ahead_from, ahead_to);
-      const S* from = sums;
-      for (const TilePlace *i = t, *end; i < next; i = end) {
-        end = i + 1;
-        if (plain) {
-          out.store_plain(from, plan.tile_rows, first_row, stored, dest + i->dest, i->pixels.count);
-          from += i->pixels.count * plan.tile_rows;
-          continue;
-        }
-        PixelVector p = absolute(i->pixels, b);
-        for (; end < next && end->pixels.w > 0; ++end) p.count += end->pixels.count;  // of one row of pixels
-        if (task.dest.rows_dense)
-          out.store_pixels(from, plan.tile_rows, first_row, stored, p);
-        else
-          store_transposed(from, p, first_row, stored, tile_sums);
-        from += p.count * plan.tile_rows;
+      if (!panel.direct) store_tiles(t, next, b, panel, turn_sums);
+    }
+  }
+
+  // One slice of some tiles, one after another. What passes between two is a good part of a short sum's time: all that
+  // can be is asked before, and what is asked of single tiles elsewhere stays out of this function's registers.
+  FS_NOINLINE void sum_tiles(const TilePlace* tile, const TilePlace* end, const Panel& panel,
+                             const Slice& slice, const S* weights, const S* pixels, S* held, bool direct,
+                             bool fetches) const {
+    const int64_t held_step = plan.tile_rows;
+    ChannelSums<S> result{};
+    result.bias = direct ? rows.bias + panel.first_row : nullptr;
+    result.pixel_step = direct ? out.dest_step() : held_step;
+    for (; tile < end; ++tile) {
+      const int count = tile->pixels.count;
+      if (fetches) {
+        out.fetch(panel.first_row, panel.stored, panel.dest + tile->dest, count);
+        if (ahead) fetch_ahead(ahead + tile->strip, count, panel.ahead_from, panel.ahead_to);
       }
+      result.earlier = slice.map.add ? held : nullptr;
+      result.to = direct ? panel.direct + tile->dest : held;
+      (count == panel.most ? panel.run_most : panel.run_less)(weights, pixels + tile->strip, slice.map,
+                                                              result);
+      held += count * held_step;
+    }
+  }
+
+  FS_NOINLINE void store_tiles(const TilePlace* tile, const TilePlace* tiles_end, const Block& b,
+                               const Panel& panel, int64_t turn_sums) const {
+    const S* from = sums;
+    for (const TilePlace* end; tile < tiles_end; tile = end) {
+      end = tile + 1;
+      if (panel.plain) {
+        out.store_plain(from, plan.tile_rows, panel.first_row, panel.stored, panel.dest + tile->dest,
+                        tile->pixels.count);
+        from += tile->pixels.count * plan.tile_rows;
+        continue;
+      }
+      PixelVector p = absolute(tile->pixels, b);
+      for (; end < tiles_end && end->pixels.w > 0; ++end)
+        p.count += end->pixels.count;  // of one row of pixels
+      if (task.dest.rows_dense)
+        out.store_pixels(from, plan.tile_rows, panel.first_row, panel.stored, p);
+      else
+        store_transposed(from, p, panel.first_row, panel.stored, turn_sums);
+      from += p.count * plan.tile_rows;
     }
   }
 
@@ -393,13 +437,13 @@ struct ConvWorker {
   // hardware prefetcher understands. So every tile fetches its share of the same pixels of the next block. (Inlined, for
   // g++ takes a function that only prefetches for one without effect, and drops its calls.)
   FS_INLINE void fetch_ahead(const S* pixel, int count, int64_t from, int64_t to) const {
-    for (int x = 0; x < count; ++x, pixel += shape.column_step)
-      for (int64_t c = from; c < to; c += L) __builtin_prefetch(pixel + c);
+    for (int64_t c = from; c < to; c += kLine)
+      for (int x = 0; x < count; ++x) __builtin_prefetch(pixel + c + x * shape.column_step);
   }
 
   // [tile][pixel][row] sums to [row][tile][pixel], a square of lanes at a time.
   void store_transposed(const S* sums, const PixelVector& p, int64_t first_row, int64_t stored,
-                        int64_t tile_sums) {
+                        int64_t tile_sums) const {
     alignas(64) S part[kMostTurnVectors * L * L];
     const int turns = plan.panel_tiles;
     for (int x = 0; x < p.count; x += L) {

@@ -29,17 +29,24 @@ void with_worker(const ConvTask& task, F&& f) {
   });
 }
 
-void run_conv(const ConvTask& task, int64_t begin, int64_t end) {
-  with_worker(task, [&](auto worker) { worker.run(begin, end); });
+// One worker's part, which it computes as it comes.
+template <class F>
+void for_each_share(Shares& shares, F&& f) {
+  for (Shares::Share s = shares.take(); s.begin < s.end; s = shares.take()) f(s.begin, s.end);
 }
-template <class Worker>
-void pack_panels(const Worker& worker, const ConvTask& task, int64_t begin, int64_t end) {
-  auto* to = static_cast<typename Worker::S*>(task.panels) + begin * task.plan.panel_elements;
-  for (int64_t p = begin; p < end; ++p, to += task.plan.panel_elements)
-    worker.pack_panel(p / task.plan.panels, p % task.plan.panels, to);
+void run_conv(const ConvTask& task, Shares& items) {
+  with_worker(task, [&](auto worker) {
+    for_each_share(items, [&](int64_t begin, int64_t end) { worker.run(begin, end); });
+  });
 }
-void run_pack_panels(const ConvTask& task, int64_t begin, int64_t end) {
-  with_worker(task, [&](const auto& worker) { pack_panels(worker, task, begin, end); });
+void run_pack_panels(const ConvTask& task, Shares& panels) {
+  with_worker(task, [&](const auto& worker) {
+    for_each_share(panels, [&](int64_t begin, int64_t end) {
+      auto* to = static_cast<decltype(worker.filter)>(task.panels) + begin * task.plan.panel_elements;
+      for (int64_t p = begin; p < end; ++p, to += task.plan.panel_elements)
+        worker.pack_panel(p / task.plan.panels, p % task.plan.panels, to);
+    });
+  });
 }
 void run_weight_grad(const WeightGradTask& task, int64_t slot, int64_t begin, int64_t end) {
   with_type(task.dtype, [&](auto t) { weight_grad<decltype(t)>(task, slot, begin, end); });

@@ -275,12 +275,13 @@ std::vector<int64_t> tap_table(const Geometry& g, const Strides& s, bool turned)
 
 bool rows_dense(const Strides& s, int64_t run, int64_t lanes) { return s.c == 1 && run >= lanes; }
 
-void run_shares(bool parallel, int64_t items, const Pool& pool,
-                const std::function<void(int64_t, int64_t)>& run) {
-  if (parallel && items > 1)
-    pool.for_each_share(items, run);
+void run_shares(bool parallel, int64_t items, const Pool& pool, const std::function<void(Shares&)>& run) {
+  const int64_t workers = parallel ? std::min<int64_t>(items, pool.threads) : 1;
+  Shares shares(items, static_cast<int>(workers));
+  if (workers > 1)
+    pool.for_each_share(workers, [&](int64_t, int64_t) { run(shares); });
   else if (items > 0)
-    run(0, items);
+    run(shares);
 }
 
 struct Free {
@@ -302,11 +303,9 @@ void run_conv(ConvTask& task, const Kernels& kernels, const Pool& pool) {
     const int64_t count = task.window.groups * plan.panels;
     panels = aligned(static_cast<size_t>(count * plan.panel_elements * compute_bytes(task.dtype)));
     task.panels = panels.get();
-    run_shares(plan.parallel, count, pool,
-               [&](int64_t begin, int64_t end) { kernels.pack_panels(task, begin, end); });
+    run_shares(plan.parallel, count, pool, [&](Shares& shares) { kernels.pack_panels(task, shares); });
   }
-  run_shares(plan.parallel, plan.items, pool,
-             [&](int64_t begin, int64_t end) { kernels.conv(task, begin, end); });
+  run_shares(plan.parallel, plan.items, pool, [&](Shares& shares) { kernels.conv(task, shares); });
 }
 
 }  // namespace

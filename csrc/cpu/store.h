@@ -104,6 +104,8 @@ struct Store {
   FS_INLINE int64_t dest_pixel(const PixelVector& p) const {
     return p.n * dest.stride.n + p.h * dest.r_h * dest.stride.h + p.w * dest.r_w * dest.stride.w;
   }
+  FS_INLINE int64_t dest_step() const { return dest.r_w * dest.stride.w; }  // to the next pixel of a row
+  FS_INLINE bool adds_bias_only() const { return epilogue.activation == Activation::kNone && !clamped; }
   FS_INLINE int64_t residual_pixel(const PixelVector& p) const {
     return p.n * epilogue.residual_stride.n + p.h * residual_row + p.w * residual_col;
   }
@@ -194,7 +196,7 @@ struct Store {
       return false;
     const RunPart part = run_part(p);
     T* const first = at(p);
-    const bool adds_bias_only = epilogue.activation == Activation::kNone && !clamped;
+    const bool bias_only = adds_bias_only();
     return with_register_run(dest.run, [&](auto m) {
       constexpr int M = decltype(m)::value;
       const bool whole = part.lo == 0 && part.hi == M * L;
@@ -204,7 +206,7 @@ struct Store {
         FS_UNROLL
         for (int q = 0; q < M; ++q) {
           v[q] = load<S>(sum + q * row_step) + splat<S>(table.bias[row + q]);
-          if (!adds_bias_only)
+          if (!bias_only)
             v[q] = clamp(activate<S>(epilogue.activation, v[q], splat<S>(table.slope[row + q])));
         }
         interleave<S, M>(v);
@@ -235,9 +237,8 @@ struct Store {
     S part[L];
     store<S>(part, planar(load<S>(sum), p, row));
     T* to = static_cast<T*>(dest.data) + dest_pixel(p) + table.dest[row];
-    const int64_t step = dest.r_w * dest.stride.w;
     for (int l = 0; l < p.count; ++l)
-      if (col_inside(p.w + l, row)) to[l * step] = narrow<T>(part[l]);
+      if (col_inside(p.w + l, row)) to[l * dest_step()] = narrow<T>(part[l]);
   }
 
   FS_INLINE T* at(const PixelVector& p) const { return static_cast<T*>(dest.data) + dest_pixel(p); }
@@ -256,21 +257,28 @@ struct Store {
     return all;
   }
 
+  // Where a tile itself may store what is plain, for nothing but the bias is left to do; else null. `to` as in store_plain.
+  FS_INLINE S* direct(T* to, int64_t first_row, int64_t rows) const {
+    if constexpr (__is_same(T, S)) {
+      if (adds_bias_only() && table.run_left[first_row] >= rows) return to + table.dest[first_row];
+    }
+    return nullptr;
+  }
+
   // store_pixels where all is plain; `to` is the first pixel's place in the output. Pixels in the inner loop: their
   // distance is what a processor's prefetcher learns.
   FS_INLINE void store_plain(const S* sums, int64_t pixel_step, int64_t first_row, int64_t rows, T* to,
                              int count) const {
-    const bool adds_bias_only = epilogue.activation == Activation::kNone && !clamped;
-    const int64_t dest_step = dest.r_w * dest.stride.w;
+    const bool bias_only = adds_bias_only();
     for (int64_t row = first_row; row < first_row + rows; row += L, sums += L) {
       const Vec<S> bias = load<S>(table.bias + row), slope = load<S>(table.slope + row);
       const S* sum = sums;
       T* whole = to + table.dest[row];
       const auto store_all = [&](auto&& finished) {
-        for (int x = 0; x < count; ++x, whole += dest_step, sum += pixel_step)
+        for (int x = 0; x < count; ++x, whole += dest_step(), sum += pixel_step)
           store_narrowed<T>(whole, finished(load<S>(sum)));
       };
-      if (adds_bias_only)  // asked once, not per vector
+      if (bias_only)  // asked once, not per vector
         store_all([&](Vec<S> v) { return v + bias; });
       else
         store_all([&](Vec<S> v) { return clamp(finish(v, bias, slope)); });
@@ -283,9 +291,8 @@ struct Store {
     constexpr int64_t kLine = 64 / sizeof(T);
     const int64_t end = first_row + rows;
     if (dest.rows_dense) {
-      const int64_t dest_step = dest.r_w * dest.stride.w;
       for (int64_t row = first_row; row < end; row += kLine)
-        for (int64_t x = 0; x < count; ++x) __builtin_prefetch(to + table.dest[row] + x * dest_step, 1);
+        for (int64_t x = 0; x < count; ++x) __builtin_prefetch(to + table.dest[row] + x * dest_step(), 1);
     } else if (dest.run > 0) {
       for (int64_t row = first_row; row < end; row += dest.run)
         for (int64_t e = 0; e < count * dest.run; e += kLine) __builtin_prefetch(to + table.dest[row] + e, 1);
@@ -296,7 +303,6 @@ struct Store {
   void store_pixels(const S* sums, int64_t pixel_step, int64_t first_row, int64_t rows,
                     const PixelVector& p) const {
     const bool high = epilogue.residual_kind == ResidualKind::kHighRes;
-    const int64_t dest_step = dest.r_w * dest.stride.w;
     for (int64_t row = first_row; row < first_row + rows; row += L) {
       const int n = static_cast<int>(smaller<int64_t>(L, first_row + rows - row));
       if (plain(p, 1, row, n)) {
@@ -313,7 +319,7 @@ struct Store {
       if (within_run && !row_inside(p, row)) continue;
       T* to = static_cast<T*>(dest.data) + dest_pixel(p);
       const T* from = static_cast<const T*>(epilogue.residual) + (epilogue.residual ? residual_pixel(p) : 0);
-      for (int x = 0; x < p.count; ++x, to += dest_step, from += residual_col) {
+      for (int x = 0; x < p.count; ++x, to += dest_step(), from += residual_col) {
         const bool dense = within_run && col_inside(p.w + x, row) && col_inside(p.w + x, row + L - 1);
         Vec<S> v = finish(load<S>(sums + x * pixel_step + row - first_row), bias, slope);
         if (epilogue.residual) {

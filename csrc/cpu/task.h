@@ -108,14 +108,37 @@ struct WeightGradTask {
   void* grad_bias;             // [groups * rows]
 };
 
+// Items that threads take from one another, for they are not equally fast: a core may be a small one, or busy. Large
+// shares first, so that few are taken, and single items at last, so that nobody waits long for the slowest. Which thread
+// computes an item has no influence on its result.
+class Shares {
+ public:
+  struct Share {
+    int64_t begin, end;  // nothing is left if they are equal
+  };
+  Shares(int64_t items, int threads) : items_(items), threads_(threads) {}
+  Share take() {
+    int64_t begin = __atomic_load_n(&next_, __ATOMIC_RELAXED), end;
+    do {
+      const int64_t part = (items_ - begin) / (2 * threads_);
+      end = begin + (part > 0 ? part : begin < items_ ? 1 : 0);
+    } while (!__atomic_compare_exchange_n(&next_, &begin, end, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    return {begin, end};
+  }
+
+ private:
+  const int64_t items_, threads_;
+  int64_t next_ = 0;
+};
+
 // Scratch of the calling thread, kept between calls while it is small; 64-byte aligned.
 void* thread_scratch(size_t bytes);
 
 struct Kernels {
   const char* name;
   int vector_bytes, registers;
-  void (*conv)(const ConvTask&, int64_t begin, int64_t end);         // items: see plan.h
-  void (*pack_panels)(const ConvTask&, int64_t begin, int64_t end);  // of all groups, into task.panels
+  void (*conv)(const ConvTask&, Shares& items);          // see plan.h
+  void (*pack_panels)(const ConvTask&, Shares& panels);  // of all groups, into task.panels
   void (*weight_grad)(const WeightGradTask&, int64_t slot, int64_t begin, int64_t end);
   void (*finish_weight_grad)(const WeightGradTask&);  // adds the slots in order
 };

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The register tiles: the only loops that count. Each runs over k = (channel, tap) of one group and leaves its sums
-// in memory; bias, activation and the shuffle follow in store.h. Included by kernels.cpp only.
+// in memory; bias, activation and the shuffle follow in store.h. (Where rows lie side by side in the output, and only a
+// bias is to be added, a channel tile does that itself: what it would leave is what is stored.) Included by kernels.cpp
+// only.
 //
 //   pixel_tile<T, V>    T rows x V vectors of neighbouring pixels; weights are broadcast.  sums[T][V][lanes]
 //   channel_tile<P, NV> P neighbouring pixels x NV vectors of rows; pixels are broadcast.  sums[P][NV][lanes]
@@ -16,7 +18,7 @@ namespace fused_subpixel::cpu::FS_ISA {
 // filter_step elements with every product. One loop with a table: an inner one over so few taps would be mispredicted
 // as often as it ends. Sums of a pixel tile's rows lie sums_step apart.
 struct StripMap {
-  const int64_t* at;
+  const int64_t* at;  // and one more: a channel tile loads it while it computes the product before
   int64_t products, column_step, filter_step, sums_step;
   bool add;  // to the sums that are there, instead of replacing them
 };
@@ -57,9 +59,18 @@ void pixel_tile(const S* filter, const S* const* pixels, const StripMap& map, S*
   }
 }
 
+// Where the sums of a channel tile go, pixel_step from one pixel's to the next's, and what is added before: earlier
+// sums, which have no gaps, and a bias of every row.
+template <class S>
+struct ChannelSums {
+  const S *earlier, *bias;  // or null
+  S* to;
+  int64_t pixel_step;
+};
+
 // Filter is packed [products][NV * lanes]; registers: P * NV sums, NV filter vectors, one broadcast.
 template <class S, int P, int NV>
-void channel_tile(const S* filter, const S* pixels, const StripMap& map, S* sums) {
+void channel_tile(const S* filter, const S* pixels, const StripMap& map, const ChannelSums<S>& sums) {
   Vec<S> sum[P][NV];
   FS_UNROLL
   for (int p = 0; p < P; ++p) {
@@ -72,11 +83,13 @@ void channel_tile(const S* filter, const S* pixels, const StripMap& map, S* sums
   FS_UNROLL
   for (int p = 0; p < (P + 1) / 2; ++p)
     odd[p] = (2 * p + 1) * map.column_step * static_cast<int64_t>(sizeof(S));
+  const S* next = pixels + map.at[0];
   FS_UNROLL_TWICE
   for (int64_t k = 0; k < map.products; ++k) {
     FS_UNROLL
     for (int p = 0; p < (P + 1) / 2; ++p) FS_HIDE(odd[p]);
-    const char* x = reinterpret_cast<const char*>(pixels + map.at[k]);
+    const char* x = reinterpret_cast<const char*>(next);
+    next = pixels + map.at[k + 1];
     Vec<S> w[NV];
     FS_UNROLL
     for (int v = 0; v < NV; ++v) w[v] = load<S>(filter + v * kLanes<S>);
@@ -90,14 +103,26 @@ void channel_tile(const S* filter, const S* pixels, const StripMap& map, S* sums
     }
     filter += NV * kLanes<S>;
   }
-  const bool add = map.add;
-  FS_UNROLL
-  for (int p = 0; p < P; ++p) {
+  if (sums.earlier) {
+    FS_UNROLL
+    for (int p = 0; p < P; ++p) {
+      FS_UNROLL
+      for (int v = 0; v < NV; ++v) sum[p][v] += load<S>(sums.earlier + (p * NV + v) * kLanes<S>);
+    }
+  }
+  if (sums.bias) {
     FS_UNROLL
     for (int v = 0; v < NV; ++v) {
-      S* to = sums + (p * NV + v) * kLanes<S>;
-      store<S>(to, add ? load<S>(to) + sum[p][v] : sum[p][v]);
+      const Vec<S> bias = load<S>(sums.bias + v * kLanes<S>);
+      FS_UNROLL
+      for (int p = 0; p < P; ++p) sum[p][v] += bias;
     }
+  }
+  S* to = sums.to;
+  FS_UNROLL
+  for (int p = 0; p < P; ++p, to += sums.pixel_step) {
+    FS_UNROLL
+    for (int v = 0; v < NV; ++v) store<S>(to + v * kLanes<S>, sum[p][v]);
   }
 }
 
@@ -137,7 +162,7 @@ void gradient_tile(const S* gradient, int64_t gradient_step, const S* const* inp
 template <class S>
 using PixelTile = void (*)(const S*, const S* const*, const StripMap&, S*);
 template <class S>
-using ChannelTile = void (*)(const S*, const S*, const StripMap&, S*);
+using ChannelTile = void (*)(const S*, const S*, const StripMap&, const ChannelSums<S>&);
 template <class S>
 using GradientTile = void (*)(const S*, int64_t, const S* const*, const int32_t*, const int32_t*, int64_t,
                               S*);

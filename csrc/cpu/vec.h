@@ -12,6 +12,7 @@
 #endif
 
 #define FS_INLINE inline __attribute__((always_inline))
+#define FS_NOINLINE __attribute__((noinline))
 #define FS_PRAGMA(x) _Pragma(#x)
 #if defined(__clang__)
 #define FS_UNROLL FS_PRAGMA(clang loop unroll(full))

@@ -39,9 +39,13 @@ struct WinogradWorker {
     panel_rows = int64_t{plan.panel_tiles} * plan.tile_rows;
     const int64_t padded = plan.panels * panel_rows + L;
     resident = plan.filter_resident;
-    // with room for the vectors that the last tile of a block computes in vain
-    tile_step = (ceil_div(plan.block_h, 2) * ceil_div(plan.block_w, 2 * L) + plan.tile_pixels) * L;
-    if (tile_step / L % 2 == 0) tile_step += L;  // neighbouring channels in different cache sets
+    // The vectors of a block, with room for those that its last register tile computes in vain, and for the lanes too many
+    // of its last row.
+    const int64_t pairs = ceil_div(plan.block_h, 2), across = ceil_div(plan.block_w, 2), V = plan.tile_pixels;
+    const int64_t rows_end = (pairs - 1) * across + ceil_div(across, L) * L;
+    const int64_t vectors = larger(ceil_div(ceil_div(pairs * across, L), V) * V, ceil_div(rows_end, L));
+    // Neighbouring channels in different cache sets, unless a register tile reads one after the other without a gap.
+    tile_step = (vectors % 2 == 0 && vectors > V ? vectors + 1 : vectors) * L;
     const int64_t strip_size = plan.block_n * shape.image_step + 4 * L,
                   input_size = kPositions * channels * tile_step;
     const int64_t output_size = output_row_size(task.source, shape);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The pure host logic of csrc - index map, plan, strip geometry - for pytest.
+// The pure host logic of csrc - index map, plan, strip geometry, shares - for pytest.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "cpu/task.h"
 #include "plan.h"
 #include "shuffle_index.h"
 
@@ -91,4 +92,8 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
   m.def("plan_cpu_weight_grad", &plan_cpu_weight_grad);
   m.def("strip_shape", &strip_shape);
   m.def("winograd_strip", &winograd_strip);
+  py::class_<cpu::Shares>(m, "Shares").def(py::init<int64_t, int>()).def("take", [](cpu::Shares& shares) {
+    const cpu::Shares::Share s = shares.take();
+    return py::make_tuple(s.begin, s.end);
+  });
 }
