@@ -16,6 +16,9 @@ constexpr int64_t kStripShareOfL2 = 3, kStripShareOfL2Repacking = 2, kFilterShar
 // Where neighbouring blocks share nothing, and a block is mostly read where it lies: what the next one reads is fetched
 // meanwhile.
 constexpr int64_t kPixelShareOfL2 = 8;
+// Channel lanes read all channels of a few pixels. Where channels are neighbours, these fill few cache lines; packing planes
+// so, value by value, pays where each value is multiplied by that many vectors of rows.
+constexpr int64_t kTransposedProducts = 64;
 // Memory wants long rows: narrower blocks would pack fewer halo rows and still be slower.
 constexpr int64_t kNarrowEnough = 256;
 // Rows of transformed sums that are kept at a time, and what their filters may take at most.
@@ -301,7 +304,8 @@ CpuPlan plan_cpu_conv(const CpuProblem& p, const CpuTarget& t) {
   plan.panel_elements =
       p.channels * taps * plan.tile_rows * plan.panel_tiles + (winograd ? taps * t.lanes : 0);
   plan.late = choice.late;
-  plan.channels_inner = plan.kernel == CpuKernel::kChannelLanes && p.source_dense;
+  const bool planes_pay = p.source_planes && p.rows * taps >= kTransposedProducts * t.lanes;
+  plan.channels_inner = plan.kernel == CpuKernel::kChannelLanes && (p.source_dense || planes_pay);
   if (winograd)
     choose_winograd_blocks(p, t, plan);
   else  // where the filter does not stay, the strip is read many times over: it alone counts

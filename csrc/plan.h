@@ -52,7 +52,8 @@ struct CpuProblem {
   // Where a crop takes a pixel off some phases only, a kernel whose tiles hold one phase can do with that many rows
   // and columns of pixels less. phase_rows: neighbouring rows of one phase; 0: phases mix.
   int64_t late_h, late_w, phase_rows;
-  bool source_dense;  // neighbouring channels of the source are neighbours in memory (channels_last input)
+  bool source_dense;   // neighbouring channels of the source are neighbours in memory (channels_last input)
+  bool source_planes;  // its planes may be packed with channels as neighbours all the same
 };
 
 // A block is block_n images x block_h rows x block_w columns of low-resolution output, computed from one

@@ -71,6 +71,7 @@ problems = st.builds(
     late_w=st.integers(0, 1),
     phase_rows=st.sampled_from([0, 16, 32, 64, 192]),
     source_dense=st.booleans(),
+    source_planes=st.booleans(),
 )
 targets = st.builds(
     lambda bytes_and_lanes, **fields: make(
@@ -92,6 +93,7 @@ def image_problem(**fields: Any) -> Any:
         "batch": 1, "groups": 1, "channels": 64, "rows": 12, "conv_h": 64, "conv_w": 64, "kernel_h": 3,
         "kernel_w": 3, "stride_h": 1, "stride_w": 1, "dilation_h": 1, "dilation_w": 1, "run": 2,
         "rows_dense": False, "late_h": 0, "late_w": 0, "phase_rows": 0, "source_dense": False,
+        "source_planes": False,
     }  # fmt: skip
     return make(host.CpuProblem, **{**default, **fields})
 
@@ -240,7 +242,9 @@ def test_strip_of_neighbouring_channels(problem: Any, target: Any) -> None:
 @EXAMPLES
 def test_late_pixels_only_where_every_tile_holds_one_phase(problem: Any, target: Any) -> None:
     plan = host.plan_cpu_conv(problem, target)
-    assert plan.channels_inner == (plan.kernel == host.CHANNEL_LANES and problem.source_dense)
+    lanes = plan.kernel == host.CHANNEL_LANES
+    assert (lanes and problem.source_dense) <= plan.channels_inner
+    assert plan.channels_inner <= (lanes and (problem.source_dense or problem.source_planes))
     if plan.late:
         assert plan.kernel == host.CHANNEL_LANES
         assert problem.late_h or problem.late_w
@@ -311,6 +315,16 @@ def test_pixels_that_share_nothing_come_in_small_blocks() -> None:
     assert plan.channels_inner
     assert 4 * 128 * plan.block_h * plan.block_w <= AVX512.l2_bytes / 8
     assert plan.block_w == problem.conv_w, "rows are whole"
+
+
+def test_planes_are_packed_with_channels_as_neighbours_where_many_rows_read_them() -> None:
+    layer = {"channels": 512, "conv_h": 14, "conv_w": 14, "kernel_h": 1, "kernel_w": 1}
+    many = image_problem(rows=1024, source_planes=True, **layer)
+    few = image_problem(rows=256, source_planes=True, **layer)
+    neither = image_problem(rows=1024, **layer)
+    plans = [host.plan_cpu_conv(problem, AVX512) for problem in (many, few, neither)]
+    assert [plan.kernel for plan in plans] == 3 * [host.CHANNEL_LANES]
+    assert [plan.channels_inner for plan in plans] == [True, False, False]
 
 
 def test_a_small_filter_stays_and_a_large_one_does_not() -> None:

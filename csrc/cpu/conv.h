@@ -242,22 +242,28 @@ struct ConvWorker {
     group = g;
     out.table = rows.enter(g);
     if (resident)
-      for (int64_t p = 0; p < plan.panels; ++p) pack_panel(g, p, filter + p * plan.panel_elements);
+      pack_panels(g, 0, plan.panels, filter);
     else
       filter = static_cast<S*>(task.panels) + g * plan.panels * plan.panel_elements;
   }
 
-  // Pixel lanes: the tiles of a panel follow one another. Channel lanes: they take its rows in turns, see plan.h.
-  void pack_panel(int64_t g, int64_t panel, S* to) const {
-    const bool turns = plan.kernel == CpuKernel::kChannelLanes;
-    const int64_t all = task.dest.rows, step = turns ? plan.panel_tiles : 1;
-    const int64_t first = panel * plan.panel_tiles * plan.tile_rows;
-    const int64_t count = smaller<int64_t>(plan.panel_tiles, tiles - panel * plan.panel_tiles);
-    for (int64_t t = 0; t < count; ++t, to += k * plan.tile_rows) {
-      const int64_t row = first + t * (turns ? 1 : plan.tile_rows);
-      const FilterRows rows{task.filter.row_offset + g * all + row, step,
-                            smaller<int64_t>(plan.tile_rows, ceil_div(all - row, step))};
-      pack_filter<T>(task.filter, task.window, g, rows, plan.tile_rows, to);
+  // Panels begin .. end - 1. Their tiles follow one another, but where they take a panel's rows in turns, see plan.h.
+  void pack_panels(int64_t g, int64_t begin, int64_t end, S* to) const {
+    const bool turns = plan.kernel == CpuKernel::kChannelLanes && plan.panel_tiles > 1;
+    const int64_t all = task.dest.rows, rows = plan.panel_tiles * plan.tile_rows,
+                  tile_step = k * plan.tile_rows;
+    const int64_t* offset = task.filter.row_offset + g * all;
+    if (!turns) {
+      const FilterRows rows_of{offset + begin * rows, 1, smaller(end * rows, all) - begin * rows};
+      return pack_filter<T>(task.filter, task.window, g, rows_of, plan.tile_rows, tile_step, to);
+    }
+    for (int64_t first = begin * rows; first < smaller(end * rows, all); first += rows) {
+      const int64_t count = smaller<int64_t>(plan.panel_tiles, ceil_div(all - first, plan.tile_rows));
+      for (int64_t row = first; row < first + count; ++row, to += tile_step) {
+        const FilterRows rows_of{offset + row, plan.panel_tiles,
+                                 smaller<int64_t>(plan.tile_rows, ceil_div(all - row, plan.panel_tiles))};
+        pack_filter<T>(task.filter, task.window, g, rows_of, plan.tile_rows, tile_step, to);
+      }
     }
   }
 

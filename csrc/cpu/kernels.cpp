@@ -42,9 +42,13 @@ void run_conv(const ConvTask& task, Shares& items) {
 void run_pack_panels(const ConvTask& task, Shares& panels) {
   with_worker(task, [&](const auto& worker) {
     for_each_share(panels, [&](int64_t begin, int64_t end) {
-      auto* to = static_cast<decltype(worker.filter)>(task.panels) + begin * task.plan.panel_elements;
-      for (int64_t p = begin; p < end; ++p, to += task.plan.panel_elements)
-        worker.pack_panel(p / task.plan.panels, p % task.plan.panels, to);
+      auto* to = static_cast<decltype(worker.filter)>(task.panels);
+      const int64_t panels = task.plan.panels;
+      for (int64_t p = begin, next; p < end; p = next) {  // group by group
+        next = p / panels * panels + panels < end ? p / panels * panels + panels : end;
+        worker.pack_panels(p / panels, p % panels, next - p / panels * panels,
+                           to + p * task.plan.panel_elements);
+      }
     });
   });
 }

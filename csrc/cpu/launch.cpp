@@ -243,7 +243,7 @@ Window input_grad_window(const Geometry& g) {
 CpuProblem problem_of(const Window& w, int64_t rows, int64_t run, bool rows_dense) {
   return {w.batch,    w.groups,   w.channels, rows,         w.conv_h,     w.conv_w, w.kernel_h,
           w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w, run,      rows_dense,
-          0,          0,          0,          false};
+          0,          0,          0,          false,        false};
 }
 
 void set_late(const Geometry& g, CpuProblem& p) {
@@ -366,7 +366,7 @@ void conv_forward(const ForwardArguments& a, const Pool& pool) {
   const bool dense = rows_dense(a.output.stride, rows.run, target.lanes);
   const ResidualKind residual = a.epilogue.residual_kind;
   CpuProblem problem = problem_of(task.window, per_group, rows.run, dense);
-  problem.source_dense = task.source.run >= target.lanes;
+  problem.source_dense = task.source.run >= target.lanes, problem.source_planes = task.source.run == 1;
   if (residual != ResidualKind::kNearest && residual != ResidualKind::kLowRes) set_late(g, problem);
   task.plan = plan_cpu_conv(problem, target);
   if (task.plan.late) {
@@ -528,6 +528,7 @@ CpuPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last,
   CpuProblem problem = problem_of(forward_window(g), g.conv_channels() / g.groups, low_run,
                                   rows_dense(s, low_run, target.lanes));
   problem.source_dense = channels_last && g.in_channels / g.groups >= target.lanes;
+  problem.source_planes = !channels_last || g.in_channels == g.groups;
   set_late(g, problem);
   return plan_cpu_conv(problem, target);
 }

@@ -265,15 +265,39 @@ bool rows_dense(const FilterRows& rows) {
   return true;
 }
 
-// Into packed[k * rows + t]; rows past those there are become zero.
+// Tiles of `rows` rows each, tile_step from one to the next, into packed[k * rows + t]; rows past those there are become
+// zero.
 template <class T>
 void pack_filter(const Filter& filter, const Window& window, int64_t g, const FilterRows& row, int64_t rows,
-                 Compute<T>* packed) {
+                 int64_t tile_step, Compute<T>* packed) {
   using S = Compute<T>;
   constexpr int L = kLanes<S>;
   const T* data = static_cast<const T*>(filter.data);
   const int64_t* channel = filter.channel_offset + g * window.channels;
   const int64_t taps = window.taps();
+  // What lies side by side is read as it lies, through all tiles, and not a line here and there.
+  if (rows % L == 0 && row.count % rows == 0 && rows_dense<L>(row)) {
+    for (int64_t c = 0; c < window.channels; ++c) {
+      for (int64_t tap = 0; tap < taps; ++tap, packed += rows) {
+        const T* from = data + channel[c] + filter.tap_offset[tap];
+        const T* ahead = data + channel[smaller(c + 8, window.channels - 1)] + filter.tap_offset[tap];
+        S* to = packed;
+        for (int64_t t = 0; t < row.count; to += tile_step) {
+          for (int64_t v = 0; v < rows; v += L, t += L) {
+            __builtin_prefetch(ahead + row[t]);
+            store<S>(to + v, load_widened<T>(from + row[t]));
+          }
+        }
+      }
+    }
+    return;
+  }
+  if (row.count > rows) {
+    for (int64_t t = 0; t < row.count; t += rows, packed += tile_step)
+      pack_filter<T>(filter, window, g, {row.offset + t * row.step, row.step, smaller(rows, row.count - t)},
+                     rows, tile_step, packed);
+    return;
+  }
   if (filter.dense != Filter::Dense::kNone && rows % L == 0 && row.count == rows) {
     const bool all = filter.dense == Filter::Dense::kAll;
     const int64_t n = all ? window.channels * taps : window.channels;
@@ -295,19 +319,6 @@ void pack_filter(const Filter& filter, const Window& window, int64_t g, const Fi
       }
       return;
     }
-  }
-  if (rows % L == 0 && row.count == rows && rows_dense<L>(row)) {
-    for (int64_t c = 0; c < window.channels; ++c) {
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        const T* from = data + channel[c] + filter.tap_offset[tap];
-        const T* ahead = data + channel[smaller(c + 8, window.channels - 1)] + filter.tap_offset[tap];
-        for (int64_t t = 0; t < rows; t += L, packed += L) {
-          __builtin_prefetch(ahead + row[t]);
-          store<S>(packed, load_widened<T>(from + row[t]));
-        }
-      }
-    }
-    return;
   }
   // Product after product, not row after row: the taps of one channel lie in the same cache lines, which are still there.
   for (int64_t c = 0; c < window.channels; ++c) {

@@ -94,7 +94,7 @@ struct WinogradWorker {
     group = g;
     out.table = rows.enter(g);
     if (resident)
-      for (int64_t p = 0; p < plan.panels; ++p) pack_panel(g, p, filter + p * plan.panel_elements);
+      pack_panels(g, 0, plan.panels, filter);
     else
       filter = static_cast<S*>(task.panels) + g * plan.panels * plan.panel_elements;
   }
@@ -105,10 +105,14 @@ struct WinogradWorker {
     to[0] = g0, to[1] = outer + inner, to[2] = outer - inner, to[3] = g2;
   }
 
+  void pack_panels(int64_t g, int64_t begin, int64_t end, S* to) const {
+    for (int64_t p = begin; p < end; ++p, to += plan.panel_elements) pack_panel(g, p, to);
+  }
+
   void pack_panel(int64_t g, int64_t panel, S* to) const {
     const int64_t all = task.dest.rows, R = panel_rows, row = panel * R;
     pack_filter<T>(task.filter, task.window, g,
-                   {task.filter.row_offset + g * all + row, 1, smaller(R, all - row)}, R, packed);
+                   {task.filter.row_offset + g * all + row, 1, smaller(R, all - row)}, R, 0, packed);
     // Lanes are rows. A ragged last vector spills into the next channel, which is written after it, or into the slack.
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t t = 0; t < R; t += L) {
