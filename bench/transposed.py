@@ -4,8 +4,9 @@
     python -m bench.transposed              the figures that may be quoted, some minutes
     python -m bench.transposed --quick      three rounds, a look
 
-The layers are DCGAN's, a U-Net's and FSRCNN's, and of every workload of bench.run the transposed convolution
-that computes the same. All contenders are compared with float64 before they are timed; they take turns.
+The layers are DCGAN's, a U-Net's, FSRCNN's and CycleGAN's, and of every workload of bench.run the transposed
+convolution that computes the same. All contenders are compared with float64 before they are timed; they take
+turns.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ LAYERS = (
     Layer("unet_up", (1, 128, 128, 128), 64, 2, 2, 0),
     Layer("fsrcnn_x3", (1, 56, 180, 320), 1, 9, 3, 4, 2),
     Layer("fsrcnn_x2", (1, 56, 270, 480), 1, 9, 2, 4, 1),
+    Layer("cyclegan_up", (1, 256, 64, 64), 128, 3, 2, 1, 1),
     *(Layer(w.name, w.input_shape, w.c, w.kernel * w.r, w.r, (w.kernel - 1) // 2 * w.r) for w in WORKLOADS),
 )
 COLUMNS = ("layer", "pass", "contender", "layout", "median_ms", "low_ms", "high_ms", "rounds", "ratio")
@@ -66,20 +68,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="three rounds, nothing to quote")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--layers", nargs="+", choices=[layer.name for layer in LAYERS], help="only these")
     parser.add_argument("--out", type=Path, help="the CSV file; by default one in bench/results")
     options = parser.parse_args(arguments)
     rounds = QUICK_ROUNDS if options.quick else options.rounds
-    facts = environment.describe("python -m bench.transposed" + f" --rounds {rounds}")
+    layers = [layer for layer in LAYERS if not options.layers or layer.name in options.layers]
+    command = f"python -m bench.transposed --rounds {rounds}"
+    if options.layers:
+        command += f" --layers {' '.join(options.layers)}"
+    facts = environment.describe(command)
     name = f"{datetime.date.today().isoformat()}-{environment.slug(str(facts['cpu']))}-transposed-float32.csv"
     path = options.out or RESULTS / name
     print("| layer | pass | fused NCHW | PyTorch NCHW | ratio | fused NHWC | PyTorch NHWC | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     ratios: dict[str, list[float]] = {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file, tqdm(total=2 * len(LAYERS), disable=None, leave=False) as bar:
+    with path.open("w", newline="") as file, tqdm(total=2 * len(layers), disable=None, leave=False) as bar:
         writer = csv.DictWriter(file, (*COLUMNS, *facts))
         writer.writeheader()
-        for layer in LAYERS:
+        for layer in layers:
             for backward in (False, True):
                 bar.set_description_str(layer.name)
                 timings = measure(layer, backward, rounds)
