@@ -55,7 +55,7 @@ SCHEMAS = Path(PACKAGE, "_schemas.py")
 # one is chosen at run time. No other file gets instruction-set flags: it would run before that choice.
 ISA_SOURCE = Path("csrc/cpu/kernels.cpp")
 ISA_FLAGS = {"portable": ""}
-# Innermost loops start where processors like it: where the linker left them, some took half as long again.
+# Innermost loops start where processors like it: where the linker left them, some took much longer.
 KERNEL_FLAGS = "-falign-functions=64 -falign-loops=32"
 if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS["avx2"] = "-mavx2 -mfma -mf16c"
