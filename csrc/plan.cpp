@@ -36,6 +36,9 @@ bool interleaves_in_registers(int64_t run) {
 // count twice, and fewer than eight sums wait for one another. Loads that hide cost a little all the same, pixel
 // vectors most, for each comes from the L2 cache. (Weights measured on AVX-512, tiles of equal sums against each other.)
 constexpr double kHiddenBroadcast = 0.05, kHiddenFilter = 0.1, kHiddenPixels = 0.3;
+// Of a convolution, whose taps in a row read the same cache lines of pixels: the first of them. (Measured on AVX2, pixel
+// against channel lanes: kernels one to three taps wide.)
+constexpr double kHiddenFirstTap = 1.2;
 double step_cycles(int64_t sums, int64_t broadcasts, int64_t vectors, double hidden_vector) {
   const int64_t loads = broadcasts + 2 * vectors;
   return static_cast<double>(std::max<int64_t>({sums, loads, 8})) / 2 +
@@ -78,17 +81,21 @@ int whole_panel(const CpuProblem& p, const CpuTarget& t, bool winograd, int rows
   return panel;
 }
 
-// Row tiles that together hold whole runs of the output, if pixels are late.
-int64_t turns(const CpuProblem& p) { return p.rows_dense ? 1 : p.run; }
-
 struct Choice {
   CpuKernel kernel;
   int tile_rows, tile_pixels;
   double cycles;
-  bool late = false;
+  bool phased = false;
 };
 
-// The problem that is left to a kernel whose tiles hold one phase each.
+// Whether tiles of so many rows can hold one phase each, and save anything so.
+bool may_hold_one_phase(const CpuProblem& p, int64_t rows) {
+  const bool saves = p.late_h + p.late_w > 0 || p.phase_taps < static_cast<double>(p.kernel_h * p.kernel_w);
+  return saves && p.conv_h > p.late_h && p.conv_w > p.late_w && p.phase_rows > 0 &&
+         p.phase_rows % rows == 0 && p.phase_turns <= kMostTurnVectors;
+}
+
+// The pixels that are left to a kernel whose tiles do.
 CpuProblem without_late_pixels(CpuProblem p) {
   p.conv_h -= p.late_h, p.conv_w -= p.late_w;
   p.kernel_h += p.late_h, p.kernel_w += p.late_w;  // of the strip
@@ -100,27 +107,35 @@ Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
   const auto offer = [&](Choice c) {
     if (best.cycles < 0 || c.cycles < best.cycles) best = c;
   };
-  const double k = static_cast<double>(p.channels * p.kernel_h * p.kernel_w);
-  const double image_rows = static_cast<double>(p.batch * p.conv_h);
+  const double channels = static_cast<double>(p.channels);
+  // products per value, and low-resolution rows and columns, of tiles that hold one phase each or do not
+  const auto products = [&](bool phased) {
+    return channels * (phased ? p.phase_taps : static_cast<double>(p.kernel_h * p.kernel_w));
+  };
+  const auto image_rows = [&](bool phased) {
+    return static_cast<double>(p.batch * (p.conv_h - (phased ? p.late_h : 0)));
+  };
+  const auto columns = [&](bool phased) { return p.conv_w - (phased ? p.late_w : 0); };
   const double store = interleaves_in_registers(p.run) ? kStoreRun
                        : p.rows_dense                  ? kStoreTransposed
                                                        : kStoreScalarPerLane * t.lanes;
+  const double hidden_pixels = kHiddenFirstTap / static_cast<double>(p.kernel_w);
   for (int rows : kTileRows) {
     const int v = pixel_vectors(rows, t.registers);
     const double tiles = static_cast<double>(ceil_div(p.rows, rows));
-    const double vectors = image_rows * static_cast<double>(ceil_div(p.conv_w, t.lanes));
-    offer({CpuKernel::kPixelLanes, rows, v,
-           tiles * vectors / v * k * step_cycles(rows * v, rows, v, kHiddenPixels) +
-               static_cast<double>(p.rows) * vectors * store});
+    for (bool phased : {false, true}) {
+      if (phased && !may_hold_one_phase(p, rows)) continue;
+      const double vectors = image_rows(phased) * static_cast<double>(ceil_div(columns(phased), t.lanes));
+      offer({CpuKernel::kPixelLanes, rows, v,
+             tiles * vectors / v * products(phased) * step_cycles(rows * v, rows, v, hidden_pixels) +
+                 static_cast<double>(p.rows) * vectors * store,
+             phased});
+    }
   }
   for (int nv = 1; nv <= 4; ++nv) {
     const int most = channel_pixels(nv, t.registers);
-    const bool late = p.late_h + p.late_w > 0 && p.conv_h > p.late_h && p.conv_w > p.late_w &&
-                      p.phase_rows > 0 && p.phase_rows % (nv * t.lanes) == 0 && turns(p) > 0 &&
-                      turns(p) * nv <= kMostTurnVectors;
-    const int64_t conv_w = p.conv_w - (late ? p.late_w : 0);
-    const double image_rows = static_cast<double>(p.batch * (p.conv_h - (late ? p.late_h : 0)));
-    const int64_t splits = ceil_div(conv_w, most), pixels = ceil_div(conv_w, splits);
+    const bool phased = may_hold_one_phase(p, nv * t.lanes) && p.phase_turns * nv <= kMostTurnVectors;
+    const int64_t splits = ceil_div(columns(phased), most), pixels = ceil_div(columns(phased), splits);
     const double tiles = static_cast<double>(ceil_div(p.rows, nv * t.lanes));
     // of NCHW, tiles whose pixels fit a vector together are stored together
     const int64_t together = std::max<int64_t>(t.lanes / pixels, 1);
@@ -129,9 +144,9 @@ Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
                               : kStoreTransposed * static_cast<double>(round_up(together * pixels, t.lanes)) /
                                     static_cast<double>(together);
     offer({CpuKernel::kChannelLanes, nv * t.lanes, static_cast<int>(pixels),
-           tiles * image_rows * static_cast<double>(splits) *
-               (k * step_cycles(pixels * nv, pixels, nv, kHiddenFilter) + nv * stored),
-           late});
+           tiles * image_rows(phased) * static_cast<double>(splits) *
+               (products(phased) * step_cycles(pixels * nv, pixels, nv, kHiddenFilter) + nv * stored),
+           phased});
   }
   // A filter that is transformed for every block must be so in whole vectors of rows, two at least.
   const bool fits_winograd = p.channels > 0 &&
@@ -140,7 +155,7 @@ Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
                              p.dilation_h == 1 && p.dilation_w == 1 && t.element_bytes == 4;
   if (fits_winograd) {
     const int64_t L = t.lanes, pairs = ceil_div(p.conv_h, 2), across = ceil_div(p.conv_w, 2);
-    const double channels = static_cast<double>(p.channels), stored = static_cast<double>(p.rows);
+    const double stored = static_cast<double>(p.rows);
     for (int rows : kTileRows) {
       const int v = pixel_vectors(rows, t.registers);
       const double tiles = static_cast<double>(ceil_div(p.rows, rows));
@@ -289,7 +304,9 @@ CpuPlan plan_cpu_conv(const CpuProblem& p, const CpuTarget& t) {
   const int64_t taps = winograd ? 16 : p.kernel_h * p.kernel_w;
   const int64_t tile_bytes = p.channels * taps * plan.tile_rows * t.element_bytes;
   plan.filter_resident = tiles * tile_bytes <= t.l2_bytes / kFilterShareOfL2;
-  plan.panel_tiles = choice.late                               ? static_cast<int>(turns(p))
+  plan.phased = choice.phased;
+  plan.turns = plan.phased ? static_cast<int>(p.phase_turns) : 1;
+  plan.panel_tiles = plan.turns > 1                            ? plan.turns
                      : plan.kernel == CpuKernel::kChannelLanes ? 1
                                                                : whole_panel(p, t, winograd, plan.tile_rows);
   if (winograd) {
@@ -303,13 +320,12 @@ CpuPlan plan_cpu_conv(const CpuProblem& p, const CpuTarget& t) {
   plan.panels = ceil_div(tiles, plan.panel_tiles);
   plan.panel_elements =
       p.channels * taps * plan.tile_rows * plan.panel_tiles + (winograd ? taps * t.lanes : 0);
-  plan.late = choice.late;
   const bool planes_pay = p.source_planes && p.rows * taps >= kTransposedProducts * t.lanes;
   plan.channels_inner = plan.kernel == CpuKernel::kChannelLanes && (p.source_dense || planes_pay);
   if (winograd)
     choose_winograd_blocks(p, t, plan);
   else  // where the filter does not stay, the strip is read many times over: it alone counts
-    choose_blocks(plan.late ? without_late_pixels(p) : p, t, plan.filter_resident ? p.rows : 0, plan);
+    choose_blocks(plan.phased ? without_late_pixels(p) : p, t, plan.filter_resident ? p.rows : 0, plan);
   return plan;
 }
 
@@ -325,7 +341,7 @@ CpuPlan plan_cpu_weight_grad(const CpuProblem& p, const CpuTarget& t) {
                           step_cycles(rows * v, rows, v, kHiddenPixels);
     if (best < 0 || cycles < best) best = cycles, plan.tile_rows = rows, plan.tile_pixels = v;
   }
-  plan.panel_tiles = 1;
+  plan.panel_tiles = plan.turns = 1;
   plan.filter_resident = true;
   choose_blocks(p, t, p.rows, plan);
   return plan;

@@ -31,7 +31,7 @@ constexpr int channel_pixels(int vectors, int registers) {
   return p < 1 ? 1 : p > 14 ? 14 : p;
 }
 
-// Of channel lanes whose tiles take turns: the most vectors of rows in a panel.
+// The most turns, and, of channel lanes, the most vectors of rows in a panel whose tiles take turns.
 constexpr int kMostTurnVectors = 8;
 
 struct CpuTarget {
@@ -49,9 +49,12 @@ struct CpuProblem {
   int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
   int64_t run;      // rows that interleave into one contiguous run of the output; 0: none
   bool rows_dense;  // neighbouring rows are neighbours in memory (channels_last output)
-  // Where a crop takes a pixel off some phases only, a kernel whose tiles hold one phase can do with that many rows
-  // and columns of pixels less. phase_rows: neighbouring rows of one phase; 0: phases mix.
-  int64_t late_h, late_w, phase_rows;
+  // What a kernel saves whose tiles hold one phase each. Where a crop takes a pixel off some phases only, it can do with
+  // that many rows and columns of pixels less; and where some phases lack taps, with the taps of an average phase.
+  int64_t late_h, late_w;
+  double phase_taps;
+  // Rows of a phase, which follow one another, or whose neighbours lie phase_turns apart; 0: phases mix.
+  int64_t phase_rows, phase_turns;
   bool source_dense;   // neighbouring channels of the source are neighbours in memory (channels_last input)
   bool source_planes;  // its planes may be packed with channels as neighbours all the same
 };
@@ -62,16 +65,16 @@ struct CpuPlan {
   CpuKernel kernel;
   int tile_rows;    // rows per register tile (kChannelLanes: row vectors * lanes)
   int tile_pixels;  // vectors of pixels (kWinograd: of tiles); kChannelLanes: the most pixels
-  // Row tiles that are stored together. Of kChannelLanes more than one only where the output is NCHW and pixels are
-  // late: r_w tiles, which take neighbouring rows (i, c, j) in turns, so that each holds one phase.
-  int panel_tiles;
+  bool phased;      // each tile holds one phase: the problem's late_h, late_w and phase_taps apply
+  // Row tiles that are stored together. turns > 1: so many, which take neighbouring rows in turns, for phases alternate;
+  // else they follow one another.
+  int panel_tiles, turns;
   int64_t panels, panel_elements;  // of one group's filter; of the packed filter of a panel
   int64_t block_n, block_h, block_w;
   int64_t blocks_n, blocks_h, blocks_w;
   int64_t items;
   bool filter_resident;  // every thread packs a group's filter for itself, into its share of the cache
   bool parallel;         // false: so small that waking threads costs more than it saves
-  bool late;             // the problem's late_h, late_w apply
   bool channels_inner;   // the strip's channels are neighbours, else its columns are
 };
 

@@ -30,6 +30,9 @@ struct Geometry {
   int64_t groups;
   int64_t conv_h, conv_w;
   int64_t crop_top, crop_left, out_h, out_w;
+  // Rows and columns of zeros that extend a transposed convolution's kernel to a multiple of its stride, r_h x r_w: the
+  // last so many phases lack the first row, or column, of taps, which need not be read.
+  int64_t extension_h, extension_w;
   ChannelOrder order;
   bool tf32;  // float32 may be computed as tf32, on GPUs that can
 
@@ -69,9 +72,9 @@ struct ForwardArguments {
   DType dtype;
   TensorView input, weight, residual, output;
   PhaseStrides weight_rows;  // of weight
-  bool weight_turned;        // a transposed convolution's, its taps turned by 180 degrees
-  const void* bias;   // contiguous, or null; by convolution channel, a transposed convolution's by channel
-  const void* prelu;  // contiguous, or null
+  bool weight_turned;  // a transposed convolution's: its taps turned by 180 degrees, without an extension
+  const void* bias;    // contiguous, or null; by convolution channel, a transposed convolution's by channel
+  const void* prelu;   // contiguous, or null
   int64_t prelu_size;
   Epilogue epilogue;
 };

@@ -80,7 +80,7 @@ inline Tensor new_tensor(const std::array<int64_t, 4>& size, const Tensor& like,
 
 // The integers that every operator takes, in the order of Geometry in _arguments.py. One list: as plain integers they
 // would cost 3 us per call.
-using GeometryValues = std::array<int64_t, 17>;
+using GeometryValues = std::array<int64_t, 19>;
 inline GeometryValues geometry_values(const std::vector<int64_t>& geometry) {
   check(geometry.size() == std::tuple_size_v<GeometryValues>, "geometry takes ",
         std::tuple_size_v<GeometryValues>, " numbers, got ", geometry.size());
@@ -96,11 +96,13 @@ struct Sizes {
 
 inline Geometry make_geometry(const Sizes& z, const GeometryValues& v) {
   const auto [r_h, r_w, stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, crop_t, crop_l,
-              crop_b, crop_r, order, tf32] = v;
+              crop_b, crop_r, order, tf32, ext_h, ext_w] = v;
   check(r_h >= 1 && r_w >= 1, "upscale factors must be positive, got ", r_h, " and ", r_w);
   check(stride_h >= 1 && stride_w >= 1 && dil_h >= 1 && dil_w >= 1, "stride and dilation must be positive");
   check(pad_t >= 0 && pad_l >= 0 && pad_b >= 0 && pad_r >= 0, "padding must not be negative");
   check(crop_t >= 0 && crop_l >= 0 && crop_b >= 0 && crop_r >= 0, "crop must not be negative");
+  check(ext_h >= 0 && ext_h < r_h && ext_w >= 0 && ext_w < r_w,
+        "extension must be at least 0 and less than the upscale factors");
   constexpr int64_t kLarge = int64_t{1} << 30;  // products of two of these still fit
   for (int64_t n : v) check(n < kLarge, "geometry value ", n, " is too large");
   check(order == 0 || order == 1, "channel_order must be 0 (crd) or 1 (dcr), got ", order);
@@ -126,25 +128,29 @@ inline Geometry make_geometry(const Sizes& z, const GeometryValues& v) {
   check(g.conv_h <= kMost / r_h && g.conv_w <= kMost / r_w, "the output is too large");
   g.out_h = g.conv_h * r_h - crop_t - crop_b, g.out_w = g.conv_w * r_w - crop_l - crop_r;
   check(g.out_h >= 0 && g.out_w >= 0, "the crop is larger than the output");
+  g.extension_h = ext_h, g.extension_w = ext_w;
   g.order = order == 0 ? ChannelOrder::kCRD : ChannelOrder::kDCR;
   g.tf32 = tf32 != 0;
   return g;
 }
 
 inline Geometry forward_geometry(const Tensor& input, const Tensor& weight, const GeometryValues& v) {
-  check(input.dim() == 4 && (weight.dim() == 4 || weight.dim() == 6),
-        "expected input [N, Ci, H, W] and weight [C*r*r, Ci/groups, kh, kw] or [C, r, r, Ci, kh, kw]");
+  check(input.dim() == 4 && (weight.dim() == 4 || weight.dim() == 5),
+        "expected input [N, Ci, H, W] and weight [C*r*r, Ci/groups, kh, kw] or [1, Ci, C, Kh, Kw]");
   check(weight.scalar_type() == input.scalar_type(), "input and weight differ in dtype");
   check(weight.device() == input.device(), "input and weight are on different devices");
-  const bool split = weight.dim() == 6;
-  const int64_t rows = split ? weight.size(0) * weight.size(1) * weight.size(2) : weight.size(0);
-  const int64_t d = weight.dim() - 3;  // of the input's channels
-  const Geometry g = make_geometry({input.size(0), input.size(1), input.size(2), input.size(3), rows,
-                                    weight.size(d + 1), weight.size(d + 2)},
-                                   v);
-  check(weight.size(d) * g.groups == g.in_channels &&
-            (!split || (weight.size(1) == g.r_h && weight.size(2) == g.r_w && g.groups == 1)),
-        "weight ", shape_of(weight), " does not fit input ", shape_of(input), " or the upscale factors");
+  Sizes sizes{input.size(0),  input.size(1),  input.size(2), input.size(3),
+              weight.size(0), weight.size(2), weight.size(3)};
+  if (weight.dim() == 5) {
+    const int64_t r_h = v[0], r_w = v[1], height = weight.size(3) + v[17], width = weight.size(4) + v[18];
+    check(r_h >= 1 && r_w >= 1 && height % r_h == 0 && width % r_w == 0 && weight.size(0) == 1 && v[10] == 1,
+          "weight ", shape_of(weight), " does not fit the upscale factors, extension or groups");
+    sizes.conv_channels = weight.size(2) * r_h * r_w, sizes.kernel_h = height / r_h,
+    sizes.kernel_w = width / r_w;
+  }
+  const Geometry g = make_geometry(sizes, v);
+  check(weight.size(1) * g.groups == g.in_channels, "weight ", shape_of(weight), " does not fit input ",
+        shape_of(input));
   return g;
 }
 
@@ -179,14 +185,15 @@ inline Tensor dense_vector(const char* name, const Tensor& t, const Tensor& inpu
   return torch::stable::contiguous(t);
 }
 
-// A weight of six dimensions is a view of a transposed convolution's, [C, r_h, r_w, Ci, k_h, k_w]: no copy has to be
-// made to split its phases, and its taps are turned. Then the bias has C elements.
+// A weight of five dimensions is that of a transposed convolution, [1, Ci, C, K_h, K_w]: no copy is made to split its
+// phases, turn its taps or extend it. Then the bias has C elements.
 inline void set_weight(ForwardArguments& a, const Tensor& weight) {
   const Geometry& g = a.geometry;
-  a.weight_turned = weight.dim() == 6;
+  a.weight_turned = weight.dim() == 5;
   if (a.weight_turned) {
-    a.weight = {weight.const_data_ptr(), {0, weight.stride(3), weight.stride(4), weight.stride(5)}};
-    a.weight_rows = {weight.stride(0), weight.stride(1), weight.stride(2)};
+    const int64_t h = weight.stride(3), w = weight.stride(4);
+    a.weight = {weight.const_data_ptr(), {0, weight.stride(1), h * g.r_h, w * g.r_w}};
+    a.weight_rows = {weight.stride(2), h, w};
     return;
   }
   a.weight = view_of(weight);
@@ -216,7 +223,7 @@ inline ForwardCall forward_call(const Tensor& input, const Tensor& weight, const
   OptionalTensor bias_dense, prelu_dense;
   if (bias) {
     bias_dense = dense_vector("bias", *bias, input);
-    const int64_t biases = weight.dim() == 6 ? g.channels : g.conv_channels();
+    const int64_t biases = weight.dim() == 5 ? g.channels : g.conv_channels();
     check(bias_dense->numel() == biases, "bias must have ", biases, " elements");
     a.bias = bias_dense->const_data_ptr();
   }

@@ -53,6 +53,11 @@ class Geometry(NamedTuple):
     crop_right: int = 0
     channel_order: int = 0
     tf32: int = 0  # whether float32 may be computed as tf32, on GPUs that can
+    # Rows and columns of zeros that extend a transposed convolution's kernel, below and to the right, to a
+    # multiple of its stride, the upscale factor: so many phases, the last ones, lack the first row (column)
+    # of taps. Kernels need not read them.
+    extension_h: int = 0
+    extension_w: int = 0
 
 
 class Epilogue(NamedTuple):
@@ -88,8 +93,6 @@ class Transposed(NamedTuple):
     padding: tuple[int, int]
     output_padding: tuple[int, int]
     dilation: tuple[int, int]
-    # Rows and columns of zeros that extend the kernel, below and to the right, to a multiple of the stride.
-    extension: tuple[int, int]
     # Input pixels that reach no output pixel, as negative paddings of F.pad: (left, right, top, bottom).
     unused: tuple[int, int, int, int]
 
@@ -239,6 +242,7 @@ def resolve_transposed(
     geometry = Geometry(
         *strides, 1, 1, vertical.before, horizontal.before, vertical.after, horizontal.after, 1, 1, count,
         vertical.crop_before, horizontal.crop_before, vertical.crop_after, horizontal.crop_after,
+        extension_h=vertical.extension, extension_w=horizontal.extension,
     )  # fmt: skip
     low_channels = channels * strides[0] * strides[1]
     output_shape = (shape[0], channels, vertical.size, horizontal.size)
@@ -258,7 +262,6 @@ def resolve_transposed(
         paddings,
         extras,
         dilations,
-        (vertical.extension, horizontal.extension),
         (*horizontal.unused, *vertical.unused),
     )
     return Problem(

@@ -9,7 +9,6 @@ not an error: the reason is kept in :data:`libraries` and told by ``python -m fu
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import pathlib
 import sys
@@ -45,9 +44,13 @@ def _stays_a_call_in_inductor(operator: str) -> None:
         lowering.FALLBACK_ALLOW_LIST.add(f"fused_subpixel::{operator}")
 
 
-def _as_rows(weight: Sequence[int]) -> Sequence[int]:
-    """The shape of a weight, which may be a transposed convolution's, [C, r_h, r_w, Ci, k_h, k_w]."""
-    return weight if len(weight) == 4 else (weight[0] * weight[1] * weight[2], *weight[3:])
+def _as_rows(weight: Sequence[int], geometry: Geometry) -> Sequence[int]:
+    """The shape of a weight, which may be a transposed convolution's, [1, Ci, C, K_h, K_w]."""
+    if len(weight) == 4:
+        return weight
+    g, (_, channels_in, channels, height, width) = geometry, weight
+    rows = channels * g.upscale_h * g.upscale_w
+    return rows, channels_in, (height + g.extension_h) // g.upscale_h, (width + g.extension_w) // g.upscale_w
 
 
 def _empty(like: Tensor, shape: tuple[int, ...], channels_last: bool) -> Tensor:
@@ -68,7 +71,7 @@ def fake_subpixel_conv2d(
     _stays_a_call_in_inductor("subpixel_conv2d")
     geometry = Geometry(*numbers)
     batch, _, height, width = input.shape
-    low_channels, _, kernel_h, kernel_w = _as_rows(weight.shape)
+    low_channels, _, kernel_h, kernel_w = _as_rows(weight.shape, geometry)
     size = output_size(geometry, height, width, kernel_h, kernel_w)
     channels = low_channels // (geometry.upscale_h * geometry.upscale_w)
     return _empty(input, (batch, channels, *size), is_channels_last(input))
@@ -130,9 +133,12 @@ def _(grad_output: torch.Size, input: torch.Size, *rest: Any, out_shape: Any, **
 
 def _flops(geometry: Geometry, batch: int, size: tuple[int, int], weight: Sequence[int]) -> int:
     """Two per tap, as PyTorch counts; the input's and the weight's gradient have as many."""
-    weight = _as_rows(weight)
-    low_h, low_w = low_size(geometry, *size, weight[2], weight[3])
-    return 2 * batch * low_h * low_w * math.prod(weight)
+    g = geometry
+    rows, channels, kernel_h, kernel_w = _as_rows(weight, g)
+    low_h, low_w = low_size(g, *size, kernel_h, kernel_w)
+    # of all phases together: an extension has no taps
+    height, width = kernel_h * g.upscale_h - g.extension_h, kernel_w * g.upscale_w - g.extension_w
+    return 2 * batch * low_h * low_w * (rows // (g.upscale_h * g.upscale_w)) * channels * height * width
 
 
 # ---- the libraries -----------------------------------------------------------------------------------------

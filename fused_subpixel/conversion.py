@@ -145,20 +145,22 @@ def subpixel_bias_to_conv_transpose(
 
 
 def subpixel_operands(
-    problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None, split: bool
+    problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None, as_it_lies: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(input, weight, bias) of the sub-pixel convolution, crd order, from a transposed convolution's.
 
-    With ``split`` the weight may be the view [C, r_h, r_w, Ci, k_h, k_w] that the operators read, with its
-    taps still turned, instead of a copy; to it belongs the bias as it is.
+    With ``as_it_lies`` the weight may be the view [1, Ci, C, K_h, K_w] that the operators read, with its
+    phases together, taps turned and no extension, instead of a copy; to it belongs the bias as it is.
     """
-    transposed, groups = problem.transposed, problem.geometry.groups
+    transposed, geometry = problem.transposed, problem.geometry
     assert transposed is not None
     if any(transposed.unused):
         input = F.pad(input, transposed.unused)  # negative: a view
-    phases = _split_phases(weight, transposed.stride, transposed.extension, groups)
-    if split and groups == 1:
-        return input, phases[0], bias
+    if as_it_lies and geometry.groups == 1:
+        return input, weight.unsqueeze(0), bias
+    phases = _split_phases(
+        weight, transposed.stride, (geometry.extension_h, geometry.extension_w), geometry.groups
+    )
     weight = _to_rows(phases, CHANNEL_ORDERS["crd"])
     if bias is not None and problem.output_shape[1] != problem.weight_shape[0]:
         bias = bias.repeat_interleave(problem.weight_shape[0] // problem.output_shape[1])

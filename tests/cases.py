@@ -343,6 +343,8 @@ GEOMETRIES = (
     Case("late rows", (1, 20, 3, 18), (64, 20, 2, 1), crop=(1, 0, 1, 0)),
     Case("late columns r=(2,3) dcr", (1, 5, 3, 35), (192, 5, 1, 2), (2, 3), crop=(0, 2, 0, 1), order="dcr"),
     Case("late groups", (1, 10, 3, 9), (256, 5, 2, 2), groups=2, padding=SAME3, crop=(1, 1, 2, 1)),
+    Case("late 1x1", (2, 32, 5, 9), (128, 32, 1, 1), padding=(0, 0, 1, 1), crop=(1, 1, 1, 1)),
+    Case("late, few rows", (2, 9, 4, 16), (12, 9, 2, 2), padding=SAME3, crop=(1, 1, 1, 1)),
     Case("wide groups", (1, 10, 3, 6), (96, 5, 3, 3), groups=2, padding=SAME3),
     Case("wide stride", (1, 7, 7, 9), (64, 7, 3, 3), stride=(2, 2), dilation=(1, 2), padding=SAME3),
     # 3x3 over many pixels and channels, so Winograd tiles (but for float64)

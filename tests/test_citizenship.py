@@ -359,6 +359,10 @@ def test_flops_of_a_transposed_convolution() -> None:
         fs.conv_transpose2d(torch.randn(2, 9, 5, 7), weight, stride=2)
     # every pixel of the convolution, which is one larger for each further tap: 2 x 3 taps
     assert counter.get_total_flops() == 2 * 2 * (5 + 1) * (7 + 2) * weight.numel()
+    weight = weight[:, :, 1:, 3:]  # the same size after an extension by zeros, which are no taps
+    with FlopCounterMode(display=False) as counter:
+        fs.conv_transpose2d(torch.randn(2, 9, 5, 7), weight, stride=2)
+    assert counter.get_total_flops() == 2 * 2 * (5 + 1) * (7 + 1) * weight.numel()
 
 
 # ---- opcheck -----------------------------------------------------------------------------------------------
@@ -388,6 +392,15 @@ def test_opcheck_forward(
     tensors = [tensor.requires_grad_() for tensor in operator_tensors(geometry, channels_last)]
     epilogue = Epilogue(ACTIVATIONS[activation], clamp_max=clamp_max)
     torch.library.opcheck(ops.subpixel_conv2d, (*tensors, None, None, tuple(geometry), *epilogue))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_opcheck_forward_of_a_transposed_weight(channels_last: bool) -> None:
+    """As it lies; its kernel of 4x3 is extended to two taps of 3x2 phases."""
+    x, weight, bias = operator_tensors(PLAIN, channels_last)[0], torch.randn(1, 2, 5, 4, 3), torch.randn(5)
+    geometry = Geometry(3, 2, pad_top=1, pad_left=1, extension_h=2, extension_w=1)
+    arguments = (x, weight, bias, None, None, tuple(geometry), *Epilogue())
+    torch.library.opcheck(ops.subpixel_conv2d, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize(("geometry", "channels_last"), [(PLAIN, False), (UNEVEN, True)])

@@ -207,13 +207,32 @@ def test_no_more_pixels_than_needed() -> None:
         g = found.geometry
         assert found.transposed is not None
         assert found.transposed.unused == (0, 0, 0, 0)
-        return found.weight_shape[2:], g[4:8], g[11:15], found.transposed.extension
+        return found.weight_shape[2:], g[4:8], g[11:15], g[-2:]
 
     assert geometry(4, 2, 1) == ((2, 2), (1, 1, 1, 1), (1, 1, 1, 1), (0, 0))
     assert geometry(2, 2, 0) == ((1, 1), (0, 0, 0, 0), (0, 0, 0, 0), (0, 0))
     assert geometry(6, 2, 2) == ((3, 3), (1, 1, 1, 1), (0, 0, 0, 0), (0, 0))
     assert geometry(9, 3, 4, 2) == ((3, 3), (1, 1, 2, 2), (1, 1, 2, 2), (0, 0))
     assert geometry(3, 2, 1, 1) == ((2, 2), (1, 1, 1, 1), (1, 1, 1, 1), (1, 1))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+def test_wide_layers_do_not_multiply_what_extends_their_kernel(
+    kernel: int, layout: str, backend: str
+) -> None:
+    """Infinity times a zero of the extension would be NaN where PyTorch's output is finite."""
+    x, weight = torch.ones(1, 16, 7, 9), torch.ones(16, 64, kernel, kernel)
+    x[0, 3, 2, 4] = x[0, 8, 5, 1] = math.inf
+    x = x.contiguous(memory_format=LAYOUTS[layout])
+    expected = F.conv_transpose2d(x, weight, stride=2, padding=kernel // 2)
+    assert not expected.isnan().any()
+    assert fs.conv_transpose2d(x, weight, stride=2, padding=kernel // 2).equal(expected)
+    weight[:, ::5] = 0  # a tap that is there is multiplied, zero or not
+    expected = F.conv_transpose2d(x, weight, stride=2, padding=kernel // 2)
+    assert expected.isnan().any()
+    found = fs.conv_transpose2d(x, weight, stride=2, padding=kernel // 2)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "prelu", "gelu", "tanh"])

@@ -50,9 +50,16 @@ def make(Class: Any, **fields: Any) -> Any:
     return made
 
 
+def make_problem(rows: int, share: float, **fields: Any) -> Any:
+    """Phases of equal size, where they do not mix; an average one has so large a share of all taps."""
+    taps = fields["kernel_h"] * fields["kernel_w"] * share
+    rows = fields["phase_rows"] * fields["phase_turns"] * (1 + rows % 3) or rows
+    return make(host.CpuProblem, rows=rows, phase_taps=taps, **fields)
+
+
 SIZES = st.integers(1, 70) | st.integers(1, 3000)
 problems = st.builds(
-    lambda **fields: make(host.CpuProblem, **fields),
+    make_problem,
     batch=st.integers(0, 40),
     groups=st.integers(1, 8),
     channels=SIZES,
@@ -69,7 +76,9 @@ problems = st.builds(
     rows_dense=st.booleans(),
     late_h=st.integers(0, 1),
     late_w=st.integers(0, 1),
-    phase_rows=st.sampled_from([0, 16, 32, 64, 192]),
+    phase_rows=st.sampled_from([0, 1, 3, 10, 16, 32, 64, 192]),
+    phase_turns=st.integers(1, 9),
+    share=st.sampled_from([1.0, 0.75, 0.6, 0.25]),
     source_dense=st.booleans(),
     source_planes=st.booleans(),
 )
@@ -92,10 +101,11 @@ def image_problem(**fields: Any) -> Any:
     default = {
         "batch": 1, "groups": 1, "channels": 64, "rows": 12, "conv_h": 64, "conv_w": 64, "kernel_h": 3,
         "kernel_w": 3, "stride_h": 1, "stride_w": 1, "dilation_h": 1, "dilation_w": 1, "run": 2,
-        "rows_dense": False, "late_h": 0, "late_w": 0, "phase_rows": 0, "source_dense": False,
-        "source_planes": False,
+        "rows_dense": False, "late_h": 0, "late_w": 0, "phase_rows": 0, "phase_turns": 1,
+        "source_dense": False, "source_planes": False,
     }  # fmt: skip
-    return make(host.CpuProblem, **{**default, **fields})
+    fields = {**default, **fields}
+    return make(host.CpuProblem, **{"phase_taps": fields["kernel_h"] * fields["kernel_w"], **fields})
 
 
 # ---- properties of every plan ------------------------------------------------------------------------------
@@ -109,8 +119,8 @@ def test_blocks_cover_the_output_once(which: str, problem: Any, target: Any) -> 
     plan = PLANS[which](problem, target)
     for size, block, blocks in (
         (problem.batch, plan.block_n, plan.blocks_n),
-        (problem.conv_h - problem.late_h * plan.late, plan.block_h, plan.blocks_h),
-        (problem.conv_w - problem.late_w * plan.late, plan.block_w, plan.blocks_w),
+        (problem.conv_h - problem.late_h * plan.phased, plan.block_h, plan.blocks_h),
+        (problem.conv_w - problem.late_w * plan.phased, plan.block_w, plan.blocks_w),
     ):
         assert block >= 1
         assert block <= max(size, 1)
@@ -129,9 +139,8 @@ def test_tiles_exist_and_fit_the_registers(problem: Any, target: Any) -> None:
         assert 1 <= vectors <= 4
         assert 1 <= plan.tile_pixels <= host.channel_pixels(vectors, target.registers)
         assert plan.tile_pixels * vectors + vectors + 1 <= target.registers
-        turns = problem.run if plan.late and not problem.rows_dense else 1
-        assert plan.panel_tiles == turns, "the channel-lane kernel stores tile by tile"
-        assert turns * vectors <= 8
+        assert plan.panel_tiles == plan.turns, "the channel-lane kernel stores tile by tile"
+        assert plan.turns * vectors <= 8
     else:
         assert plan.tile_rows in host.TILE_ROWS
         assert plan.tile_pixels == host.pixel_vectors(plan.tile_rows, target.registers)
@@ -148,8 +157,10 @@ def test_panels_hold_whole_runs(problem: Any, target: Any) -> None:
     plan = host.plan_cpu_conv(problem, target)
     tiles = -(-problem.rows // plan.tile_rows)
     assert 1 <= plan.panel_tiles <= tiles
+    assert plan.turns in (1, plan.panel_tiles)
     in_registers = problem.run in (1, 2, 3, 4, 6, 8, 9, 12, 16)
-    if plan.kernel != host.CHANNEL_LANES and in_registers and problem.rows % problem.run == 0:
+    follow = plan.kernel != host.CHANNEL_LANES and plan.turns == 1
+    if follow and in_registers and problem.rows % problem.run == 0:
         panel = plan.panel_tiles * plan.tile_rows
         assert panel % problem.run == 0 or plan.panel_tiles == tiles
 
@@ -240,15 +251,16 @@ def test_strip_of_neighbouring_channels(problem: Any, target: Any) -> None:
 
 @given(problem=problems, target=targets)
 @EXAMPLES
-def test_late_pixels_only_where_every_tile_holds_one_phase(problem: Any, target: Any) -> None:
+def test_pixels_and_taps_are_saved_only_where_every_tile_holds_one_phase(problem: Any, target: Any) -> None:
     plan = host.plan_cpu_conv(problem, target)
     lanes = plan.kernel == host.CHANNEL_LANES
     assert (lanes and problem.source_dense) <= plan.channels_inner
     assert plan.channels_inner <= (lanes and (problem.source_dense or problem.source_planes))
-    if plan.late:
-        assert plan.kernel == host.CHANNEL_LANES
-        assert problem.late_h or problem.late_w
+    if plan.phased:
+        assert plan.kernel != host.WINOGRAD
+        assert problem.late_h or problem.late_w or problem.phase_taps < problem.kernel_h * problem.kernel_w
         assert problem.phase_rows % plan.tile_rows == 0
+    assert plan.turns == (problem.phase_turns if plan.phased else 1)
     assert plan.panels == -(-problem.rows // (plan.tile_rows * plan.panel_tiles))
 
 
@@ -325,6 +337,18 @@ def test_planes_are_packed_with_channels_as_neighbours_where_many_rows_read_them
     plans = [host.plan_cpu_conv(problem, AVX512) for problem in (many, few, neither)]
     assert [plan.kernel for plan in plans] == 3 * [host.CHANNEL_LANES]
     assert [plan.channels_inner for plan in plans] == [True, False, False]
+
+
+@pytest.mark.parametrize(("channels_last", "rows"), [(False, 512), (True, 512), (False, 12)])
+def test_taps_that_phases_lack_are_saved(channels_last: bool, rows: int) -> None:
+    """Of 3x3 with stride 2, which has 9 taps in 4 phases; neighbouring rows of NCHW are of two phases."""
+    layer = {"channels": 256, "rows": rows, "kernel_h": 2, "kernel_w": 2, "phase_rows": rows // 4}
+    turns = {"run": rows // 2, "rows_dense": True} if channels_last else {"run": 2, "phase_turns": 2}
+    plan = host.plan_cpu_conv(image_problem(**layer, **turns, phase_taps=9 / 4), AVX512)
+    assert plan.kernel == (host.CHANNEL_LANES if rows > 12 else host.PIXEL_LANES)
+    assert plan.phased
+    assert plan.turns == plan.panel_tiles == (1 if channels_last else 2)
+    assert not host.plan_cpu_conv(image_problem(**layer, **turns), AVX512).phased
 
 
 def test_a_small_filter_stays_and_a_large_one_does_not() -> None:

@@ -53,14 +53,20 @@ FS_INLINE CpuProblem strip_problem(const Window& w) {
 FS_INLINE int64_t slice_channels(int64_t channels, int64_t taps, int64_t row_bytes) {
   constexpr int64_t kChain = 256, kFilterBytes = 16 << 10;
   const int64_t products = row_bytes > 0 ? smaller(kChain, kFilterBytes / row_bytes) : kChain;
-  return smaller(channels, larger<int64_t>(products / taps, 1));
+  return smaller(channels, larger<int64_t>(products / larger<int64_t>(taps, 1), 1));
 }
 
+// The first tap that some rows of the filter have, in either direction.
+struct FirstTap {
+  int64_t a, b;
+};
+
 // Of the products of one slice.
-FS_INLINE void strip_offsets(const Window& w, const StripShape& shape, int64_t channels, int64_t* at) {
+FS_INLINE void strip_offsets(const Window& w, const StripShape& shape, FirstTap first, int64_t channels,
+                             int64_t* at) {
   for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t a = 0; a < w.kernel_h; ++a) {
-      for (int64_t b = 0; b < w.kernel_w; ++b) {
+    for (int64_t a = first.a; a < w.kernel_h; ++a) {
+      for (int64_t b = first.b; b < w.kernel_w; ++b) {
         const int64_t col = b * w.dilation_w;
         *at++ = c * shape.channel_step + a * w.dilation_h * shape.row_step +
                 (col % w.stride_w * shape.phase_columns + col / w.stride_w) * shape.column_step;
@@ -73,6 +79,13 @@ FS_INLINE void strip_offsets(const Window& w, const StripShape& shape, int64_t c
 struct Slice {
   StripMap map;
   int64_t filter, strip;
+};
+
+// What is summed for a row of the filter, by the taps that it has.
+struct Products {
+  Taps taps;
+  const Slice* slices;
+  int64_t count;  // of slices
 };
 
 // Of channel lanes: the pixels of one tile, and where the first lies in the strip and in the output, all counted from
@@ -159,10 +172,12 @@ struct ConvWorker {
   Store<T> out;
   GroupRows<T> rows;
   S *strip, *output_row, *filter, *sums;
-  const Slice *slices, *slices_end;
+  Products
+      products[4];  // of rows that have all taps; and, where tiles hold one phase each, by the taps they lack
+  int64_t kinds;    // of products
   TilePlace *places, *places_end;
   Block placed{};  // the block whose tiles they are, or one of its size
-  int64_t tiles, k, held_tiles, group = -1;
+  int64_t tiles, k, row_bytes, held_tiles, group = -1;
   bool resident;
   bool direct;     // the source itself serves as strip
   const S* ahead;  // then: where the next block's begins, or null
@@ -177,7 +192,7 @@ struct ConvWorker {
     const Source& source = task.source;
     direct = plan.channels_inner && !source.output && __is_same(T, S) && source.run == w.channels &&
              source.row_scale == 1 && source.col_scale == 1 && w.taps() == 1 && w.stride_h == 1 &&
-             w.stride_w == 1 && w.conv_h == source.fine_h && w.conv_w == source.fine_w;
+             w.stride_w == 1 && w.conv_h + w.late_h == source.fine_h && w.conv_w + w.late_w == source.fine_w;
     if (direct)
       shape.image_step = source.batch_stride, shape.row_step = source.row_stride,
       shape.column_step = source.col_stride;
@@ -185,11 +200,13 @@ struct ConvWorker {
     k = w.channels * w.taps();
     const bool channel_lanes = plan.kernel == CpuKernel::kChannelLanes;
     const int64_t element = sizeof(S), pixels = plan.tile_pixels * (channel_lanes ? 1 : L);
-    const int64_t slice = slice_channels(w.channels, w.taps(), channel_lanes ? plan.tile_rows * element : 0);
-    const int64_t slice_count = ceil_div(w.channels, slice);
+    row_bytes = channel_lanes ? plan.tile_rows * element : 0;
+    kinds = plan.phased && task.filter.lacks ? 4 : 1;
+    size_t products_bytes = 0;
+    for (int64_t kind = 0; kind < kinds; ++kind) products_bytes += lists_of({kind / 2, kind % 2}).bytes();
     const int64_t tile_sums = plan.panel_tiles * plan.tile_rows * pixels;
     // A tile on its own is stored at once. Others share a slice of the filter, or a vector of pixels.
-    held_tiles = !channel_lanes || (slice_count == 1 && task.dest.rows_dense)
+    held_tiles = !channel_lanes || (lists_of({}).slices == 1 && task.dest.rows_dense)
                      ? 1
                      : larger<int64_t>(smaller(kMostHeldTiles, kHeldBytes / (tile_sums * element)), 1);
     const int64_t place_count =
@@ -200,28 +217,61 @@ struct ConvWorker {
     const int64_t output_size = output_row_size(source, shape);
     const int64_t filter_size = resident ? plan.panels * plan.panel_elements : 0;
     const int64_t sums_size = held_tiles * tile_sums + L;
-    Arena arena{static_cast<char*>(thread_scratch(
-        Arena::bytes<int64_t>(slice * w.taps() + 1) + Arena::bytes<Slice>(slice_count) +
-        Arena::bytes<TilePlace>(place_count) + Arena::bytes<S>(strip_size) + Arena::bytes<S>(output_size) +
-        Arena::bytes<S>(filter_size) + Arena::bytes<S>(sums_size) + GroupRows<T>::bytes(padded)))};
-    int64_t* at = arena.take<int64_t>(slice * w.taps() + 1);
+    Arena arena{static_cast<char*>(thread_scratch(products_bytes + Arena::bytes<TilePlace>(place_count) +
+                                                  Arena::bytes<S>(strip_size) + Arena::bytes<S>(output_size) +
+                                                  Arena::bytes<S>(filter_size) + Arena::bytes<S>(sums_size) +
+                                                  GroupRows<T>::bytes(padded)))};
     strip = arena.take<S>(strip_size), output_row = arena.take<S>(output_size);
     filter = arena.take<S>(filter_size), sums = arena.take<S>(sums_size);
     rows.place(arena, padded);
-    strip_offsets(w, shape, slice, at);
-    at[slice * w.taps()] = 0;
     places = places_end = arena.take<TilePlace>(place_count);
-    auto* next = arena.take<Slice>(slice_count);
-    slices = next;
-    for (int64_t c = 0; c < w.channels; c += slice)
-      *next++ = {
-          {at, smaller(slice, w.channels - c) * w.taps(), shape.column_step, plan.tile_rows, pixels, c > 0},
-          c * w.taps() * plan.tile_rows,
-          c * shape.channel_step};
-    slices_end = next;
+    for (int64_t kind = 0; kind < kinds; ++kind)
+      products[kind] = products_from({kind / 2, kind % 2}, pixels * plan.turns, arena);
     if (!direct)
       for (int64_t l = 0; l < 2 * L; ++l)
         strip[plan.block_n * shape.image_step + l] = S(0);  // vector over-read
+  }
+
+  struct Lists {
+    int64_t taps, slices, slice;  // slice: channels of one
+    size_t bytes() const {
+      return Arena::bytes<int64_t>(taps) + Arena::bytes<int64_t>(slice * taps + 1) +
+             Arena::bytes<Slice>(slices);
+    }
+  };
+  Lists lists_of(FirstTap first) const {
+    const Window& w = task.window;
+    const int64_t taps = (w.kernel_h - first.a) * (w.kernel_w - first.b);
+    const int64_t slice = slice_channels(w.channels, taps, row_bytes);
+    return {taps, ceil_div(w.channels, slice), slice};
+  }
+  Products products_from(FirstTap first, int64_t sums_step, Arena& arena) const {
+    const Window& w = task.window;
+    const Lists lists = lists_of(first);
+    auto* offset = arena.take<int64_t>(lists.taps);
+    for (int64_t a = first.a, t = 0; a < w.kernel_h; ++a)
+      for (int64_t b = first.b; b < w.kernel_w; ++b) offset[t++] = task.filter.tap_offset[a * w.kernel_w + b];
+    const int64_t most = lists.slice * lists.taps;
+    auto* at = arena.take<int64_t>(most + 1);
+    strip_offsets(w, shape, first, lists.slice, at);
+    at[most] = 0;
+    auto* slices = arena.take<Slice>(lists.slices);
+    for (int64_t s = 0, c = 0; s < lists.slices; ++s, c += lists.slice)
+      slices[s] = {{at, smaller(most, (w.channels - c) * lists.taps), shape.column_step, plan.tile_rows,
+                    sums_step, c > 0},
+                   c * lists.taps * plan.tile_rows,
+                   c * shape.channel_step};
+    return {{offset, lists.taps, w.kernel_w, lists.taps == w.taps()}, slices, lists.slices};
+  }
+
+  // Of a row, and so of all rows of its tile.
+  const Products& products_of(int64_t g, int64_t row) const {
+    return products[kinds > 1 ? task.filter.lacks[g * task.dest.rows + row] : 0];
+  }
+  // From where the strip's first pixel is for all to where it is for this row.
+  int64_t strip_shift(int64_t row) const {
+    const Phase& p = task.dest.row_phase[group * task.dest.rows + row];
+    return (rows.late_h(p) ? shape.row_step : 0) + (rows.late_w(p) ? shape.column_step : 0);
   }
 
   const S* source_at(int64_t g, const Block& b) const {
@@ -247,23 +297,27 @@ struct ConvWorker {
       filter = static_cast<S*>(task.panels) + g * plan.panels * plan.panel_elements;
   }
 
-  // Panels begin .. end - 1. Their tiles follow one another, but where they take a panel's rows in turns, see plan.h.
+  // Panels begin .. end - 1, as many tiles at a time as follow one another and have the same taps.
   void pack_panels(int64_t g, int64_t begin, int64_t end, S* to) const {
-    const bool turns = plan.kernel == CpuKernel::kChannelLanes && plan.panel_tiles > 1;
-    const int64_t all = task.dest.rows, rows = plan.panel_tiles * plan.tile_rows,
-                  tile_step = k * plan.tile_rows;
-    const int64_t* offset = task.filter.row_offset + g * all;
-    if (!turns) {
-      const FilterRows rows_of{offset + begin * rows, 1, smaller(end * rows, all) - begin * rows};
-      return pack_filter<T>(task.filter, task.window, g, rows_of, plan.tile_rows, tile_step, to);
+    const int64_t all = task.dest.rows, panel_rows = plan.panel_tiles * plan.tile_rows,
+                  tile_step = k * plan.tile_rows, last = smaller(end * panel_rows, all);
+    const Filter& f = task.filter;
+    const auto pack = [&](int64_t row, int64_t step, int64_t count) {
+      const FilterRows rows_of{f.row_offset + g * all + row,
+                               f.lacks && kinds == 1 ? f.lacks + g * all + row : nullptr, step, count};
+      pack_filter<T>(f, products_of(g, row).taps, g, task.window.channels, rows_of, plan.tile_rows, tile_step,
+                     to);
+      to += ceil_div(count, plan.tile_rows) * tile_step;
+    };
+    if (plan.turns > 1) {
+      for (int64_t panel = begin * panel_rows; panel < last; panel += panel_rows)
+        for (int64_t q = 0; q < plan.turns; ++q) pack(panel + q, plan.turns, plan.tile_rows);
+      return;
     }
-    for (int64_t first = begin * rows; first < smaller(end * rows, all); first += rows) {
-      const int64_t count = smaller<int64_t>(plan.panel_tiles, ceil_div(all - first, plan.tile_rows));
-      for (int64_t row = first; row < first + count; ++row, to += tile_step) {
-        const FilterRows rows_of{offset + row, plan.panel_tiles,
-                                 smaller<int64_t>(plan.tile_rows, ceil_div(all - row, plan.panel_tiles))};
-        pack_filter<T>(task.filter, task.window, g, rows_of, plan.tile_rows, tile_step, to);
-      }
+    const int64_t alike = kinds > 1 ? all / (task.dest.r_h * task.dest.r_w) : all;
+    for (int64_t row = begin * panel_rows, next; row < last; row = next) {
+      next = smaller((row / alike + 1) * alike, last);
+      pack(row, 1, next - row);
     }
   }
 
@@ -312,12 +366,18 @@ struct ConvWorker {
         }
       }
       for (int v = 0; v < valid; ++v) out.fetch(first_row, stored, out.at(pixels[v]), pixels[v].count);
-      for (const Slice* s = slices; s < slices_end; ++s) {
-        const S* from[kMost];
-        for (int v = 0; v < V; ++v) from[v] = at[v] + s->strip;
-        for (int64_t t = 0; t < count; ++t)
-          run_tile(packed + t * k * plan.tile_rows + s->filter, from, s->map,
-                   sums + t * plan.tile_rows * V * L);
+      for (int64_t s = 0; s < products[0].count; ++s) {
+        for (int64_t t = 0; t < count; ++t) {
+          const int64_t row = first_row + (plan.turns > 1 ? t : t * plan.tile_rows);
+          const Products& of_row = products_of(group, row);
+          if (s >= of_row.count) continue;
+          const Slice& slice = of_row.slices[s];
+          const int64_t shift = strip_shift(row) + slice.strip;
+          const S* from[kMost];
+          for (int v = 0; v < V; ++v) from[v] = at[v] + shift;
+          run_tile(packed + t * k * plan.tile_rows + slice.filter, from, slice.map,
+                   sums + (row - first_row) * V * L);
+        }
       }
       out.store_planar(sums, V * L, first_row, stored, pixels, valid);
     }
@@ -373,22 +433,25 @@ struct ConvWorker {
   void channel_panel(const Block& b, const S* source, const S* packed, int64_t tile) {
     place_tiles(b);
     const Panel panel = panel_of(b, tile);
-    const int turns = plan.panel_tiles;
     const int64_t turn_sums = plan.tile_rows * plan.tile_pixels * held_tiles;
     const S* origin[kMostTurnVectors];
-    for (int q = 0; q < turns; ++q) {
-      const Phase& phase = task.dest.row_phase[group * task.dest.rows + panel.first_row + q];
-      origin[q] =
-          source + (rows.late_h(phase) ? shape.row_step : 0) + (rows.late_w(phase) ? shape.column_step : 0);
+    const Products* of_turn[kMostTurnVectors];
+    for (int q = 0; q < plan.turns; ++q) {
+      origin[q] = source + strip_shift(panel.first_row + q);
+      of_turn[q] = &products_of(group, panel.first_row + q);
     }
-    const bool holds_none = panel.direct && slices + 1 == slices_end;
+    const bool holds_none = panel.direct && of_turn[0]->count == 1;
     for (const TilePlace *t = places, *next; t < places_end; t = next) {
       next = holds_none ? places_end : smaller(t + held_tiles, static_cast<const TilePlace*>(places_end));
-      for (const Slice* part = slices; part < slices_end; ++part) {
-        const bool last = part + 1 == slices_end;
-        for (int q = 0; q < turns; ++q)
-          sum_tiles(t, next, panel, *part, packed + q * k * plan.tile_rows + part->filter,
-                    origin[q] + part->strip, sums + q * turn_sums, last && panel.direct, last && q == 0);
+      for (int64_t s = 0; s < products[0].count; ++s) {
+        for (int q = 0; q < plan.turns; ++q) {
+          const int64_t count = of_turn[q]->count;
+          if (s >= count) continue;
+          const Slice& slice = of_turn[q]->slices[s];
+          const bool last = s + 1 == count;
+          sum_tiles(t, next, panel, slice, packed + q * k * plan.tile_rows + slice.filter,
+                    origin[q] + slice.strip, sums + q * turn_sums, last && panel.direct, last && q == 0);
+        }
       }
       if (!panel.direct) store_tiles(t, next, b, panel, turn_sums);
     }
@@ -451,7 +514,7 @@ struct ConvWorker {
   void store_transposed(const S* sums, const PixelVector& p, int64_t first_row, int64_t stored,
                         int64_t tile_sums) const {
     alignas(64) S part[kMostTurnVectors * L * L];
-    const int turns = plan.panel_tiles;
+    const int turns = plan.turns;
     for (int x = 0; x < p.count; x += L) {
       const PixelVector pixels{p.n, p.h, p.w + x, smaller(L, p.count - x)};
       const S* from = sums + x * plan.tile_rows;

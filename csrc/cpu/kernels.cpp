@@ -44,10 +44,10 @@ void run_pack_panels(const ConvTask& task, Shares& panels) {
     for_each_share(panels, [&](int64_t begin, int64_t end) {
       auto* to = static_cast<decltype(worker.filter)>(task.panels);
       const int64_t panels = task.plan.panels;
-      for (int64_t p = begin, next; p < end; p = next) {  // group by group
-        next = p / panels * panels + panels < end ? p / panels * panels + panels : end;
-        worker.pack_panels(p / panels, p % panels, next - p / panels * panels,
-                           to + p * task.plan.panel_elements);
+      for (int64_t p = begin, next; p < end; p = next) {
+        const int64_t group = p / panels, first = group * panels;
+        next = smaller(first + panels, end);
+        worker.pack_panels(group, p - first, next - first, to + p * task.plan.panel_elements);
       }
     });
   });

@@ -66,8 +66,7 @@ struct Late {
   int64_t h, w;
   explicit Late(const Geometry& g)
       : h(of(g.conv_h, g.out_h, g.r_h, g.crop_top)), w(of(g.conv_w, g.out_w, g.r_w, g.crop_left)) {
-    // groups split the phases of the other order
-    if (g.stride_h != 1 || g.stride_w != 1 || (g.groups != 1 && g.order != ChannelOrder::kCRD)) h = w = 0;
+    if (g.stride_h != 1 || g.stride_w != 1) h = w = 0;
   }
 
  private:
@@ -77,9 +76,9 @@ struct Late {
   }
 };
 
-// late: as CpuPlan::late asks for in NCHW. Tiles then hold one phase each, and the late columns of a cell follow the
-// others.
-RowOrder sorted_rows(const Geometry& g, bool channels_last, bool late) {
+// phased: as CpuPlan::phased wants them. Rows of one phase are neighbours, or in NCHW r_w apart, and the late columns of
+// a cell follow the others.
+RowOrder sorted_rows(const Geometry& g, bool channels_last, bool phased) {
   const int64_t total = g.conv_channels(), per_group = total / g.groups;
   RowOrder rows{std::vector<Phase>(static_cast<size_t>(total)),
                 std::vector<int64_t>(static_cast<size_t>(total))};
@@ -90,12 +89,12 @@ RowOrder sorted_rows(const Geometry& g, bool channels_last, bool late) {
     const auto at = static_cast<size_t>(group * per_group + filled[static_cast<size_t>(group)]++);
     rows.phase[at] = p, rows.channel[at] = channel;
   };
+  const int64_t first = phased && Late(g).w ? g.crop_left : 0;
   if (channels_last) {
     for (int64_t i = 0; i < g.r_h; ++i)
       for (int64_t j = 0; j < g.r_w; ++j)
-        for (int64_t c = 0; c < g.channels; ++c) add({c, i, j});
-  } else if (late) {
-    const int64_t first = Late(g).w ? g.crop_left : 0;
+        for (int64_t c = 0; c < g.channels; ++c) add({c, i, (first + j) % g.r_w});
+  } else if (phased) {
     for (int64_t i = 0; i < g.r_h; ++i)
       for (int64_t c = 0; c < g.channels; ++c)
         for (int64_t j = 0; j < g.r_w; ++j) add({c, i, (first + j) % g.r_w});
@@ -125,6 +124,7 @@ int64_t checked_run(int64_t candidate, int64_t otherwise, const std::vector<Phas
 struct ShuffledRows {
   RowOrder order;
   int64_t run;  // 0: none
+  bool channels_last;
 };
 
 int64_t shuffled_run(const Geometry& g, const Strides& s, const std::vector<Phase>& phase) {
@@ -134,7 +134,8 @@ int64_t shuffled_run(const Geometry& g, const Strides& s, const std::vector<Phas
 }
 
 ShuffledRows shuffled_rows(const Geometry& g, const Strides& s) {
-  ShuffledRows rows{sorted_rows(g, s.c == 1 && g.channels > 1, false), 0};
+  const bool channels_last = s.c == 1 && g.channels > 1;
+  ShuffledRows rows{sorted_rows(g, channels_last, false), 0, channels_last};
   rows.run = shuffled_run(g, s, rows.order.phase);
   return rows;
 }
@@ -241,14 +242,38 @@ Window input_grad_window(const Geometry& g) {
 }
 
 CpuProblem problem_of(const Window& w, int64_t rows, int64_t run, bool rows_dense) {
-  return {w.batch,    w.groups,   w.channels, rows,         w.conv_h,     w.conv_w, w.kernel_h,
-          w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w, run,      rows_dense,
-          0,          0,          0,          false,        false};
+  return {w.batch,
+          w.groups,
+          w.channels,
+          rows,
+          w.conv_h,
+          w.conv_w,
+          w.kernel_h,
+          w.kernel_w,
+          w.stride_h,
+          w.stride_w,
+          w.dilation_h,
+          w.dilation_w,
+          run,
+          rows_dense,
+          0,
+          0,
+          static_cast<double>(w.taps()),
+          0,
+          1,
+          false,
+          false};
 }
 
-void set_late(const Geometry& g, CpuProblem& p) {
+void set_phases(const Geometry& g, bool channels_last, CpuProblem& p) {
+  if (g.groups != 1 && g.order != ChannelOrder::kCRD) return;  // groups split its phases
   const Late late(g);
-  p.late_h = late.h, p.late_w = late.w, p.phase_rows = g.channels / g.groups;
+  p.late_h = late.h, p.late_w = late.w;
+  const auto mean = [](int64_t taps, int64_t phases, int64_t lacking) {
+    return static_cast<double>(taps) - static_cast<double>(lacking) / static_cast<double>(phases);
+  };
+  p.phase_taps = mean(g.kernel_h, g.r_h, g.extension_h) * mean(g.kernel_w, g.r_w, g.extension_w);
+  p.phase_rows = g.channels / g.groups, p.phase_turns = channels_last ? 1 : g.r_w;
 }
 
 Filter::Dense density(const Strides& s, const Geometry& g) {
@@ -367,23 +392,35 @@ void conv_forward(const ForwardArguments& a, const Pool& pool) {
   const ResidualKind residual = a.epilogue.residual_kind;
   CpuProblem problem = problem_of(task.window, per_group, rows.run, dense);
   problem.source_dense = task.source.run >= target.lanes, problem.source_planes = task.source.run == 1;
-  if (residual != ResidualKind::kNearest && residual != ResidualKind::kLowRes) set_late(g, problem);
+  if (residual != ResidualKind::kNearest && residual != ResidualKind::kLowRes)
+    set_phases(g, rows.channels_last, problem);
   task.plan = plan_cpu_conv(problem, target);
-  if (task.plan.late) {
-    task.window.late_h = problem.late_h, task.window.late_w = problem.late_w;
-    task.window.conv_h -= problem.late_h, task.window.conv_w -= problem.late_w;
-    if (!dense) rows.order = sorted_rows(g, false, true);
+  if (task.plan.phased) {
+    Window& window = task.window;
+    window.late_h = problem.late_h, window.late_w = problem.late_w;
+    window.conv_h -= problem.late_h, window.conv_w -= problem.late_w;
+
+    rows.order = sorted_rows(g, rows.channels_last, true);
   }
 
   const Strides& ws = a.weight.stride;
   std::vector<int64_t> row_offset;
-  for (const Phase& p : rows.order.phase)
+  std::vector<uint8_t> lacks;
+  for (const Phase& p : rows.order.phase) {
     row_offset.push_back(p.c * a.weight_rows.c + p.i * a.weight_rows.i + p.j * a.weight_rows.j);
+    lacks.push_back(
+        static_cast<uint8_t>((p.j >= g.r_w - g.extension_w) + 2 * (p.i >= g.r_h - g.extension_h)));
+  }
+  const bool extended = g.extension_h + g.extension_w > 0;
   // every group reads the same channels of its own rows
   std::vector<int64_t> channel_offset;
   for (int64_t c = 0; c < g.in_channels; ++c) channel_offset.push_back(c % task.window.channels * ws.c);
   const std::vector<int64_t> taps = tap_table(g, ws, a.weight_turned);
-  task.filter = {a.weight.data, row_offset.data(), channel_offset.data(), taps.data(),
+  task.filter = {a.weight.data,
+                 row_offset.data(),
+                 channel_offset.data(),
+                 taps.data(),
+                 extended ? lacks.data() : nullptr,
                  a.weight_turned ? Filter::Dense::kNone : density(ws, g)};
 
   task.dest = {const_cast<void*>(a.output.data),
@@ -433,7 +470,8 @@ void conv_input_grad(const InputGradArguments& a, const Pool& pool) {
   for (int64_t c = 0; c < g.in_channels; ++c) row_offset.push_back(c % per_group * ws.c);
   for (int64_t channel : gradient.rows.order.channel) channel_offset.push_back(channel * ws.n);
   const std::vector<int64_t> taps = tap_table(g, ws, true);
-  task.filter = {a.weight.data, row_offset.data(), channel_offset.data(), taps.data(), Filter::Dense::kNone};
+  task.filter = {a.weight.data, row_offset.data(), channel_offset.data(),
+                 taps.data(),   nullptr,           Filter::Dense::kNone};
 
   // rows are the input's channels, written without a shuffle
   const std::vector<int64_t> channel = multiples(g.in_channels, 1);
@@ -517,7 +555,8 @@ CpuPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last,
   if (pass == Pass::kWeightGrad) return weight_grad_plan(g, dtype, kernels, threads);
   const int64_t h = g.out_h, w = g.out_w, c = g.channels;
   const Strides s = channels_last ? Strides{h * w * c, 1, w * c, c} : Strides{h * w * c, h * w, w, 1};
-  const int64_t low_run = shuffled_rows(g, s).run;
+  const ShuffledRows shuffled = shuffled_rows(g, s);
+  const int64_t low_run = shuffled.run;
   if (pass == Pass::kInputGrad) {
     const int64_t rows = g.in_channels / g.groups,
                   run = channels_last ? (g.groups == 1 ? g.in_channels : 0) : 1;
@@ -529,7 +568,7 @@ CpuPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last,
                                   rows_dense(s, low_run, target.lanes));
   problem.source_dense = channels_last && g.in_channels / g.groups >= target.lanes;
   problem.source_planes = !channels_last || g.in_channels == g.groups;
-  set_late(g, problem);
+  set_phases(g, shuffled.channels_last, problem);
   return plan_cpu_conv(problem, target);
 }
 

@@ -253,8 +253,12 @@ void pack_strip(const Source& source, const Window& window, const StripShape& sh
 // Rows of the filter that make a tile: offset[t * step], 0 <= t < count.
 struct FilterRows {
   const int64_t* offset;
+  const uint8_t* lacks;  // as Filter has them; or null, where the taps are given without
   int64_t step, count;
   int64_t operator[](int64_t t) const { return offset[t * step]; }
+  FilterRows from(int64_t t, int64_t n) const {
+    return {offset + t * step, lacks ? lacks + t * step : nullptr, step, n};
+  }
 };
 
 // Whether each L rows are neighbours in memory.
@@ -265,22 +269,28 @@ bool rows_dense(const FilterRows& rows) {
   return true;
 }
 
+// Of the taps that rows of a filter have, as Filter::tap_offset.
+struct Taps {
+  const int64_t* offset;
+  int64_t count, columns;
+  bool all;
+};
+
 // Tiles of `rows` rows each, tile_step from one to the next, into packed[k * rows + t]; rows past those there are become
 // zero.
 template <class T>
-void pack_filter(const Filter& filter, const Window& window, int64_t g, const FilterRows& row, int64_t rows,
-                 int64_t tile_step, Compute<T>* packed) {
+void pack_filter(const Filter& filter, const Taps& taps, int64_t g, int64_t channels, const FilterRows& row,
+                 int64_t rows, int64_t tile_step, Compute<T>* packed) {
   using S = Compute<T>;
   constexpr int L = kLanes<S>;
   const T* data = static_cast<const T*>(filter.data);
-  const int64_t* channel = filter.channel_offset + g * window.channels;
-  const int64_t taps = window.taps();
+  const int64_t* channel = filter.channel_offset + g * channels;
   // What lies side by side is read as it lies, through all tiles, and not a line here and there.
-  if (rows % L == 0 && row.count % rows == 0 && rows_dense<L>(row)) {
-    for (int64_t c = 0; c < window.channels; ++c) {
-      for (int64_t tap = 0; tap < taps; ++tap, packed += rows) {
-        const T* from = data + channel[c] + filter.tap_offset[tap];
-        const T* ahead = data + channel[smaller(c + 8, window.channels - 1)] + filter.tap_offset[tap];
+  if (!row.lacks && rows % L == 0 && row.count % rows == 0 && rows_dense<L>(row)) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t tap = 0; tap < taps.count; ++tap, packed += rows) {
+        const T* from = data + channel[c] + taps.offset[tap];
+        const T* ahead = data + channel[smaller(c + 8, channels - 1)] + taps.offset[tap];
         S* to = packed;
         for (int64_t t = 0; t < row.count; to += tile_step) {
           for (int64_t v = 0; v < rows; v += L, t += L) {
@@ -294,17 +304,17 @@ void pack_filter(const Filter& filter, const Window& window, int64_t g, const Fi
   }
   if (row.count > rows) {
     for (int64_t t = 0; t < row.count; t += rows, packed += tile_step)
-      pack_filter<T>(filter, window, g, {row.offset + t * row.step, row.step, smaller(rows, row.count - t)},
-                     rows, tile_step, packed);
+      pack_filter<T>(filter, taps, g, channels, row.from(t, smaller(rows, row.count - t)), rows, tile_step,
+                     packed);
     return;
   }
-  if (filter.dense != Filter::Dense::kNone && rows % L == 0 && row.count == rows) {
-    const bool all = filter.dense == Filter::Dense::kAll;
-    const int64_t n = all ? window.channels * taps : window.channels;
+  const bool all = filter.dense == Filter::Dense::kAll && taps.all;
+  if (!row.lacks && (all || filter.dense == Filter::Dense::kChannels) && rows % L == 0 && row.count == rows) {
+    const int64_t n = all ? channels * taps.count : channels;
     if (n >= L) {
-      const int64_t step = all ? rows : rows * taps;
-      for (int64_t tap = 0; tap < (all ? 1 : taps); ++tap) {
-        const T* from = data + channel[0] + filter.tap_offset[tap];
+      const int64_t step = all ? rows : rows * taps.count;
+      for (int64_t tap = 0; tap < (all ? 1 : taps.count); ++tap) {
+        const T* from = data + channel[0] + taps.offset[tap];
         S* to = packed + tap * rows;
         for (int64_t t = 0; t < rows; t += L) {
           for (int64_t k = 0; k<n; k = k + 2 * L> n && k + L < n ? n - L : k + L) {
@@ -321,12 +331,20 @@ void pack_filter(const Filter& filter, const Window& window, int64_t g, const Fi
     }
   }
   // Product after product, not row after row: the taps of one channel lie in the same cache lines, which are still there.
-  for (int64_t c = 0; c < window.channels; ++c) {
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      const T* from = data + channel[c] + filter.tap_offset[tap];
-      for (int64_t t = 0; t < rows; ++t) *packed++ = t < row.count ? S(widen(from[row[t]])) : S(0);
+  const auto pack = [&](auto&& has) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t tap = 0; tap < taps.count; ++tap) {
+        const T* from = data + channel[c] + taps.offset[tap];
+        for (int64_t t = 0; t < rows; ++t)
+          *packed++ = t < row.count && has(t, tap) ? S(widen(from[row[t]])) : S(0);
+      }
     }
-  }
+  };
+  if (!row.lacks) return pack([](int64_t, int64_t) { return true; });
+  pack([&](int64_t t, int64_t tap) {
+    const int first = (tap % taps.columns == 0) + 2 * (tap < taps.columns);
+    return (row.lacks[t * row.step] & first) == 0;
+  });
 }
 
 }  // namespace fused_subpixel::cpu::FS_ISA

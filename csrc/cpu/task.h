@@ -40,6 +40,7 @@ struct Window {
   // 1: rows whose phase the crop takes off the first pixel row (column) are computed one pixel later than the others,
   // instead of one pixel more for all. conv_h, conv_w are without that pixel.
   int64_t late_h, late_w;
+
   int64_t taps() const { return kernel_h * kernel_w; }
 };
 
@@ -50,6 +51,9 @@ struct Filter {
   const int64_t* row_offset;
   const int64_t* channel_offset;
   const int64_t* tap_offset;
+  // [groups * rows], or null: the taps that a row lacks, 1 the first column + 2 the first row. They count as zero, and are
+  // not read.
+  const uint8_t* lacks;
   // Which neighbours in k order are neighbours in memory: all of (channel, tap), the channels of one tap
   // (channels_last weights), or neither. Only a shortcut for packing.
   enum class Dense { kNone, kAll, kChannels } dense;

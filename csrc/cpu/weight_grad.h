@@ -37,7 +37,7 @@ void weight_grad(const WeightGradTask& task, int64_t slot, int64_t begin, int64_
   S* output_row = arena.take<S>(output_size);
   int32_t* at_in = arena.take<int32_t>(most);
   int32_t* at_out = arena.take<int32_t>(most);
-  strip_offsets(window, in, 1, tap);
+  strip_offsets(window, in, {}, 1, tap);
   for (int64_t l = 0; l < 2 * L; ++l) in_strip[in_size - 1 - l] = S(0);
 
   S* const sums = static_cast<S*>(task.partial) + slot * window.groups * task.rows * row_step;

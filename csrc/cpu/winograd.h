@@ -111,8 +111,10 @@ struct WinogradWorker {
 
   void pack_panel(int64_t g, int64_t panel, S* to) const {
     const int64_t all = task.dest.rows, R = panel_rows, row = panel * R;
-    pack_filter<T>(task.filter, task.window, g,
-                   {task.filter.row_offset + g * all + row, 1, smaller(R, all - row)}, R, 0, packed);
+    const FilterRows of_group{task.filter.row_offset + g * all,
+                              task.filter.lacks ? task.filter.lacks + g * all : nullptr, 1, all};
+    pack_filter<T>(task.filter, {task.filter.tap_offset, 9, 3, true}, g, channels,
+                   of_group.from(row, smaller(R, all - row)), R, 0, packed);
     // Lanes are rows. A ragged last vector spills into the next channel, which is written after it, or into the slack.
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t t = 0; t < R; t += L) {

@@ -74,11 +74,13 @@ Geometry geometry_of(const std::vector<int64_t>& v) {
   g.order = static_cast<ChannelOrder>(v[24]), g.tf32 = v[25] != 0;
   return g;
 }
-// As in torch_ops.h: of six dimensions, a transposed convolution's.
+// As in torch_ops.h: of five dimensions, a transposed convolution's.
 void set_weight(ForwardArguments& a, const TensorView& weight, const std::vector<int64_t>& s) {
-  a.weight = weight, a.weight_turned = s.size() == 6;
+  a.weight = weight, a.weight_turned = s.size() == 5;
   a.weight_rows = phase_strides(a.geometry, weight.stride.n);
-  if (a.weight_turned) a.weight.stride = {0, s[3], s[4], s[5]}, a.weight_rows = {s[0], s[1], s[2]};
+  const Geometry& g = a.geometry;
+  if (a.weight_turned)
+    a.weight.stride = {0, s[1], s[3] * g.r_h, s[4] * g.r_w}, a.weight_rows = {s[2], s[3], s[4]};
 }
 Device device_of(const std::vector<int64_t>& t) {
   return {{static_cast<int>(t.at(0)), static_cast<int>(t.at(1)), t.at(2)}, nullptr};
