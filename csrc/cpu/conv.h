@@ -172,9 +172,9 @@ struct ConvWorker {
   Store<T> out;
   GroupRows<T> rows;
   S *strip, *output_row, *filter, *sums;
-  Products
-      products[4];  // of rows that have all taps; and, where tiles hold one phase each, by the taps they lack
-  int64_t kinds;    // of products
+  // Of rows that have all taps. And, where tiles hold one phase each, of those that lack some: see Filter::lacks.
+  Products products[4];
+  int64_t kinds;
   TilePlace *places, *places_end;
   Block placed{};  // the block whose tiles they are, or one of its size
   int64_t tiles, k, row_bytes, held_tiles, group = -1;
@@ -232,6 +232,7 @@ struct ConvWorker {
         strip[plan.block_n * shape.image_step + l] = S(0);  // vector over-read
   }
 
+  // What makes Products.
   struct Lists {
     int64_t taps, slices, slice;  // slice: channels of one
     size_t bytes() const {

@@ -399,19 +399,18 @@ void conv_forward(const ForwardArguments& a, const Pool& pool) {
     Window& window = task.window;
     window.late_h = problem.late_h, window.late_w = problem.late_w;
     window.conv_h -= problem.late_h, window.conv_w -= problem.late_w;
-
     rows.order = sorted_rows(g, rows.channels_last, true);
   }
 
   const Strides& ws = a.weight.stride;
   std::vector<int64_t> row_offset;
-  std::vector<uint8_t> lacks;
-  for (const Phase& p : rows.order.phase) {
+  for (const Phase& p : rows.order.phase)
     row_offset.push_back(p.c * a.weight_rows.c + p.i * a.weight_rows.i + p.j * a.weight_rows.j);
-    lacks.push_back(
-        static_cast<uint8_t>((p.j >= g.r_w - g.extension_w) + 2 * (p.i >= g.r_h - g.extension_h)));
-  }
-  const bool extended = g.extension_h + g.extension_w > 0;
+  std::vector<uint8_t> lacks;
+  if (g.extension_h + g.extension_w > 0)
+    for (const Phase& p : rows.order.phase)
+      lacks.push_back(
+          static_cast<uint8_t>((p.j >= g.r_w - g.extension_w) + 2 * (p.i >= g.r_h - g.extension_h)));
   // every group reads the same channels of its own rows
   std::vector<int64_t> channel_offset;
   for (int64_t c = 0; c < g.in_channels; ++c) channel_offset.push_back(c % task.window.channels * ws.c);
@@ -420,7 +419,7 @@ void conv_forward(const ForwardArguments& a, const Pool& pool) {
                  row_offset.data(),
                  channel_offset.data(),
                  taps.data(),
-                 extended ? lacks.data() : nullptr,
+                 lacks.empty() ? nullptr : lacks.data(),
                  a.weight_turned ? Filter::Dense::kNone : density(ws, g)};
 
   task.dest = {const_cast<void*>(a.output.data),

@@ -40,7 +40,6 @@ struct Window {
   // 1: rows whose phase the crop takes off the first pixel row (column) are computed one pixel later than the others,
   // instead of one pixel more for all. conv_h, conv_w are without that pixel.
   int64_t late_h, late_w;
-
   int64_t taps() const { return kernel_h * kernel_w; }
 };
 
