@@ -90,9 +90,10 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
   plan.step_taps = static_cast<int>(ceil_div(taps, plan.steps));
   plan.steps = static_cast<int>(ceil_div(taps, plan.step_taps));
   plan.filter_step_bytes = plan.step_taps * tap_bytes;
+  const int64_t least_steps = plan.phased ? ceil_div(p.least_taps, plan.step_taps) : plan.steps;
   for (plan.stages = plan.steps == 1 ? 4 : 3; plan.stages >= 2; --plan.stages) {
     // pixels are fetched with the first step of their chunk, stages - 1 steps ahead
-    plan.pixel_stages = static_cast<int>(1 + ceil_div(plan.stages - 1, plan.steps));
+    plan.pixel_stages = static_cast<int>(1 + ceil_div(plan.stages - 1, least_steps));
     plan.filter_offset = plan.pixel_stages * plan.pixel_stage_bytes;
     plan.staging_offset = 0;
     plan.table_offset = std::max(plan.filter_offset + plan.stages * plan.filter_step_bytes, staging);
@@ -140,9 +141,10 @@ bool lay_out_wgmma(const Problem& p, const Target& t, Plan& plan) {
   plan.step_taps = 1, plan.steps = static_cast<int>(taps), plan.filter_step_bytes = tap_bytes;
   const int64_t staging = int64_t{kMmaPixels} * (plan.columns + kStagingPad) * 4;
   const int64_t table = round_up(int64_t{plan.columns} * kRowInfoBytes, 16);
+  const int64_t least_steps = plan.phased ? p.least_taps : plan.steps;
   const auto fits = [&](int stages, int64_t limit) {
     // a step is fetched while the one before the last is still read: stages steps in a row are in use
-    plan.stages = stages, plan.pixel_stages = static_cast<int>(1 + ceil_div(stages - 1, plan.steps));
+    plan.stages = stages, plan.pixel_stages = static_cast<int>(1 + ceil_div(stages - 1, least_steps));
     plan.filter_offset = plan.pixel_stages * plan.pixel_stage_bytes;
     plan.table_offset = std::max(plan.filter_offset + plan.stages * plan.filter_step_bytes, staging);
     plan.barrier_offset = plan.table_offset + table;
@@ -181,27 +183,30 @@ Plan plan_conv(const Problem& p, const Target& t) {
   const int64_t small_waste = round_up(bytes, 32), waste = round_up(bytes, 64);
   plan.chunk_bytes = waste > small_waste + small_waste / 8 ? 32 : 64;
   choose_tile(p, kMmaPixels, plan);
-  Problem late = p;
-  Plan late_plan = plan;
+  Problem phased = p;
+  Plan phased_plan = plan;
   if (p.phase_rows > 0) {
-    late.conv_h = p.late_h, late.conv_w = p.late_w, late_plan.late = true;
-    choose_tile(late, kMmaPixels, late_plan);
+    phased.conv_h = p.late_h, phased.conv_w = p.late_w, phased_plan.phased = true;
+    choose_tile(phased, kMmaPixels, phased_plan);
   }
   const auto of_one_phase = [&](int columns) { return p.phase_rows > 0 && p.phase_rows % columns == 0; };
+
+  const auto taps_share = [&](const Plan& made) { return made.phased ? p.phase_taps : 1.0; };
 
   // Columns by the work of the busiest multiprocessor; cut units cost their stores something.
   Plan best{};
   double least = -1;
   for (int columns : kMmaColumns) {
     if (p.activated && columns > kActivatedColumns) continue;
-    const Problem& problem = of_one_phase(columns) ? late : p;
-    Plan candidate = of_one_phase(columns) ? late_plan : plan;
+    const Problem& problem = of_one_phase(columns) ? phased : p;
+    Plan candidate = of_one_phase(columns) ? phased_plan : plan;
     candidate.columns = columns;
     const bool cut = p.rows > columns && columns % p.run != 0;
     const int64_t tiles = int64_t{candidate.tiles_n} * candidate.tiles_h * candidate.tiles_w;
     const int64_t blocks = tiles * ceil_div(p.rows, columns);
     const double cost = static_cast<double>(ceil_div(blocks, t.multiprocessors)) *
-                        static_cast<double>(columns + kPixelColumns) * (cut ? 1.1 : 1.0);
+                        static_cast<double>(columns + kPixelColumns) * (cut ? 1.1 : 1.0) *
+                        taps_share(candidate);
     if (least >= 0 && cost >= least) continue;
     bool fits = lay_out(problem, t, candidate);
     if (!fits && candidate.chunk_bytes == 64)
@@ -209,11 +214,11 @@ Plan plan_conv(const Problem& p, const Target& t) {
     if (fits) best = candidate, best.kernel = Kernel::kMma, least = cost;
   }
   Plan hopper{};
-  hopper.late = of_one_phase(kWgmmaTileColumns);
-  if (lay_out_wgmma(hopper.late ? late : p, t, hopper)) {
+  hopper.phased = of_one_phase(kWgmmaTileColumns);
+  if (lay_out_wgmma(hopper.phased ? phased : p, t, hopper)) {
     const double cost =
         static_cast<double>(ceil_div(int64_t{hopper.grid_x} * hopper.grid_y, t.multiprocessors)) *
-        static_cast<double>(hopper.columns + kPixelColumns) / kWgmmaSpeed;
+        static_cast<double>(hopper.columns + kPixelColumns) / kWgmmaSpeed * taps_share(hopper);
     if (least < 0 || cost < least) best = hopper, least = cost;
   }
   if (least < 0) {

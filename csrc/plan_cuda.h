@@ -44,10 +44,12 @@ struct Problem {
   int vector;      // neighbouring channels of a pixel that can be copied at once
   bool wgmma;      // Hopper's kernels were compiled
   bool activated;  // an activation's gradient is applied to what is loaded
-  // Where rows of the weight are sorted by phase, phase_rows to each, and the output is cropped by less than a cell: low-
-  // resolution pixels that suffice if the phases that the crop takes off the first row or column begin a pixel later.
+  // Where rows of the weight are sorted by phase, phase_rows to each, tiles of one phase may do with less: low-resolution
+  // pixels that suffice if the phases that the crop takes off the first row or column begin a pixel later; and taps, where
+  // phases lack the first row or column of them: the fewest of a phase, and what share of them all an average one has.
   // Else phase_rows is 0.
-  int64_t phase_rows, late_h, late_w;
+  int64_t phase_rows, late_h, late_w, least_taps;
+  double phase_taps;
 };
 
 // mma.sync tile: kMmaPixels pixels by `columns` rows of the weight; the weight's rows are the columns of the GEMM.
@@ -71,7 +73,7 @@ struct Plan {
   int tile_n, tile_h, tile_w;  // images x rows x columns of pixels
   int tiles_n, tiles_h, tiles_w;
   int halo_h, halo_w;
-  bool late;      // tiles are of one phase each, see Problem
+  bool phased;    // tiles are of one phase each, see Problem
   bool resident;  // the whole filter of a row block stays in shared memory, blocks go from tile to tile
   int step_taps;  // taps whose weights come at a time
   int steps;      // per chunk

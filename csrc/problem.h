@@ -72,7 +72,7 @@ struct ForwardArguments {
   DType dtype;
   TensorView input, weight, residual, output;
   PhaseStrides weight_rows;  // of weight
-  bool weight_turned;  // a transposed convolution's: its taps turned by 180 degrees, without an extension
+  bool weight_turned;  // a transposed convolution's: its taps turned by 180 degrees, without the extension
   const void* bias;    // contiguous, or null; by convolution channel, a transposed convolution's by channel
   const void* prelu;   // contiguous, or null
   int64_t prelu_size;

@@ -51,6 +51,7 @@ class Case:
     order: str = "crd"
     activation: str | None = None
     slopes: int = 0  # of prelu
+    extension: tuple[int, int] = (0, 0)  # of a transposed convolution's kernel
     residual: str | None = None  # "high", "nearest" or "low"
     clamp: tuple[float | None, float | None] | None = None
 
@@ -60,9 +61,11 @@ class Case:
     @property
     def geometry(self) -> Geometry:
         order = CHANNEL_ORDERS[self.order]
+        extension_h, extension_w = self.extension
         return Geometry(
-            *self.upscale, *self.stride, *self.padding, *self.dilation, self.groups, *self.crop, order
-        )
+            *self.upscale, *self.stride, *self.padding, *self.dilation, self.groups, *self.crop, order,
+            extension_h=extension_h, extension_w=extension_w,
+        )  # fmt: skip
 
     @property
     def epilogue(self) -> Epilogue:

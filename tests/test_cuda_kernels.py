@@ -32,7 +32,7 @@ from torch import Tensor
 from fused_subpixel import _library, backends, functional, reference
 from fused_subpixel._arguments import CHANNEL_ORDERS, Problem, resolve
 from fused_subpixel.autograd import BackwardPlan, plan_backward
-from fused_subpixel.conversion import subpixel_weight_to_conv_transpose
+from fused_subpixel.conversion import conv_transpose_weight_to_subpixel, subpixel_weight_to_conv_transpose
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = ROOT / "csrc" / "cuda"
@@ -165,6 +165,59 @@ def test_forward_reads_a_transposed_weight(case: Case, dtype: torch.dtype, targe
     found = emulated.forward(case, turned, True, target, tf32=True)
     assert found.equal(emulated.forward(case, uniform, True, target, tf32=True))
     assert not found.equal(emulated.forward(case, tensors, True, target, tf32=True))
+
+
+# Kernels that are no multiple of their stride. Blocks of one phase, Hopper's among them; blocks of several;
+# and some that would have no tap at all.
+EXTENDED = (
+    Case("3x3 stride 2", (1, 64, 8, 9), (512, 64, 2, 2), padding=SAME3, crop=SAME3, extension=(1, 1)),
+    Case("5x3 stride 3 x 2", (2, 72, 5, 7), (96, 72, 2, 2), (3, 2), padding=SAME3, extension=(1, 1)),
+    Case(
+        "4x5 stride 2 x 3", (1, 24, 9, 4), (6 * 32, 24, 2, 2), (2, 3), padding=(1, 0, 0, 1), extension=(0, 1)
+    ),
+    Case("17x5 stride 2", (1, 8, 5, 9), (4 * 16, 8, 9, 3), padding=(8, 2, 8, 2), extension=(1, 1)),
+    Case(
+        "3x3 stride 2, few rows", (1, 20, 6, 9), (12, 20, 2, 2), padding=SAME3, crop=SAME3, extension=(1, 1)
+    ),
+    Case(
+        "5x2 stride 2 x 3", (1, 20, 4, 9), (6 * 16, 20, 3, 1), (2, 3), padding=(2, 0, 2, 0), extension=(1, 1)
+    ),
+)
+
+
+@pytest.mark.parametrize("case", EXTENDED, ids=str)
+@pytest.mark.parametrize("target", (HOPPER, LARGE, SMALL, OLD), ids=str)
+def test_forward_of_an_extended_kernel(
+    case: Case, dtype: torch.dtype, channels_last: bool, target: Target
+) -> None:
+    """Its weight is read as it lies, without the extension."""
+    taps, factor, extension = case.weight[2:], case.upscale, case.extension
+    height, width = (k * r - e for k, r, e in zip(taps, factor, extension, strict=True))
+    seed = seed_of(case.name, dtype, channels_last, target)
+    tensors = cases.integers(case).to(dtype, layouts(channels_last))
+    weight = subpixel_weight_to_conv_transpose(tensors.weight, factor, kernel_size=(height, width))
+    rows, there = (conv_transpose_weight_to_subpixel(w, factor) for w in (weight, torch.ones_like(weight)))
+    phases = factor[0] * factor[1]
+    bias = tensors.bias[::phases].contiguous()
+
+    def forward(input: Tensor) -> Tensor:
+        operands = tensors._replace(input=input, weight=weight.unsqueeze(0), bias=bias)
+        return emulated.forward(
+            case, operands, channels_last, target, tf32=True, seed=seed, guard_start=bool(seed % 2)
+        )
+
+    uniform = tensors._replace(weight=rows, bias=bias.repeat_interleave(phases)).double()
+    assert forward(tensors.input).equal(cases.plain(case, uniform).to(dtype))
+
+    columns = emulated.plan(case, dtype, channels_last, target, tf32=True)[3]
+    mixed = columns > 0 and (not channels_last or case.channels % columns != 0 or 1 in taps)
+    poisoned = tensors.input.clone()
+    poisoned[0, 2, 2, 3] = math.inf
+    reached = uniform._replace(input=poisoned.isinf().double(), weight=there.double(), bias=None)
+    infinite = cases.plain(case, reached) > 0
+    found = forward(poisoned)
+    assert found[infinite].isfinite().sum() == 0
+    assert mixed or found[~infinite].isfinite().all(), "what is not there was multiplied"
 
 
 @pytest.mark.parametrize("case", [case for case in (*ALL, *EPILOGUES) if small(case, 300_000)], ids=str)

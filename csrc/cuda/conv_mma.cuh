@@ -61,7 +61,10 @@ pack_filter_kernel(FS_CONSTANT(PackParams) p) {
     const int by_chunk = block / taps, tap = block - by_chunk * taps;
     const int row_block = by_chunk / p.chunks, chunk = by_chunk - row_block * p.chunks;
     const int row = row_block * p.columns + column;
-    const int a = tap / p.kernel_w, b = tap % p.kernel_w;
+    const int lacks = p.map_rows && row < p.rows ? lacking(p, row) : 0;
+    const int first_a = p.skips ? lacks / 2 : 0, first_b = p.skips ? lacks % 2 : 0;
+    const int across = p.kernel_w - first_b, a = first_a + tap / across, b = first_b + tap % across;
+    const bool there = a < p.kernel_h && a >= lacks / 2 && b >= lacks % 2;
     const int64_t at_tap = (p.turned ? p.kernel_h - 1 - a : a) * p.tap_h_stride +
                            (p.turned ? p.kernel_w - 1 - b : b) * p.tap_w_stride;
     const int first = (chunk * kPieces + piece) * kElements;
@@ -70,7 +73,7 @@ pack_filter_kernel(FS_CONSTANT(PackParams) p) {
       const PhaseOf<int> at = phase_of(p.map, counted);
       return at.c * p.conv_stride.c + at.i * p.conv_stride.i + at.j * p.conv_stride.j;
     };
-    if (row < p.rows) {
+    if (row < p.rows && there) {
       const int64_t at_row = p.map_rows ? conv_channel(row) : row * p.in_stride;
       FS_UNROLL
       for (int e = 0; e < kElements; ++e) {
@@ -309,6 +312,7 @@ struct MmaBlock {
   static constexpr int kTapBytes = kColumns * kChunkBytes;  // of the filter
   const MmaParams& p;
   TileStore<T, kColumns> store;
+  int range;                      // of taps
   int base[2];                    // halo index, at tap 0, of the pixels whose rows this lane reads
   float sum[2][kColumnTiles][4];  // 16 pixels x 8 columns each
 
@@ -322,7 +326,10 @@ struct MmaBlock {
            int64_t{block_y()} * p.plan.chunks * p.taps * kTapBytes;
   }
 
-  FS_DEVICE explicit MmaBlock(const MmaParams& params) : p(params), store{params} {
+  FS_DEVICE const TapRange& taps() const { return p.ranges[range]; }
+
+  FS_DEVICE explicit MmaBlock(const MmaParams& params)
+      : p(params), store{params}, range(params.plan.phased ? lacking(params, block_y() * kColumns) : 0) {
     FS_UNROLL
     for (int m = 0; m < 2; ++m) {
       int pixel = pixel_warp() * kPixelsPerWarp + m * 16 + lane() % 16;
@@ -332,6 +339,12 @@ struct MmaBlock {
       base[m] =
           (image * p.plan.halo_h + row) * p.plan.halo_w + (pixel - line * p.plan.tile_w) * p.load.stride_w;
     }
+  }
+
+  // Of the step that begins with this tap.
+  FS_DEVICE int step_taps(int tap) const {
+    const int most = p.plan.step_taps;
+    return tap + most > taps().taps ? taps().taps - tap : most;
   }
 
   // Fetches what `at` points to and moves it on. One group of copies, empty after the last step.
@@ -348,13 +361,12 @@ struct MmaBlock {
           load_pixels<T>(p.load, origin, at.chunk, to, place);
       }
       if (!plan.resident) {
-        const int tap = at.step * plan.step_taps,
-                  count = tap + plan.step_taps > p.taps ? p.taps - tap : plan.step_taps;
+        const int tap = at.step * plan.step_taps;
         copy_bytes(packed() + (int64_t{at.chunk} * p.taps + tap) * kTapBytes,
                    shared() + plan.filter_offset + at.filter_stage * plan.filter_step_bytes,
-                   count * kTapBytes);
+                   step_taps(tap) * kTapBytes);
       }
-      if (++at.step == plan.steps) {
+      if (++at.step == taps().steps) {
         at.step = 0;
         if (++at.pixel_stage == plan.pixel_stages) at.pixel_stage = 0;
         if (++at.chunk == plan.chunks) at.chunk = 0, at.tile += grid_x();
@@ -366,10 +378,11 @@ struct MmaBlock {
 
   // Taps first .. first + count - 1 of one chunk; filter holds these taps.
   FS_DEVICE void multiply(const unsigned char* pixels, const unsigned char* filter, int first, int count) {
-    int a = p.taps_across.divide(first), b = first - a * p.kernel_w;
+    int a = taps().across.divide(first), b = first - a * taps().across.divisor + taps().first_b;
+    a += taps().first_a;
     for (int tap = 0; tap < count; ++tap, filter += kTapBytes) {
       const int moved = a * p.dilation_h * p.plan.halo_w + b * p.dilation_w;
-      if (++b == p.kernel_w) b = 0, ++a;
+      if (++b == p.kernel_w) b = taps().first_b, ++a;
       FS_UNROLL
       for (int k = 0; k < kChunkBytes / 32; ++k) {
         uint32_t x[2][4];
@@ -434,7 +447,7 @@ struct MmaBlock {
     for (int tile = block_x(); tile < p.tiles; tile += grid_x()) {
       clear();
       for (int chunk = 0; chunk < plan.chunks; ++chunk) {
-        for (int step = 0; step < plan.steps; ++step) {
+        for (int step = 0; step < taps().steps; ++step) {
           FS_NO_UNROLL
           for (;; --before) {
             if (before == 0) {
@@ -444,13 +457,12 @@ struct MmaBlock {
             fetch(ahead);
             if (before == 0) break;
           }
-          const int tap = step * plan.step_taps,
-                    count = tap + plan.step_taps > p.taps ? p.taps - tap : plan.step_taps;
+          const int tap = step * plan.step_taps;
           const unsigned char* filter =  // `ahead` is as many steps ahead as there are stages
               shared() + plan.filter_offset +
               (plan.resident ? (chunk * p.taps + tap) * kTapBytes
                              : ahead.filter_stage * static_cast<int>(plan.filter_step_bytes));
-          multiply(shared() + pixel_stage * plan.pixel_stage_bytes, filter, tap, count);
+          multiply(shared() + pixel_stage * plan.pixel_stage_bytes, filter, tap, step_taps(tap));
         }
         if (++pixel_stage == plan.pixel_stages) pixel_stage = 0;
       }

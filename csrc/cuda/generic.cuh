@@ -44,11 +44,12 @@ conv_generic_kernel(FS_CONSTANT(GenericParams) p) {
     const T* row_of_weight =
         weight + at.c * p.weight_rows.c + phase_h * p.weight_rows.i + phase_w * p.weight_rows.j;
     const int64_t first = o / per_group * in_channels;
+    const int64_t first_a = phase_h >= g.r_h - g.extension_h, first_b = phase_w >= g.r_w - g.extension_w;
     S sum = S(0);
-    for (int64_t a = 0; a < g.kernel_h; ++a) {
+    for (int64_t a = first_a; a < g.kernel_h; ++a) {
       const int64_t row = h * g.stride_h + a * g.dilation_h - g.pad_top;
       if (row < 0 || row >= g.in_h) continue;
-      for (int64_t b = 0; b < g.kernel_w; ++b) {
+      for (int64_t b = first_b; b < g.kernel_w; ++b) {
         const int64_t column = w * g.stride_w + b * g.dilation_w - g.pad_left;
         if (column < 0 || column >= g.in_w) continue;
         const T* from = input + offset(p.input_stride, at.n, first, row, column);

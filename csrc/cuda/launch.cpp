@@ -62,6 +62,15 @@ constexpr bool kHaveWgmma = true;
 constexpr bool kHaveWgmma = false;
 #endif
 
+// What blocks of one phase leave out: nothing if some would have no tap at all.
+struct Extension {
+  int h, w;
+};
+Extension skipped_extension(const Geometry& g) {
+  if ((g.kernel_h == 1 && g.extension_h > 0) || (g.kernel_w == 1 && g.extension_w > 0)) return {0, 0};
+  return {static_cast<int>(g.extension_h), static_cast<int>(g.extension_w)};
+}
+
 // vector: of the input.
 Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, int vector) {
   Problem p{};
@@ -72,9 +81,17 @@ Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, int 
   p.run = run_of(g.channels, g.r_w, channels_last);
   p.tf32 = g.tf32, p.vector = vector, p.wgmma = kHaveWgmma;
   const int64_t late_h = (g.out_h + g.r_h - 1) / g.r_h, late_w = (g.out_w + g.r_w - 1) / g.r_w;
-  const bool fewer = late_h < g.conv_h || late_w < g.conv_w;
-  if (channels_last && fewer && late_h > 0 && late_w > 0 && g.crop_top < g.r_h && g.crop_left < g.r_w)
-    p.phase_rows = g.channels, p.late_h = late_h, p.late_w = late_w;
+  const bool fewer = (late_h < g.conv_h || late_w < g.conv_w) && late_h > 0 && late_w > 0 &&
+                     g.crop_top < g.r_h && g.crop_left < g.r_w;
+  const Extension extension = skipped_extension(g);
+  if (!channels_last || !(fewer || extension.h + extension.w > 0)) return p;
+  p.phase_rows = g.channels;
+  p.late_h = fewer ? late_h : g.conv_h, p.late_w = fewer ? late_w : g.conv_w;
+  p.least_taps = (g.kernel_h - (extension.h > 0)) * (g.kernel_w - (extension.w > 0));
+  const auto share = [](int64_t taps, int64_t phases, int64_t lacking) {
+    return 1 - static_cast<double>(lacking) / static_cast<double>(taps * phases);
+  };
+  p.phase_taps = share(g.kernel_h, g.r_h, extension.h) * share(g.kernel_w, g.r_w, extension.w);
   return p;
 }
 
@@ -100,7 +117,9 @@ Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last, c
           gradient.activation != Activation::kNone,
           0,
           0,
-          0};
+          0,
+          0,
+          1};
 }
 
 // The most elements, a power of two up to 16 bytes, that divide all steps from one run of channels to another.
@@ -195,12 +214,21 @@ void set_output(MmaParams& m, void* data, const Strides& s, const ShuffledChanne
 }
 
 void set_plan(MmaParams& m, const Geometry& g, const Plan& plan, const void* packed, DType dtype) {
-  m.kernel_h = static_cast<int>(g.kernel_h), m.kernel_w = static_cast<int>(g.kernel_w);
+  m.kernel_w = static_cast<int>(g.kernel_w);
   m.dilation_h = static_cast<int>(g.dilation_h), m.dilation_w = static_cast<int>(g.dilation_w);
   m.plan = plan, m.packed = packed;
-  m.taps = m.kernel_h * m.kernel_w, m.tiles = plan.tiles_n * plan.tiles_h * plan.tiles_w;
+  m.taps = static_cast<int>(g.kernel_h) * m.kernel_w;
+  m.tiles = plan.tiles_n * plan.tiles_h * plan.tiles_w;
+  const Extension skipped = plan.phased ? skipped_extension(g) : Extension{};
+  m.short_h = skipped.h, m.short_w = skipped.w;
+  for (int lacks = 0; lacks < 4; ++lacks) {
+    const int a = lacks / 2, b = lacks % 2, across = m.kernel_w - b;
+    const int taps = (static_cast<int>(g.kernel_h) - a) * across;
+    if (taps > 0)
+      m.ranges[lacks] = {a, b, SmallDivisor(across), taps, (taps + plan.step_taps - 1) / plan.step_taps};
+  }
   m.tile_w = SmallDivisor(plan.tile_w), m.tile_h = SmallDivisor(plan.tile_h);
-  m.taps_across = SmallDivisor(m.kernel_w);
+
   const int64_t vector = 16 / element_bytes(dtype);
   const auto slots = [&](int64_t length) { return (length + vector - 1) / vector + 1; };
   m.whole_units = m.rows <= plan.columns || plan.columns % m.run == 0;
@@ -266,7 +294,10 @@ PackParams pack_params(const Geometry& g, const TensorView& weight, const PhaseS
           plan.grid_y,
           map,
           forward,
-          turned};
+          turned,
+          forward ? static_cast<int>(g.extension_h) : 0,
+          forward ? static_cast<int>(g.extension_w) : 0,
+          plan.phased && skipped_extension(g).h + skipped_extension(g).w > 0};
 }
 
 // What the forward kernels read: the input, or a copy of it.
@@ -380,6 +411,7 @@ void conv_forward(const ForwardArguments& a, void* scratch, const Device& device
   m.crop_top = static_cast<int>(g.crop_top), m.crop_left = static_cast<int>(g.crop_left);
   m.out_h = static_cast<int>(g.out_h), m.out_w = static_cast<int>(g.out_w);
   m.epilogue = epilogue_params(a);
+
   set_plan(m, g, plan, scratch, a.dtype);
   launch(a.dtype, pack, m, device.stream);
 }

@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <atomic>
-#include <utility>
 
 #include "../torch_ops.h"
 #include "launch.h"
@@ -55,22 +54,13 @@ struct OnDevice {
   }
 };
 
-// These kernels read the zeros that extend a transposed convolution's kernel: here they are written.
-Tensor extended(const Tensor& weight, std::vector<int64_t>& geometry) {
-  if (weight.dim() != 5 || geometry.size() != std::tuple_size_v<GeometryValues>) return weight;
-  const std::array<int64_t, 4> extension{0, std::exchange(geometry[18], 0), 0,
-                                         std::exchange(geometry[17], 0)};
-  return extension[1] + extension[3] > 0 ? torch::stable::pad(weight, extension) : weight;
-}
-
 Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                        const OptionalTensor& activation_weight, const OptionalTensor& residual,
                        std::vector<int64_t> geometry, int64_t activation, double negative_slope,
                        std::optional<double> clamp_min, std::optional<double> clamp_max) {
   const OnDevice on(input);
-  const Tensor whole = extended(weight, geometry);
-  const ForwardCall call = forward_call(input, whole, bias, activation_weight, residual, geometry, activation,
-                                        negative_slope, clamp_min, clamp_max);
+  const ForwardCall call = forward_call(input, weight, bias, activation_weight, residual, geometry,
+                                        activation, negative_slope, clamp_min, clamp_max);
   if (call.output.numel() == 0) return call.output;
   Tensor scratch = scratch_of(forward_scratch(call.arguments, on.device.target), input);
   conv_forward(call.arguments, scratch.mutable_data_ptr(), on.device);

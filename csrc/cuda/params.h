@@ -121,6 +121,16 @@ struct PackParams {
   int columns, chunks, row_blocks;
   ShuffledChannels map;  // of the convolution's channels: the rows (forward) or the channels (input gradient)
   bool map_rows, turned;  // turned: by 180 degrees
+  // Of the rows, the last so many phases lack the first row (column) of taps: zeros, never read.
+  int short_h, short_w;
+  bool skips;  // a row block is of one phase, and begins with the taps that it has
+};
+
+// The taps that the rows of a block have: all from (first_a, first_b) on.
+struct TapRange {
+  int first_a, first_b;
+  SmallDivisor across;  // taps of a row
+  int taps, steps;      // steps: per chunk
 };
 
 struct MmaParams {
@@ -134,11 +144,13 @@ struct MmaParams {
   ShuffledChannels map;       // of the rows
   int conv_h, conv_w;
   int crop_top, crop_left, out_h, out_w;
-  int kernel_h, kernel_w, taps, dilation_h, dilation_w;
+  int kernel_w, taps, dilation_h, dilation_w;
+  int short_h, short_w;  // as PackParams have them, where blocks leave taps out
+  TapRange ranges[4];    // of blocks that lack none; and, where they are of one phase each, see lacking()
   int tiles;
   EpilogueParams epilogue;
   Plan plan;
-  SmallDivisor tile_w, tile_h, taps_across;                        // taps_across: kernel_w
+  SmallDivisor tile_w, tile_h;
   SmallDivisor store_slots, store_pieces, store_units, store_run;  // divisors and counts of the store loop
   bool whole_units;  // every block has whole units, so that a tile row of a unit is one stretch of memory
 };

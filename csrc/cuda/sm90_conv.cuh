@@ -42,6 +42,7 @@ struct WgmmaBlock {
   const unsigned char* packed;  // of this row block
   TileOrigin origin;
   int lane, warp, group;  // warp of the warpgroup, warpgroup
+  int range;              // of taps
   int base;               // halo index, at tap 0, of the warpgroup's first pixel
   float sum[kWgmmaSums];  // as wgmma has them
 
@@ -52,8 +53,11 @@ struct WgmmaBlock {
     packed =
         static_cast<const unsigned char*>(p.packed) + int64_t{block_y()} * p.plan.chunks * p.taps * kTapBytes;
     origin = tile_origin(p, block_x());
+    range = p.plan.phased ? lacking(p, block_y() * kColumns) : 0;
     base = group * (p.plan.tile_n == 2 ? p.plan.halo_h : 8) * p.plan.halo_w;
   }
+
+  FS_DEVICE const TapRange& taps() const { return p.ranges[range]; }
 
   // Fetches what `at` points to and moves it on. One group of copies, empty but for a chunk's first step.
   FS_DEVICE void fetch(Cursor& at) const {
@@ -74,7 +78,7 @@ struct WgmmaBlock {
                   arrived + at.filter_stage);
       }
       if (++at.filter_stage == plan.stages) at.filter_stage = 0;
-      if (++at.step == plan.steps) {
+      if (++at.step == taps().steps) {
         at.step = 0, ++at.chunk;
         if (++at.pixel_stage == plan.pixel_stages) at.pixel_stage = 0;
       }
@@ -130,7 +134,7 @@ struct WgmmaBlock {
     Cursor ahead = {0, 0, 0, 0, 0};
     int pixel_stage = 0, filter_stage = 0, parity = 0, before = plan.stages - 2;  // as in conv_mma.cuh
     for (int chunk = 0; chunk < plan.chunks; ++chunk) {
-      for (int step = 0, i = 0, j = 0; step < plan.steps; ++step) {
+      for (int step = 0, i = taps().first_a, j = taps().first_b; step < taps().steps; ++step) {
         FS_NO_UNROLL
         for (;; --before) {
           if (before == 0) {
@@ -151,7 +155,7 @@ struct WgmmaBlock {
                  shared + plan.filter_offset + filter_stage * kTapBytes, i, j, chunk + step > 0);
         wgmma_wait<1>();
         if (++filter_stage == plan.stages) filter_stage = 0, parity ^= 1;
-        if (++j == p.kernel_w) j = 0, ++i;
+        if (++j == p.kernel_w) j = taps().first_b, ++i;
       }
       if (++pixel_stage == plan.pixel_stages) pixel_stage = 0;
     }

@@ -14,6 +14,13 @@ FS_DEVICE int conv_channel_of(const ShuffledChannels& m, int counted) {
   return channel_of_phase(phase_of(m, counted), m.channels, m.cell_h, m.cell_w, m.call_order);
 }
 
+// The taps that a row of the weight lacks: 1 the first column + 2 the first row.
+template <class Params>
+FS_DEVICE int lacking(const Params& p, int counted) {
+  const PhaseOf<int> at = phase_of(p.map, counted);
+  return (at.j >= p.map.cell_w - p.short_w) + 2 * (at.i >= p.map.cell_h - p.short_h);
+}
+
 // First pixel of a tile.
 struct TileOrigin {
   int n, h, w;
@@ -27,7 +34,7 @@ FS_DEVICE TileOrigin tile_origin(const AnyPlan& plan, int tile) {
 // Of the rows of the weight that this block has: where these are of one phase, it may begin a pixel later.
 FS_DEVICE TileOrigin tile_origin(const MmaParams& p, int tile) {
   TileOrigin origin = tile_origin(p.plan, tile);
-  if (p.plan.late) {
+  if (p.plan.phased) {
     const PhaseOf<int> phase = phase_of(p.map, block_y() * p.plan.columns);
     origin.h += phase.i < p.crop_top, origin.w += phase.j < p.crop_left;
   }

@@ -63,7 +63,7 @@ struct Memory {
 };
 
 Geometry geometry_of(const std::vector<int64_t>& v) {
-  if (v.size() != 26) throw std::invalid_argument("26 numbers");
+  if (v.size() != 28) throw std::invalid_argument("28 numbers");
   Geometry g{};
   int64_t* const fields[] = {&g.batch,      &g.in_channels, &g.in_h,     &g.in_w,       &g.channels,
                              &g.kernel_h,   &g.kernel_w,    &g.r_h,      &g.r_w,        &g.stride_h,
@@ -72,6 +72,7 @@ Geometry geometry_of(const std::vector<int64_t>& v) {
                              &g.crop_top,   &g.crop_left,   &g.out_h,    &g.out_w};
   for (size_t i = 0; i < 24; ++i) *fields[i] = v[i];
   g.order = static_cast<ChannelOrder>(v[24]), g.tf32 = v[25] != 0;
+  g.extension_h = v[26], g.extension_w = v[27];
   return g;
 }
 // As in torch_ops.h: of five dimensions, a transposed convolution's.
