@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -191,8 +192,10 @@ def test_ctrl_c_leaves_the_finished_rows(tmp_path: Path) -> None:
         "--only tiny --only swinir_lw_x2 --threads 1 --rounds 200 --seconds 1e9 --min-time 1e-4 --no-plots"
     )
     command = [sys.executable, "-m", "bench.run", *words.split(" "), "--out", str(path)]
+    # A shell's background jobs ignore it, and so would all that they start.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
-        command, cwd=ROOT, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        command, cwd=ROOT, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=heed
     ) as run:
         deadline = time.monotonic() + 50
         while time.monotonic() < deadline and (not path.exists() or len(rows_of(path)) < len(PEERS)):
