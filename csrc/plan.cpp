@@ -149,7 +149,7 @@ Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
            phased});
   }
   // A filter that is transformed for every block must be so in whole vectors of rows, two at least.
-  const bool fits_winograd = p.channels > 0 &&
+  const bool fits_winograd = p.channels > 0 && !p.direct &&
                              winograd_panel_rows(p, t) >= std::min<int64_t>(p.rows, 2 * t.lanes) &&
                              p.kernel_h == 3 && p.kernel_w == 3 && p.stride_h == 1 && p.stride_w == 1 &&
                              p.dilation_h == 1 && p.dilation_w == 1 && t.element_bytes == 4;
@@ -275,7 +275,8 @@ StripShape strip_shape(const CpuProblem& p, int64_t block_h, int64_t block_w, in
                        bool channels_inner) {
   StripShape s;
   s.rows = (block_h - 1) * p.stride_h + (p.kernel_h - 1) * p.dilation_h + 1;
-  s.phases = p.stride_w;
+  // of a stride past the kernel, only the phases that the kernel meets
+  s.phases = std::min(p.stride_w, (p.kernel_w - 1) * p.dilation_w + 1);
   const int64_t reach = (p.kernel_w - 1) * p.dilation_w / p.stride_w;
   // an odd number of vectors between channels, or columns: neighbours fall into different cache sets
   const auto odd_vectors = [lanes](int64_t n) {

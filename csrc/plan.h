@@ -57,6 +57,7 @@ struct CpuProblem {
   int64_t phase_rows, phase_turns;
   bool source_dense;   // neighbouring channels of the source are neighbours in memory (channels_last input)
   bool source_planes;  // its planes may be packed with channels as neighbours all the same
+  bool direct;         // every product is one of a pixel and a weight: no Winograd
 };
 
 // A block is block_n images x block_h rows x block_w columns of low-resolution output, computed from one

@@ -44,6 +44,21 @@ struct Strides {
   int64_t n, c, h, w;
 };
 
+// Are the channels of a pixel neighbours in memory, as in channels_last? Of canonical strides only.
+inline bool channels_are_neighbours(const Strides& s, int64_t channels) { return s.c == 1 && channels > 1; }
+
+// The stride of a dimension of size 1 is never stepped along, so PyTorch lets it be any number; but code that asks for
+// the layout, or computes with a phase outside of a small image, would take that number for what it says. Here it
+// becomes what it is in a dense tensor of the same layout. [N, C, 1, 1] has both layouts: it counts as channels_last.
+inline Strides canonical_strides(int64_t n, int64_t c, int64_t h, int64_t w, Strides s) {
+  const bool neighbours = channels_are_neighbours(s, c);
+  if (w == 1) s.w = neighbours ? c : 1;
+  if (h == 1) s.h = w * s.w;
+  if (c == 1) s.c = h * s.h;
+  if (n == 1) s.n = neighbours ? h * s.h : c * s.c;
+  return s;
+}
+
 struct Epilogue {
   Activation activation = Activation::kNone;
   double negative_slope = 0.0;  // leaky_relu

@@ -58,7 +58,10 @@ inline DType dtype_of(const Tensor& t) {
   return DType::kFloat32;
 }
 
-inline Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
+inline Strides strides_of(const Tensor& t) {
+  return canonical_strides(t.size(0), t.size(1), t.size(2), t.size(3),
+                           {t.stride(0), t.stride(1), t.stride(2), t.stride(3)});
+}
 
 // As c10's is_channels_last_strides_2d, which the fakes follow too: do strides grow in the order C, W, H, N?
 inline bool suggests_channels_last(const Tensor& t) {

@@ -61,6 +61,13 @@ def _seed() -> None:
 
 
 @pytest.fixture
+def poisoned_outputs() -> Iterator[None]:
+    """For tests of kernels: memory starts as NaN, so that a value that is not written shows."""
+    with cases.outputs_start_as_nan():
+        yield
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """For thousands of tiny calls: where other processes run, threads would wait for each other each time."""
     threads = torch.get_num_threads()

@@ -29,6 +29,7 @@ class Target(NamedTuple):
 
 LARGE = Target()
 SMALL = Target(86, 132, 99 << 10)  # less shared memory, and a block for every tile
+HOPPER = Target(90, 1)  # one multiprocessor: what computes more at a time wins
 OLD = Target(75, 40, 64 << 10)  # no tensor cores that these kernels use
 
 
@@ -43,11 +44,12 @@ def geometry(case: Case, tf32: bool = False) -> list[int]:
 
 
 def array(tensor: Tensor | None) -> Any:
-    """Address, bytes spanned, strides."""
+    """Address, bytes spanned, sizes, strides."""
     if tensor is None:
         return None
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), (last + 1) * tensor.element_size(), list(tensor.stride())
+    bytes = (last + 1) * tensor.element_size()
+    return tensor.data_ptr(), bytes, list(tensor.shape), list(tensor.stride())
 
 
 def empty(shape: tuple[int, ...], like: Tensor, channels_last: bool) -> Tensor:

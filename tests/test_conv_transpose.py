@@ -119,6 +119,7 @@ ALL = [*FAMOUS.values(), *CONFIGURATIONS]
 
 @pytest.mark.parametrize("part", range(10))
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.usefixtures("poisoned_outputs")
 def test_as_accurate_as_pytorch(part: int, layout: str, backend: str, one_thread: None) -> None:
     """Output and all gradients: at most twice PyTorch's own error against float64, and one rounding of its.
 
@@ -165,6 +166,7 @@ def test_as_accurate_as_pytorch(part: int, layout: str, backend: str, one_thread
 
 @pytest.mark.parametrize("part", range(10))
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.usefixtures("poisoned_outputs")
 def test_exact_on_integers(part: int, layout: str, backend: str, isa: int, one_thread: None) -> None:
     """In float32, whose 24 bits hold every sum; output and gradients."""
     for c in ALL[part::10]:

@@ -16,7 +16,7 @@ import emulated
 import pytest
 import torch
 from cases import BASES, DTYPES, EPILOGUES, GEOMETRIES, SAME3, Case, variant
-from emulated import GENERIC, LARGE, MMA, OLD, SMALL, WGMMA, Target
+from emulated import GENERIC, HOPPER, LARGE, MMA, OLD, SMALL, WGMMA, Target
 from test_kernel_gradients import (
     ACTIVATED,
     RECOVERABLE,
@@ -58,7 +58,6 @@ WIDE = (
     Case("248 rows, 1x3", (3, 200, 8, 7), (248, 200, 1, 3), (1, 2), padding=(0, 0, 1, 1)),
     Case("128 rows, cropped", (1, 128, 15, 16), (128, 128, 3, 3), (2, 2), padding=SAME3, crop=(1, 3, 2, 1)),
 )
-HOPPER = Target(90, 1)  # one multiprocessor: what computes more at a time wins
 # Cropped as transposed convolutions are, with tiles of one phase each in channels_last.
 LATE = (
     Case("4x4 stride 2", (2, 40, 8, 9), (4 * 64, 40, 2, 2), (2, 2), padding=(1, 1, 1, 1), crop=(1, 1, 1, 1)),

@@ -13,11 +13,13 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import BASES, CURVED, EPILOGUES, GEOMETRIES, LARGE, LAYOUTS, NARROW, WIDE, Case, variant
+from cases import BASES, CURVED, EPILOGUES, GEOMETRIES, LARGE, LAYOUTS, NARROW, WIDE, Case, Tensors, variant
 from conftest import needs_cpu_library
 from torch import Tensor
 
-pytestmark = [needs_cpu_library, pytest.mark.usefixtures("one_thread")]
+from fused_subpixel import reference
+
+pytestmark = [needs_cpu_library, pytest.mark.usefixtures("one_thread", "poisoned_outputs")]
 
 
 # ---- the oracle --------------------------------------------------------------------------------------------
@@ -55,8 +57,7 @@ def test_oracle_is_the_reference(case: Case) -> None:
 def test_exact_on_integers(case: Case, isa: int, dtype: torch.dtype, layout: str) -> None:
     """Sums are exact, so only the one rounding to the output's dtype is allowed; all pixels are written."""
     tensors = cases.integers(case).to(dtype, LAYOUTS[layout])
-    with cases.outputs_start_as_nan():
-        found = cases.run(case, tensors)
+    found = cases.run(case, tensors)
     assert found.dtype == dtype
     assert found.equal(cases.exact(case).to(dtype))
     assert found.is_contiguous(memory_format=LAYOUTS[layout]) or tensors.input.is_contiguous()
@@ -143,8 +144,7 @@ def test_every_tile_that_the_plan_chooses(isa: int, dtype: torch.dtype, layout: 
         heights.setdefault(plan.kernel, set()).add(plan.tile_rows)
         tensors = cases.integers(case)
         expected = cases.plain(case, tensors).to(dtype)
-        with cases.outputs_start_as_nan():
-            assert cases.run(case, tensors.to(dtype, LAYOUTS[layout])).equal(expected), case
+        assert cases.run(case, tensors.to(dtype, LAYOUTS[layout])).equal(expected), case
     assert len(heights[cases.PIXEL_LANES]) >= 4, "few heights of pixel-lane tiles: widen the grid"
     assert len(heights[cases.CHANNEL_LANES]) >= 2, "few widths of channel-lane tiles: widen the grid"
 
@@ -330,6 +330,49 @@ def test_activations_of_special_values(isa: int, base: Case, activation: str | N
         # in float64: PyTorch's vectorised float32 gelu makes NaN of infinity
         expected = cases.plain(case, tensors.double()).float()
         torch.testing.assert_close(cases.run(case, tensors), expected, equal_nan=True)
+
+
+def without_padding(case: Case, tensors: Tensors) -> Tensor:
+    """The sums over pixels that exist alone, in float64: no zero of the padding meets a weight."""
+    x, weight, bias = (t.double() for t in tensors[:3])
+    top, left, bottom, right = case.padding
+    low = bias.view(1, -1, 1, 1).expand(x.shape[0], -1, *case.low).clone()
+    for a, b in itertools.product(range(weight.shape[2]), range(weight.shape[3])):
+        for h, w in itertools.product(range(case.low[0]), range(case.low[1])):
+            y = h * case.stride[0] + a * case.dilation[0] - top
+            column = w * case.stride[1] + b * case.dilation[1] - left
+            if 0 <= y < x.shape[2] and 0 <= column < x.shape[3]:
+                for group, (rows, channels) in enumerate(
+                    zip(weight[:, :, a, b].chunk(case.groups), x[:, :, y, column].chunk(case.groups, 1), strict=True)
+                ):
+                    first = group * rows.shape[0]
+                    low[:, first : first + rows.shape[0], h, w] += channels @ rows.t()
+    return reference.shuffle_and_crop(low, case.geometry)
+
+
+INFINITE = (
+    *(variant(base, input=(*base.input[:2], 4, 9)) for base in BASES),
+    Case("strided", (2, 5, 7, 9), (12, 5, 3, 3), stride=(2, 3), dilation=(2, 1), padding=(2, 1, 3, 0)),
+    Case("groups", (1, 8, 5, 7), (16, 4, 3, 2), groups=2, padding=(1, 1, 1, 0), order="dcr"),
+    Case("late", (1, 6, 4, 7), (64, 6, 2, 2), padding=cases.SAME3, crop=(1, 1, 1, 1)),
+)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("case", INFINITE, ids=str)
+def test_padding_does_not_meet_infinite_weights(
+    isa: int, dtype: torch.dtype, layout: str, case: Case, value: float
+) -> None:
+    """Nor do Winograd's transforms subtract them. Of rows whose weights are finite, nothing changes."""
+    tensors = cases.integers(case)
+    tensors.input[tensors.input == 0] = 1  # no 0 * inf but those of the padding
+    for row, channel, a, b in ((1, 2, 0, 0), (3, 0, -1, -1), (case.weight[0] - 1, 1, -1, 0)):
+        tensors.weight[row, channel, a, b] = value
+    expected = without_padding(case, tensors).to(dtype)
+    found = cases.run(case, tensors.to(dtype, LAYOUTS[layout]))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    assert found.isfinite().any()
+    assert not found.isfinite().all()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

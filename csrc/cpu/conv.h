@@ -61,18 +61,18 @@ struct FirstTap {
   int64_t a, b;
 };
 
+// From the first pixel of a window to that of a channel and tap.
+FS_INLINE int64_t strip_offset(const Window& w, const StripShape& shape, int64_t c, int64_t a, int64_t b) {
+  const int64_t col = b * w.dilation_w;
+  return c * shape.channel_step + a * w.dilation_h * shape.row_step +
+         (col % w.stride_w * shape.phase_columns + col / w.stride_w) * shape.column_step;
+}
 // Of the products of one slice.
 FS_INLINE void strip_offsets(const Window& w, const StripShape& shape, FirstTap first, int64_t channels,
                              int64_t* at) {
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t a = first.a; a < w.kernel_h; ++a) {
-      for (int64_t b = first.b; b < w.kernel_w; ++b) {
-        const int64_t col = b * w.dilation_w;
-        *at++ = c * shape.channel_step + a * w.dilation_h * shape.row_step +
-                (col % w.stride_w * shape.phase_columns + col / w.stride_w) * shape.column_step;
-      }
-    }
-  }
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t a = first.a; a < w.kernel_h; ++a)
+      for (int64_t b = first.b; b < w.kernel_w; ++b) *at++ = strip_offset(w, shape, c, a, b);
 }
 
 // What one call of a tile sums, and where it begins in a packed filter and in the strip.
@@ -303,23 +303,25 @@ struct ConvWorker {
     const int64_t all = task.dest.rows, panel_rows = plan.panel_tiles * plan.tile_rows,
                   tile_step = k * plan.tile_rows, last = smaller(end * panel_rows, all);
     const Filter& f = task.filter;
+    FiniteCheck<S> check;
     const auto pack = [&](int64_t row, int64_t step, int64_t count) {
       const FilterRows rows_of{f.row_offset + g * all + row,
                                f.lacks && kinds == 1 ? f.lacks + g * all + row : nullptr, step, count};
       pack_filter<T>(f, products_of(g, row).taps, g, task.window.channels, rows_of, plan.tile_rows, tile_step,
-                     to);
+                     to, check);
       to += ceil_div(count, plan.tile_rows) * tile_step;
     };
     if (plan.turns > 1) {
       for (int64_t panel = begin * panel_rows; panel < last; panel += panel_rows)
         for (int64_t q = 0; q < plan.turns; ++q) pack(panel + q, plan.turns, plan.tile_rows);
-      return;
+      return check.tell(task.infinite_filter);
     }
     const int64_t alike = kinds > 1 ? all / (task.dest.r_h * task.dest.r_w) : all;
     for (int64_t row = begin * panel_rows, next; row < last; row = next) {
       next = smaller((row / alike + 1) * alike, last);
       pack(row, 1, next - row);
     }
+    check.tell(task.infinite_filter);
   }
 
   int64_t strip_at(const PixelVector& p) const {
@@ -344,6 +346,70 @@ struct ConvWorker {
           channel_panel(b, pixels, packed, tile);
       }
     }
+  }
+
+  // Where zeros stand for pixels outside of the source, an infinite weight made NaN of them. Such rows of the filter are
+  // summed again there, over the pixels that exist: value by value, because it is rare.
+  void redo_borders(int64_t begin, int64_t end) {
+    const Window& w = task.window;
+    const Destination& d = task.dest;
+    const int64_t blocks = plan.blocks_n * plan.blocks_h * plan.blocks_w;
+    for (int64_t item = begin; item < end; ++item) {
+      if (item / blocks != group) enter_group(item / blocks);
+      const Block b = block_of(plan, w, item % blocks);
+      const S* pixels = strip_of(group, b, false);
+      for (int64_t row = 0; row < d.rows; ++row) {
+        if (finite_row(row)) continue;
+        const Phase& p = d.row_phase[group * d.rows + row];
+        const int64_t top = rows.late_h(p) - w.pad_top, left = rows.late_w(p) - w.pad_left;
+        for (PixelCursor cursor{b, 1}; cursor.n < b.images;) {
+          const PixelVector at = cursor.next(), place = absolute(at, b);
+          const int64_t y = place.h * w.stride_h + top, x = place.w * w.stride_w + left;
+          if (window_exists(y, x)) continue;
+          S sum[L] = {};
+          each_weight(row, [&](int64_t c, int64_t a, int64_t tap_w, S weight) {
+            if (exists(group * w.channels + c, y + a * w.dilation_h, x + tap_w * w.dilation_w))
+              sum[0] +=
+                  weight * pixels[strip_at(at) + strip_shift(row) + strip_offset(w, shape, c, a, tap_w)];
+          });
+          out.store_planar(sum, L, row, 1, &place, 1);
+        }
+      }
+    }
+  }
+
+  // The weights that a row has, as f(channel, tap row, tap column, weight).
+  template <class F>
+  void each_weight(int64_t row, F&& f) const {
+    const Window& w = task.window;
+    const Filter& filter = task.filter;
+    const int64_t at = group * task.dest.rows + row, lacking = filter.lacks ? filter.lacks[at] : 0;
+    for (int64_t c = 0; c < w.channels; ++c) {
+      const T* from = static_cast<const T*>(filter.data) + filter.row_offset[at] +
+                      filter.channel_offset[group * w.channels + c];
+      for (int64_t a = lacking / 2; a < w.kernel_h; ++a)
+        for (int64_t b = lacking % 2; b < w.kernel_w; ++b)
+          f(c, a, b, S(widen(from[filter.tap_offset[a * w.kernel_w + b]])));
+    }
+  }
+  bool finite_row(int64_t row) const {
+    FiniteCheck<S> check;
+    each_weight(row, [&](int64_t, int64_t, int64_t, S weight) { check(weight); });
+    return check.finite();
+  }
+  bool exists(int64_t channel, int64_t y, int64_t x) const {
+    const Source& s = task.source;
+    const int64_t fine_y = y * s.row_scale + s.channel_row[channel],
+                  fine_x = x * s.col_scale + s.channel_col[channel];
+    return fine_y >= 0 && fine_y < s.fine_h && fine_x >= 0 && fine_x < s.fine_w;
+  }
+  // Of all channels, whether the pixels from (y, x) on.
+  bool window_exists(int64_t y, int64_t x) const {
+    const Window& w = task.window;
+    const int64_t y_end = y + (w.kernel_h - 1) * w.dilation_h, x_end = x + (w.kernel_w - 1) * w.dilation_w;
+    for (int64_t k = group * w.channels; k < (group + 1) * w.channels; ++k)
+      if (!exists(k, y, x) || !exists(k, y_end, x_end)) return false;
+    return true;
   }
 
   void pixel_panel(const Block& b, const S* source, const S* packed, int64_t tile, int64_t count) {

@@ -39,6 +39,12 @@ void run_conv(const ConvTask& task, Shares& items) {
     for_each_share(items, [&](int64_t begin, int64_t end) { worker.run(begin, end); });
   });
 }
+void run_redo_borders(const ConvTask& task, Shares& items) {
+  with_type(task.dtype, [&](auto t) {
+    ConvWorker<decltype(t)> worker(task);
+    for_each_share(items, [&](int64_t begin, int64_t end) { worker.redo_borders(begin, end); });
+  });
+}
 void run_pack_panels(const ConvTask& task, Shares& panels) {
   with_worker(task, [&](const auto& worker) {
     for_each_share(panels, [&](int64_t begin, int64_t end) {
@@ -64,7 +70,7 @@ void run_finish_weight_grad(const WeightGradTask& task) {
 #define FS_STRING_(x) #x
 #define FS_STRING(x) FS_STRING_(x)
 extern const Kernels kernels;
-const Kernels kernels = {FS_STRING(FS_ISA), kVectorBytes,           kRegisters, &run_conv, &run_pack_panels,
-                         &run_weight_grad,  &run_finish_weight_grad};
+const Kernels kernels = {FS_STRING(FS_ISA), kVectorBytes,     kRegisters,       &run_conv,
+                         &run_redo_borders, &run_pack_panels, &run_weight_grad, &run_finish_weight_grad};
 
 }  // namespace fused_subpixel::cpu::FS_ISA

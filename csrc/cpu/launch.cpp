@@ -134,7 +134,7 @@ int64_t shuffled_run(const Geometry& g, const Strides& s, const std::vector<Phas
 }
 
 ShuffledRows shuffled_rows(const Geometry& g, const Strides& s) {
-  const bool channels_last = s.c == 1 && g.channels > 1;
+  const bool channels_last = channels_are_neighbours(s, g.channels);
   ShuffledRows rows{sorted_rows(g, channels_last, false), 0, channels_last};
   rows.run = shuffled_run(g, s, rows.order.phase);
   return rows;
@@ -152,8 +152,21 @@ Source input_source(const Geometry& g, const TensorView& input, SourceTables& ta
   tables.row.assign(tables.offset.size(), 0);
   tables.col.assign(tables.offset.size(), 0);
   const Strides& s = input.stride;
-  return {input.data, s.n, s.h,    s.w,    tables.offset.data(),     tables.row.data(), tables.col.data(),
-          1,          1,   g.in_h, g.in_w, s.c == 1 ? per_group : 1, nullptr,           Activation::kNone,
+  const int64_t run = channels_are_neighbours(s, g.in_channels) ? per_group : 1;
+  return {input.data,
+          s.n,
+          s.h,
+          s.w,
+          tables.offset.data(),
+          tables.row.data(),
+          tables.col.data(),
+          1,
+          1,
+          g.in_h,
+          g.in_w,
+          run,
+          nullptr,
+          Activation::kNone,
           0.0};
 }
 
@@ -262,6 +275,7 @@ CpuProblem problem_of(const Window& w, int64_t rows, int64_t run, bool rows_dens
           0,
           1,
           false,
+          false,
           false};
 }
 
@@ -320,9 +334,8 @@ Memory aligned(size_t bytes) {
   return memory;
 }
 
-void run_conv(ConvTask& task, const Kernels& kernels, const Pool& pool) {
+void compute(ConvTask& task, const Kernels& kernels, const Pool& pool) {
   const CpuPlan& plan = task.plan;
-  if (plan.items == 0) return;
   Memory panels;
   if (!plan.filter_resident) {
     const int64_t count = task.window.groups * plan.panels;
@@ -331,6 +344,25 @@ void run_conv(ConvTask& task, const Kernels& kernels, const Pool& pool) {
     run_shares(plan.parallel, count, pool, [&](Shares& shares) { kernels.pack_panels(task, shares); });
   }
   run_shares(plan.parallel, plan.items, pool, [&](Shares& shares) { kernels.conv(task, shares); });
+}
+
+// The plan is that of `problem`; padded: windows may reach outside of the source. A filter that is not finite is noticed
+// as it is packed. Winograd's transforms would subtract its infinities, and zeros around the image multiply them.
+void run_conv(ConvTask& task, CpuProblem problem, bool padded, const CpuTarget& target,
+              const Kernels& kernels, const Pool& pool) {
+  if (task.plan.items == 0) return;
+  bool infinite = false;
+  task.infinite_filter = &infinite;
+  compute(task, kernels, pool);
+  if (!infinite) return;
+  if (task.plan.kernel == CpuKernel::kWinograd) {
+    problem.direct = true, problem.phase_rows = 0;
+    task.plan = plan_cpu_conv(problem, target);
+    compute(task, kernels, pool);
+  }
+  if (padded)
+    run_shares(task.plan.parallel, task.plan.items, pool,
+               [&](Shares& shares) { kernels.redo_borders(task, shares); });
 }
 
 }  // namespace
@@ -450,7 +482,8 @@ void conv_forward(const ForwardArguments& a, const Pool& pool) {
                    a.residual.data,
                    residual,
                    a.residual.stride};
-  run_conv(task, kernels, pool);
+  const bool padded = g.pad_top > 0 || g.pad_left > 0 || g.pad_bottom > 0 || g.pad_right > 0;
+  run_conv(task, problem, padded, target, kernels, pool);
 }
 
 void conv_input_grad(const InputGradArguments& a, const Pool& pool) {
@@ -498,7 +531,7 @@ void conv_input_grad(const InputGradArguments& a, const Pool& pool) {
   CpuProblem problem = problem_of(task.window, per_group, run, dense);
   problem.source_dense = task.source.run >= target.lanes && !task.source.output;
   task.plan = plan_cpu_conv(problem, target);
-  run_conv(task, kernels, pool);
+  run_conv(task, problem, true, target, kernels, pool);
 }
 
 namespace {

@@ -276,11 +276,37 @@ struct Taps {
   bool all;
 };
 
+// Looks at values as they pass. Zero times one that is not finite is NaN, whose bits are more than a sign.
+template <class S>
+struct FiniteCheck {
+  using Bits = decltype(Vec<S>{} < Vec<S>{});
+  Bits seen{};
+  bool nan = false;
+  FS_INLINE Vec<S> operator()(Vec<S> v) {
+    seen |= bit_cast<Bits>(v * Vec<S>{});
+    return v;
+  }
+  FS_INLINE S operator()(S x) {
+    nan |= x * S(0) != S(0);
+    return x;
+  }
+  bool finite() const {
+    S part[kLanes<S>];
+    store<S>(part, bit_cast<Vec<S>>(seen));
+    bool all = !nan;
+    for (S zero : part) all = all && zero == S(0);
+    return all;
+  }
+  void tell(bool* infinite) const {
+    if (!finite()) __atomic_store_n(infinite, true, __ATOMIC_RELAXED);
+  }
+};
+
 // Tiles of `rows` rows each, tile_step from one to the next, into packed[k * rows + t]; rows past those there are become
 // zero.
 template <class T>
 void pack_filter(const Filter& filter, const Taps& taps, int64_t g, int64_t channels, const FilterRows& row,
-                 int64_t rows, int64_t tile_step, Compute<T>* packed) {
+                 int64_t rows, int64_t tile_step, Compute<T>* packed, FiniteCheck<Compute<T>>& check) {
   using S = Compute<T>;
   constexpr int L = kLanes<S>;
   const T* data = static_cast<const T*>(filter.data);
@@ -295,7 +321,7 @@ void pack_filter(const Filter& filter, const Taps& taps, int64_t g, int64_t chan
         for (int64_t t = 0; t < row.count; to += tile_step) {
           for (int64_t v = 0; v < rows; v += L, t += L) {
             __builtin_prefetch(ahead + row[t]);
-            store<S>(to + v, load_widened<T>(from + row[t]));
+            store<S>(to + v, check(load_widened<T>(from + row[t])));
           }
         }
       }
@@ -305,7 +331,7 @@ void pack_filter(const Filter& filter, const Taps& taps, int64_t g, int64_t chan
   if (row.count > rows) {
     for (int64_t t = 0; t < row.count; t += rows, packed += tile_step)
       pack_filter<T>(filter, taps, g, channels, row.from(t, smaller(rows, row.count - t)), rows, tile_step,
-                     packed);
+                     packed, check);
     return;
   }
   const bool all = filter.dense == Filter::Dense::kAll && taps.all;
@@ -320,7 +346,7 @@ void pack_filter(const Filter& filter, const Taps& taps, int64_t g, int64_t chan
           for (int64_t k = 0; k<n; k = k + 2 * L> n && k + L < n ? n - L : k + L) {
             Vec<S> v[L];
             FS_UNROLL
-            for (int l = 0; l < L; ++l) v[l] = load_widened<T>(from + row[t + l] + k);
+            for (int l = 0; l < L; ++l) v[l] = check(load_widened<T>(from + row[t + l] + k));
             transpose<S>(v);
             FS_UNROLL
             for (int l = 0; l < L; ++l) store<S>(to + (k + l) * step + t, v[l]);
@@ -336,7 +362,7 @@ void pack_filter(const Filter& filter, const Taps& taps, int64_t g, int64_t chan
       for (int64_t tap = 0; tap < taps.count; ++tap) {
         const T* from = data + channel[c] + taps.offset[tap];
         for (int64_t t = 0; t < rows; ++t)
-          *packed++ = t < row.count && has(t, tap) ? S(widen(from[row[t]])) : S(0);
+          *packed++ = t < row.count && has(t, tap) ? check(S(widen(from[row[t]]))) : S(0);
       }
     }
   };

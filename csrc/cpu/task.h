@@ -93,6 +93,7 @@ struct ConvTask {
   CpuPlan plan;
   // Where the plan does not keep the filter per thread: the panels of all groups, packed once before the items run.
   void* panels;
+  bool* infinite_filter;  // set by whoever packs a weight that is not finite
 };
 
 // Weight gradient: partial[slot][row][channel * taps + tap] += sum over pixels of gradient(row) * input(channel).
@@ -141,6 +142,7 @@ struct Kernels {
   const char* name;
   int vector_bytes, registers;
   void (*conv)(const ConvTask&, Shares& items);          // see plan.h
+  void (*redo_borders)(const ConvTask&, Shares& items);  // where the filter is not finite; after conv
   void (*pack_panels)(const ConvTask&, Shares& panels);  // of all groups, into task.panels
   void (*weight_grad)(const WeightGradTask&, int64_t slot, int64_t begin, int64_t end);
   void (*finish_weight_grad)(const WeightGradTask&);  // adds the slots in order

@@ -113,8 +113,10 @@ struct WinogradWorker {
     const int64_t all = task.dest.rows, R = panel_rows, row = panel * R;
     const FilterRows of_group{task.filter.row_offset + g * all,
                               task.filter.lacks ? task.filter.lacks + g * all : nullptr, 1, all};
+    FiniteCheck<S> check;
     pack_filter<T>(task.filter, {task.filter.tap_offset, 9, 3, true}, g, channels,
-                   of_group.from(row, smaller(R, all - row)), R, 0, packed);
+                   of_group.from(row, smaller(R, all - row)), R, 0, packed, check);
+    check.tell(task.infinite_filter);
     // Lanes are rows. A ragged last vector spills into the next channel, which is written after it, or into the slack.
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t t = 0; t < R; t += L) {

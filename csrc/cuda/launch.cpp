@@ -40,9 +40,7 @@ EpilogueParams no_epilogue() {
   return e;
 }
 
-// Does the tensor lie in memory as channels_last does? Then channels are counted (i, j, c), else (c, i, j).
-bool channels_are_neighbours(const Strides& s, int64_t channels) { return s.c == 1 && channels > 1; }
-
+// Channels of a channels_last tensor are counted (i, j, c), else (c, i, j).
 ShuffledChannels counted(const Geometry& g, const Strides& s) {
   return {static_cast<int>(g.channels), static_cast<int>(g.r_h), static_cast<int>(g.r_w),
           channels_are_neighbours(s, g.channels) ? ChannelOrder::kDCR : ChannelOrder::kCRD, g.order};
@@ -142,9 +140,7 @@ PixelSource plain_source(const TensorView& t, DType dtype, int64_t channels, int
   source.map = plain(channels);
   source.total = static_cast<int>(channels);
   source.fine_h = static_cast<int>(h), source.fine_w = static_cast<int>(w);
-  // a stride that nobody goes along does not count
-  source.vector =
-      neighbours ? copied_at_once(t.data, dtype, {s.n, h > 1 ? s.h : 0, w > 1 ? s.w : 0, stored}) : 1;
+  source.vector = neighbours ? copied_at_once(t.data, dtype, {s.n, s.h, s.w, stored}) : 1;
   source.by_pixel = !neighbours;
   return source;
 }

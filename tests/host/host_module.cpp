@@ -63,7 +63,8 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(CpuProblem, phase_rows)
       .FS_FIELD(CpuProblem, phase_turns)
       .FS_FIELD(CpuProblem, source_dense)
-      .FS_FIELD(CpuProblem, source_planes);
+      .FS_FIELD(CpuProblem, source_planes)
+      .FS_FIELD(CpuProblem, direct);
   py::class_<CpuPlan>(m, "CpuPlan")
       .def_property_readonly("kernel", [](const CpuPlan& p) { return static_cast<int>(p.kernel); })
       .FS_FIELD(CpuPlan, tile_rows)

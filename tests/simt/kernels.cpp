@@ -30,9 +30,16 @@ using namespace fused_subpixel::cuda;
 
 namespace {
 
-// Address, bytes that the strides span, strides (all of an image; of a vector only the address counts).
-using Array = std::tuple<uintptr_t, size_t, std::vector<int64_t>>;
+// Address, bytes that the strides span, sizes, strides (of a vector only the address counts).
+using Array = std::tuple<uintptr_t, size_t, std::vector<int64_t>, std::vector<int64_t>>;
 using OptionalArray = std::optional<Array>;
+
+// As in torch_ops.h.
+Strides strides_of(const Array& a) {
+  const auto& [address, bytes, n, s] = a;
+  if (s.size() != 4) return {};
+  return canonical_strides(n[0], n[1], n[2], n[3], {s[0], s[1], s[2], s[3]});
+}
 
 // Copies of arrays in memory with guards at one end.
 struct Memory {
@@ -44,16 +51,12 @@ struct Memory {
   }
   TensorView in(const char* name, const OptionalArray& a) {
     if (!a) return {};
-    const auto& [address, bytes, s] = *a;
-    unsigned char* to = take(name, bytes);
-    std::memcpy(to, reinterpret_cast<const void*>(address), bytes);
-    return {to, s.size() == 4 ? Strides{s[0], s[1], s[2], s[3]} : Strides{}};
+    unsigned char* to = take(name, std::get<1>(*a));
+    std::memcpy(to, reinterpret_cast<const void*>(std::get<0>(*a)), std::get<1>(*a));
+    return {to, strides_of(*a)};
   }
   // What was not written stays NaN.
-  TensorView out(const char* name, const Array& a) {
-    const auto& s = std::get<2>(a);
-    return {take(name, std::get<1>(a)), s.size() == 4 ? Strides{s[0], s[1], s[2], s[3]} : Strides{}};
-  }
+  TensorView out(const char* name, const Array& a) { return {take(name, std::get<1>(a)), strides_of(a)}; }
   void back(const Array& a, const void* from) {
     std::memcpy(reinterpret_cast<void*>(std::get<0>(a)), from, std::get<1>(a));
   }
@@ -98,7 +101,7 @@ void forward(const std::vector<int64_t>& geometry, int dtype, const Array& input
   ForwardArguments a{};
   a.geometry = geometry_of(geometry), a.dtype = static_cast<DType>(dtype);
   a.input = m.in("the input", input), a.residual = m.in("the residual", residual);
-  set_weight(a, m.in("the weight", weight), std::get<2>(weight));
+  set_weight(a, m.in("the weight", weight), std::get<3>(weight));
   a.bias = m.in("the bias", bias).data, a.prelu = m.in("activation_weight", prelu).data,
   a.prelu_size = prelu_size;
   a.output = m.out("the output", output);
