@@ -26,7 +26,7 @@ from torch import Tensor
 from torch._decomp import register_decomposition
 
 from . import _library, backends, reference
-from ._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, Problem
+from ._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, Problem, check_dense
 from ._layout import is_channels_last, memory_format
 from .conversion import subpixel_operands, subpixel_weight_to_conv_transpose
 
@@ -463,6 +463,7 @@ def _plain_subpixel_conv2d(
     numbers: Sequence[int],
     *epilogue: Any,
 ) -> Tensor:
+    check_dense(input, weight, bias, activation_weight, residual)
     return reference.run(
         input, weight, bias, activation_weight, residual, Geometry(*numbers), Epilogue.of(*epilogue)
     )

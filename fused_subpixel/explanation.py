@@ -115,7 +115,9 @@ def _explain(
     backend: str | None,
     *options: Any,
 ) -> Explanation:
-    only_reference = functional.why_only_reference(False, input, weight, bias, activation_weight, residual)
+    tensors = functional.plain_tensors(input, weight, bias, activation_weight, residual)
+    only_reference = functional.why_only_reference(False, *tensors)
+    input, weight, bias, activation_weight, residual = tensors
     if input.dim() == 3:
         input = input.unsqueeze(0)
         residual = None if residual is None else residual.unsqueeze(0)

@@ -225,6 +225,9 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Apply the transposed convolution; ``output_size`` as in ``nn.ConvTranspose2d``."""
+        if not isinstance(input, Tensor) and (path := _path_in_graph(self, input)):
+            given = {} if output_size is None else {"output_size": output_size}
+            return input.tracer.create_proxy("call_module", path, (input,), given)
         layer: Any = self  # the attributes' types are those of all convolutions
         output_padding = layer.output_padding
         if output_size is not None:
@@ -241,3 +244,12 @@ class ConvTranspose2d(nn.ConvTranspose2d):
             layer.groups,
             layer.dilation,
         )
+
+
+def _path_in_graph(module: nn.Module, input: Any) -> str:
+    """What torch.fx, where it traces, calls a module; empty where it does not, or where that is all it traces.
+
+    Only modules from torch.nn are calls in its graphs by themselves.
+    """
+    path_of_module = getattr(getattr(input, "tracer", None), "path_of_module", None)
+    return "" if path_of_module is None else str(path_of_module(module))

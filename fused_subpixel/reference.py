@@ -250,7 +250,13 @@ def apply_epilogue(
     epilogue: Epilogue,
 ) -> Tensor:
     """activation, then residual, then clamp, on the shuffled and cropped convolution (bias included)."""
-    output = _activate(output, activation_weight, geometry, epilogue)
+    return add_and_clamp(_activate(output, activation_weight, geometry, epilogue), residual, geometry, epilogue)
+
+
+def add_and_clamp(
+    output: Tensor, residual: Tensor | None, geometry: Geometry, epilogue: Epilogue
+) -> Tensor:
+    """What comes after the activation. Of two dtypes, which autocast gives, the sum has the wider."""
     if residual is not None:
         output = output + residual_in_high_resolution(residual, output, geometry)
     if epilogue.clamps:
@@ -279,6 +285,7 @@ def _activate(output: Tensor, weight: Tensor | None, geometry: Geometry, epilogu
 
 
 def _prelu(output: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    weight = weight.to(output.dtype)  # which differ under autocast
     if weight.numel() in (1, output.shape[1]):
         return F.prelu(output, weight)
     # One slope per channel before the shuffle: shuffle an image of slopes, the same for the whole batch.

@@ -79,7 +79,7 @@ WRONG_VALUES = [
     ({"weight": W[:, :, :0]}, "weight: expected sizes of at least 1, got [8, 3, 0, 2]"),
     (
         {"padding": 2**30 - 1},
-        "input: expected an output at most 2147483647 pixels high and wide, of less than 2**60 values, got ",
+        "input: expected an output at most 2147483647 pixels high and wide, of less than 2**45 values, got ",
     ),
     (
         {"activation": "swish"},
