@@ -120,7 +120,7 @@ def fake_shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: int
 
 
 class _Counted(threading.local):
-    """The transposed convolution whose operator runs, where its operands do not tell that it is one."""
+    """The transposed convolution whose operators run: their operands do not always tell that it is one."""
 
     transposed: Transposed | None = None
 
@@ -129,8 +129,7 @@ _counted = _Counted()
 
 
 @contextlib.contextmanager
-def counted_as(transposed: Transposed | None) -> Iterator[None]:
-    """Let the operators inside count as many operations as PyTorch's transposed convolution."""
+def _counted_as(transposed: Transposed) -> Iterator[None]:
     outer, _counted.transposed = _counted.transposed, transposed
     try:
         yield
@@ -138,9 +137,16 @@ def counted_as(transposed: Transposed | None) -> Iterator[None]:
         _counted.transposed = outer
 
 
+def counting(transposed: Transposed) -> contextlib.AbstractContextManager[None]:
+    """Let the operators inside count as many operations as PyTorch's transposed convolution, if one counts."""
+    if torch._C._len_torch_dispatch_stack() == 0:
+        return contextlib.nullcontext()
+    return _counted_as(transposed)
+
+
 @register_flop_formula(torch.ops.fused_subpixel.subpixel_conv2d)
 def _(input: torch.Size, weight: torch.Size, *rest: Any, **_: Any) -> int:
-    if len(weight) == 5:
+    if len(weight) == 5 and _counted.transposed is None:
         return 2 * input[0] * input[2] * input[3] * math.prod(weight)
     return _flops(Geometry(*rest[3]), input[0], (input[2], input[3]), weight)
 
@@ -152,7 +158,8 @@ def _(grad_output: torch.Size, weight: torch.Size, height: int, width: int, *res
 
 @register_flop_formula(torch.ops.fused_subpixel.subpixel_conv2d_weight_grad)
 def _(grad_output: torch.Size, input: torch.Size, *rest: Any, out_shape: Any, **_: Any) -> int:
-    return _flops(Geometry(*rest[2]), input[0], (input[2], input[3]), out_shape[0])
+    geometry = Geometry(*rest[2])  # of a weight's gradient PyTorch counts the products between groups, too
+    return geometry.groups * _flops(geometry, input[0], (input[2], input[3]), out_shape[0])
 
 
 def _flops(geometry: Geometry, batch: int, size: tuple[int, int], weight: Sequence[int]) -> int:

@@ -526,10 +526,14 @@ def _run(
         )
     if needs_gradient and not tracing:
         return SubpixelConv2dFunction.apply(input, weight, bias, residual, call)
-    if call.problem.transposed is not None:
+    transposed = call.problem.transposed
+    if transposed is not None:
         input, weight, bias = subpixel_operands(call.problem, input, weight, bias, not tracing)
     if tracing:
         return _operator(input, weight, bias, activation_weight, residual, *call.numbers)
     # Past the autograd registered on the operator, which would cost a small call twice its time.
     with torch._C._AutoDispatchBelowAutograd():
-        return _operator(input, weight, bias, activation_weight, residual, *call.numbers)
+        if transposed is None or torch._C._len_torch_dispatch_stack() == 0:
+            return _operator(input, weight, bias, activation_weight, residual, *call.numbers)
+        with _library.counting(transposed):
+            return _operator(input, weight, bias, activation_weight, residual, *call.numbers)
