@@ -278,7 +278,8 @@ def resolve_transposed(
         for axis, numbers in enumerate(zip(strides, paddings, extras, dilations, strict=True))
     ]
     vertical, horizontal = sides
-    if vertical.size < 1 or horizontal.size < 1:
+    least = 0 if shape[0] == 0 else 1  # as PyTorch, which makes an empty image of an empty batch
+    if vertical.size < least or horizontal.size < least:
         expected = "what leaves an output of at least one pixel"
         _fail("padding", expected, f"{paddings}, an output of {vertical.size}x{horizontal.size}")
     geometry = Geometry(
@@ -380,6 +381,8 @@ def integer(name: str, value: Any, minimum: int) -> int:
     """``value`` as an int that is at least ``minimum``; bools and floats are mistakes, NumPy ints are not."""
     if type(value) is not int:
         if isinstance(value, (bool, torch.Tensor)) or not hasattr(value, "__index__"):
+            _fail(name, "an int", _kind(value), TypeError)
+        if getattr(value, "shape", ()) != ():
             _fail(name, "an int", _kind(value), TypeError)
         value = operator.index(value)
     if not minimum <= value <= _LARGEST:
@@ -524,18 +527,19 @@ def _check_channels(
     groups = geometry.groups
     if low_channels < 1 or channels_per_group < 1 or kernel_h < 1 or kernel_w < 1:
         _fail("weight", "sizes of at least 1", _shape(weight_shape))
+    transposed = ""
+    if groups == 1 and shape[1] == low_channels != channels_per_group:
+        transposed = "; a weight [Ci, C, K_h, K_w] of nn.ConvTranspose2d is one for conv_transpose2d"
     if low_channels % phases:
         _fail(
             "weight",
             f"a first size divisible by r_h*r_w = {geometry.upscale_h}*{geometry.upscale_w} = {phases}",
-            _shape(weight_shape),
+            _shape(weight_shape) + transposed,
         )
     if low_channels % groups:
         _fail("weight", f"a first size divisible by groups={groups}", _shape(weight_shape))
     if shape[1] != channels_per_group * groups:
-        hint = _channels_at_the_end(shape, channels_per_group * groups)
-        if groups == 1 and shape[1] == low_channels:
-            hint = "; a weight [Ci, C, K_h, K_w] of nn.ConvTranspose2d is one for conv_transpose2d"
+        hint = transposed or _channels_at_the_end(shape, channels_per_group * groups)
         _fail(
             "input",
             f"{channels_per_group * groups} channels (weight {_shape(weight_shape)}, groups={groups})",

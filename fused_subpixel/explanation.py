@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import backends, functional
-from ._arguments import Problem, describe, resolve, resolve_transposed
+from ._arguments import Problem, check_dense, describe, resolve, resolve_transposed
 from ._layout import is_channels_last
 from .autograd import recoverable
 
@@ -116,6 +116,7 @@ def _explain(
     *options: Any,
 ) -> Explanation:
     tensors = functional.plain_tensors(input, weight, bias, activation_weight, residual)
+    check_dense(*tensors)
     only_reference = functional.why_only_reference(False, *tensors)
     input, weight, bias, activation_weight, residual = tensors
     if input.dim() == 3:

@@ -260,6 +260,8 @@ def why_no_kernel(problem: Problem) -> str | None:
     """Why no compiled backend can compute a problem, whatever its dtype and device; in words."""
     if problem.transposed is not None and problem.transposed.dilation != (1, 1):
         return "a transposed convolution with dilation is no sub-pixel convolution"
+    if problem.transposed is not None and (problem.output_shape[2] < 1 or problem.output_shape[3] < 1):
+        return "the output has no pixel"
     return None
 
 

@@ -83,6 +83,8 @@ def _icnr_transposed_(
 
 
 def _check_weight(weight: Tensor) -> None:
+    if torch.nn.parameter.is_lazy(weight):
+        raise ValueError("weight: expected one that has a shape, got a lazy parameter; call its module first")
     _arguments.check_tensor("weight", weight)
     if not (weight.is_floating_point() or weight.is_complex()):
         raise TypeError(f"weight: expected a floating-point dtype, got {weight.dtype}")

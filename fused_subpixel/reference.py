@@ -181,7 +181,10 @@ def shuffle(input: Tensor, upscale_h: int, upscale_w: int, channel_order: int) -
     """[N, C*r_h*r_w, P, Q] -> [N, C, P*r_h, Q*r_w]."""
     n, low_channels, p, q = input.shape
     c = low_channels // (upscale_h * upscale_w)
-    if torch.onnx.is_in_onnx_export() and upscale_h == upscale_w:
+    scripted = torch._C._get_tracing_state() is not None  # the exporter by TorchScript knows F.pixel_shuffle only
+    if scripted and upscale_h == upscale_w and channel_order != _DCR:
+        return F.pixel_shuffle(input, upscale_h)
+    if torch.onnx.is_in_onnx_export() and not scripted and upscale_h == upscale_w:
         return torch.onnx.ops.symbolic(
             "DepthToSpace",
             (input,),
