@@ -138,7 +138,7 @@ def _counted_as(transposed: Transposed) -> Iterator[None]:
 
 
 def counting(transposed: Transposed) -> contextlib.AbstractContextManager[None]:
-    """Let the operators inside count as many operations as PyTorch's transposed convolution, if one counts."""
+    """Let the operators inside count, where one counts, as many operations as PyTorch's convolution."""
     if torch._C._len_torch_dispatch_stack() == 0:
         return contextlib.nullcontext()
     return _counted_as(transposed)
@@ -246,7 +246,7 @@ def warn_of_class(kind: type) -> None:
 
 
 def _callers_depth() -> int:
-    """How many frames above the warning function the first one is that is not this package's or nn.Module's."""
+    """How many frames above a warning function the first one is that is not this package's or nn.Module's."""
     depth, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
         ("fused_subpixel", "torch.nn.modules")

@@ -328,7 +328,7 @@ def _hand_over(
     resolve: Callable[..., Problem], tensors: tuple[Any, ...], backend: str | None, options: tuple[Any, ...]
 ) -> Any:
     """Let an argument's ``__torch_function__``, or a mode, do the call, as PyTorch's own functions do."""
-    function = subpixel_conv2d if resolve is _arguments.resolve else conv_transpose2d
+    function: Any = subpixel_conv2d if resolve is _arguments.resolve else conv_transpose2d
     input, weight, bias, activation_weight, residual = tensors
     return handle_torch_function(
         function, tensors, input, weight, bias, activation_weight=activation_weight, residual=residual,

@@ -33,8 +33,8 @@ def icnr_(
         initializer: fills the [C, Ci/groups, k_h, k_w] that all phases share, in place, as the functions of
             ``torch.nn.init``, or returns such a tensor.
         channel_order: ``"crd"`` or ``"dcr"``, as the convolution's.
-        transposed: ``weight`` is that of a transposed convolution, [Ci, C, r_h*k_h, r_w*k_w], whose phases lie
-            in the kernel. The shape does not always tell: without this, its channels would be taken for
+        transposed: ``weight`` is that of a transposed convolution, [Ci, C, r_h*k_h, r_w*k_w], whose phases
+            lie in the kernel. The shape does not always tell: without this, its channels would be taken for
             phases. Of a grouped one initialise each part of ``weight.chunk(groups)``.
 
     Returns:
@@ -101,11 +101,13 @@ def _filled(shared: Tensor, initializer: Callable[[Tensor], Any]) -> Tensor:
         result = shared
     if not isinstance(result, Tensor):
         kind = type(result).__name__
-        raise TypeError(f"initializer: expected to fill its tensor or to return one, got one that returns {kind}")
+        raise TypeError(
+            f"initializer: expected to fill its tensor or return one, got one that returns {kind}"
+        )
     if result.shape != shared.shape:
         expected, found = list(shared.shape), list(result.shape)
         raise ValueError(f"initializer: expected to return {expected}, as it gets, got {found}")
     # of tensors that have values
     if type(result) is Tensor and result.device.type != "meta" and bool(result.isnan().any()):
-        raise ValueError("initializer: expected to fill its tensor or to return one, got undefined values")
+        raise ValueError("initializer: expected to fill its tensor or return one, got undefined values")
     return result

@@ -225,10 +225,11 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Apply the transposed convolution; ``output_size`` as in ``nn.ConvTranspose2d``."""
-        if not isinstance(input, Tensor) and (path := _path_in_graph(self, input)):
-            given = {} if output_size is None else {"output_size": output_size}
-            return input.tracer.create_proxy("call_module", path, (input,), given)
         layer: Any = self  # the attributes' types are those of all convolutions
+        given: Any = input
+        if not isinstance(given, Tensor) and (path := _path_in_graph(self, given)):
+            options = {} if output_size is None else {"output_size": output_size}
+            return given.tracer.create_proxy("call_module", path, (given,), options)
         output_padding = layer.output_padding
         if output_size is not None:
             output_padding = layer._output_padding(
@@ -247,7 +248,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
 
 def _path_in_graph(module: nn.Module, input: Any) -> str:
-    """What torch.fx, where it traces, calls a module; empty where it does not, or where that is all it traces.
+    """What torch.fx calls a module that it traces; empty where it does not, or traces that module only.
 
     Only modules from torch.nn are calls in its graphs by themselves.
     """
