@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import operator
+import reprlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -31,6 +32,8 @@ BACKENDS = ("auto", "cuda", "cpu", "reference")
 # image row with 32.
 _LARGEST = 2**30 - 1
 _LARGEST_SIZE = 2**31 - 1
+# Of the values of any tensor that is to be made. As float32 they would fill the address space of a processor.
+_LARGEST_COUNT_LOG2 = 45
 
 
 class Geometry(NamedTuple):
@@ -138,8 +141,35 @@ def describe(tensor: Tensor | None) -> TensorInfo | None:
 
 
 def check_tensor(name: str, value: object) -> None:
+    """Refuse what is no tensor, and tensors without a value for each index in memory."""
     if not isinstance(value, Tensor):
-        _fail(name, "a torch.Tensor", _kind(value), TypeError)
+        hint = "; torch.from_numpy() makes one" if type(value).__module__ == "numpy" else ""
+        _fail(name, "a torch.Tensor", _kind(value) + hint, TypeError)
+    if value.is_nested or value.layout is not torch.strided:
+        layout = "a nested tensor" if value.is_nested else f"one of layout {value.layout}"
+        _fail(name, "a dense tensor, of layout torch.strided", layout, TypeError)
+
+
+def check_dense(
+    input: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation_weight: Tensor | None,
+    residual: Tensor | None,
+) -> None:
+    """:func:`check_tensor` of a call's tensors."""
+    for name, tensor in (
+        ("input", input), ("weight", weight), ("bias", bias), ("activation_weight", activation_weight),
+        ("residual", residual),
+    ):  # fmt: skip
+        if tensor is not None:
+            check_tensor(name, tensor)
+
+
+def check_count(name: str, sizes: Sequence[int]) -> None:
+    """Refuse to make a tensor that no machine can hold."""
+    if math.prod(sizes) >= 2**_LARGEST_COUNT_LOG2:
+        _fail(name, f"a result of less than 2**{_LARGEST_COUNT_LOG2} values", _shape(sizes))
 
 
 def resolve(
@@ -173,15 +203,20 @@ def resolve(
     stride_h, stride_w = pair("stride", stride, minimum=1)
     dilation_h, dilation_w = pair("dilation", dilation, minimum=1)
     kernel_h, kernel_w = weight_shape[2], weight_shape[3]
+    top, left, bottom, right = four_paddings(
+        padding, (stride_h, stride_w), (dilation_h, dilation_w), (kernel_h, kernel_w)
+    )
+    if not torch.compiler.is_compiling():  # no compiled graph should depend on whether a stride is so large
+        stride_h = _effective_stride(stride_h, shape[2] + top + bottom, dilation_h * (kernel_h - 1))
+        stride_w = _effective_stride(stride_w, shape[3] + left + right, dilation_w * (kernel_w - 1))
     geometry = Geometry(
-        upscale_h, upscale_w, stride_h, stride_w,
-        *four_paddings(padding, (stride_h, stride_w), (dilation_h, dilation_w), (kernel_h, kernel_w)),
-        dilation_h, dilation_w,
+        upscale_h, upscale_w, stride_h, stride_w, top, left, bottom, right, dilation_h, dilation_w,
         integer("groups", groups, minimum=1),
         *four_sides("crop", crop),
         lookup("channel_order", channel_order, CHANNEL_ORDERS),
     )  # fmt: skip
     _check_channels(geometry, shape, weight_shape, bias)
+    _check_not_empty(shape)
     output_shape = _checked_output_shape(geometry, shape, weight_shape)
     epilogue = Epilogue(
         lookup("activation", activation, ACTIVATIONS),
@@ -230,13 +265,21 @@ def resolve_transposed(
             _fail("output_padding", f"less than stride {strides} or dilation {dilations}", extras)
     count = integer("groups", groups, minimum=1)
     channels = _check_transposed_channels(shape, weight_shape, bias, count)
+    _check_not_empty(shape)
+    if not torch.compiler.is_compiling() and dilations == (1, 1):
+        # Over a single pixel nothing strides; kernels take memory for as many phases as the stride has.
+        strides = tuple(  # type: ignore[assignment]
+            step if size != 1 else min(step, max(kernel, extra + 1))
+            for step, size, kernel, extra in zip(strides, shape[2:], weight_shape[2:], extras, strict=True)
+        )
 
     sides = [
         _transposed_side(shape[2 + axis], weight_shape[2 + axis], *numbers)
         for axis, numbers in enumerate(zip(strides, paddings, extras, dilations, strict=True))
     ]
     vertical, horizontal = sides
-    if vertical.size < 1 or horizontal.size < 1:
+    least = 0 if shape[0] == 0 else 1  # as PyTorch, which makes an empty image of an empty batch
+    if vertical.size < least or horizontal.size < least:
         expected = "what leaves an output of at least one pixel"
         _fail("padding", expected, f"{paddings}, an output of {vertical.size}x{horizontal.size}")
     geometry = Geometry(
@@ -318,11 +361,17 @@ def _check_transposed_channels(
     if weight_shape[0] % groups:
         _fail("weight", f"a first size divisible by groups={groups}", _shape(weight_shape))
     if shape[1] != weight_shape[0]:
-        _fail("input", f"{weight_shape[0]} channels (weight {_shape(weight_shape)})", _shape(shape))
+        hint = _channels_at_the_end(shape, weight_shape[0])
+        _fail("input", f"{weight_shape[0]} channels (weight {_shape(weight_shape)})", _shape(shape) + hint)
     channels = weight_shape[1] * groups
     if bias is not None and (len(bias[0]) != 1 or bias[0][0] != channels):
         _fail("bias", f"[{channels}], one value per channel of the output", _shape(bias[0]))
     return channels
+
+
+def _effective_stride(stride: int, padded: int, reach: int) -> int:
+    """The smallest stride of the same result: one that leaves the image has no second pixel to go to."""
+    return min(stride, max(padded - reach, 1))
 
 
 # ---- single values ---------------------------------------------------------------------------------------
@@ -332,6 +381,8 @@ def integer(name: str, value: Any, minimum: int) -> int:
     """``value`` as an int that is at least ``minimum``; bools and floats are mistakes, NumPy ints are not."""
     if type(value) is not int:
         if isinstance(value, (bool, torch.Tensor)) or not hasattr(value, "__index__"):
+            _fail(name, "an int", _kind(value), TypeError)
+        if getattr(value, "shape", ()) != ():
             _fail(name, "an int", _kind(value), TypeError)
         value = operator.index(value)
     if not minimum <= value <= _LARGEST:
@@ -402,10 +453,21 @@ def clamp_bounds(clamp: Any) -> tuple[float, float]:
 def lookup(name: str, value: Any, known: dict[Any, int]) -> int:
     """The number of a named choice."""
     if not (value is None or isinstance(value, str)):
-        _fail(name, "a name", _kind(value), TypeError)
+        _fail(name, "a name", _kind(value) + _name_of(value, known), TypeError)
     if value not in known:
-        _fail(name, "one of " + ", ".join(repr(choice) for choice in known), repr(value))
+        _fail(name, "one of " + ", ".join(repr(choice) for choice in known), _shown(value))
     return known[value]
+
+
+def _name_of(value: Any, known: dict[Any, int]) -> str:
+    """What to write instead of an activation that is a module, its class or a function; in words."""
+    if not callable(value):
+        return ""
+    spelled = getattr(value, "__name__", type(value).__name__).lower()
+    for name in filter(None, known):
+        if spelled.strip("_").replace("_", "") == name.replace("_", ""):
+            return f"; write {name!r}"
+    return "; apply it to the output instead"
 
 
 # ---- tensors ---------------------------------------------------------------------------------------------
@@ -433,14 +495,28 @@ def _check_dtypes_and_devices(
         if info is None:
             continue
         if info[1] != dtype:
-            _fail(name, f"dtype {dtype} as input has", info[1], TypeError)
+            if not isinstance(info[1], torch.dtype):
+                _fail(name, "a torch.Tensor", f"an array of {info[1]}", TypeError)
+            hint = "; convert one of them, or call under torch.autocast" if info[1] in DTYPES else ""
+            _fail(name, f"dtype {dtype} as input has", f"{info[1]}{hint}", TypeError)
         if info[2] != device:
-            _fail(name, f"device {device} as input has", info[2])
+            _fail(name, f"device {device} as input has", str(info[2]))
 
 
 def check_dtype(name: str, dtype: torch.dtype) -> None:
     if dtype not in DTYPES:
-        _fail(name, "dtype " + ", ".join(map(str, DTYPES)), dtype, TypeError)
+        hint = "; of an image take .float() / 255" if dtype == torch.uint8 else ""
+        _fail(name, "dtype " + ", ".join(map(str, DTYPES)), f"{dtype}{hint}", TypeError)
+
+
+def _channels_at_the_end(shape: Sequence[int], channels: int) -> str:
+    return "; channels come before height and width: permute the axes" if shape[3] == channels else ""
+
+
+def _check_not_empty(shape: Sequence[int]) -> None:
+    """As PyTorch's convolutions, which take an image without pixels only in an empty batch."""
+    if (shape[2] < 1 or shape[3] < 1) and shape[0] != 0:
+        _fail("input", "a height and a width of at least 1", _shape(shape))
 
 
 def _check_channels(
@@ -451,19 +527,23 @@ def _check_channels(
     groups = geometry.groups
     if low_channels < 1 or channels_per_group < 1 or kernel_h < 1 or kernel_w < 1:
         _fail("weight", "sizes of at least 1", _shape(weight_shape))
+    transposed = ""
+    if groups == 1 and shape[1] == low_channels != channels_per_group:
+        transposed = "; a weight [Ci, C, K_h, K_w] of nn.ConvTranspose2d is one for conv_transpose2d"
     if low_channels % phases:
         _fail(
             "weight",
             f"a first size divisible by r_h*r_w = {geometry.upscale_h}*{geometry.upscale_w} = {phases}",
-            _shape(weight_shape),
+            _shape(weight_shape) + transposed,
         )
     if low_channels % groups:
         _fail("weight", f"a first size divisible by groups={groups}", _shape(weight_shape))
     if shape[1] != channels_per_group * groups:
+        hint = transposed or _channels_at_the_end(shape, channels_per_group * groups)
         _fail(
             "input",
             f"{channels_per_group * groups} channels (weight {_shape(weight_shape)}, groups={groups})",
-            _shape(shape),
+            _shape(shape) + hint,
         )
     if bias is not None and (len(bias[0]) != 1 or bias[0][0] != low_channels):
         _fail("bias", f"[{low_channels}], one value per row of weight", _shape(bias[0]))
@@ -496,9 +576,12 @@ def _check_output_size(shape: tuple[int, int, int, int], uncropped_h: int, uncro
     # Not while tracing: no compiled graph should depend on whether its sizes are below these.
     if not torch.compiler.is_compiling() and (
         max(uncropped_h, uncropped_w) > _LARGEST_SIZE
-        or shape[0] * shape[1] * uncropped_h * uncropped_w >= 2**60
+        or shape[0] * shape[1] * uncropped_h * uncropped_w >= 2**_LARGEST_COUNT_LOG2
     ):
-        expected = f"an output at most {_LARGEST_SIZE} pixels high and wide, of less than 2**60 values"
+        expected = (
+            f"an output at most {_LARGEST_SIZE} pixels high and wide, of less than 2**{_LARGEST_COUNT_LOG2} "
+            "values"
+        )
         _fail("input", expected, _shape(shape))
 
 
@@ -539,9 +622,22 @@ def _shape(shape: Sequence[int]) -> str:
     return str(list(shape))
 
 
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+
+
+def _shown(value: object) -> str:
+    """A wrong value for an error message, however large it is."""
+    if isinstance(value, Tensor) or type(value).__module__ == "numpy":
+        shape = tuple(getattr(value, "shape", ()))
+        if shape:
+            return f"values of shape {_shape(shape)}"
+    return _short.repr(value)
+
+
 def _kind(value: object) -> str:
-    return f"{value!r} of type {type(value).__name__}"
+    return f"{_shown(value)} of type {type(value).__name__}"
 
 
 def _fail(name: str, expected: str, found: object, error: type[Exception] = ValueError) -> NoReturn:
-    raise error(f"{name}: expected {expected}, got {found}")
+    raise error(f"{name}: expected {expected}, got {found if isinstance(found, str) else _shown(found)}")

@@ -8,19 +8,22 @@ not an error: the reason is kept in :data:`libraries` and told by ``python -m fu
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ._arguments import Geometry, low_size, output_size
+from ._arguments import Geometry, Transposed, low_size, output_size
 from ._layout import is_channels_last, memory_format
 from ._schemas import SCHEMAS
 
@@ -116,8 +119,35 @@ def fake_shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: int
 # ---- floating-point operations, for torch.utils.flop_counter -----------------------------------------------
 
 
+class _Counted(threading.local):
+    """The transposed convolution whose operators run: their operands do not always tell that it is one."""
+
+    transposed: Transposed | None = None
+
+
+_counted = _Counted()
+
+
+@contextlib.contextmanager
+def _counted_as(transposed: Transposed) -> Iterator[None]:
+    outer, _counted.transposed = _counted.transposed, transposed
+    try:
+        yield
+    finally:
+        _counted.transposed = outer
+
+
+def counting(transposed: Transposed) -> contextlib.AbstractContextManager[None]:
+    """Let the operators inside count, where one counts, as many operations as PyTorch's convolution."""
+    if torch._C._len_torch_dispatch_stack() == 0:
+        return contextlib.nullcontext()
+    return _counted_as(transposed)
+
+
 @register_flop_formula(torch.ops.fused_subpixel.subpixel_conv2d)
 def _(input: torch.Size, weight: torch.Size, *rest: Any, **_: Any) -> int:
+    if len(weight) == 5 and _counted.transposed is None:
+        return 2 * input[0] * input[2] * input[3] * math.prod(weight)
     return _flops(Geometry(*rest[3]), input[0], (input[2], input[3]), weight)
 
 
@@ -128,17 +158,20 @@ def _(grad_output: torch.Size, weight: torch.Size, height: int, width: int, *res
 
 @register_flop_formula(torch.ops.fused_subpixel.subpixel_conv2d_weight_grad)
 def _(grad_output: torch.Size, input: torch.Size, *rest: Any, out_shape: Any, **_: Any) -> int:
-    return _flops(Geometry(*rest[2]), input[0], (input[2], input[3]), out_shape[0])
+    geometry = Geometry(*rest[2])  # of a weight's gradient PyTorch counts the products between groups, too
+    return geometry.groups * _flops(geometry, input[0], (input[2], input[3]), out_shape[0])
 
 
 def _flops(geometry: Geometry, batch: int, size: tuple[int, int], weight: Sequence[int]) -> int:
-    """Two per tap, as PyTorch counts; the input's and the weight's gradient have as many."""
-    g = geometry
-    rows, channels, kernel_h, kernel_w = _as_rows(weight, g)
-    low_h, low_w = low_size(g, *size, kernel_h, kernel_w)
-    # of all phases together: an extension has no taps
-    height, width = kernel_h * g.upscale_h - g.extension_h, kernel_w * g.upscale_w - g.extension_w
-    return 2 * batch * low_h * low_w * (rows // (g.upscale_h * g.upscale_w)) * channels * height * width
+    """Two per tap and pixel of the convolution, as PyTorch counts; its gradients have as many.
+
+    PyTorch counts a transposed convolution by its input's pixels: what padding takes off is in, too.
+    """
+    if (transposed := _counted.transposed) is not None:
+        batch, _, *size_before = transposed.input_shape
+        return 2 * batch * math.prod(size_before) * math.prod(transposed.weight_shape)
+    low_h, low_w = low_size(geometry, *size, weight[2], weight[3])
+    return 2 * batch * low_h * low_w * math.prod(weight)
 
 
 # ---- the libraries -----------------------------------------------------------------------------------------
@@ -195,8 +228,25 @@ def warn_if_missing(device_type: str) -> None:
     )
 
 
+def warn_of_class(kind: type) -> None:
+    """Say, once per class of tensors, that no kernel reaches the values of such tensors.
+
+    Not of those by which PyTorch itself traces: nobody waits for these.
+    """
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if name in _told or name.startswith("torch._subclasses."):
+        return
+    _told.add(name)
+    warnings.warn(
+        f"fused_subpixel runs as plain PyTorch, slower, for tensors of {name}: by its __torch_dispatch__ "
+        "their values may lie anywhere. Where a plain tensor is at hand, call with that.",
+        RuntimeWarning,
+        stacklevel=_callers_depth(),
+    )
+
+
 def _callers_depth() -> int:
-    """How many frames above warn_if_missing() the first one is that is not this package's or nn.Module's."""
+    """How many frames above a warning function the first one is that is not this package's or nn.Module's."""
     depth, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
         ("fused_subpixel", "torch.nn.modules")

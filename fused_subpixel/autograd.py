@@ -26,7 +26,7 @@ from torch import Tensor
 from torch._decomp import register_decomposition
 
 from . import _library, backends, reference
-from ._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, Problem
+from ._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, Problem, check_dense
 from ._layout import is_channels_last, memory_format
 from .conversion import subpixel_operands, subpixel_weight_to_conv_transpose
 
@@ -208,11 +208,15 @@ def transposed_convolution_gradients(
             assert weight is not None
             _, rows, _ = subpixel_operands(problem, grad, weight, None, False)
             height, width = problem.input_shape[2:]
-            grad_input = _input_grad_operator(grad, rows, height, width, numbers, channels_last)
+            with _library.counting(transposed):
+                grad_input = _input_grad_operator(grad, rows, height, width, numbers, channels_last)
             need_input = False
         if need_weight and plan.weight_grad:
             assert input is not None
-            grad_rows, grad_phases = _weight_grad_operator(grad, input, *problem.weight_shape[2:], numbers)
+            with _library.counting(transposed):
+                grad_rows, grad_phases = _weight_grad_operator(
+                    grad, input, *problem.weight_shape[2:], numbers
+                )
             grad_weight = subpixel_weight_to_conv_transpose(
                 grad_rows, transposed.stride, groups=groups, kernel_size=transposed.weight_shape[2:]
             )
@@ -299,10 +303,13 @@ class SubpixelConv2dFunction(torch.autograd.Function):
     ) -> Tensor:
         """The output; keeps what :meth:`backward` needs and no more."""
         with torch._C._AutoDispatchBelowAutograd():  # as in functional.py
-            operands = (input, weight, bias)
-            if call.problem.transposed is not None:
+            transposed = call.problem.transposed
+            if transposed is None:
+                output = _operator(input, weight, bias, None, residual, *call.numbers)
+            else:
                 operands = subpixel_operands(call.problem, input, weight, bias, True)
-            output = _operator(*operands, None, residual, *call.numbers)
+                with _library.counting(transposed):
+                    output = _operator(*operands, None, residual, *call.numbers)
         needs_input_grad = ctx.needs_input_grad
         ctx.save_for_backward(
             input if needs_input_grad[1] else None,
@@ -463,6 +470,7 @@ def _plain_subpixel_conv2d(
     numbers: Sequence[int],
     *epilogue: Any,
 ) -> Tensor:
+    check_dense(input, weight, bias, activation_weight, residual)
     return reference.run(
         input, weight, bias, activation_weight, residual, Geometry(*numbers), Epilogue.of(*epilogue)
     )

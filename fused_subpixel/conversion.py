@@ -49,6 +49,8 @@ def conv_transpose_weight_to_subpixel(
     groups = _check_groups(groups, weight)
     order = _arguments.lookup("channel_order", channel_order, CHANNEL_ORDERS)
     extension = (-weight.shape[2] % factor[0], -weight.shape[3] % factor[1])
+    height, width = weight.shape[2] + extension[0], weight.shape[3] + extension[1]
+    _arguments.check_count("stride", (*weight.shape[:2], height, width))
     return _to_rows(_split_phases(weight, factor, extension, groups), order)
 
 
@@ -85,6 +87,7 @@ def subpixel_weight_to_conv_transpose(
         expected = f"a first size divisible by {factor_h}*{factor_w} and, over that, by groups={groups}"
         raise ValueError(f"weight: expected {expected}, got {list(weight.shape)}")
     full = (taps_h * factor_h, taps_w * factor_w)
+    _arguments.check_count("upscale_factor", (groups * per_group, channels // groups, *full))
     size = full if kernel_size is None else _arguments.pair("kernel_size", kernel_size, minimum=1)
     if (-(-size[0] // factor_h), -(-size[1] // factor_w)) != (taps_h, taps_w):
         least = f"{full[0] - factor_h + 1}x{full[1] - factor_w + 1}"
@@ -110,6 +113,7 @@ def conv_transpose_bias_to_subpixel(
     factor_h, factor_w = _arguments.pair("stride", stride, minimum=1)
     order = _arguments.lookup("channel_order", channel_order, CHANNEL_ORDERS)
     phases = factor_h * factor_w
+    _arguments.check_count("stride", (bias.shape[0] * phases,))
     return bias.repeat(phases) if order == _DCR else bias.repeat_interleave(phases)
 
 

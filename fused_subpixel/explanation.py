@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import backends, functional
-from ._arguments import Problem, describe, resolve, resolve_transposed
+from ._arguments import Problem, check_dense, describe, resolve, resolve_transposed
 from ._layout import is_channels_last
 from .autograd import recoverable
 
@@ -115,7 +115,10 @@ def _explain(
     backend: str | None,
     *options: Any,
 ) -> Explanation:
-    only_reference = functional.why_only_reference(False, input, weight, bias, activation_weight, residual)
+    tensors = functional.plain_tensors(input, weight, bias, activation_weight, residual)
+    check_dense(*tensors)
+    only_reference = functional.why_only_reference(False, *tensors)
+    input, weight, bias, activation_weight, residual = tensors
     if input.dim() == 3:
         input = input.unsqueeze(0)
         residual = None if residual is None else residual.unsqueeze(0)

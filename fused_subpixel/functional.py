@@ -8,6 +8,7 @@ follows from shapes, dtypes and options is worked out once and cached (:func:`pr
 from __future__ import annotations
 
 import functools
+import marshal
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,14 +16,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function, has_torch_function_unary
 
 from . import _arguments, _library, backends, reference
-from ._arguments import Epilogue, Problem, TensorInfo, describe, resolve, resolve_transposed
+from ._arguments import Epilogue, Problem, TensorInfo, resolve, resolve_transposed
 from .autograd import BackwardPlan, SubpixelConv2dFunction, plan_backward, recoverable
 from .conversion import subpixel_operands
 
 _operator = torch.ops.fused_subpixel.subpixel_conv2d.default
-_TENSOR_NAMES = ("input", "weight", "bias", "activation_weight", "residual")
 _PLAIN_TENSORS = frozenset((Tensor, torch.nn.Parameter))
 _PLAIN_TENSORS_OR_NONE = _PLAIN_TENSORS | {type(None)}
 
@@ -79,7 +80,10 @@ def subpixel_conv2d(
 
     Returns:
         [N, C, P*r_h, Q*r_w], without N for an input without, in the input's dtype and memory format
-        (channels_last or contiguous). Under autocast in autocast's dtype, as ``conv2d``.
+        (channels_last or contiguous). Under autocast in autocast's dtype, as ``conv2d``; with a residual of
+        another dtype in the one that PyTorch's addition of both has. On CPUs an infinity or a NaN in the
+        input can make NaN of a whole tile of the output, where a sum tap by tap gives infinity: Winograd's
+        algorithm subtracts neighbouring pixels, whatever the deterministic and precision settings are.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -134,7 +138,7 @@ def conv_transpose2d(
     Returns:
         [N, C, (H-1)*stride_h - 2*padding_h + dilation_h*(K_h-1) + output_padding_h + 1, ...], without N for
         an input without, in the input's dtype and memory format (channels_last or contiguous). Under autocast
-        in autocast's dtype.
+        in autocast's dtype, with a residual of another dtype in the one that PyTorch's addition of both has.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -155,6 +159,8 @@ def pixel_shuffle(input: Tensor, upscale_factor: int | Sequence[int], channel_or
 
     Raises TypeError or ValueError where the shape does not fit the factor.
     """
+    if has_torch_function_unary(input):
+        return handle_torch_function(pixel_shuffle, (input,), input, upscale_factor, channel_order)
     factor_h, factor_w = _check_shuffle(input, "upscale_factor", upscale_factor)
     phases = factor_h * factor_w
     if input.shape[-3] % phases:
@@ -170,6 +176,8 @@ def pixel_unshuffle(
 
     Raises TypeError or ValueError where the shape does not fit the factor.
     """
+    if has_torch_function_unary(input):
+        return handle_torch_function(pixel_unshuffle, (input,), input, downscale_factor, channel_order)
     factor_h, factor_w = _check_shuffle(input, "downscale_factor", downscale_factor)
     if input.shape[-2] % factor_h or input.shape[-1] % factor_w:
         found = list(input.shape)
@@ -181,8 +189,9 @@ def _shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: str, in
     """By the CUDA library's kernel, which keeps the layout, where that can run; else by PyTorch."""
     if input.is_cuda and input.dim() == 4 and input.element_size() <= 8:
         tracing = torch.compiler.is_compiling()
+        input = input if tracing else plain_tensor("input", input)
         chosen = backends.choose(backends.requested(tracing), input.device, input.dtype)
-        if chosen == "cuda" and why_only_reference(tracing, input, input, None, None, None) is None:
+        if chosen == "cuda" and why_only_reference(tracing, input) is None:
             order = _arguments.lookup("channel_order", channel_order, _arguments.CHANNEL_ORDERS)
             return torch.ops.fused_subpixel.shuffle(input, factor_h, factor_w, order, inverse)
     run = reference.pixel_unshuffle if inverse else reference.pixel_shuffle
@@ -251,6 +260,8 @@ def why_no_kernel(problem: Problem) -> str | None:
     """Why no compiled backend can compute a problem, whatever its dtype and device; in words."""
     if problem.transposed is not None and problem.transposed.dilation != (1, 1):
         return "a transposed convolution with dilation is no sub-pixel convolution"
+    if problem.transposed is not None and (problem.output_shape[2] < 1 or problem.output_shape[3] < 1):
+        return "the output has no pixel"
     return None
 
 
@@ -292,44 +303,98 @@ def why_pytorch_is_faster(problem: Problem, tracing: bool = False) -> str | None
     return None
 
 
-# typed: True and 1.0 equal 1, but are refused where an int belongs.
-_prepare_cached = functools.lru_cache(maxsize=4096, typed=True)(prepare)
+@functools.lru_cache(maxsize=4096)
+def _prepare_cached(*arguments: Any) -> Call:
+    """:func:`prepare`, its options written by marshal, which keeps 1, 1.0 and True apart in tuples too."""
+    *others, options = arguments
+    return prepare(*others, *marshal.loads(options))
 
 
-def why_only_reference(
-    tracing: bool, input: Any, weight: Any, bias: Any, activation_weight: Any, residual: Any
-) -> str | None:
-    """What about this call, if anything, only plain PyTorch can handle; in words."""
+# ---- tensor subclasses, and other things that PyTorch's functions take for tensors -------------------------
+
+# Of the two public functions, by what checks their arguments: the names of those that are no tensors.
+_OPTION_NAMES: dict[Any, tuple[str, ...]] = {
+    resolve: (
+        "upscale_factor", "stride", "padding", "dilation", "groups", "activation", "negative_slope", "clamp",
+        "channel_order",
+    ),
+    resolve_transposed: (
+        "stride", "padding", "output_padding", "groups", "dilation", "activation", "negative_slope", "clamp",
+    ),
+}  # fmt: skip
+
+
+def _hand_over(
+    resolve: Callable[..., Problem], tensors: tuple[Any, ...], backend: str | None, options: tuple[Any, ...]
+) -> Any:
+    """Let an argument's ``__torch_function__``, or a mode, do the call, as PyTorch's own functions do."""
+    function: Any = subpixel_conv2d if resolve is _arguments.resolve else conv_transpose2d
+    input, weight, bias, activation_weight, residual = tensors
+    return handle_torch_function(
+        function, tensors, input, weight, bias, activation_weight=activation_weight, residual=residual,
+        backend=backend, **dict(zip(_OPTION_NAMES[resolve], options, strict=True)),
+    )  # fmt: skip
+
+
+def plain_tensor(name: str, tensor: Any) -> Any:
+    """A tensor of a subclass as a plain one, if that is possible, with its gradient.
+
+    Whoever gets one here has asked its ``__torch_function__`` before, which sees to the result's class.
+    """
+    if type(tensor) in _PLAIN_TENSORS:
+        return tensor
+    _arguments.check_tensor(name, tensor)
+    return tensor if _dispatches(tensor) else tensor.as_subclass(Tensor)
+
+
+def plain_tensors(
+    input: Any, weight: Any, bias: Any, activation_weight: Any, residual: Any
+) -> tuple[Any, ...]:
+    """:func:`plain_tensor` of a call's tensors; what is none is refused."""
+    return (
+        plain_tensor("input", input),
+        plain_tensor("weight", weight),
+        None if bias is None else plain_tensor("bias", bias),
+        None if activation_weight is None else plain_tensor("activation_weight", activation_weight),
+        None if residual is None else plain_tensor("residual", residual),
+    )
+
+
+def _dispatches(tensor: Any) -> bool:
+    """Whether a tensor's class computes by ``__torch_dispatch__``: its values may lie anywhere."""
+    return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
+def why_only_reference(tracing: bool, *tensors: Tensor | None) -> str | None:
+    """What about a call of these tensors, if anything, only plain PyTorch can handle; in words."""
     if torch._C._are_functorch_transforms_active():
         return "under torch.func transforms only the reference runs"
     if tracing:
         return "in ONNX export only the reference runs" if torch.onnx.is_in_onnx_export() else None
-    if not (
-        type(input) in _PLAIN_TENSORS
-        and type(weight) in _PLAIN_TENSORS
-        and type(bias) in _PLAIN_TENSORS_OR_NONE
-        and type(activation_weight) in _PLAIN_TENSORS_OR_NONE
-        and type(residual) in _PLAIN_TENSORS_OR_NONE
-    ):
-        for name, tensor in zip(
-            _TENSOR_NAMES, (input, weight, bias, activation_weight, residual), strict=True
-        ):
-            if tensor is not None or name in ("input", "weight"):
-                _arguments.check_tensor(name, tensor)
-        return "for tensor subclasses only the reference runs"
     if forward_ad._current_level >= 0:
         return "in forward-mode differentiation only the reference runs"
     if torch._C._get_tracing_state() is not None:
         return "under torch.jit.trace only the reference runs"
+    for tensor in tensors:
+        if tensor is not None and _dispatches(tensor):
+            return f"{type(tensor).__name__} has a __torch_dispatch__, for which only the reference runs"
     return None
+
+
+def warn_of_dispatching(*tensors: Tensor | None) -> None:
+    """Say, once per class, that no kernel reaches the values of these tensors."""
+    for tensor in tensors:
+        if tensor is not None and _dispatches(tensor):
+            _library.warn_of_class(type(tensor))
+
+
+def _autocasts(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _autocast(*tensors: Any) -> tuple[Any, ...]:
     """Cast as F.conv2d does under autocast: all but float64 to autocast's dtype."""
-    device_type = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
-        return tensors
-    dtype = torch.get_autocast_dtype(device_type)
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(
         tensor if tensor is None or tensor.dtype == torch.float64 or not tensor.is_floating_point()
         else tensor.to(dtype)
@@ -352,23 +417,43 @@ def convolve(
 ) -> Tensor:
     """:func:`subpixel_conv2d` or :func:`conv_transpose2d`, with ``options`` in the order of ``resolve``."""
     tracing = torch.compiler.is_compiling()
-    only_reference = why_only_reference(tracing, input, weight, bias, activation_weight, residual)
-    if torch._C._is_any_autocast_enabled():
-        input, weight, bias, activation_weight, residual = _autocast(
-            input, weight, bias, activation_weight, residual
-        )
+    if tracing or (
+        type(input) in _PLAIN_TENSORS
+        and type(weight) in _PLAIN_TENSORS
+        and type(bias) in _PLAIN_TENSORS_OR_NONE
+        and type(activation_weight) in _PLAIN_TENSORS_OR_NONE
+        and type(residual) in _PLAIN_TENSORS_OR_NONE
+        and not torch._C._is_torch_function_mode_enabled()
+    ):
+        only_reference = why_only_reference(tracing)
+    else:
+        tensors = (input, weight, bias, activation_weight, residual)
+        if has_torch_function(tensors):
+            return _hand_over(resolve, tensors, backend, options)
+        tensors = plain_tensors(*tensors)
+        only_reference = why_only_reference(tracing, *tensors)
+        input, weight, bias, activation_weight, residual = tensors
+    promotes = False
+    if torch._C._is_any_autocast_enabled() and _autocasts(input.device.type):
+        input, weight, bias, activation_weight = _autocast(input, weight, bias, activation_weight)
+        promotes = residual is not None and input.dtype != residual.dtype in _arguments.DTYPES
 
-    arguments = (
-        backend or backends.requested(tracing),
-        input.is_cuda and backends.allows_tf32(),
-        resolve,
-        (input.shape, input.dtype, input.device),  # written out: three more calls would cost 0.5 µs
-        (weight.shape, weight.dtype, weight.device),
-        None if bias is None else (bias.shape, bias.dtype, bias.device),
-        describe(activation_weight),
-        describe(residual),
-        *options,
-    )
+    try:
+        arguments = (
+            backend or backends.requested(tracing),
+            input.is_cuda and backends.allows_tf32(),
+            resolve,
+            (input.shape, input.dtype, input.device),  # written out: five calls would cost 0.5 µs
+            (weight.shape, weight.dtype, weight.device),
+            None if bias is None else (bias.shape, bias.dtype, bias.device),
+            None if activation_weight is None
+            else (activation_weight.shape, activation_weight.dtype, activation_weight.device),
+            None if residual is None
+            else (residual.shape, input.dtype if promotes else residual.dtype, residual.device),
+        )  # fmt: skip
+    except RuntimeError:  # of what has no shape
+        _arguments.check_dense(input, weight, bias, activation_weight, residual)
+        raise
     if len(arguments[3][0]) == 3:
         return convolve(
             resolve, input.unsqueeze(0), weight, bias, activation_weight,
@@ -377,17 +462,26 @@ def convolve(
     call = None
     if not tracing:
         try:  # noqa: SIM105  (contextlib.suppress would cost 0.5 µs)
-            call = _prepare_cached(*arguments)
-        except TypeError:
-            pass  # lists and symbolic sizes cannot be cached; a wrong type is refused, in words, just below
+            call = _prepare_cached(*arguments, marshal.dumps(options, 2))
+        except (TypeError, ValueError):
+            pass  # symbolic sizes and NumPy's numbers cannot be cached; what is wrong is refused just below
     if call is None:
-        call = prepare(*arguments)
+        call = prepare(*arguments, *options)
 
+    if promotes:
+        # PyTorch's addition gives the wider of two dtypes; the kernels write that of the convolution.
+        position = _OPTION_NAMES[resolve].index("clamp")
+        output = convolve(
+            resolve, input, weight, bias, activation_weight, None, backend,
+            *options[:position], None, *options[position + 1 :],
+        )  # fmt: skip
+        return reference.add_and_clamp(output, residual, call.problem.geometry, call.problem.epilogue)
     if call.backend != "reference":
         if only_reference is None:
             try:
                 return _run(call, tracing, input, weight, bias, activation_weight, residual)
             except RuntimeError:
+                _arguments.check_dense(input, weight, bias, activation_weight, residual)
                 if call.backend == "cuda" and not tracing:
                     # LibTorch's stable ABI forgets the type of an error. If it was memory, this one is right:
                     # as much as the output and the copy that a contiguous input is given in channels_last.
@@ -397,8 +491,11 @@ def convolve(
                 raise
         if arguments[0] != "auto":
             raise ValueError(f"backend {call.backend!r} cannot run here: {only_reference}")
+        if not tracing:
+            warn_of_dispatching(input, weight, bias, activation_weight, residual)
     elif arguments[0] == "auto" and not tracing:
         _library.warn_if_missing(input.device.type)
+    _arguments.check_dense(input, weight, bias, activation_weight, residual)
     return reference.run_problem(call.problem, input, weight, bias, activation_weight, residual)
 
 
@@ -424,16 +521,21 @@ def _run(
         # ordinary PyTorch: it would have had to keep that tensor as well, and torch.compile fuses what
         # follows. An exported graph keeps the whole operator: it is for inference mostly, and can still be
         # differentiated (autograd.py).
+        _arguments.check_dense(None, None, None, activation_weight, residual)  # PyTorch adds sparse tensors
         hidden = _run(call.linear, tracing, input, weight, bias, None, None)
         return reference.apply_epilogue(
             hidden, activation_weight, residual, call.problem.geometry, call.problem.epilogue
         )
     if needs_gradient and not tracing:
         return SubpixelConv2dFunction.apply(input, weight, bias, residual, call)
-    if call.problem.transposed is not None:
+    transposed = call.problem.transposed
+    if transposed is not None:
         input, weight, bias = subpixel_operands(call.problem, input, weight, bias, not tracing)
     if tracing:
         return _operator(input, weight, bias, activation_weight, residual, *call.numbers)
     # Past the autograd registered on the operator, which would cost a small call twice its time.
     with torch._C._AutoDispatchBelowAutograd():
-        return _operator(input, weight, bias, activation_weight, residual, *call.numbers)
+        if transposed is None or torch._C._len_torch_dispatch_stack() == 0:
+            return _operator(input, weight, bias, activation_weight, residual, *call.numbers)
+        with _library.counting(transposed):
+            return _operator(input, weight, bias, activation_weight, residual, *call.numbers)

@@ -226,6 +226,10 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Apply the transposed convolution; ``output_size`` as in ``nn.ConvTranspose2d``."""
         layer: Any = self  # the attributes' types are those of all convolutions
+        given: Any = input
+        if not isinstance(given, Tensor) and (path := _path_in_graph(self, given)):
+            options = {} if output_size is None else {"output_size": output_size}
+            return given.tracer.create_proxy("call_module", path, (given,), options)
         output_padding = layer.output_padding
         if output_size is not None:
             output_padding = layer._output_padding(
@@ -241,3 +245,12 @@ class ConvTranspose2d(nn.ConvTranspose2d):
             layer.groups,
             layer.dilation,
         )
+
+
+def _path_in_graph(module: nn.Module, input: Any) -> str:
+    """What torch.fx calls a module that it traces; empty where it does not, or traces that module only.
+
+    Only modules from torch.nn are calls in its graphs by themselves.
+    """
+    path_of_module = getattr(getattr(input, "tracer", None), "path_of_module", None)
+    return "" if path_of_module is None else str(path_of_module(module))

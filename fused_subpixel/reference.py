@@ -182,13 +182,16 @@ def shuffle(input: Tensor, upscale_h: int, upscale_w: int, channel_order: int) -
     n, low_channels, p, q = input.shape
     c = low_channels // (upscale_h * upscale_w)
     if torch.onnx.is_in_onnx_export() and upscale_h == upscale_w:
-        return torch.onnx.ops.symbolic(
-            "DepthToSpace",
-            (input,),
-            {"blocksize": upscale_h, "mode": "DCR" if channel_order == _DCR else "CRD"},
-            dtype=input.dtype,
-            shape=(n, c, p * upscale_h, q * upscale_w),
-        )
+        if torch._C._get_tracing_state() is None:
+            return torch.onnx.ops.symbolic(
+                "DepthToSpace",
+                (input,),
+                {"blocksize": upscale_h, "mode": "DCR" if channel_order == _DCR else "CRD"},
+                dtype=input.dtype,
+                shape=(n, c, p * upscale_h, q * upscale_w),
+            )
+        if channel_order != _DCR:  # the exporter by TorchScript knows no symbolic operators, but this
+            return F.pixel_shuffle(input, upscale_h)
     if _native_is_faster(input, upscale_h, upscale_w, channel_order):
         return F.pixel_shuffle(input, upscale_h)
     if channel_order == _DCR:
@@ -250,7 +253,13 @@ def apply_epilogue(
     epilogue: Epilogue,
 ) -> Tensor:
     """activation, then residual, then clamp, on the shuffled and cropped convolution (bias included)."""
-    output = _activate(output, activation_weight, geometry, epilogue)
+    return add_and_clamp(
+        _activate(output, activation_weight, geometry, epilogue), residual, geometry, epilogue
+    )
+
+
+def add_and_clamp(output: Tensor, residual: Tensor | None, geometry: Geometry, epilogue: Epilogue) -> Tensor:
+    """What comes after the activation. Of two dtypes, which autocast gives, the sum has the wider."""
     if residual is not None:
         output = output + residual_in_high_resolution(residual, output, geometry)
     if epilogue.clamps:
@@ -279,6 +288,7 @@ def _activate(output: Tensor, weight: Tensor | None, geometry: Geometry, epilogu
 
 
 def _prelu(output: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    weight = weight.to(output.dtype)  # which differ under autocast
     if weight.numel() in (1, output.shape[1]):
         return F.prelu(output, weight)
     # One slope per channel before the shuffle: shuffle an image of slopes, the same for the whole batch.

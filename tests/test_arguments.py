@@ -44,7 +44,38 @@ WRONG_TYPES = [
     ({"channel_order": 1}, "channel_order: expected a name"),
 ]
 
+WRONG_TYPES += [
+    # values that equal right ones, which the cache knows
+    ({"upscale_factor": (2.0, 2.0)}, "upscale_factor: expected an int, got 2.0 of type float"),
+    ({"stride": (True, True)}, "stride: expected an int, got True of type bool"),
+    ({"padding": [0.0, 0]}, "padding: expected an int, got 0.0 of type float"),
+    ({"padding": (False, 0, 0, 0)}, "padding: expected an int, got False of type bool"),
+    ({"clamp": (False, True)}, "clamp: expected a number, got False of type bool"),
+    # large values are shortened, and common mistakes named
+    ({"input": np.zeros((40, 30))}, "got values of shape [40, 30] of type ndarray; torch.from_numpy() makes"),
+    ({"weight": list(range(10**5))}, "weight: expected a torch.Tensor, got [0, 1, 2, 3, 4, 5, ...] of type"),
+    ({"padding": np.arange(4)}, "padding: expected an int, got values of shape [4] of type ndarray"),
+    (
+        {"upscale_factor": torch.zeros(99)},
+        "upscale_factor: expected an int, got values of shape [99] of type",
+    ),
+    ({"activation": torch.nn.ReLU()}, "activation: expected a name, got ReLU() of type ReLU; write 'relu'"),
+    ({"activation": torch.nn.LeakyReLU}, "of type type; write 'leaky_relu'"),
+    ({"activation": torch.nn.functional.silu}, "of type function; write 'silu'"),
+    ({"activation": torch.nn.Hardswish()}, "of type Hardswish; apply it to the output instead"),
+    ({"input": X.byte()}, "got torch.uint8; of an image take .float() / 255"),
+    ({"input": X.half()}, "got torch.float32; convert one of them, or call under torch.autocast"),
+    ({"bias": B.to_mkldnn()}, "bias: expected a dense tensor, of layout torch.strided, got one of layout"),
+]
+
 WRONG_VALUES = [
+    ({"input": X.movedim(1, 3)}, "got [2, 5, 6, 3]; channels come before height and width: permute the axes"),
+    ({"weight": W.transpose(0, 1)}, "got [3, 8, 3, 2]; a weight [Ci, C, K_h, K_w] of nn.ConvTranspose2d is"),
+    (
+        {"input": X[:, :, :0], "padding": 3},
+        "input: expected a height and a width of at least 1, got [2, 3, 0",
+    ),
+    ({"channel_order": "x" * 1000}, "channel_order: expected one of 'crd', 'dcr', got 'xxxxx"),
     ({"input": X[0, 0]}, "input: expected [N, Ci, H, W] or [Ci, H, W], got [5, 6]"),
     ({"input": X[None]}, "input: expected [N, Ci, H, W] or [Ci, H, W], got [1, 2, 3, 5, 6]"),
     ({"weight": W[0]}, "weight: expected [C*r_h*r_w, Ci/groups, k_h, k_w], got [3, 3, 2]"),
@@ -79,7 +110,7 @@ WRONG_VALUES = [
     ({"weight": W[:, :, :0]}, "weight: expected sizes of at least 1, got [8, 3, 0, 2]"),
     (
         {"padding": 2**30 - 1},
-        "input: expected an output at most 2147483647 pixels high and wide, of less than 2**60 values, got ",
+        "input: expected an output at most 2147483647 pixels high and wide, of less than 2**45 values, got ",
     ),
     (
         {"activation": "swish"},
@@ -113,10 +144,13 @@ WRONG_VALUES = [
     ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
 )
 def test_refused(backend: str, error: type[Exception], changes: dict[str, Any], message: str) -> None:
+    call(upscale_factor=(2, 2), stride=(1, 1), padding=(0, 0), clamp=(0, 1))  # into the cache
+    call(padding=(0, 0, 0, 0))
     for _ in range(2):  # the second time through the cache
         with pytest.raises(error, match=re.escape(message)) as caught:
             call(**changes)
     assert caught.value.__context__ is None  # one traceback, not two
+    assert len(str(caught.value)) < 300
 
 
 def test_equal_but_of_wrong_type_is_refused_after_the_right_one() -> None:
@@ -186,3 +220,150 @@ def test_pixel_unshuffle_refuses() -> None:
         fs.pixel_unshuffle(torch.zeros(1, 4, 5), (2, 3))
     with pytest.raises(TypeError, match=r"input: expected a torch\.Tensor"):
         fs.pixel_unshuffle([1], 2)  # type: ignore[arg-type]
+
+
+UNREADABLE = {
+    "mkldnn": lambda t: t.to_mkldnn(),
+    "sparse": lambda t: t.to_sparse(),
+    "nested": lambda t: torch.nested.nested_tensor(list(t)),
+    "jagged": lambda t: torch.nested.nested_tensor(list(t), layout=torch.jagged),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kind", UNREADABLE)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("function", [fs.subpixel_conv2d, fs.conv_transpose2d])
+def test_tensors_that_are_not_dense(backend: str, kind: str, training: bool, function: Any) -> None:
+    transposed = function is fs.conv_transpose2d
+    shapes = {
+        "input": (2, 3, 4, 4),
+        "weight": (3, 2, 3, 3) if transposed else (8, 3, 3, 3),
+        "bias": (2,) if transposed else (8,),
+        "activation_weight": (2,),
+        "residual": (2, 2, 6, 6) if transposed else (2, 2, 4, 4),
+    }
+    for name in shapes if kind != "jagged" else ("input", "weight", "residual"):
+        tensors = {other: torch.ones(shape, requires_grad=training) for other, shape in shapes.items()}
+        tensors[name] = UNREADABLE[kind](torch.ones(shapes[name]))
+        with pytest.raises(
+            TypeError, match=f"^{name}: expected a dense tensor, of layout torch.strided, got"
+        ):
+            function(**tensors, activation="prelu")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_helpers_refuse_tensors_that_are_not_dense(kind: str) -> None:
+    tensor = UNREADABLE[kind](torch.ones(4, 4, 4, 4))
+    for function in (
+        fs.pixel_shuffle, fs.pixel_unshuffle, fs.icnr_, fs.conv_transpose_weight_to_subpixel,
+        fs.subpixel_weight_to_conv_transpose, fs.conv_transpose_bias_to_subpixel,
+        fs.subpixel_bias_to_conv_transpose,
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match="expected a dense tensor"):
+            function(tensor, 2)
+
+
+def test_raw_operator_refuses_a_sparse_residual() -> None:
+    """PyTorch would add it."""
+    arguments = (X, W, B, None, torch.ones(2, 2, 6, 10).to_sparse(), tuple(_arguments.Geometry(2, 2)))
+    with pytest.raises(TypeError, match="residual: expected a dense tensor"):
+        torch.ops.fused_subpixel.subpixel_conv2d(*arguments, 0, 0.01, None, None)
+
+
+@pytest.mark.parametrize("stride", [2**14, 2**29])
+def test_strides_far_larger_than_the_image(backend: str, stride: int) -> None:
+    x, weight = torch.randn(2, 3, 1, 1), torch.randn(3, 4, 2, 3)
+    expected = torch.nn.functional.conv_transpose2d(x, weight, None, stride, 0, (1, 0))
+    torch.testing.assert_close(fs.conv_transpose2d(x, weight, None, stride, 0, (1, 0)), expected)
+    x, weight = torch.randn(2, 3, 5, 6), torch.randn(4, 3, 2, 3)
+    expected = torch.pixel_shuffle(torch.conv2d(x, weight, None, stride, 1), 2)
+    torch.testing.assert_close(fs.subpixel_conv2d(x, weight, None, stride=stride, padding=1), expected)
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0), (1, 1)])
+@pytest.mark.parametrize("batch", [0, 1])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(1, 1, 0), (1, 1, 1), (2, 2, 0), (3, 1, 1)])
+@pytest.mark.parametrize("chosen", ["auto", "reference"])
+def test_images_without_pixels_as_in_pytorch(
+    chosen: str, size: tuple[int, int], batch: int, kernel: int, stride: int, padding: int
+) -> None:
+    """Refused, but for what PyTorch computes of an empty batch."""
+    x = torch.randn(batch, 3, *size)
+    weight, turned = torch.randn(4, 3, kernel, kernel), torch.randn(3, 4, kernel, kernel)
+    for ours, theirs in (
+        (
+            lambda: fs.subpixel_conv2d(x, weight, None, 1, stride=stride, padding=padding, backend=chosen),
+            lambda: torch.conv2d(x, weight, None, stride, padding),
+        ),
+        (
+            lambda: fs.conv_transpose2d(x, turned, None, stride, padding, backend=chosen),
+            lambda: torch.conv_transpose2d(x, turned, None, stride, padding),
+        ),
+    ):
+        try:
+            expected = theirs()
+        except RuntimeError:
+            with pytest.raises(ValueError, match="expected"):
+                ours()
+        else:
+            torch.testing.assert_close(ours(), expected)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda: fs.conv_transpose_weight_to_subpixel(torch.ones(3, 4, 2, 2), 2**29),
+        lambda: fs.conv_transpose_bias_to_subpixel(torch.ones(4), 2**29),
+        lambda: fs.subpixel_weight_to_conv_transpose(torch.ones(1).expand(2**58, 1, 1, 1), 2**29),
+    ],
+)
+def test_converters_refuse_what_no_machine_can_hold(convert: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected a result of less than 2\*\*45 values, got \["):
+        convert()
+
+
+# ---- icnr_ -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "initializer",
+    [
+        lambda t: t.fill_(3),
+        lambda t: (t.fill_(3), None)[1],
+        lambda t: torch.full_like(t, 3),
+    ],
+)
+def test_icnr_takes_initializers_that_fill_or_return(initializer: Any) -> None:
+    weight = torch.nn.Parameter(torch.zeros(8, 3, 2, 2))
+    assert fs.icnr_(weight, 2, initializer) is weight
+    assert weight.eq(3).all()
+
+
+@pytest.mark.parametrize(
+    ("weight", "initializer", "error", "message"),
+    [
+        (W.int(), None, TypeError, "weight: expected a floating-point dtype, got torch.int32"),
+        (W[:1].expand(8, 3, 3, 2), None, ValueError, "weight: expected a place in memory for every value"),
+        (W, lambda t: None, ValueError, "initializer: expected to fill its tensor or return one, got und"),
+        (W, lambda t: t[0], ValueError, "initializer: expected to return [2, 3, 3, 2], as it gets, got ["),
+        (W, lambda t: 1.0, TypeError, "initializer: expected to fill its tensor or return one, got one"),
+        (W, "kaiming", TypeError, "initializer: expected a function, got one of type str"),
+        (W[:6], None, ValueError, "got [6, 3, 3, 2]; transposed=True takes a transposed convolution's"),
+        (torch.nn.LazyConv2d(4, 3).weight, None, ValueError, "weight: expected one that has a shape, got"),
+    ],
+)
+def test_icnr_refuses(weight: Any, initializer: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        fs.icnr_(weight.clone() if weight is W else weight, 2, initializer or torch.nn.init.kaiming_normal_)
+
+
+def test_icnr_of_a_transposed_weight() -> None:
+    """Its phases are equal, and it is what icnr_ makes of the sub-pixel convolution's weight."""
+    weight = fs.icnr_(torch.empty(6, 5, 4, 9), (2, 3), torch.nn.init.normal_, transposed=True)
+    rows = fs.conv_transpose_weight_to_subpixel(weight, (2, 3)).view(5, 6, 6, 2, 3)
+    assert rows.eq(rows[:, :1]).all()
+    assert rows[:, 0].unique().numel() == rows[:, 0].numel()
+    with pytest.raises(ValueError, match="with a kernel divisible by the stride 2x2, got"):
+        fs.icnr_(torch.empty(6, 5, 3, 3), 2, transposed=True)

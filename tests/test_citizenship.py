@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -211,13 +214,112 @@ def test_onnx(tmp_path: Path, options: dict[str, Any], mode: bytes | None) -> No
         torch.testing.assert_close(torch.from_numpy(found), module(x).detach(), rtol=1e-4, atol=1e-5)
 
 
+class Functions(nn.Module):
+    """All functions and modules in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 2, 3, 3))
+        self.slopes = nn.Parameter(torch.rand(2))
+        self.head = fs.SubpixelConv2d(2, 2, 3, padding=1, activation="silu", clamp=(-0.5, 0.5))
+        self.up = fs.ConvTranspose2d(2, 2, 4, 2, 1)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]  # torch.fx cannot pickle annotations that are strings
+        y = fs.conv_transpose2d(x, self.weight, None, 1, 1, activation="prelu", activation_weight=self.slopes)
+        return self.up(self.head(fs.pixel_unshuffle(fs.pixel_shuffle(self.head(y, y), 1), 2)[:, :2], y))
+
+
+TORCHSCRIPT_ONNX: dict[str, Any] = {
+    "plain": lambda: fs.SubpixelConv2d(3, 2, 3, padding=1),
+    "dcr": lambda: fs.SubpixelConv2d(3, 2, 3, padding=1, channel_order="dcr", activation="silu"),
+    "prelu": lambda: fs.SubpixelConv2d(
+        3, 2, 3, (2, 3), padding="same", activation="prelu", prelu_parameters=12
+    ),
+    "residual": lambda: Head(residual=True, activation="gelu", clamp=(-0.5, 0.5)),
+    "transposed": lambda: fs.ConvTranspose2d(3, 2, 4, 2, 1),
+    "functions": Functions,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", TORCHSCRIPT_ONNX)
+def test_onnx_by_torchscript(name: str) -> None:
+    """The exporter that many still use, with another size at run time."""
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    module, file = TORCHSCRIPT_ONNX[name]().eval(), io.BytesIO()
+    axes = {"x": {0: "batch", 2: "height", 3: "width"}}
+    torch.onnx.export(
+        module, (torch.randn(2, 3, 8, 9),), file, dynamo=False, input_names=["x"], dynamic_axes=axes
+    )
+    nodes = onnx.load_from_string(file.getvalue()).graph.node
+    assert "DepthToSpace" in {node.op_type for node in nodes} or name in ("dcr", "prelu", "transposed")
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    for shape in ((2, 3, 8, 9), (1, 3, 16, 6)):
+        x = torch.randn(shape)
+        (found,) = session.run(None, {"x": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), module(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+# ---- torch.fx ----------------------------------------------------------------------------------------------
+
+
+def test_fx() -> None:
+    """Traced, traced again, copied, pickled; the functions are calls in the graph, and the module is one."""
+    module, x = Functions(), torch.randn(2, 3, 6, 8)
+    expected = module(x)
+    graph = torch.fx.symbolic_trace(module)
+    called = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    for function in (fs.subpixel_conv2d, fs.conv_transpose2d, fs.pixel_shuffle, fs.pixel_unshuffle):
+        assert function in called
+    assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["up"]
+    for again in (
+        graph,
+        torch.fx.symbolic_trace(graph),
+        copy.deepcopy(graph),
+        pickle.loads(pickle.dumps(graph)),
+    ):
+        assert "fused_subpixel.functional" in again.code.replace("_functional", ".functional")
+        assert again(x).equal(expected)
+    torch.testing.assert_close(
+        outcomes(graph, x.requires_grad_(), module), outcomes(module, x, module), rtol=0, atol=0
+    )
+
+
+def test_fx_of_a_transposed_convolution() -> None:
+    """In a model it is a call, whatever its output size comes from; alone it is looked into."""
+
+    class Doubled(nn.Module):
+        def __init__(self, up: nn.Module) -> None:
+            super().__init__()
+            self.up = up
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.up(x, output_size=(x.shape[2] * 2, x.shape[3] * 2))
+
+    up, x = fs.ConvTranspose2d(3, 2, 3, 2, 1), torch.randn(2, 3, 5, 6)
+    for module in (Doubled(up), nn.Sequential(up)):
+        assert torch.fx.symbolic_trace(module)(x).equal(module(x))
+    alone = torch.fx.symbolic_trace(up, concrete_args={"output_size": None})
+    assert fs.conv_transpose2d in {node.target for node in alone.graph.nodes}
+    assert alone(x).equal(up(x))
+
+
+def test_fx_of_a_replaced_model() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 12, 3), nn.PixelShuffle(2), nn.ConvTranspose2d(3, 2, 3, 2, 1))
+    replaced, x = fs.replace_conv_transpose(fs.replace_pixel_shuffle(model)), torch.randn(2, 3, 5, 6)
+    traced = torch.fx.symbolic_trace(replaced)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1", "2"]
+    torch.testing.assert_close(traced(x), model(x))
+
+
 # ---- autocast ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_as_conv2d(backend: str, dtype: torch.dtype) -> None:
     x, weight, bias = conv_tensors(dtype=torch.float32, requires_grad=True)
-    residual = torch.randn(2, 2, 6, 10)
+    residual = torch.randn(2, 2, 6, 10, dtype=dtype)
     with torch.autocast("cpu", dtype):
         output = fs.subpixel_conv2d(x, weight, bias, residual=residual)
         assert output.dtype == F.conv2d(x, weight, bias).dtype == dtype
@@ -229,6 +331,66 @@ def test_autocast_as_conv2d(backend: str, dtype: torch.dtype) -> None:
         assert fs.subpixel_conv2d(*doubles).dtype == F.conv2d(*doubles).dtype == torch.float64
         with torch.autocast("cpu", enabled=False):
             assert fs.subpixel_conv2d(x, weight, bias).dtype == torch.float32
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("activation", [None, "silu", "prelu"])
+@pytest.mark.parametrize("residual_dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_autocast_with_a_residual_as_pytorchs_chain(
+    backend: str, activation: str | None, residual_dtype: torch.dtype, transposed: bool
+) -> None:
+    """A wider residual makes a wider sum, which the clamp then gets."""
+    x, weight, bias = conv_tensors(dtype=torch.float32)
+    bias = bias[:3] if transposed else bias
+    weight = torch.randn(3, 3, 2, 2) if transposed else weight
+    slopes = torch.rand(1) if activation == "prelu" else None
+    options = {"activation": activation, "activation_weight": slopes, "clamp": (-1.0, 0.7001)}
+
+    def chain(residual: Tensor) -> Tensor:
+        low = F.conv_transpose2d(x, weight, bias, 2) if transposed else F.conv2d(x, weight, bias)
+        high = low if transposed else F.pixel_shuffle(low, 2)
+        if activation is not None:
+            high = F.silu(high) if slopes is None else F.prelu(high, slopes.to(high.dtype))
+        return (high + residual).clamp(-1.0, 0.7001)
+
+    def fused(residual: Tensor) -> Tensor:
+        if transposed:
+            return fs.conv_transpose2d(x, weight, bias, 2, residual=residual, **options)
+        return fs.subpixel_conv2d(x, weight, bias, residual=residual, **options)
+
+    shape = (2, 3, 10, 12) if transposed else (2, 2, 6, 10)
+    leaf = torch.randn(shape, dtype=residual_dtype, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, found = chain(leaf), fused(leaf)
+        outputs = [found, fused(leaf.detach())]
+        if residual_dtype == torch.float32:
+            outputs.append(torch.compile(fused, fullgraph=True, backend="eager")(leaf))
+    for output in outputs:
+        torch.testing.assert_close(output, expected, rtol=0.02, atol=0.02)  # of the dtype, too
+    assert torch.autograd.grad(found.sum(), leaf)[0].dtype == residual_dtype
+
+
+def test_autocast_exports_the_wider_sum() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = fs.SubpixelConv2d(3, 3, 3, padding=1, activation="prelu", clamp=(0, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.head(x, x)
+
+    module, x = Residual(), torch.randn(2, 3, 6, 7)
+    program = torch.export.export(module, (x,)).module()
+    assert program(x).dtype == module(x).dtype == torch.float32
+    torch.testing.assert_close(program(x), module(x), rtol=0.02, atol=0.02)
+
+
+def test_refuses_a_residual_of_another_dtype_without_autocast(backend: str) -> None:
+    x, weight, bias = conv_tensors(dtype=torch.float32)
+    with pytest.raises(TypeError, match=r"residual: expected dtype torch\.float32 as input has"):
+        fs.subpixel_conv2d(x, weight, bias, residual=torch.zeros(2, 2, 6, 10, dtype=torch.float64))
 
 
 # ---- torch.func and forward mode ---------------------------------------------------------------------------
@@ -300,14 +462,165 @@ def test_meta_and_fake_tensors() -> None:
         )
 
 
-def test_tensor_subclass() -> None:
-    class Logged(Tensor):
+class Plain(Tensor):
+    """As PyTorch makes it."""
+
+
+class Described(Tensor):
+    """With an attribute that results inherit, as the images of medical and other libraries."""
+
+    note: str | None = None
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        if isinstance(result, Described):
+            result.note = next((a.note for a in args if isinstance(a, Described)), None)
+        return result
+
+
+class Undecorated(Tensor):
+    """Whose results are plain tensors, as in computer vision's libraries."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+@pytest.fixture
+def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A list that gets an entry for each call of the operator, with its tensors' types."""
+    from fused_subpixel import autograd, functional
+
+    calls: list[Any] = []
+    operator = functional._operator
+
+    def count(*arguments: Any) -> Any:
+        calls.append({type(a) for a in arguments if isinstance(a, Tensor)})
+        return operator(*arguments)
+
+    monkeypatch.setattr(functional, "_operator", count)
+    monkeypatch.setattr(autograd, "_operator", count)
+    return calls
+
+
+@needs_cpu_library
+@pytest.mark.parametrize("kind", [Plain, Described, Undecorated])
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_tensor_subclasses_run_on_the_kernels(
+    kind: type[Tensor], activation: str | None, kernel_calls: list[Any]
+) -> None:
+    x, weight, bias = conv_tensors(requires_grad=True)
+    residual = torch.randn(2, 2, 6, 10, dtype=torch.float64)
+    turned = torch.randn(3, 2, 3, 3, dtype=torch.float64)
+    for function, operands in (
+        (fs.subpixel_conv2d, (x, weight, bias)),
+        (fs.conv_transpose2d, (x, turned, None)),
+        (lambda *t, **options: fs.subpixel_conv2d(t[0][0], *t[1:], **options), (x, weight, bias)),
+        (lambda *t, **options: fs.subpixel_conv2d(*t, residual=residual, **options), (x, weight, bias)),
+    ):
+        expected = function(*operands, activation=activation)
+        (gradient,) = torch.autograd.grad(expected.square().sum(), x)
+        kernel_calls.clear()
+        leaf = x.detach().clone().as_subclass(kind).requires_grad_()
+        if kind is Described:
+            leaf.note = "axial"
+        found = function(leaf, *operands[1:], activation=activation)
+        assert kernel_calls
+        assert all(types <= {Tensor, nn.Parameter} for types in kernel_calls)
+        assert type(found) is type(F.relu(leaf)) is (Tensor if kind is Undecorated else kind)
+        assert getattr(found, "note", None) == ("axial" if kind is Described else None)
+        assert found.as_subclass(Tensor).equal(expected)
+        (its_gradient,) = torch.autograd.grad(found.square().sum(), leaf)
+        assert its_gradient.as_subclass(Tensor).equal(gradient)
+
+
+@needs_cpu_library
+def test_tensor_subclasses_as_other_arguments(kernel_calls: list[Any]) -> None:
+    class Own(nn.Parameter):
         pass
 
     x, weight, bias = conv_tensors()
-    found = fs.subpixel_conv2d(x.as_subclass(Logged), weight, bias)
-    assert isinstance(found, Logged)
-    torch.testing.assert_close(found.as_subclass(Tensor), fs.subpixel_conv2d(x, weight, bias))
+    expected = fs.subpixel_conv2d(x, weight, bias)
+    own = Own(weight)
+    found = fs.subpixel_conv2d(x, own, bias)
+    assert type(found) is Tensor
+    found.sum().backward()
+    assert own.grad is not None
+    mixed = fs.subpixel_conv2d(x, own, bias.as_subclass(Plain))
+    assert type(mixed) is Plain
+    assert mixed.as_subclass(Tensor).equal(expected)
+    assert found.equal(expected)
+    assert len(kernel_calls) == 3
+    with pytest.raises(TypeError, match="no implementation found"):  # as of PyTorch's own functions
+        fs.subpixel_conv2d(x.as_subclass(Plain), weight.as_subclass(Described), bias)
+    for order in ("crd", "dcr"):
+        shuffled = fs.pixel_unshuffle(fs.pixel_shuffle(weight.mT.as_subclass(Plain), 1, order), (1, 3), order)
+        assert type(shuffled) is Plain
+        assert shuffled.as_subclass(Tensor).equal(fs.pixel_unshuffle(weight.mT, (1, 3), order))
+
+
+@needs_cpu_library
+@pytest.mark.parametrize("kind", [Plain, Described])
+def test_tensor_subclasses_in_a_replaced_model(kind: type[Tensor], kernel_calls: list[Any]) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.chain = nn.Sequential(nn.Conv2d(3, 12, 3), nn.PixelShuffle(2), nn.ReLU())
+            self.conv, self.act, self.shuffle = nn.Conv2d(3, 12, 3), nn.PReLU(), nn.PixelShuffle(2)
+            self.up = nn.ConvTranspose2d(3, 2, 3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.up(self.shuffle(self.act(self.conv(self.chain(x)))))
+
+    model, x = Model(), torch.randn(2, 3, 5, 6)
+    replaced = fs.replace_conv_transpose(fs.replace_pixel_shuffle(model, x))
+    kernel_calls.clear()
+    found, expected = replaced(x.as_subclass(kind)), model(x.as_subclass(kind))
+    assert len(kernel_calls) == 3
+    assert type(found) is type(expected) is kind
+    gradients = [
+        [g.as_subclass(Tensor) for g in torch.autograd.grad(output.sum(), list(of.parameters()))]
+        for output, of in ((found, replaced), (expected, model))
+    ]
+    torch.testing.assert_close(found.as_subclass(Tensor), expected.as_subclass(Tensor))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+@needs_cpu_library
+def test_what_cannot_be_unwrapped_warns_once(kernel_calls: list[Any], monkeypatch: Any) -> None:
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    from fused_subpixel import _library
+
+    monkeypatch.setattr(_library, "_told", set())
+    x, weight, bias = conv_tensors(dtype=torch.float32)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            found = fs.subpixel_conv2d(TwoTensor(x, x.clone()), weight, bias)
+            fs.replace_pixel_shuffle(nn.Sequential(nn.Conv2d(3, 4, 1), nn.PixelShuffle(2)))(
+                TwoTensor(x, x.clone())
+            )
+        assert torch.export.export(fs.SubpixelConv2d(3, 2, 3), (x,))  # PyTorch's own are none of the matter
+    told = [str(w.message) for w in caught if w.category is RuntimeWarning]
+    assert len(told) == 1
+    assert "runs as plain PyTorch, slower, for tensors of torch.testing._internal.two_tensor." in told[0]
+    assert type(found) is TwoTensor
+    torch.testing.assert_close(found.a, fs.subpixel_conv2d(x, weight, bias))
+
+
+def test_torch_function_modes_see_the_functions() -> None:
+    class Seen(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            functions.append(func)
+            return func(*args, **(kwargs or {}))
+
+    functions: list[Any] = []
+    x, weight, bias = conv_tensors()
+    expected = fs.pixel_shuffle(fs.subpixel_conv2d(x, weight, bias, 1), 2)
+    with Seen():
+        found = fs.pixel_shuffle(fs.subpixel_conv2d(x, weight, bias, 1), 2)
+    assert functions == [fs.subpixel_conv2d, fs.pixel_shuffle]
+    assert found.equal(expected)
 
 
 @pytest.mark.filterwarnings(
@@ -350,19 +663,56 @@ def test_flop_counter(options: dict[str, Any]) -> None:
     assert counts[0] == counts[1] > 0
 
 
-def test_flops_of_a_transposed_convolution() -> None:
-    """Its operator takes the weight as it lies."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(1, 1), (5, 6), (40, 30)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        (4, 2, 1),  # cropped
+        (3, 2, 1, 1),  # extended
+        (4, 1, 0),
+        (4, 2, 0, 0, 2),  # groups, which nothing in the operands tells from a convolution's
+        (1, 1, 0),
+        (2, 3, 0, 2),
+        (5, 2, 3, 1),
+    ],
+)
+def test_flops_of_a_transposed_convolution(
+    backend: str, dtype: torch.dtype, size: tuple[int, int], options: tuple[int, ...]
+) -> None:
+    """Those of PyTorch's, forward and of each gradient, whoever computes them."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    weight = torch.randn(9, 4, 4, 6)
-    with FlopCounterMode(display=False) as counter:
-        fs.conv_transpose2d(torch.randn(2, 9, 5, 7), weight, stride=2)
-    # every pixel of the convolution, which is one larger for each further tap: 2 x 3 taps
-    assert counter.get_total_flops() == 2 * 2 * (5 + 1) * (7 + 2) * weight.numel()
-    weight = weight[:, :, 1:, 3:]  # the same size after an extension by zeros, which are no taps
-    with FlopCounterMode(display=False) as counter:
-        fs.conv_transpose2d(torch.randn(2, 9, 5, 7), weight, stride=2)
-    assert counter.get_total_flops() == 2 * 2 * (5 + 1) * (7 + 1) * weight.numel()
+    layer = nn.ConvTranspose2d(4, 6, *options).to(dtype)
+    try:
+        layer(torch.randn(2, 4, *size, dtype=dtype))
+        fs.conv_transpose2d(torch.randn(2, 4, *size, dtype=dtype), layer.weight, None, *options[1:])
+    except (RuntimeError, ValueError):
+        pytest.skip("no output")
+    replaced = fs.replace_conv_transpose(layer)
+    for needs_gradient in (True, False):
+        counts = []
+        for module in (layer, replaced):
+            x = torch.randn(2, 4, *size, dtype=dtype, requires_grad=needs_gradient)
+            with FlopCounterMode(display=False) as counter:
+                output = module(x)
+                forward = counter.get_total_flops()
+                output.sum().backward()
+            counts.append((forward, counter.get_total_flops()))
+        assert counts[0] == counts[1] > (0, 0)
+
+
+@pytest.mark.parametrize("padding", [1, 2])
+def test_flops_where_input_pixels_are_left_out(padding: int) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x, weight = torch.randn(2, 4, 5, 6), torch.randn(4, 3, 1, 1)
+    counts = []
+    for function in (F.conv_transpose2d, fs.conv_transpose2d):
+        with FlopCounterMode(display=False) as counter:
+            function(x, weight, None, 1, padding)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
 
 
 # ---- opcheck -----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from .._arguments import DTYPES
-from ..functional import subpixel_conv2d, why_only_reference
+from ..functional import subpixel_conv2d, warn_of_dispatching, why_only_reference
 
 
 class Activation(NamedTuple):
@@ -247,15 +247,15 @@ def why_unfit(conv: nn.Conv2d, factor: int, before: Activation | None) -> str | 
 def runs_fused(input: Any) -> bool:
     """Whether a chain runs as one call on ``input``; where not, its modules run one by one.
 
-    Not in ONNX export, torch.jit.trace and torch.func transforms, nor for tensor subclasses: what these know
-    is PyTorch's own modules. Nor where hooks wait for every module's call.
+    Not in ONNX export, torch.jit.trace and torch.func transforms, nor for tensors with a __torch_dispatch__:
+    what these know is PyTorch's own modules. Nor where hooks wait for every module's call.
     """
-    return (
-        isinstance(input, Tensor)
-        and input.dtype in DTYPES
-        and why_only_reference(torch.compiler.is_compiling(), input, input, None, None, None) is None
-        and not _has_any_global_hook()
-    )
+    if not isinstance(input, Tensor) or input.dtype not in DTYPES:
+        return False
+    if why_only_reference(torch.compiler.is_compiling(), input) is not None:
+        warn_of_dispatching(input)
+        return False
+    return not _has_any_global_hook()
 
 
 # Activations whose gradient the fused call reads from its output, which then must not be overwritten.
