@@ -18,7 +18,7 @@ themselves.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -530,12 +530,13 @@ def _plain_shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: i
     return run(input, factor_h, factor_w, channel_order)
 
 
-for _name, _kernel in (
-    ("shuffle", _plain_shuffle),
-    ("subpixel_conv2d", _plain_subpixel_conv2d),
-    ("subpixel_conv2d_input_grad", _plain_input_grad),
-    ("subpixel_conv2d_weight_grad", _plain_weight_grad),
-):
+PLAIN_KERNELS: dict[str, Callable[..., Any]] = {
+    "shuffle": _plain_shuffle,
+    "subpixel_conv2d": _plain_subpixel_conv2d,
+    "subpixel_conv2d_input_grad": _plain_input_grad,
+    "subpixel_conv2d_weight_grad": _plain_weight_grad,
+}
+for _name, _kernel in PLAIN_KERNELS.items():
     _library.definitions.impl(_name, _kernel, "CompositeExplicitAutograd")
 
 # torch.onnx.export writes an operator that it does not know as its decomposition, here Conv and DepthToSpace.
