@@ -346,6 +346,12 @@ def test_a_leaking_kernel_file_would_be_noticed(toy, tmp_path):
         ({"FUSED_SUBPIXEL_CUDA": "1"}, "there are no sources csrc/cuda"),
         ({"FUSED_SUBPIXEL_CUDA": "yes"}, "is auto, 0 or 1, not 'yes'"),
         ({"CXX": "", "PATH": "/nowhere"}, "no C++ compiler: install"),
+        ({"CXX": "nowhere++"}, "CXX names a compiler that does not run: `nowhere++ --version` fails"),
+        ({"CXX": "env nowhere++ -m64"}, "does not run: `env nowhere++ -m64 --version` fails"),
+        ({"CXX": "'g++"}, "does not run: `'g++ --version` fails"),
+        ({"CXX": "/"}, "does not run: `/ --version` fails"),
+        ({"MAX_JOBS": "many"}, "MAX_JOBS is a number of compilers, 1 or more, not 'many'"),
+        ({"MAX_JOBS": "0"}, "1 or more, not '0'"),
     ],
 )
 def test_mistakes_are_told_in_one_line(toy, env, message):
@@ -433,6 +439,55 @@ def test_each_cuda_source_is_compiled_for_its_architectures(cuda_toy, asked, gen
     assert (tree / "fused_subpixel/fused_subpixel_cuda.so").exists()
     built_for = asked.replace(".", "").replace(", ", ";") or "75;80;86;89;90a;100a;120+PTX"
     assert built_for.encode() in (tree / "fused_subpixel/fused_subpixel_cuda.so").read_bytes()
+
+
+@needs("ar", "cc")
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        *(
+            ({"FUSED_SUBPIXEL_CUDA_ARCHS": archs}, f"knows no architecture {unknown!r}, but 75, 80, 86")
+            for archs, unknown in {
+                "61;90a": "61",
+                "native": "native",
+                "sm_90": "sm_90",
+                "9": "9",
+                "90+ptx": "90+ptx",
+            }.items()
+        ),
+        ({"CUDA_HOME": "/nowhere"}, "CUDA_HOME names /nowhere, which holds no bin/nvcc"),
+    ],
+    ids=str,
+)
+def test_mistakes_about_cuda_are_told_in_one_line(cuda_toy, env, message):
+    tree, toolkit = cuda_toy
+    env = {"CUDA_HOME": str(toolkit), "FUSED_SUBPIXEL_CUDA": "1", **env}
+    result = run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, **env)
+    assert result.returncode != 0
+    assert len(result.stderr.splitlines()) == 1 and message in result.stderr
+
+
+@needs("ar", "cc", "g++")
+@pytest.mark.parametrize("cxx", ["g++ -DSOME=1", "ccache g++ -DSOME=1"])
+def test_the_named_compiler_is_used_with_its_arguments(cuda_toy, tmp_path, cxx):
+    tree, toolkit = shutil.copytree(cuda_toy[0], tmp_path / "toy"), cuda_toy[1]
+    ccache = tmp_path / "bin/ccache"
+    ccache.parent.mkdir()
+    ccache.write_text('#!/bin/sh\nexec "$@"\n')
+    ccache.chmod(0o755)
+    env = {"PATH": f"{ccache.parent}{os.pathsep}{os.environ['PATH']}", "CUDA_HOME": str(toolkit)}
+    build(tree, CXX=cxx, FUSED_SUBPIXEL_CUDA="1", FUSED_SUBPIXEL_CUDA_ARCHS="75", **env)
+    text = (tree / "build/ninja/build.ninja").read_text()
+    assert f"\ncxx = {cxx}\n" in text
+    assert " -ccbin g++ -Xcompiler=-DSOME=1\n" in text
+
+
+@needs("ar", "cc")
+def test_a_toolkit_folder_without_nvcc_is_told(no_toolkit):
+    tree, env = no_toolkit
+    output = build(tree, **{**env, "CUDA_HOME": "/nowhere"})
+    assert "CUDA_HOME names /nowhere, which holds no bin/nvcc: looking elsewhere" in output
+    assert "no CUDA toolkit found, building the CPU library only" in output
 
 
 PIP = """\
