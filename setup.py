@@ -114,10 +114,29 @@ def find_torch() -> Path:
 
 
 def find_cxx() -> str:
-    for command in (env_flags("CXX"), "g++", "clang++"):
-        if command and shutil.which(shlex.split(command)[0]):
-            return command
-    fail("no C++ compiler: install g++ or clang++, or name one in CXX")
+    named = env_flags("CXX")
+    if named and not works(named):
+        fail(f"CXX names a compiler that does not run: `{named} --version` fails")
+    found = [named] if named else list(filter(shutil.which, ("g++", "clang++")))
+    return found[0] if found else fail("no C++ compiler: install g++ or clang++, or name one in CXX")
+
+
+def works(compiler: str) -> bool:
+    """Whether a command, which may have arguments and start with a launcher, is a compiler."""
+    try:
+        command = [*shlex.split(compiler), "--version"]
+        return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+    except (OSError, ValueError):
+        return False
+
+
+def host_compiler() -> str:
+    """nvcc's options for the compiler named in CXX: nvcc takes a program, neither arguments nor launchers."""
+    words = shlex.split(env_flags("CXX"))
+    if words and Path(words[0]).name in ("ccache", "sccache", "distcc", "icecc"):
+        del words[0]
+    options = ["-ccbin", words[0], *(f"-Xcompiler={word}" for word in words[1:])] if words else []
+    return shlex.join(options)
 
 
 def find_ninja() -> list[str]:
@@ -138,7 +157,15 @@ def cuda_wanted() -> bool:
 
 def find_nvcc() -> tuple[str, Path] | None:
     """(nvcc, toolkit root), or None."""
-    folders = [f"{os.environ[name]}/bin" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    folders = []
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        if named := os.environ.get(name):
+            folders.append(f"{named}/bin")
+            if not shutil.which("nvcc", path=folders[-1]):
+                message = f"{name} names {named}, which holds no bin/nvcc"
+                if os.environ.get("FUSED_SUBPIXEL_CUDA") == "1":
+                    fail(message)
+                print(f"{PACKAGE}: {message}: looking elsewhere")
     installed_by_pip = importlib.util.find_spec("nvidia")  # a namespace: folders that many packages share
     places = installed_by_pip.submodule_search_locations if installed_by_pip else None
     folders += [os.environ.get("PATH", ""), *(str(f) for p in places or () for f in Path(p).glob("cu*/bin"))]
@@ -165,10 +192,15 @@ def find_cuda() -> tuple[str, Path] | None:
 def cuda_archs(nvcc: str) -> list[str]:
     asked = os.environ.get("FUSED_SUBPIXEL_CUDA_ARCHS", "")
     archs = (asked or CUDA_ARCHS).replace(".", "").replace(",", ";").replace(" ", "").strip(";").split(";")
-    if not asked:
-        known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
-        archs = [arch for arch in archs if "sm_" + arch.removesuffix("+PTX").rstrip("a") in known]
-    return archs
+    listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
+    known = [code.removeprefix("sm_") for code in listed]
+    unknown = [arch for arch in archs if arch.removesuffix("+PTX").rstrip("af") not in known]
+    if asked and unknown:
+        fail(
+            f"FUSED_SUBPIXEL_CUDA_ARCHS: {nvcc} knows no architecture {unknown[0]!r}, but "
+            f'{", ".join(known)}; write them like "80;90a;120+PTX"'
+        )
+    return [arch for arch in archs if arch not in unknown]
 
 
 def file_archs(source: Path, archs: list[str]) -> list[str]:
@@ -231,7 +263,7 @@ class NinjaFile:
         families = {source.name.partition("_")[0] for source, some in chosen.items() if some}
         defines = f"-DFS_CUDA_ARCHS='\"{';'.join(archs)}\"'"
         defines += "".join(f" -DFS_HAVE_{f.upper()}=1" for f in CUDA_FILE_ARCHS if f in families)
-        flags = f"{defines}{' -ccbin $cxx' if 'CXX' in os.environ else ''}"
+        flags = f"{defines} {host_compiler()}".replace("$", "$$").rstrip()
         objects = [self.compile(cu, f"{arch_flags(some)} {flags}") for cu, some in chosen.items() if some]
         flags = f"{defines} -isystem {toolkit}/include"
         objects += [self.compile(source, flags) for source in sorted(folder.glob("*.cpp"))]
@@ -281,8 +313,11 @@ class NinjaFile:
         with open(BUILD / "lock", "w") as lock:  # two ninjas in one folder would spoil each other's work
             fcntl.flock(lock, fcntl.LOCK_EX)
             (BUILD / "build.ninja").write_text(self.text)
-            jobs = [f"-j{os.environ['MAX_JOBS']}"] if os.environ.get("MAX_JOBS") else []
-            command = [*find_ninja(), "-f", str(BUILD / "build.ninja"), *jobs, *map(str, targets)]
+            jobs = os.environ.get("MAX_JOBS", "").strip()
+            if jobs and not re.fullmatch(r"[1-9]\d*", jobs):
+                fail(f"MAX_JOBS is a number of compilers, 1 or more, not {jobs!r}")
+            options = ["-f", str(BUILD / "build.ninja"), *([f"-j{jobs}"] if jobs else [])]
+            command = [*find_ninja(), *options, *map(str, targets)]
             if subprocess.run(command).returncode:
                 fail("the compiler failed, see above")
 

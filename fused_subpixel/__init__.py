@@ -10,7 +10,7 @@ from .conversion import (
 )
 from .explanation import Explanation, explain, explain_conv_transpose2d
 from .functional import conv_transpose2d, pixel_shuffle, pixel_unshuffle, subpixel_conv2d
-from .graphs import fuse, fusing_backend
+from .graphs import fuse, fusing_backend, unfuse
 from .init import icnr_
 from .modules import ConvTranspose2d, SubpixelConv2d
 from .surgery import Report, Site, replace_conv_transpose, replace_pixel_shuffle, restore_pixel_shuffle
@@ -39,5 +39,6 @@ __all__ = [
     "subpixel_bias_to_conv_transpose",
     "subpixel_conv2d",
     "subpixel_weight_to_conv_transpose",
+    "unfuse",
     "use_backend",
 ]

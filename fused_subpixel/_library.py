@@ -4,6 +4,11 @@
 Schemas are defined here and kernels in C++ (``STABLE_TORCH_LIBRARY_IMPL``), so that an operator exists, can
 be traced and can be exported even where no library was built. A library that is missing or does not load is
 not an error: the reason is kept in :data:`libraries` and told by ``python -m fused_subpixel info``.
+
+PyTorch takes every registration once per process, but a package may be imported again, after it was deleted
+from ``sys.modules`` or by a notebook's autoreload. What an earlier import registered stays then, here and in
+autograd.py: each registration asks first whether it was made (:func:`has_kernel`). PyTorch's registries keep
+the earlier functions and their modules alive.
 """
 
 from __future__ import annotations
@@ -16,24 +21,65 @@ import pathlib
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from ._arguments import Geometry, Transposed, low_size, output_size
 from ._layout import is_channels_last, memory_format
 from ._schemas import SCHEMAS
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # Must live as long as the process.
 definitions = torch.library.Library("fused_subpixel", "FRAGMENT")
 # Exact strides: an operator's output has its input's memory format. It is Inductor's default for operators
 # of others, but not for those in the list that _stays_a_call_in_inductor() extends.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+
+
+def _define(schema: str) -> None:
+    """Define an operator, unless an earlier import did."""
+    operator = schema.partition("(")[0]
+    earlier = torch._C._jit_get_schemas_for_operator(f"fused_subpixel::{operator}")
+    if not earlier:
+        definitions.define(schema, tags=_TAGS)
+    elif earlier[0] != torch._C.parse_schema(f"fused_subpixel::{schema}"):
+        raise ImportError(
+            "fused_subpixel was imported before in this process, in another version: its operator "
+            f"{operator} has other arguments. Restart Python (in a notebook, the kernel) to use this version"
+        )
+
+
 for _schema in SCHEMAS:
-    definitions.define(_schema, tags=_TAGS)
+    _define(_schema)
+
+
+def has_kernel(operator: str, key: str) -> bool:
+    """Whether an operator has a kernel of its own for a dispatch key, registered by an earlier import."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"fused_subpixel::{operator}", key)
+
+
+def _register_fake(operator: str) -> Callable[[_Function], _Function]:
+    def register(fake: _Function) -> _Function:
+        if not has_kernel(operator, "Meta"):
+            torch.library.register_fake(f"fused_subpixel::{operator}", fake)
+        return fake
+
+    return register
+
+
+def _register_flops(operator: str) -> Callable[[_Function], _Function]:
+    def register(formula: _Function) -> _Function:
+        packet = getattr(torch.ops.fused_subpixel, operator)
+        if packet not in flop_registry:
+            register_flop_formula(packet)(formula)
+        return formula
+
+    return register
 
 
 def _stays_a_call_in_inductor(operator: str) -> None:
@@ -61,7 +107,7 @@ def _empty(like: Tensor, shape: tuple[int, ...], channels_last: bool) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
 
 
-@torch.library.register_fake("fused_subpixel::subpixel_conv2d")
+@_register_fake("subpixel_conv2d")
 def fake_subpixel_conv2d(
     input: Tensor,
     weight: Tensor,
@@ -80,7 +126,7 @@ def fake_subpixel_conv2d(
     return _empty(input, (batch, channels, *size), is_channels_last(input))
 
 
-@torch.library.register_fake("fused_subpixel::subpixel_conv2d_input_grad")
+@_register_fake("subpixel_conv2d_input_grad")
 def _(
     grad_output: Tensor,
     weight: Tensor,
@@ -95,7 +141,7 @@ def _(
     return _empty(grad_output, shape, channels_last)
 
 
-@torch.library.register_fake("fused_subpixel::subpixel_conv2d_weight_grad")
+@_register_fake("subpixel_conv2d_weight_grad")
 def _(
     grad_output: Tensor, input: Tensor, kernel_h: int, kernel_w: int, numbers: Sequence[int], *saved: Any
 ) -> tuple[Tensor, Tensor]:
@@ -105,7 +151,7 @@ def _(
     return grad_output.new_empty(weight_shape), grad_output.new_empty(low_channels)
 
 
-@torch.library.register_fake("fused_subpixel::shuffle")
+@_register_fake("shuffle")
 def fake_shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: int, inverse: bool) -> Tensor:
     _stays_a_call_in_inductor("shuffle")
     n, c, h, w = input.shape
@@ -144,19 +190,19 @@ def counting(transposed: Transposed) -> contextlib.AbstractContextManager[None]:
     return _counted_as(transposed)
 
 
-@register_flop_formula(torch.ops.fused_subpixel.subpixel_conv2d)
+@_register_flops("subpixel_conv2d")
 def _(input: torch.Size, weight: torch.Size, *rest: Any, **_: Any) -> int:
     if len(weight) == 5 and _counted.transposed is None:
         return 2 * input[0] * input[2] * input[3] * math.prod(weight)
     return _flops(Geometry(*rest[3]), input[0], (input[2], input[3]), weight)
 
 
-@register_flop_formula(torch.ops.fused_subpixel.subpixel_conv2d_input_grad)
+@_register_flops("subpixel_conv2d_input_grad")
 def _(grad_output: torch.Size, weight: torch.Size, height: int, width: int, *rest: Any, **_: Any) -> int:
     return _flops(Geometry(*rest[0]), grad_output[0], (height, width), weight)
 
 
-@register_flop_formula(torch.ops.fused_subpixel.subpixel_conv2d_weight_grad)
+@_register_flops("subpixel_conv2d_weight_grad")
 def _(grad_output: torch.Size, input: torch.Size, *rest: Any, out_shape: Any, **_: Any) -> int:
     geometry = Geometry(*rest[2])  # of a weight's gradient PyTorch counts the products between groups, too
     return geometry.groups * _flops(geometry, input[0], (input[2], input[3]), out_shape[0])
@@ -177,12 +223,23 @@ def _flops(geometry: Geometry, batch: int, size: tuple[int, int], weight: Sequen
 # ---- the libraries -----------------------------------------------------------------------------------------
 
 
+FOLDER = pathlib.Path(__file__).parent
+_BUILD_IN_PLACE = "'pip install --no-build-isolation -e .'"
+
+
+def is_source_folder() -> bool:
+    """Whether the package lies in its source folder, where only an in-place build leaves libraries."""
+    return (FOLDER.parent / "setup.py").exists() and (FOLDER.parent / "csrc").exists()
+
+
 @dataclasses.dataclass
 class LoadedLibrary:
-    """What became of one compiled library: its file if it loaded, else in ``problem`` why not, in words."""
+    """What became of one compiled library."""
 
-    path: pathlib.Path | None = None
-    problem: str | None = None
+    path: pathlib.Path | None = None  # None where it does not exist
+    problem: str | None = None  # why it did not load, in words; None if it did
+    remedy: str = f"Build it with {_BUILD_IN_PLACE} in the source folder"  # what to do, in words
+    expected: bool = False  # a library that did not load was expected to: it lies here or is installed
 
     @property
     def loaded(self) -> bool:
@@ -191,20 +248,64 @@ class LoadedLibrary:
 
 def _load(stem: str) -> LoadedLibrary:
     folder = os.environ.get("FUSED_SUBPIXEL_LIBRARY_DIR")
-    path = (pathlib.Path(folder) if folder else pathlib.Path(__file__).parent) / f"{stem}.so"
+    path = (pathlib.Path(folder) if folder else FOLDER) / f"{stem}.so"
     if not path.exists():
-        return LoadedLibrary(problem=f"{path} does not exist: not built")
+        return _missing(path)
     try:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
-        return LoadedLibrary(path, f"{path} does not load: {error}")
+        return LoadedLibrary(path, f"{path} does not load: {error}", expected=True)
     return LoadedLibrary(path)
+
+
+def _missing(path: pathlib.Path) -> LoadedLibrary:
+    """Why a library does not exist, and what to do.
+
+    A library that is installed elsewhere is not loaded: what was built from other sources might compute other
+    numbers without a word.
+    """
+    if sys.platform != "linux":
+        return LoadedLibrary(problem=f"there are no compiled kernels for {sys.platform}", remedy="")
+    if path.parent != FOLDER:  # named by the environment
+        return LoadedLibrary(problem=f"{path} does not exist: not built", expected=_is_cpu(path))
+    if (installed := _installed_elsewhere(path.name)) is not None:
+        return LoadedLibrary(
+            problem=f"{path} does not exist: the folder {FOLDER.parent} hides the built package, which is "
+            f"installed in {installed}",
+            remedy="To use that one, start Python in another folder (or with the option -P, from Python 3.11 "
+            f"on; or without this folder in PYTHONPATH). Or build in this one, with {_BUILD_IN_PLACE}",
+            expected=True,
+        )
+    if is_source_folder():
+        remedy = f"Build it with {_BUILD_IN_PLACE} in {FOLDER.parent}"
+        return LoadedLibrary(problem=f"{path} does not exist: not built", remedy=remedy)
+    return LoadedLibrary(
+        problem=f"{path} does not exist: the package was installed without it",
+        remedy="Install it again, with 'pip install --force-reinstall --no-build-isolation .' in the source "
+        "folder" + ("" if _is_cpu(path) else ", where a CUDA toolkit is found"),
+        expected=_is_cpu(path),
+    )
+
+
+def _is_cpu(path: pathlib.Path) -> bool:
+    """Of the libraries, every build makes that for CPUs."""
+    return path.stem.endswith("cpu")
+
+
+def _installed_elsewhere(name: str) -> pathlib.Path | None:
+    """The folder of this package further down in sys.path that holds the library ``name``."""
+    for entry in sys.path:
+        folder = pathlib.Path(entry, FOLDER.name)
+        if (folder / name).exists() and folder.resolve() != FOLDER.resolve():
+            return folder
+    return None
 
 
 def _load_all() -> dict[str, LoadedLibrary]:
     loaded = {"cpu": _load("fused_subpixel_cpu")}
     if torch.version.cuda is None:  # the CUDA library needs symbols that only a CUDA build of torch has
-        loaded["cuda"] = LoadedLibrary(problem=f"torch {torch.__version__} is built without CUDA")
+        problem = f"torch {torch.__version__} is built without CUDA"
+        loaded["cuda"] = LoadedLibrary(problem=problem, remedy="")
     else:
         loaded["cuda"] = _load("fused_subpixel_cuda")
     return loaded
@@ -215,14 +316,14 @@ _told: set[str] = set()
 
 
 def warn_if_missing(device_type: str) -> None:
-    """Say, once per process, that the library that would have run a call was not built or does not load."""
+    """Say, once per process, why the library that would have run a call is not loaded, and what to do."""
     library = libraries.get(device_type)
     if library is None or library.loaded or device_type in _told:
         return
     _told.add(device_type)
     warnings.warn(
-        f"fused_subpixel runs as plain PyTorch, slower: {library.problem}. Build it with 'pip install "
-        "--no-build-isolation .' in the source folder; 'python -m fused_subpixel info' tells more.",
+        f"fused_subpixel runs as plain PyTorch, slower: {library.problem}. "
+        f"{library.remedy and f'{library.remedy}. '}'python -m fused_subpixel info' tells more.",
         RuntimeWarning,
         stacklevel=_callers_depth(),
     )

@@ -18,12 +18,12 @@ themselves.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._decomp import register_decomposition
+from torch._decomp import decomposition_table, meta_table, register_decomposition
 
 from . import _library, backends, reference
 from ._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, Problem, check_dense
@@ -437,7 +437,10 @@ def _epilogue_gradients(
     return gradients[0], gradients[1], gradients[2]
 
 
-torch.library.register_autograd("fused_subpixel::subpixel_conv2d", _backward, setup_context=_setup_context)
+if not _library.has_kernel("subpixel_conv2d", "Autograd"):
+    torch.library.register_autograd(
+        "fused_subpixel::subpixel_conv2d", _backward, setup_context=_setup_context
+    )
 
 
 # ---- the shuffle alone -----------------------------------------------------------------------------------
@@ -453,7 +456,10 @@ def _shuffle_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return shuffle(grad, factor_h, factor_w, channel_order, not inverse), None, None, None, None
 
 
-torch.library.register_autograd("fused_subpixel::shuffle", _shuffle_backward, setup_context=_setup_shuffle)
+if not _library.has_kernel("shuffle", "Autograd"):
+    torch.library.register_autograd(
+        "fused_subpixel::shuffle", _shuffle_backward, setup_context=_setup_shuffle
+    )
 
 
 # ---- kernels of last resort --------------------------------------------------------------------------------
@@ -538,13 +544,15 @@ def _plain_shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: i
     return run(input, factor_h, factor_w, channel_order)
 
 
-for _name, _kernel in (
-    ("shuffle", _plain_shuffle),
-    ("subpixel_conv2d", _plain_subpixel_conv2d),
-    ("subpixel_conv2d_input_grad", _plain_input_grad),
-    ("subpixel_conv2d_weight_grad", _plain_weight_grad),
-):
-    _library.definitions.impl(_name, _kernel, "CompositeExplicitAutograd")
+PLAIN_KERNELS: dict[str, Callable[..., Any]] = {
+    "shuffle": _plain_shuffle,
+    "subpixel_conv2d": _plain_subpixel_conv2d,
+    "subpixel_conv2d_input_grad": _plain_input_grad,
+    "subpixel_conv2d_weight_grad": _plain_weight_grad,
+}
+for _name, _kernel in PLAIN_KERNELS.items():
+    if not _library.has_kernel(_name, "CompositeExplicitAutograd"):
+        _library.definitions.impl(_name, _kernel, "CompositeExplicitAutograd")
 
 # torch.onnx.export writes an operator that it does not know as its decomposition, here Conv and DepthToSpace.
 # Fake tensors of symbolic sizes would run that too, where there is no meta function.
@@ -552,5 +560,7 @@ for _operation, _fake, _kernel in (
     (_operator, _library.fake_subpixel_conv2d, _plain_subpixel_conv2d),
     (torch.ops.fused_subpixel.shuffle.default, _library.fake_shuffle, _plain_shuffle),
 ):
-    register_decomposition(_operation, type="meta")(_fake)
-    register_decomposition(_operation)(_kernel)
+    if _operation not in meta_table:
+        register_decomposition(_operation, type="meta")(_fake)
+    if _operation not in decomposition_table:
+        register_decomposition(_operation)(_kernel)

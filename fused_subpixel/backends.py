@@ -90,6 +90,12 @@ def _capability(index: int) -> tuple[int, ...]:
     return tuple(torch.ops.fused_subpixel.cuda_capability(index))
 
 
+def cuda_versions() -> tuple[str, str]:
+    """The CUDA versions of the driver ("0.0": there is none) and of the CUDA library, which is loaded."""
+    driver, built_with = _capability(0)[:2]
+    return _version(driver), _version(built_with)
+
+
 def has_tensor_cores(device: torch.device) -> bool:
     """Whether the CUDA library has tensor-core kernels for a GPU on which it runs."""
     return _capability(_index(device))[2] >= 80

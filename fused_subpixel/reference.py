@@ -177,23 +177,30 @@ def _native_is_faster(input: Tensor, factor_h: int, factor_w: int, channel_order
     )
 
 
+def _native_is_better_known(factor_h: int, factor_w: int, channel_order: int) -> bool:
+    """Whether to write PyTorch's own shuffle into a graph, which other programs know as one operator."""
+    for_others = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+    return for_others and factor_h == factor_w and channel_order != _DCR
+
+
 def shuffle(input: Tensor, upscale_h: int, upscale_w: int, channel_order: int) -> Tensor:
     """[N, C*r_h*r_w, P, Q] -> [N, C, P*r_h, Q*r_w]."""
     n, low_channels, p, q = input.shape
     c = low_channels // (upscale_h * upscale_w)
-    if torch.onnx.is_in_onnx_export() and upscale_h == upscale_w:
-        if torch._C._get_tracing_state() is None:
-            return torch.onnx.ops.symbolic(
-                "DepthToSpace",
-                (input,),
-                {"blocksize": upscale_h, "mode": "DCR" if channel_order == _DCR else "CRD"},
-                dtype=input.dtype,
-                shape=(n, c, p * upscale_h, q * upscale_w),
-            )
-        if channel_order != _DCR:  # the exporter by TorchScript knows no symbolic operators, but this
-            return F.pixel_shuffle(input, upscale_h)
+    # TorchScript, which the older exporter traces to, has no such symbols.
+    if torch.onnx.is_in_onnx_export() and torch._C._get_tracing_state() is None and upscale_h == upscale_w:
+        return torch.onnx.ops.symbolic(
+            "DepthToSpace",
+            (input,),
+            {"blocksize": upscale_h, "mode": "DCR" if channel_order == _DCR else "CRD"},
+            dtype=input.dtype,
+            shape=(n, c, p * upscale_h, q * upscale_w),
+        )
     if _native_is_faster(input, upscale_h, upscale_w, channel_order):
         return F.pixel_shuffle(input, upscale_h)
+    if _native_is_better_known(upscale_h, upscale_w, channel_order):
+        shuffled = F.pixel_shuffle(input, upscale_h)
+        return shuffled.contiguous(memory_format=memory_format(is_channels_last(input)))
     if channel_order == _DCR:
         blocks = input.reshape(n, upscale_h, upscale_w, c, p, q).permute(0, 3, 1, 2, 4, 5)
     else:
@@ -214,6 +221,9 @@ def unshuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: int) -
     low_channels = c * factor_h * factor_w
     if _native_is_faster(input, factor_h, factor_w, channel_order):
         return F.pixel_unshuffle(input, factor_h)
+    if _native_is_better_known(factor_h, factor_w, channel_order):
+        unshuffled = F.pixel_unshuffle(input, factor_h)
+        return unshuffled.contiguous(memory_format=memory_format(is_channels_last(input)))
     blocks = input.reshape(n, c, p, factor_h, q, factor_w)
     if is_channels_last(input):
         order = (0, 2, 4, 3, 5, 1) if channel_order == _DCR else (0, 2, 4, 1, 3, 5)

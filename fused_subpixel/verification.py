@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from . import backends, reference
+from . import _library, backends, reference
 from ._arguments import DTYPES
 from ._layout import memory_format
 from .functional import subpixel_conv2d
@@ -32,6 +32,19 @@ class Row(NamedTuple):
     def passed(self) -> bool:
         """Whether the error is within the bound; a NaN is not."""
         return self.error <= self.bound
+
+
+class Unchecked(NamedTuple):
+    """A compiled backend that cannot be checked here."""
+
+    backend: str
+    reason: str
+    remedy: str
+    expected: bool  # it was to run here: its library lies here or is installed, and so is its device
+
+    def __str__(self) -> str:
+        text = f"{self.backend:10} {'FAILED' if self.expected else 'not checked'}: {self.reason}"
+        return f"{text}. {self.remedy}" if self.remedy else text
 
 
 class Case(NamedTuple):
@@ -104,12 +117,25 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def unchecked() -> list[Unchecked]:
+    """The compiled backends that :func:`run` leaves out, because they cannot run here."""
+    found = []
+    for name, library in _library.libraries.items():
+        if library.problem is not None:
+            found.append(Unchecked(name, library.problem, library.remedy, library.expected))
+        elif name == "cuda" and not torch.cuda.is_available():
+            found.append(Unchecked(name, "torch finds no CUDA GPU", "", False))
+        elif (reason := backends.refusal(name, torch.device(name), torch.float32)) is not None:
+            found.append(Unchecked(name, reason, "", True))
+    return found
+
+
 def _runnable() -> Iterator[tuple[str, torch.device, bool]]:
     """(backend, device, whether float32 may be tf32)."""
-    for name in ("cpu", "cuda"):
+    left_out = {backend.backend for backend in unchecked()}
+    for name in _library.libraries:
         device = torch.device(name)
-        exists = name == "cpu" or torch.cuda.is_available()
-        if exists and backends.refusal(name, device, torch.float32) is None:
+        if name not in left_out:
             yield name, device, False
             if name == "cuda" and backends.has_tensor_cores(device):
                 yield name, device, True

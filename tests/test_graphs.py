@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import fused_subpixel as fs
-from fused_subpixel import backends
+from fused_subpixel import _library, backends
 from fused_subpixel._arguments import ACTIVATIONS, Epilogue, Geometry
 from fused_subpixel.graphs import pattern
 
@@ -598,6 +598,140 @@ def test_report() -> None:
     assert str(report).endswith("2 sites: 1 replaced, 1 left alone; 6.72 kB less to write and read per run")
     _, dynamic = fs.fuse(export(Net(), torch.randn(2, 3, 5, 7)), return_report=True)
     assert dynamic[0].saved_bytes is None and dynamic[0].saved_bytes_per_pixel == 2 * 4 * 12
+
+
+# ---- unfuse ------------------------------------------------------------------------------------------------
+
+
+def ours(program: ExportedProgram) -> list[str]:
+    """What of this package a program calls, submodules of control flow included."""
+    modules = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    return [name for module in modules for name in targets(module.graph) if "fused_subpixel" in name]
+
+
+def outside(program: ExportedProgram) -> Any:
+    """A program's signature without the names that values have inside."""
+    signature = program.graph_signature
+    return signature.input_specs, [(spec.kind, spec.target) for spec in signature.output_specs]
+
+
+def not_core(program: ExportedProgram) -> set[str]:
+    called = [node.target for node in program.run_decompositions().graph.nodes if node.op == "call_function"]
+    operators = [target for target in called if isinstance(target, torch._ops.OpOverload)]
+    return {str(operator) for operator in operators if torch.Tag.core not in operator.tags}
+
+
+@pytest.mark.parametrize("name", ["all", "prelu before", "views, dcr"])
+def test_unfuse_undoes_fuse(name: str) -> None:
+    """All inputs, outputs, parameters and sizes stay; nothing of this package does."""
+    model = Model(PATTERNS[name][0]).double()
+    fused = fs.fuse(export(model, whole(2, 3, 6, 7)))
+    plain = fs.unfuse(fused)
+    assert ours(fused) and not ours(plain)
+    assert name != "prelu before" or not not_core(plain)
+    assert outside(plain) == outside(fused)
+    assert plain.range_constraints == fused.range_constraints
+    assert plain.state_dict.keys() == fused.state_dict.keys()
+    assert all(plain.state_dict[name] is tensor for name, tensor in fused.state_dict.items())
+    for shape in ((2, 3, 6, 7), (1, 3, 3, 11)):
+        x = whole(*shape)
+        torch.testing.assert_close(plain.module()(x), model(x))
+    assert fs.unfuse(plain) is plain
+    assert "aten.conv2d.default" in targets(plain.graph)
+    if "dcr" not in name:
+        assert "aten.pixel_shuffle.default" in targets(plain.graph)
+        assert len(calls(fs.fuse(plain).graph)) == len(calls(fused.graph))
+
+
+class Layers(nn.Module):
+    """Layers and functions of this package that graphs hold as operators, in odd geometries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = fs.SubpixelConv2d(
+            4, 6, 3, (2, 3), padding=(1, 0, 2, 1), groups=2, activation="prelu", channel_order="dcr"
+        )
+        self.transposed = fs.ConvTranspose2d(6, 4, 5, (2, 3), padding=2, output_padding=(1, 2), groups=2)
+        self.register_buffer("offset", torch.randn(4, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor, *, residual: Tensor) -> dict[str, Tensor]:
+        image, added = x[0], residual[0]  # without a batch dimension
+        unbatched = fs.subpixel_conv2d(
+            image, self.up.weight, None, (2, 3), padding=1, groups=2, residual=added, clamp=(-1, None)
+        )
+        shuffled = fs.pixel_unshuffle(fs.pixel_shuffle(x, 2), 2)
+        transposed = fs.conv_transpose2d(image, self.up.weight[:4, :, :2, :2], None, 2, activation="silu")
+        return {
+            "layers": self.transposed(self.up(x)) + self.offset,
+            "unbatched": unbatched,
+            "functions": shuffled + transposed.mean() + torch.ones(()),
+        }
+
+
+@pytest.mark.parametrize(
+    ("way", "channels_last", "dynamic"),
+    [("unfused", False, True), ("unfused", True, False), ("exported as reference", False, True)],
+)
+def test_ways_out_of_odd_geometries(way: str, channels_last: bool, dynamic: bool) -> None:
+    model = Layers().eval()
+
+    def inputs(n: int, h: int, w: int) -> tuple[Tensor, Tensor]:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        shapes = (n, 4, h, w), (n, 6, 2 * h, 3 * w)
+        x, residual = (torch.randn(shape).contiguous(memory_format=layout) for shape in shapes)
+        return x, residual
+
+    height, width, batch = Dim("height", min=3, max=99), Dim("width", min=3, max=99), Dim("batch")
+    sizes = {"x": {0: batch, 2: height, 3: width}, "residual": {0: batch, 2: 2 * height, 3: 3 * width}}
+    x, residual = inputs(2, 6, 9)
+    with fs.use_backend("auto" if way == "unfused" else "reference"):
+        program = torch.export.export(
+            model, (x,), {"residual": residual}, dynamic_shapes=sizes if dynamic else None
+        )
+    if way == "unfused":
+        if _library.libraries["cpu"].loaded:
+            assert len(ours(program)) == 4
+        held, program = program, fs.unfuse(program)
+        assert outside(program) == outside(held)
+        assert program.range_constraints == held.range_constraints
+        assert program.constants.keys() == held.constants.keys()
+    assert not ours(program)
+    for size in ((2, 6, 9), (1, 3, 4), (3, 17, 5)) if dynamic else ((2, 6, 9),):
+        x, residual = inputs(*size)
+        found, expected = program.module()(x, residual=residual), model(x, residual=residual)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert [t.stride() for t in found.values()] == [t.stride() for t in expected.values()]
+
+
+def test_unfuse_of_what_control_flow_and_preserved_modules_hold(fresh_dynamo: Any) -> None:
+    class Either(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = fs.SubpixelConv2d(3, 2, 3, padding=1)
+
+        def forward(self, x: Tensor, flag: Tensor) -> Tensor:
+            return self.up(x) + torch.cond(
+                flag.sum() > 0,
+                lambda x: fs.subpixel_conv2d(x, self.up.weight, padding=1, activation="relu"),
+                lambda x: fs.subpixel_conv2d(x, self.up.weight, padding=1, activation="tanh"),
+                (x,),
+            )
+
+    model, x, flag = Either().eval(), torch.randn(2, 3, 5, 6), torch.ones(1)
+    program = torch.export.export(model, (x, flag), preserve_module_call_signature=("up",))
+    plain = fs.unfuse(program)
+    if _library.libraries["cpu"].loaded:
+        assert len(ours(program)) == 3
+    assert not ours(plain)
+    for given in (flag, -flag):
+        expected = model(x, given)
+        torch.testing.assert_close(plain.module()(x, given), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.export.unflatten(plain)(x, given), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_unfuse_refuses_what_is_no_exported_program() -> None:
+    with pytest.raises(TypeError, match=r"program: expected a torch\.export\.ExportedProgram, got Seq"):
+        fs.unfuse(nn.Sequential())
 
 
 # ---- gradients of exported programs ------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import fused_subpixel
+from fused_subpixel import __main__, _library, backends, verification
 
 ROOT = Path(__file__).resolve().parent.parent
 ISA_OBJECTS = sorted((ROOT / "build/ninja/csrc/cpu").glob("kernels.cpp.*.o"))
@@ -90,6 +91,192 @@ def test_instruction_sets_are_kept_apart(path):
     assert strays(path, isa=path.name.split(".")[2]) == []
 
 
+# ---- finding the libraries ----
+
+
+INFO_AND_VERIFY = """
+import sys
+from fused_subpixel import __main__, verification
+verification.CASES = verification.CASES[:1]
+__main__.main(["info"])
+sys.exit(__main__.main(["verify"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def clone_and_site(tmp_path_factory):
+    """What ``pip install .`` leaves: a clone without libraries, and the package built and installed."""
+    if not LIBRARIES:
+        pytest.skip("no compiled library beside the package")
+    clone, site = (tmp_path_factory.mktemp(name) for name in ("clone", "site"))
+    package = Path(fused_subpixel.__file__).parent
+    for folder, but in ((clone, ("*.so",)), (site, ())):
+        ignored = shutil.ignore_patterns("__pycache__", *but)
+        shutil.copytree(package, folder / "fused_subpixel", ignore=ignored)
+    (clone / "setup.py").touch()
+    (clone / "csrc").mkdir()
+    return clone, site
+
+
+def test_a_clone_that_hides_the_installed_package_says_so(clone_and_site):
+    clone, site = clone_and_site
+    done = run(sys.executable, "-c", INFO_AND_VERIFY, cwd=clone, PYTHONPATH=str(site))
+    assert f"source folder {clone}" in done.stdout, done.stderr
+    assert f"hides the built package, which is installed in {site}/fused_subpixel" in done.stdout
+    assert "To use that one, start Python in another folder" in done.stdout
+    assert re.search(r"^cpu +FAILED: .*hides the built package", done.stdout, re.M)
+    assert re.search(r"^32 of 32 checks passed; not checked: cpu, cuda$", done.stdout, re.M)
+    assert done.returncode == 1
+
+
+def test_in_another_folder_the_installed_package_runs(clone_and_site, tmp_path):
+    site = clone_and_site[1]
+    done = run(sys.executable, "-c", INFO_AND_VERIFY, cwd=tmp_path, PYTHONPATH=str(site))
+    assert f"installed in {site}" in done.stdout, done.stderr
+    assert re.search(r"^cpu library .*loaded\n +\S+ of portable.*L2 cache \d+ KiB$", done.stdout, re.M)
+    assert re.search(r"^(\d+) of \1 checks passed", done.stdout, re.M)
+    assert done.returncode == 0
+
+
+def problem_of(monkeypatch, folder: Path, stem: str = "fused_subpixel_cpu") -> _library.LoadedLibrary:
+    """What becomes of a library of the package in ``folder``."""
+    monkeypatch.setattr(_library, "FOLDER", folder / "fused_subpixel")
+    monkeypatch.setattr(sys, "path", [str(folder)])
+    return _library._load(stem)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libraries are built on Linux only")
+def test_a_missing_library_is_expected_where_the_package_is_installed(monkeypatch, tmp_path):
+    found = problem_of(monkeypatch, tmp_path)
+    assert found.expected and "the package was installed without it" in str(found.problem)
+    assert "--force-reinstall" in found.remedy
+    found = problem_of(monkeypatch, tmp_path, "fused_subpixel_cuda")
+    assert not found.expected and "where a CUDA toolkit is found" in found.remedy
+    (tmp_path / "setup.py").touch()
+    (tmp_path / "csrc").mkdir()
+    found = problem_of(monkeypatch, tmp_path)
+    assert not found.expected and str(found.problem).endswith("_cpu.so does not exist: not built")
+    assert found.remedy == f"Build it with 'pip install --no-build-isolation -e .' in {tmp_path}"
+    (tmp_path / "fused_subpixel").mkdir()
+    (tmp_path / "fused_subpixel/fused_subpixel_cpu.so").write_bytes(b"not a library")
+    found = problem_of(monkeypatch, tmp_path)
+    assert found.expected and "does not load" in str(found.problem)
+
+
+@pytest.mark.parametrize("expected", [False, True])
+def test_verify_names_what_it_did_not_check(monkeypatch, capsys, expected):
+    missing = _library.LoadedLibrary(problem="it is gone", remedy="Build it", expected=expected)
+    monkeypatch.setitem(_library.libraries, "cpu", missing)
+    monkeypatch.setattr(verification, "CASES", verification.CASES[:1])
+    assert __main__.main(["verify"]) == int(expected)
+    *_, last = output = capsys.readouterr().out.splitlines()
+    assert f"cpu        {'FAILED' if expected else 'not checked'}: it is gone. Build it" in output
+    assert re.fullmatch(r"(\d+) of \1 checks passed; not checked: cpu(, cuda)?", last)
+
+
+def test_verify_fails_where_a_gpu_refuses_the_library(monkeypatch):
+    monkeypatch.setitem(_library.libraries, "cuda", _library.LoadedLibrary())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [u for u in verification.unchecked() if u.backend == "cuda"] == [
+        ("cuda", "torch finds no CUDA GPU", "", False)
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    refusal = "the driver is for CUDA 12.4, the library was built with 13.0"
+    monkeypatch.setattr(backends, "refusal", lambda name, *_: refusal if name == "cuda" else None)
+    assert [u for u in verification.unchecked() if u.backend == "cuda"] == [("cuda", refusal, "", True)]
+
+
+def test_info_is_fit_for_a_bug_report(monkeypatch, capsys):
+    monkeypatch.setenv("FUSED_SUBPIXEL_BACKEND", "auto")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert __main__.main(["info"]) == 0
+    rows = {line[:14].rstrip(): line[15:] for line in capsys.readouterr().out.splitlines()}
+    first = next(iter(rows))
+    assert first == "fused_subpixel" and str(Path(fused_subpixel.__file__).parent) in rows[first]
+    assert torch.__version__ in rows["torch"] and "numpy" in rows["torch"]
+    assert "FUSED_SUBPIXEL_BACKEND=auto" in rows["environment"]
+    assert "OMP_NUM_THREADS=3" in rows["environment"]
+    assert f"{torch.get_num_threads()} threads on" in rows["cpu"]
+    assert {"python", "cpu library", "cuda library", "  cpu", "  cuda", "  reference"} <= rows.keys()
+
+
+# ---- importing ----
+
+
+WITHOUT_NUMPY = """
+import sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "numpy":
+            raise ModuleNotFoundError("No module named 'numpy'", name="numpy")
+sys.meta_path.insert(0, Hidden())
+import torch
+print("torch is there", file=sys.stderr, flush=True)  # what torch says about NumPy comes before
+import fused_subpixel as fs
+fs.subpixel_conv2d(torch.zeros(1, 3, 4, 4), torch.zeros(8, 3, 1, 1), activation="relu")
+from fused_subpixel import __main__
+sys.exit(__main__.main(["info"]))
+"""
+
+
+def test_numpy_is_not_needed():
+    done = run(sys.executable, "-W", "ignore::RuntimeWarning", "-c", WITHOUT_NUMPY)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.partition("torch is there\n")[2] == ""
+
+
+AGAIN = """
+import gc, importlib, sys
+import torch
+import fused_subpixel as fs
+
+def check(function):
+    x, w = torch.randn(1, 3, 5, 6, requires_grad=True), torch.randn(8, 3, 3, 3, requires_grad=True)
+    expected = torch.pixel_shuffle(torch.nn.functional.conv2d(x, w), 2).relu()
+    gradients = torch.autograd.grad(expected.sum(), (x, w))
+    operator = torch.ops.fused_subpixel.subpixel_conv2d
+    geometry = list(fs._arguments.Geometry(2, 2, 1, 1))
+    for found in (
+        function(x, w, activation="relu"),
+        operator(x, w, None, None, None, geometry, 1, 0.0, None, None),
+    ):
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad(found.sum(), (x, w)), gradients)
+    assert function(x.to("meta"), w.to("meta")).shape == expected.shape
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        operator(x, w, None, None, None, geometry, 1, 0.0, None, None)
+    assert counter.get_total_flops() > 0
+
+first = fs.subpixel_conv2d
+for _ in range(2):
+    problem = fs._library.libraries["cpu"].problem
+    for name in [name for name in sys.modules if name.startswith("fused_subpixel")]:
+        del sys.modules[name]
+    del fs
+    gc.collect()
+    import fused_subpixel as fs
+    gc.collect()
+    assert fs.subpixel_conv2d is not first and fs._library.libraries["cpu"].problem == problem
+    check(fs.subpixel_conv2d)
+    check(first)
+for name in [name for name in sys.modules if name.startswith("fused_subpixel")]:  # as autoreload does
+    importlib.reload(sys.modules[name])
+check(fs.subpixel_conv2d)
+
+fs._schemas.SCHEMAS = (fs._schemas.SCHEMAS[0].replace("Tensor? residual, ", ""),)
+try:
+    importlib.reload(fs._library)
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_imported_again():
+    done = run(sys.executable, "-W", "ignore::RuntimeWarning", "-c", AGAIN)
+    assert done.returncode == 0, done.stderr
+    assert "its operator subpixel_conv2d has other arguments. Restart Python" in done.stdout
+
+
 # ---- the build, on a project of a few lines ----
 
 
@@ -159,6 +346,12 @@ def test_a_leaking_kernel_file_would_be_noticed(toy, tmp_path):
         ({"FUSED_SUBPIXEL_CUDA": "1"}, "there are no sources csrc/cuda"),
         ({"FUSED_SUBPIXEL_CUDA": "yes"}, "is auto, 0 or 1, not 'yes'"),
         ({"CXX": "", "PATH": "/nowhere"}, "no C++ compiler: install"),
+        ({"CXX": "nowhere++"}, "CXX names a compiler that does not run: `nowhere++ --version` fails"),
+        ({"CXX": "env nowhere++ -m64"}, "does not run: `env nowhere++ -m64 --version` fails"),
+        ({"CXX": "'g++"}, "does not run: `'g++ --version` fails"),
+        ({"CXX": "/"}, "does not run: `/ --version` fails"),
+        ({"MAX_JOBS": "many"}, "MAX_JOBS is a number of compilers, 1 or more, not 'many'"),
+        ({"MAX_JOBS": "0"}, "1 or more, not '0'"),
     ],
 )
 def test_mistakes_are_told_in_one_line(toy, env, message):
@@ -246,6 +439,55 @@ def test_each_cuda_source_is_compiled_for_its_architectures(cuda_toy, asked, gen
     assert (tree / "fused_subpixel/fused_subpixel_cuda.so").exists()
     built_for = asked.replace(".", "").replace(", ", ";") or "75;80;86;89;90a;100a;120+PTX"
     assert built_for.encode() in (tree / "fused_subpixel/fused_subpixel_cuda.so").read_bytes()
+
+
+@needs("ar", "cc")
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        *(
+            ({"FUSED_SUBPIXEL_CUDA_ARCHS": archs}, f"knows no architecture {unknown!r}, but 75, 80, 86")
+            for archs, unknown in {
+                "61;90a": "61",
+                "native": "native",
+                "sm_90": "sm_90",
+                "9": "9",
+                "90+ptx": "90+ptx",
+            }.items()
+        ),
+        ({"CUDA_HOME": "/nowhere"}, "CUDA_HOME names /nowhere, which holds no bin/nvcc"),
+    ],
+    ids=str,
+)
+def test_mistakes_about_cuda_are_told_in_one_line(cuda_toy, env, message):
+    tree, toolkit = cuda_toy
+    env = {"CUDA_HOME": str(toolkit), "FUSED_SUBPIXEL_CUDA": "1", **env}
+    result = run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, **env)
+    assert result.returncode != 0
+    assert len(result.stderr.splitlines()) == 1 and message in result.stderr
+
+
+@needs("ar", "cc", "g++")
+@pytest.mark.parametrize("cxx", ["g++ -DSOME=1", "ccache g++ -DSOME=1"])
+def test_the_named_compiler_is_used_with_its_arguments(cuda_toy, tmp_path, cxx):
+    tree, toolkit = shutil.copytree(cuda_toy[0], tmp_path / "toy"), cuda_toy[1]
+    ccache = tmp_path / "bin/ccache"
+    ccache.parent.mkdir()
+    ccache.write_text('#!/bin/sh\nexec "$@"\n')
+    ccache.chmod(0o755)
+    env = {"PATH": f"{ccache.parent}{os.pathsep}{os.environ['PATH']}", "CUDA_HOME": str(toolkit)}
+    build(tree, CXX=cxx, FUSED_SUBPIXEL_CUDA="1", FUSED_SUBPIXEL_CUDA_ARCHS="75", **env)
+    text = (tree / "build/ninja/build.ninja").read_text()
+    assert f"\ncxx = {cxx}\n" in text
+    assert " -ccbin g++ -Xcompiler=-DSOME=1\n" in text
+
+
+@needs("ar", "cc")
+def test_a_toolkit_folder_without_nvcc_is_told(no_toolkit):
+    tree, env = no_toolkit
+    output = build(tree, **{**env, "CUDA_HOME": "/nowhere"})
+    assert "CUDA_HOME names /nowhere, which holds no bin/nvcc: looking elsewhere" in output
+    assert "no CUDA toolkit found, building the CPU library only" in output
 
 
 PIP = """\

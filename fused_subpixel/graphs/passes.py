@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from .._layout import memory_format
+from ..autograd import PLAIN_KERNELS
 from ..surgery.report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site
 from .calls import call_of, has_side_effects, known, spelled, tensor_of
 from .pattern import Match, Refusal, Shuffle, match, shuffles
@@ -53,11 +54,7 @@ def fuse(program: Any, *, return_report: bool = False) -> Any:
     """
     from torch.export import ExportedProgram
 
-    if not isinstance(program, ExportedProgram):
-        raise TypeError(
-            f"program: expected a torch.export.ExportedProgram, got {type(program).__name__}; "
-            "torch.export.export makes one of a module"
-        )
+    _check_program(program)
     graph_module = copy.deepcopy(program.graph_module)
     # The copy renames nodes that are called as builtins of Python are, and the signature knows them by name.
     for copied, node in zip(graph_module.graph.nodes, program.graph.nodes, strict=True):
@@ -84,6 +81,44 @@ def fuse(program: Any, *, return_report: bool = False) -> Any:
         verifiers=program.verifiers,
     )
     return (fused, report) if return_report else fused
+
+
+def unfuse(program: Any) -> Any:
+    """Write the operators of this package in an exported program as PyTorch's own.
+
+    A way out to what does not know ``torch.ops.fused_subpixel``: other compilers and runtimes, and processes
+    that do not import this package. Sub-pixel convolutions become ``aten.conv2d`` and ``aten.pixel_shuffle``
+    (views and a copy where the factors differ or the channel order is ``"dcr"``), with padding, crop,
+    activation, residual and clamp spelled out around them. The numbers are those of the reference.
+
+    Args:
+        program: a ``torch.export.ExportedProgram``: of a model with layers of this package, or of
+            :func:`fuse`; also after ``run_decompositions``.
+
+    Returns:
+        A new program with the same inputs, outputs, parameters, buffers and dynamic shapes, after
+        ``run_decompositions`` with a table of these operators only: other operators stay, but in-place ones
+        become functional. ``program`` itself where it holds none of them.
+
+    Raises:
+        TypeError: ``program`` is not an ExportedProgram.
+    """
+    _check_program(program)
+    table = {getattr(torch.ops.fused_subpixel, name).default: run for name, run in PLAIN_KERNELS.items()}
+    modules = [module for module in program.graph_module.modules() if isinstance(module, GraphModule)]
+    if not any(node.target in table for module in modules for node in module.graph.nodes):
+        return program
+    return program.run_decompositions(table)
+
+
+def _check_program(program: Any) -> None:
+    from torch.export import ExportedProgram
+
+    if not isinstance(program, ExportedProgram):
+        raise TypeError(
+            f"program: expected a torch.export.ExportedProgram, got {type(program).__name__}; "
+            "torch.export.export makes one of a module"
+        )
 
 
 # ---- torch.compile -----------------------------------------------------------------------------------------
