@@ -179,3 +179,48 @@ def test_nothing_to_do_and_wrong_argument() -> None:
         fs.replace_conv_transpose(3)  # type: ignore[arg-type]
     alone = fs.replace_conv_transpose(nn.ConvTranspose2d(2, 2, 2))
     assert type(alone) is fs.ConvTranspose2d
+
+
+class Quantisable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 4, 2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dequant(self.body(self.quant(x)))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("qat", [False, True])
+@pytest.mark.parametrize("mode", ["eager", "fx"])
+def test_quantised_as_before(mode: str, qat: bool) -> None:
+    """The int8 model is the one that the original gives."""
+    from torch.ao import quantization
+    from torch.ao.quantization import quantize_fx
+
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("no kernels for quantised tensors")
+    x = torch.randn(2, 3, 6, 7)
+    plain: nn.Module = Quantisable() if mode == "eager" else Quantisable().body
+    qconfig = quantization.default_qat_qconfig if qat else quantization.default_qconfig
+
+    def quantised(model: nn.Module) -> nn.Module:
+        model = copy.deepcopy(model).train(qat)
+        if mode == "eager":
+            model.qconfig = qconfig  # type: ignore[assignment]
+            prepared = (quantization.prepare_qat if qat else quantization.prepare)(model)
+        else:
+            mapping = quantization.QConfigMapping().set_global(qconfig)
+            prepare = quantize_fx.prepare_qat_fx if qat else quantize_fx.prepare_fx
+            prepared = prepare(model, mapping, (x,))
+        prepared(x)
+        convert = quantization.convert if mode == "eager" else quantize_fx.convert_fx
+        return convert(prepared.eval())
+
+    ours, theirs = quantised(fs.replace_conv_transpose(plain)), quantised(plain)
+    if mode == "eager":
+        assert type(ours.body[1]) is type(theirs.body[1])  # type: ignore[index]
+    else:
+        assert "quantized.conv_transpose2d(" in ours.code  # type: ignore[operator]
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0.02)  # one step of the output's scale
