@@ -282,8 +282,8 @@ def test_gradients_of_gradients(name: str, backend: str) -> None:
     def run(*tensors: Tensor) -> Tensor:
         return fs.conv_transpose2d(*(*tensors, None)[:3], *c.options)
 
-    torch.autograd.gradcheck(run, leaves)
-    torch.autograd.gradgradcheck(run, leaves)
+    torch.autograd.gradcheck(run, leaves, check_batched_grad=True)
+    torch.autograd.gradgradcheck(run, leaves, check_batched_grad=True)
 
 
 @pytest.mark.parametrize("frozen", ["input", "weight", "bias"])
