@@ -279,7 +279,9 @@ def _transpose_rows(tensor: Tensor, rows: int, columns: int) -> Tensor:
     """[rows*columns, ...] -> [columns*rows, ...], the first axis transposed, in the same memory format."""
     in_memory = (0, 2, 3, 1) if tensor.dim() == 4 and is_channels_last(tensor) else range(tensor.dim())
     ordered = tensor.permute(*in_memory)
-    turned = ordered.unflatten(0, (rows, columns)).transpose(0, 1).flatten(0, 1)
+    # With batched gradients, flatten and unflatten have no batching rule; reshape has one.
+    rest = ordered.shape[1:]
+    turned = ordered.reshape(rows, columns, *rest).transpose(0, 1).reshape(columns * rows, *rest)
     return turned.permute(*(list(in_memory).index(axis) for axis in range(tensor.dim())))
 
 

@@ -97,9 +97,12 @@ def subpixel_weight_to_conv_transpose(
         split = weight.view(factor_h, factor_w, channels, per_group, taps_h, taps_w).permute(2, 0, 1, 3, 4, 5)
     else:
         split = weight.view(channels, factor_h, factor_w, per_group, taps_h, taps_w)
-    grouped = split.flip(4, 5).unflatten(0, (groups, channels // groups))  # [g, C/g, r, r, Ci/g, k, k]
+    turned = split.flip(4, 5)
+    # [g, C/g, r_h, r_w, Ci/g, k_h, k_w]. Batched gradients come here too, and have no rule for unflatten, nor
+    # for an index that leaves everything as it is.
+    grouped = turned.reshape(groups, channels // groups, *turned.shape[1:])
     merged = grouped.permute(0, 4, 1, 5, 2, 6, 3).reshape(groups * per_group, channels // groups, *full)
-    return merged[:, :, : size[0], : size[1]].contiguous()
+    return merged.narrow(2, 0, size[0]).narrow(3, 0, size[1]).contiguous()
 
 
 def conv_transpose_bias_to_subpixel(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import _arguments
-from ._arguments import ACTIVATIONS, CHANNEL_ORDERS
+from ._arguments import ACTIVATIONS, CHANNEL_ORDERS, DTYPES
 from .functional import conv_transpose2d, subpixel_conv2d
 from .init import icnr_
 
@@ -216,35 +216,81 @@ class SubpixelConv2d(nn.Module):
         return ", ".join((f"{self.in_channels}, {self.out_channels}", *options))
 
 
+_PYTORCH_FORWARD: Any = nn.ConvTranspose2d.forward
+_PYTORCH_OUTPUT_PADDING: Any = nn.ConvTranspose2d._output_padding
+
+
 class ConvTranspose2d(nn.ConvTranspose2d):
     """``nn.ConvTranspose2d`` on the fused kernels: the same arguments, parameters, state_dict and numbers.
 
     See :func:`fused_subpixel.conv_transpose2d` for how. :func:`fused_subpixel.replace_conv_transpose` turns
     the ``nn.ConvTranspose2d`` of a model into these.
+
+    The forward of ``nn.ConvTranspose2d`` runs instead where the fused kernels do not apply: for dtypes other
+    than float16, bfloat16, float32 and float64 (complex, integer and quantised tensors), for MKL-DNN and
+    sparse tensors, under ``torch.fx``, for an ``output_size`` that is symbolic in a traced graph, and where
+    ``F.conv_transpose2d`` or the methods of ``nn.ConvTranspose2d`` have been patched. Setting ``qconfig``
+    changes the class to ``nn.ConvTranspose2d``, because eager-mode quantisation looks for exactly that class.
     """
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Apply the transposed convolution; ``output_size`` as in ``nn.ConvTranspose2d``."""
         layer: Any = self  # the attributes' types are those of all convolutions
-        given: Any = input
-        if not isinstance(given, Tensor) and (path := _path_in_graph(self, given)):
-            options = {} if output_size is None else {"output_size": output_size}
-            return given.tracer.create_proxy("call_module", path, (given,), options)
+        if not (
+            isinstance(input, Tensor)
+            and input.dtype in DTYPES
+            and input.layout is torch.strided
+            and layer.padding_mode == "zeros"
+            and nn.ConvTranspose2d.forward is _PYTORCH_FORWARD
+            and type(layer)._output_padding is _PYTORCH_OUTPUT_PADDING
+            and "_output_padding" not in layer.__dict__
+            and F.conv_transpose2d is torch.conv_transpose2d
+        ):
+            return self._unfused(input, output_size)
         output_padding = layer.output_padding
         if output_size is not None:
-            output_padding = layer._output_padding(
-                input, output_size, layer.stride, layer.padding, layer.kernel_size, 2, layer.dilation
+            output_padding = tuple(
+                layer._output_padding(
+                    input, output_size, layer.stride, layer.padding, layer.kernel_size, 2, layer.dilation
+                )
             )
+            if not _are_numbers(*output_padding):
+                return super().forward(input, output_size)
         return conv_transpose2d(
             input,
             self.weight,
             self.bias,
             layer.stride,
             layer.padding,
-            tuple(output_padding),
+            output_padding,
             layer.groups,
             layer.dilation,
         )
+
+    def _unfused(self, input: Any, output_size: list[int] | None) -> Any:
+        """The layer as PyTorch computes it; in a graph that torch.fx traces, one call of this module."""
+        if not isinstance(input, Tensor) and (path := _path_in_graph(self, input)):
+            options = {} if output_size is None else {"output_size": output_size}
+            return input.tracer.create_proxy("call_module", path, (input,), options)
+        return super().forward(input, output_size)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "qconfig" and value is not None and type(self) is ConvTranspose2d:
+            self.__class__ = nn.ConvTranspose2d  # type: ignore[assignment]
+
+
+def _are_numbers(height: Any, width: Any) -> bool:
+    """Whether sizes are plain numbers. The operator takes its geometry as such.
+
+    A graph would keep the numbers of the traced call in place of symbols.
+    """
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import has_static_value
+
+        return has_static_value(height) and has_static_value(width)  # in Dynamo symbols look like ints
+    traced = (torch.SymInt, Tensor)  # Tensor: under torch.jit.trace
+    return not (isinstance(height, traced) or isinstance(width, traced))
 
 
 def _path_in_graph(module: nn.Module, input: Any) -> str:

@@ -100,6 +100,27 @@ def test_epilogue(
         check_gradients(lambda *t: operator(*t, tuple(geometry), *epilogue), tensors)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_batched_gradients(backend: str, transposed: bool, channels_last: bool, stride: int) -> None:
+    """Several gradients at once (vmap of the backward, as in vectorized jacobians) are those one by one."""
+    function: Any = fs.conv_transpose2d if transposed else fs.subpixel_conv2d
+    weight_shape, channels = ((3, 4, 3, 2), 4) if transposed else ((8, 3, 3, 2), 8)
+    x, weight, _ = conv_tensors(weight_shape=weight_shape, requires_grad=True, channels_last=channels_last)
+    bias = torch.randn(channels, dtype=torch.float64, requires_grad=True)
+    tensors = [x, weight, bias]
+    for options in ({}, {"activation": "relu"}, {"padding": 1, "activation": "gelu"}):
+        output = function(*tensors, stride=stride, **options)
+        grads = torch.randn(3, *output.shape, dtype=torch.float64)
+        if channels_last:
+            grads = grads.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+        batched = torch.autograd.grad(output, tensors, grads, retain_graph=True, is_grads_batched=True)
+        alone = [torch.autograd.grad(output, tensors, grad, retain_graph=True) for grad in grads]
+        for found, expected in zip(batched, zip(*alone, strict=True), strict=True):
+            torch.testing.assert_close(found, torch.stack(expected))
+
+
 @pytest.mark.parametrize("frozen", ["input", "weight", "bias", "input weight", "weight bias", "input bias"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels_last", [False, True])

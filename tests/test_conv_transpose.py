@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import random
 import re
 import runpy
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -282,8 +284,8 @@ def test_gradients_of_gradients(name: str, backend: str) -> None:
     def run(*tensors: Tensor) -> Tensor:
         return fs.conv_transpose2d(*(*tensors, None)[:3], *c.options)
 
-    torch.autograd.gradcheck(run, leaves)
-    torch.autograd.gradgradcheck(run, leaves)
+    torch.autograd.gradcheck(run, leaves, check_batched_grad=True)
+    torch.autograd.gradgradcheck(run, leaves, check_batched_grad=True)
 
 
 @pytest.mark.parametrize("frozen", ["input", "weight", "bias"])
@@ -416,6 +418,126 @@ def test_module_is_a_drop_in(backend: str) -> None:
     with pytest.raises(ValueError, match="requested an output size"):
         fused(x, [90, 90])
     assert repr(fused).startswith("ConvTranspose2d(6, 4, kernel_size=(3, 4)")
+
+
+def plain_and_fused(*arguments: Any, **options: Any) -> tuple[nn.ConvTranspose2d, nn.Module]:
+    """``nn.ConvTranspose2d`` and the fused layer, with the same parameters."""
+    plain = nn.ConvTranspose2d(*arguments, **options)
+    return plain, fs.replace_conv_transpose(plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128, torch.int64], ids=str)
+def test_other_dtypes_are_pytorchs(dtype: torch.dtype) -> None:
+    plain, fused = plain_and_fused(3, 2, 3, 2, 1)
+    for layer in (plain, fused):
+        for parameter in layer.parameters():
+            parameter.requires_grad_(False)
+            parameter.data = (10 * parameter.data).to(dtype)
+    x = (10 * torch.randn(2, 3, 4, 5)).to(dtype)
+    assert fused(x).equal(plain(x))
+    assert fused(x, [8, 9]).equal(plain(x, [8, 9]))
+
+
+def test_mkldnn_tensors_are_pytorchs() -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("PyTorch is built without MKL-DNN")
+    plain, fused = plain_and_fused(3, 2, 3, 2, 1)
+    x = torch.randn(1, 3, 4, 5).to_mkldnn()
+    assert fused(x).to_dense().equal(plain(x).to_dense())
+
+
+class Patched:
+    """Doubles what a function returns."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return 2 * self.function(*args, **kwargs)
+
+
+def test_patches_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is not PyTorch's own at the time of the call."""
+    plain, fused = plain_and_fused(3, 2, 3, 2, 1)
+    x = torch.randn(1, 3, 4, 5)
+    expected = plain(x)
+    for owner, name in ((nn.ConvTranspose2d, "forward"), (F, "conv_transpose2d")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, Patched(getattr(owner, name)))
+            assert fused(x).equal(2 * expected)
+        torch.testing.assert_close(fused(x), expected)
+    one_more = [lambda *_: (1, 1), lambda self, *_: (1, 1)]
+    for owner, patched in zip((fused, nn.modules.conv._ConvTransposeNd), one_more, strict=True):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, "_output_padding", patched)
+            assert fused(x).shape[2:] == (8, 10)
+        assert fused(x).shape[2:] == (7, 9)
+    plain.padding_mode = fused.padding_mode = "reflect"  # type: ignore[assignment]
+    for layer in (plain, fused):
+        with pytest.raises(ValueError, match="Only `zeros` padding mode"):
+            layer(x)
+
+
+class Skip(nn.Module):
+    """The decoder step of a U-Net: as large as what it is joined with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(3, 3, 3, 2, 1)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.up(x, output_size=skip.shape[-2:]) + skip
+
+
+def skip_inputs(height: int, width: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(1, 3, (height + 1) // 2, (width + 1) // 2), torch.randn(1, 3, height, width)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_output_size_stays_symbolic_in_exported_programs(strict: bool) -> None:
+    plain = Skip()
+    dims = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    program = torch.export.export(
+        fs.replace_conv_transpose(plain), skip_inputs(9, 10), dynamic_shapes=(dims, dims), strict=strict
+    )
+    for size in ((9, 10), (10, 9), (8, 8), (13, 5)):
+        inputs = skip_inputs(*size)
+        torch.testing.assert_close(program.module()(*inputs), plain(*inputs))
+    static = torch.export.export(fs.replace_conv_transpose(plain), skip_inputs(9, 10), strict=strict)
+    assert "fused_subpixel" in static.graph_module.code
+
+
+def test_output_size_in_compiled_and_traced_code() -> None:
+    plain, inputs = Skip(), skip_inputs(9, 10)
+    fused = fs.replace_conv_transpose(plain)
+    compiled = torch.compile(fused, backend="aot_eager", fullgraph=True, dynamic=True)
+    for size in ((9, 10), (10, 9), (8, 8)):
+        others = skip_inputs(*size)
+        torch.testing.assert_close(compiled(*others), plain(*others))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's forward compares sizes
+        traced = torch.jit.trace(fused, inputs)
+    torch.testing.assert_close(traced(*inputs), plain(*inputs))
+    graph = torch.fx.symbolic_trace(fused)
+    torch.testing.assert_close(graph(*others), plain(*others))
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_onnx_of_output_size(dynamo: bool, tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, inputs = fs.replace_conv_transpose(Skip()).eval(), skip_inputs(9, 10)
+    path = tmp_path / "skip.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, inputs, path, dynamo=dynamo, verbose=False, input_names=["x", "skip"])
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = session.run(None, {"x": inputs[0].numpy(), "skip": inputs[1].numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(found), model(*inputs).detach(), rtol=1e-4, atol=1e-5)
 
 
 # ---- converters --------------------------------------------------------------------------------------------

@@ -335,7 +335,7 @@ def test_activations_of_special_values(isa: int, base: Case, activation: str | N
 def without_padding(case: Case, tensors: Tensors) -> Tensor:
     """The sums over pixels that exist alone, in float64: no zero of the padding meets a weight."""
     x, weight, bias = (t.double() for t in tensors[:3])
-    top, left, bottom, right = case.padding
+    top, left = case.padding[:2]
     low = bias.view(1, -1, 1, 1).expand(x.shape[0], -1, *case.low).clone()
     for a, b in itertools.product(range(weight.shape[2]), range(weight.shape[3])):
         for h, w in itertools.product(range(case.low[0]), range(case.low[1])):
@@ -343,7 +343,11 @@ def without_padding(case: Case, tensors: Tensors) -> Tensor:
             column = w * case.stride[1] + b * case.dilation[1] - left
             if 0 <= y < x.shape[2] and 0 <= column < x.shape[3]:
                 for group, (rows, channels) in enumerate(
-                    zip(weight[:, :, a, b].chunk(case.groups), x[:, :, y, column].chunk(case.groups, 1), strict=True)
+                    zip(
+                        weight[:, :, a, b].chunk(case.groups),
+                        x[:, :, y, column].chunk(case.groups, 1),
+                        strict=True,
+                    )
                 ):
                     first = group * rows.shape[0]
                     low[:, first : first + rows.shape[0], h, w] += channels @ rows.t()

@@ -264,3 +264,72 @@ def test_verify_finds_a_wrong_result(
     monkeypatch.setattr(verification, "subpixel_conv2d", lambda *t, **o: fs.subpixel_conv2d(*t, **o) * 1.1)
     assert command_line.main(["verify"]) == 1
     assert "FAILED" in capsys.readouterr().out
+
+
+class Head(nn.Module):
+    """A convolution and a shuffle that only a run shows to be a pair."""
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.shuffle = conv, nn.PixelShuffle(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.shuffle(self.conv(x))
+
+
+class OwnConv2d(nn.Conv2d):
+    def __init__(self, channels: int, device: Any = None) -> None:
+        super().__init__(channels, 4 * channels, 3, padding=1, device=device)
+
+
+class OwnSequential(nn.Sequential):
+    def __init__(self, channels: int) -> None:
+        super().__init__(nn.Conv2d(channels, 4, 1), nn.PixelShuffle(2))
+
+
+@pytest.mark.parametrize(
+    ("replaced", "arguments", "original"),
+    [
+        (lambda: fs.replace_pixel_shuffle(Head(nn.Conv2d(4, 8, 3)), X).conv, (4, 8, 1), nn.Conv2d),
+        (lambda: fs.replace_pixel_shuffle(Head(OwnConv2d(4)), X).conv, (4,), OwnConv2d),
+        (lambda: fs.replace_pixel_shuffle(OwnSequential(4)), (4,), OwnSequential),
+        (
+            lambda: fs.replace_pixel_shuffle(nn.Sequential(nn.Conv2d(4, 4, 1), nn.PixelShuffle(2))),
+            (nn.Conv2d(4, 8, 1), nn.PixelShuffle(2), nn.ReLU()),
+            nn.Sequential,
+        ),
+        (lambda: fs.replace_conv_transpose(nn.ConvTranspose2d(4, 2, 3)), (4, 8, 1), nn.ConvTranspose2d),
+    ],
+)
+def test_the_class_of_a_replaced_layer_makes_ordinary_layers(
+    replaced: Any, arguments: Any, original: Any
+) -> None:
+    """As LoRA libraries do: ``type(layer)(...)``."""
+    layer = replaced()
+    torch.manual_seed(5)
+    made = type(layer)(*arguments)
+    torch.manual_seed(5)
+    expected = original(*arguments)
+    assert isinstance(made, original)
+    assert list(made.state_dict()) == list(expected.state_dict())
+    for again in (made, copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        torch.testing.assert_close(again(X), expected(X))
+    if issubclass(original, nn.Conv2d):
+        assert type(made) is original
+        assert nn.utils.skip_init(type(layer), *arguments).weight.shape == expected.weight.shape
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantisation_finds_replaced_convolutions() -> None:
+    from torch.ao import quantization
+
+    model = nn.Sequential(quantization.QuantStub(), Head(nn.Conv2d(4, 8, 3)), quantization.DeQuantStub())
+    results = []
+    for candidate in (model, fs.replace_pixel_shuffle(model, X)):
+        candidate.qconfig = quantization.default_qconfig  # type: ignore[assignment]
+        prepared = quantization.prepare(candidate.eval())
+        prepared(X)
+        converted = quantization.convert(prepared)
+        assert type(converted[1].conv) is torch.ao.nn.quantized.Conv2d
+        results.append(converted(X))
+    assert results[0].equal(results[1])

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 import fused_subpixel as fs
 
+X = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(1))
+
 
 def dcgan() -> tuple[nn.Module, Tensor]:
     """The generator of Radford et al. 2015 (arXiv 1511.06434), a quarter as wide."""
@@ -179,3 +181,115 @@ def test_nothing_to_do_and_wrong_argument() -> None:
         fs.replace_conv_transpose(3)  # type: ignore[arg-type]
     alone = fs.replace_conv_transpose(nn.ConvTranspose2d(2, 2, 2))
     assert type(alone) is fs.ConvTranspose2d
+
+
+class Quantisable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 4, 2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dequant(self.body(self.quant(x)))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("qat", [False, True])
+@pytest.mark.parametrize("mode", ["eager", "fx"])
+def test_quantised_as_before(mode: str, qat: bool) -> None:
+    """The int8 model is the one that the original gives."""
+    from torch.ao import quantization
+    from torch.ao.quantization import quantize_fx
+
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("no kernels for quantised tensors")
+    x = torch.randn(2, 3, 6, 7)
+    plain: nn.Module = Quantisable() if mode == "eager" else Quantisable().body
+    qconfig = quantization.default_qat_qconfig if qat else quantization.default_qconfig
+
+    def quantised(model: nn.Module) -> nn.Module:
+        model = copy.deepcopy(model).train(qat)
+        if mode == "eager":
+            model.qconfig = qconfig  # type: ignore[assignment]
+            prepared = (quantization.prepare_qat if qat else quantization.prepare)(model)
+        else:
+            mapping = quantization.QConfigMapping().set_global(qconfig)
+            prepare = quantize_fx.prepare_qat_fx if qat else quantize_fx.prepare_fx
+            prepared = prepare(model, mapping, (x,))
+        prepared(x)
+        convert = quantization.convert if mode == "eager" else quantize_fx.convert_fx
+        return convert(prepared.eval())
+
+    ours, theirs = quantised(fs.replace_conv_transpose(plain)), quantised(plain)
+    if mode == "eager":
+        assert type(ours.body[1]) is type(theirs.body[1])  # type: ignore[index]
+    else:
+        assert "quantized.conv_transpose2d(" in ours.code  # type: ignore[operator]
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0.02)  # one step of the output's scale
+
+
+# ---- models without values, and with scripted modules ------------------------------------------------------
+
+
+class Chained(nn.Module):
+    """A pair in a Sequential, one that only a run shows, and a transposed convolution."""
+
+    def __init__(self, first: nn.Module | None = None) -> None:
+        super().__init__()
+        self.first = first or nn.Identity()
+        self.pair = nn.Sequential(nn.Conv2d(3, 12, 1), nn.BatchNorm2d(12), nn.PixelShuffle(2))
+        self.conv, self.shuffle = nn.Conv2d(3, 12, 1), nn.PixelShuffle(2)
+        self.transposed = nn.ConvTranspose2d(3, 3, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pair(self.first(x)) * torch.ones(1)
+        return self.transposed(self.shuffle(self.conv(x)))
+
+
+def gradients(model: nn.Module) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(model(X).square().sum(), tuple(model.parameters()))
+
+
+@pytest.mark.parametrize("script", [torch.jit.script, lambda module: torch.jit.trace(module, X)])
+def test_models_with_scripted_modules(script: Any) -> None:
+    model = Chained(script(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval())).eval()
+    expected = model(X)
+    fused, report = fs.replace_pixel_shuffle(model, X, fold_batch_norm=True, return_report=True)
+    assert [site.path for site in report.replaced] == ["pair.0 -> pair.2", "conv -> shuffle"]
+    fused = fs.replace_conv_transpose(fused)
+    torch.testing.assert_close(fused(X), expected)
+    for ours, theirs in zip(gradients(fused), gradients(model), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_source_of_a_scripted_tensor() -> None:
+    model = nn.Sequential(torch.jit.script(nn.Conv2d(3, 12, 1)), nn.PixelShuffle(2))
+    with pytest.warns(UserWarning, match="1 left alone"):
+        _, report = fs.replace_pixel_shuffle(model, X, return_report=True)
+    assert report[0].reason == "fed by the model's input or a scripted module"
+
+
+@pytest.mark.parametrize("under", ["model", "inputs", "all"])
+def test_the_meta_device(under: str) -> None:
+    """Nothing is run without values; what needs no run is found."""
+    plain = Chained().eval()
+    model = copy.deepcopy(plain) if under == "inputs" else copy.deepcopy(plain).to("meta")
+    with torch.device("cpu" if under == "model" else "meta"):
+        x = torch.randn(X.shape)
+        fused, report = fs.replace_pixel_shuffle(model, x, fold_batch_norm=True, return_report=True)
+        fused = fs.replace_conv_transpose(fused)
+    assert [site.status for site in report] == ["replaced", "left alone"]
+    assert "meta device" in report[1].reason
+    assert "the model was not run" in str(report)
+    fused.to_empty(device="cpu").load_state_dict(plain.state_dict())
+    torch.testing.assert_close(fused(X), plain(X))
+
+
+def test_models_replaced_under_the_meta_device() -> None:
+    """A model with values is run with values, whatever device new tensors would be made on."""
+    plain = Chained().eval()
+    with torch.device("meta"):
+        fused, report = fs.replace_pixel_shuffle(plain, X, fold_batch_norm=True, return_report=True)
+        fused = fs.replace_conv_transpose(fused)
+    assert len(report.replaced) == 2
+    torch.testing.assert_close(fused(X), plain(X))

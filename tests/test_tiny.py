@@ -107,8 +107,8 @@ def conv_case(number: int, vertical: ConvSide, horizontal: ConvSide) -> tuple[Ca
     size, kernel, upscale, stride, dilation, before, after, *crop = zip(vertical, horizontal, strict=True)
     case = Case(
         f"{number}: {vertical} x {horizontal}", (1 + number % 2, channels_in, *size),
-        (channels * upscale[0] * upscale[1], channels_in, *kernel), upscale, stride, (*before, *after), dilation,
-        crop=(*crop[0], *crop[1]), order=("crd", "dcr")[number // 2 % 2],
+        (channels * upscale[0] * upscale[1], channels_in, *kernel), upscale, stride,
+        padding=(*before, *after), dilation=dilation, crop=(*crop[0], *crop[1]), order=("crd", "dcr")[number // 2 % 2],
         activation=(None, "relu", "leaky_relu")[number % 3],
     )  # fmt: skip
     return case, cases.integers(case)

@@ -157,6 +157,17 @@ class FusedConv2d(Fused, nn.Conv2d):
     original_class = nn.Conv2d
     subpixel: Plan
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Another layer, made by type(layer)(...) as LoRA libraries do. No shuffle is known to follow it.
+        object.__setattr__(self, "__class__", type(self).original_class)
+        type(self).__init__(self, *args, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "qconfig" and value is not None:  # eager-mode quantisation looks for the original class
+            restore_class(self)
+            del self.subpixel
+
     def forward(self, input: Tensor) -> Tensor:
         """Apply the convolution, and at once what is to follow."""
         plan = self.subpixel
@@ -180,6 +191,8 @@ class FusedConv2d(Fused, nn.Conv2d):
         steps: tuple[Step, ...] = tuple(step for step in (plan.norm, before) if step is not None)
         return LowResolution.of(Held(high, plan.factor, steps, self, input if steps else None), 0)
 
+
+functools.update_wrapper(FusedConv2d.__init__, nn.Conv2d.__init__)  # skip_init reads the signature
 
 # What why_altered takes for the forward of PyTorch's own class.
 FusedSequential.forward.stands_for = nn.Sequential.forward  # type: ignore[attr-defined]

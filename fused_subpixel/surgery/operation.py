@@ -31,13 +31,21 @@ class Operation:
         self.sequentials: dict[nn.Sequential, list[Chain | Downward]] = {}
         self.bytes: dict[nn.Module, int] = {}  # of the outputs of each convolution, in a run
         self.convs: dict[nn.Conv2d, Plan] = {}
+        self.on_meta = False
 
     def operate(self, inputs: Any) -> Report:
         """Do all of it."""
         self.look_at_sequentials()
         self.look_at_replaced()
         note, first = "", None
-        if inputs is None:
+        self.on_meta = inputs is not None and trace.has_meta_tensors(self.model, inputs)
+        if self.on_meta:
+            self.change()
+            note = (
+                "Tensors on the meta device cannot be computed with, so the model was not run: "
+                "only neighbours in an nn.Sequential are found"
+            )
+        elif inputs is None:
             self.change()
             if not self.changed:
                 note = "Without example_inputs only neighbours in an nn.Sequential are found"
@@ -217,7 +225,11 @@ class Operation:
             elif module in known:
                 continue
             elif recorder is None:
-                reason = "not behind a convolution in an nn.Sequential; example_inputs would tell its source"
+                reason = "not behind a convolution in an nn.Sequential; " + (
+                    "on the meta device no run tells its source"
+                    if self.on_meta
+                    else "example_inputs would tell its source"
+                )
             else:
                 reason = "did not run on the example inputs"
             self.sites[module, None] = self.site((module, None), LEFT_ALONE, reason)

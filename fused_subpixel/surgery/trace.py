@@ -158,7 +158,9 @@ class Recorder(TorchFunctionMode):
         shuffle = self._shuffles[-1] if self._shuffles else None
         if trail is None:
             if shuffle is not None and args and isinstance(args[0], Tensor):
-                self.fed.setdefault(shuffle, self._origins.get(args[0]) or "the model's input")
+                self.fed.setdefault(
+                    shuffle, self._origins.get(args[0]) or "the model's input or a scripted module"
+                )
             return
         trail.run.factor = args[1] if len(args) > 1 else kwargs.get("upscale_factor")
         trail.run.shuffles.append(shuffle)
@@ -185,10 +187,12 @@ def _standing_for(watching: Any, module: nn.Module) -> Any:
 @contextlib.contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Restore the attributes and buffers of all modules, and the state of random numbers, afterwards."""
-    attributes = [(module, dict(module.__dict__)) for module in model.modules()]
+    # A scripted module keeps its attributes in C++. The values of its buffers are among those of the model.
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    attributes = [(module, dict(module.__dict__)) for module in modules]
     tables: list[tuple[Any, dict[str, Any]]] = [
         (table, dict(table))
-        for module in model.modules()
+        for module in modules
         for table in (module._parameters, module._buffers, module._modules)
     ]
     values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
@@ -219,10 +223,19 @@ def copied(inputs: Any) -> Any:
     return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, inputs)
 
 
+def has_meta_tensors(model: nn.Module, inputs: Any) -> bool:
+    """Whether a run would compute no values: parameters, buffers or inputs are on the meta device."""
+    tensors = (*model.parameters(), *model.buffers(), *tree_leaves(inputs))
+    return any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors)
+
+
 def call(model: nn.Module, inputs: Any) -> Any:
     """Run ``model``, without gradients."""
+    # Tensors that the model makes need values, also where the caller makes models under torch.device("meta").
+    under_meta = torch.get_default_device().type == "meta"
+    device = torch.device("cpu") if under_meta else contextlib.nullcontext()
     # what is compiled in the model would hide its calls
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    with device, torch.no_grad(), torch.compiler.set_stance("force_eager"):
         return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
