@@ -95,8 +95,8 @@ class BackwardPlan(NamedTuple):
 
 _NARROW_ROWS, _LARGE_IMAGE, _TINY_WORK = 48, 1024, 1_000_000
 _NARROW_ROWS_CUDA, _SMALL_IMAGES_CUDA = 16, 1 << 17
-# On images of few columns the bfloat16 gradients of PyTorch's transposed convolution (2.13, on CPUs) hold
-# uninitialised memory; with up to 4 columns that was seen.
+# On images of few columns the bfloat16 gradients of PyTorch's convolutions (2.13, on CPUs) hold uninitialised
+# memory: of a weight, and of a transposed convolution's input. With up to 4 columns that was seen.
 _SAFE_WIDTH = 8
 
 
@@ -125,9 +125,10 @@ def plan_backward(
             and input_shape[0] * pixels <= _SMALL_IMAGES_CUDA
         )
         return BackwardPlan(ours and (g.stride_h, g.stride_w) == (1, 1), ours)
-    if transposed and dtype == torch.bfloat16 and input_shape[3] <= _SAFE_WIDTH and backend == "cpu":
-        return BackwardPlan(True, True)
-    if backend == "reference" or (g.stride_h, g.stride_w) != (1, 1) or g.groups != 1:
+    unit_stride = (g.stride_h, g.stride_w) == (1, 1)
+    if backend == "cpu" and dtype == torch.bfloat16 and input_shape[3] <= _SAFE_WIDTH:
+        return BackwardPlan(unit_stride, True)
+    if backend == "reference" or not unit_stride or g.groups != 1:
         return BackwardPlan(False, False)
     # Measured on AVX-512: up to 48 rows of weight over images of some size, ours take 0.6 to 1.1 times what
     # PyTorch does with its unshuffled copy; on wider layers and small images its blocked kernels win. In
@@ -226,7 +227,11 @@ def transposed_convolution_gradients(
                 need_bias = False
     if need_input or need_weight or need_bias:
         input = grad.new_empty(()).expand(transposed.input_shape) if input is None else input
-        weight = grad.new_empty(()).expand(transposed.weight_shape) if weight is None else weight
+        weight = (
+            grad.new_empty(()).expand(transposed.weight_shape)
+            if weight is None
+            else reference.grouped_weight(weight, groups)
+        )
         rest = aten.convolution_backward(
             grad, input, weight, [grad.shape[1]], transposed.stride, transposed.padding,
             transposed.dilation, True, transposed.output_padding, groups,
@@ -256,8 +261,9 @@ def pytorch_convolution_gradients(
     # crd. Then the weight's rows follow, and its gradient's go back: small tensors both.
     reorder = g.channel_order == _CRD and g.groups == 1 and channels > 1 and is_channels_last(grad)
     low_grad = reference.uncrop_and_unshuffle(grad, g._replace(channel_order=_DCR) if reorder else g)
-    if reorder and weight is not None:
-        weight = _transpose_rows(weight, channels, cell)
+    if weight is not None:
+        weight = reference.grouped_weight(weight, g.groups)
+        weight = _transpose_rows(weight, channels, cell) if reorder else weight
     # A tensor that is not needed stands in with its shape only.
     input = grad.new_empty(()).expand(input_shape) if input is None else input
     weight = grad.new_empty(()).expand(weight_shape) if weight is None else weight

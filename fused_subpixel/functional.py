@@ -262,7 +262,17 @@ def why_no_kernel(problem: Problem) -> str | None:
         return "a transposed convolution with dilation is no sub-pixel convolution"
     if problem.transposed is not None and (problem.output_shape[2] < 1 or problem.output_shape[3] < 1):
         return "the output has no pixel"
+    if problem.transposed is not None:
+        stride, kernel = problem.transposed.stride, problem.transposed.weight_shape[2:]
+        if math.prod(stride) > _MOST_IDLE_PHASES * math.prod(kernel) and math.prod(stride) > _MANY_PHASES:
+            return (
+                f"most of the {stride[0]}*{stride[1]} phases have no tap of a {kernel[0]}x{kernel[1]} kernel"
+            )
     return None
+
+
+# Phases of a transposed convolution for each tap, past which tables of them take more than the output does.
+_MOST_IDLE_PHASES, _MANY_PHASES = 4, 256
 
 
 def why_no_tensor_cores(problem: Problem) -> str | None:

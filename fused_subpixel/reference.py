@@ -70,7 +70,13 @@ def run(
     layout = memory_format(is_channels_last(input))
     input, padding = symmetric_padding(input, g)
     low = F.conv2d(
-        input, weight, bias, (g.stride_h, g.stride_w), padding, (g.dilation_h, g.dilation_w), g.groups
+        input,
+        grouped_weight(weight, g.groups),
+        bias,
+        (g.stride_h, g.stride_w),
+        padding,
+        (g.dilation_h, g.dilation_w),
+        g.groups,
     )
     output = shuffle_and_crop(low, g)
     output = apply_epilogue(output, activation_weight, residual, g, epilogue)
@@ -91,11 +97,16 @@ def run_problem(
         return run(input, weight, bias, activation_weight, residual, geometry, epilogue)
     layout = memory_format(is_channels_last(input))
     output = F.conv_transpose2d(
-        input, weight, bias, transposed.stride, transposed.padding, transposed.output_padding,
-        geometry.groups, transposed.dilation,
+        input, grouped_weight(weight, geometry.groups), bias, transposed.stride, transposed.padding,
+        transposed.output_padding, geometry.groups, transposed.dilation,
     )  # fmt: skip
     output = apply_epilogue(output, activation_weight, residual, Geometry(), epilogue)
     return output.contiguous(memory_format=layout)
+
+
+def grouped_weight(weight: Tensor, groups: int) -> Tensor:
+    """A weight as PyTorch takes it: of a channels_last one its grouped gradient (2.13, on CPUs) is wrong."""
+    return weight if groups == 1 or weight.is_contiguous() else weight.contiguous()
 
 
 def symmetric_padding(input: Tensor, geometry: Geometry) -> tuple[Tensor, tuple[int, int]]:

@@ -247,3 +247,70 @@ def test_recoverable() -> None:
     assert not autograd.recoverable(Epilogue(ACTIVATIONS["relu"]), has_residual=True)
     assert not autograd.recoverable(Epilogue(ACTIVATIONS["leaky_relu"], -0.1), has_residual=False)
     assert not autograd.recoverable(Epilogue(clamp_max=1.0), has_residual=False)
+
+
+# ---- where PyTorch's own gradients are wrong ---------------------------------------------------------------
+# On some processors only. There these tests fail if its gradients are taken; elsewhere they hold anyway.
+
+
+def integer_gradients(
+    function: Any,
+    tensors: list[Tensor],
+    layouts: list[torch.memory_format],
+    dtype: torch.dtype,
+    **options: Any,
+) -> list[Tensor]:
+    """Of an output that is weighted by small integers, for tensors of these layouts."""
+    leaves = [
+        t.to(dtype).contiguous(memory_format=layout).requires_grad_()
+        for t, layout in zip(tensors, layouts, strict=True)
+    ]
+    output = function(*leaves, **options)
+    direction = torch.arange(output.numel()).remainder(3).sub(1).view(output.shape).to(dtype)
+    return [gradient.double() for gradient in torch.autograd.grad(output, leaves, direction)]
+
+
+@needs_cpu_library
+@pytest.mark.parametrize("width", range(1, 9))
+@pytest.mark.parametrize("options", [{"stride": 2, "padding": (3, 1)}, {"groups": 2, "padding": (3, 1)}])
+@pytest.mark.usefixtures("poisoned_outputs")
+def test_bfloat16_on_images_of_few_columns(width: int, options: dict[str, Any]) -> None:
+    """The weight's gradient is ours: PyTorch's may hold memory that nobody wrote."""
+    groups = options.get("groups", 1)
+    tensors = [
+        torch.randint(-2, 3, (2, 16, 9, width)).double(),
+        torch.randint(-2, 3, (16, 16 // groups, 7, 3)).double(),
+    ]
+    contiguous = [torch.contiguous_format] * 2
+    found = integer_gradients(fs.subpixel_conv2d, tensors, contiguous, torch.bfloat16, **options)
+    expected = integer_gradients(reference.subpixel_conv2d, tensors, contiguous, torch.float64, **options)
+    assert found[1].equal(expected[1].bfloat16().double())
+    padding = options["padding"] * 2
+    stride = (options.get("stride", 1),) * 2
+    geometry = Geometry(2, 2, *stride, *padding, groups=groups)
+    plan = autograd.plan_backward("cpu", geometry, tensors[0].shape, tensors[1].shape, torch.bfloat16)
+    assert plan == (stride == (1, 1), True)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("input_layout", [torch.contiguous_format, torch.channels_last])
+def test_grouped_weight_in_channels_last(
+    backend: str, transposed: bool, input_layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch is given it contiguous, in every pass: otherwise its gradient may be wrong."""
+    shape = (8, 6, 3, 3) if transposed else (16, 4, 3, 3)
+    function: Any = fs.conv_transpose2d if transposed else fs.subpixel_conv2d
+    plain: Any = torch.nn.functional.conv_transpose2d if transposed else reference.subpixel_conv2d
+    options = {"groups": 2, "stride": 2, "padding": 1}
+    tensors = [torch.randint(-2, 3, (2, 8, 7, 9)).double(), torch.randint(-2, 3, shape).double()]
+    expected = integer_gradients(plain, tensors, [torch.contiguous_format] * 2, torch.float64, **options)
+
+    given = []
+    grouped_weight = reference.grouped_weight
+    monkeypatch.setattr(reference, "grouped_weight", lambda *a: given.append(grouped_weight(*a)) or given[-1])
+    layouts = [input_layout, torch.channels_last]
+    found = integer_gradients(function, tensors, layouts, torch.float32, **options)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.equal(theirs)
+    assert given
+    assert all(weight.is_contiguous() for weight in given)

@@ -603,3 +603,15 @@ def test_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
     assert sizes.keys() == {"deconvolution_is_convolution.png", "checkerboard.png"}
     assert min(sizes.values()) > 10_000
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("stride", [100, (1, 1000)])
+def test_strides_far_larger_than_the_kernel(stride: Any, size: int) -> None:
+    """Nearly all phases would have no tap, and their tables would take more memory than the output."""
+    x, weight = torch.randint(-3, 4, (1, 3, size, size)).float(), torch.randint(-3, 4, (3, 2, 3, 3)).float()
+    assert fs.conv_transpose2d(x, weight, stride=stride).equal(F.conv_transpose2d(x, weight, stride=stride))
+    if size > 1:  # over a single pixel nothing strides
+        assert "have no tap" in str(fs.explain_conv_transpose2d(x, weight, stride=stride))
+        with pytest.raises(ValueError, match="have no tap of a 3x3 kernel"):
+            fs.conv_transpose2d(x, weight, stride=stride, backend="cpu")
