@@ -187,8 +187,8 @@ def shuffle(input: Tensor, upscale_h: int, upscale_w: int, channel_order: int) -
     """[N, C*r_h*r_w, P, Q] -> [N, C, P*r_h, Q*r_w]."""
     n, low_channels, p, q = input.shape
     c = low_channels // (upscale_h * upscale_w)
-    traced_to_torchscript = torch._C._get_tracing_state() is not None  # which takes no such symbol
-    if torch.onnx.is_in_onnx_export() and not traced_to_torchscript and upscale_h == upscale_w:
+    # TorchScript, which the older exporter traces to, has no such symbols.
+    if torch.onnx.is_in_onnx_export() and torch._C._get_tracing_state() is None and upscale_h == upscale_w:
         return torch.onnx.ops.symbolic(
             "DepthToSpace",
             (input,),
