@@ -13,7 +13,14 @@ from .functional import conv_transpose2d, pixel_shuffle, pixel_unshuffle, subpix
 from .graphs import fuse, fusing_backend, unfuse
 from .init import icnr_
 from .modules import ConvTranspose2d, SubpixelConv2d
-from .surgery import Report, Site, replace_conv_transpose, replace_pixel_shuffle, restore_pixel_shuffle
+from .surgery import (
+    Report,
+    Site,
+    replace_conv_transpose,
+    replace_pixel_shuffle,
+    restore,
+    restore_pixel_shuffle,
+)
 
 __version__ = "0.1.0"
 
@@ -35,6 +42,7 @@ __all__ = [
     "pixel_unshuffle",
     "replace_conv_transpose",
     "replace_pixel_shuffle",
+    "restore",
     "restore_pixel_shuffle",
     "subpixel_bias_to_conv_transpose",
     "subpixel_conv2d",

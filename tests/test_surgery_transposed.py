@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import re
 import warnings
 from typing import Any
 
@@ -169,7 +170,7 @@ def test_left_alone() -> None:
     with pytest.warns(UserWarning, match="replace_conv_transpose changed nothing: 5 sites: 5 left alone"):
         _, report = fs.replace_conv_transpose(model, inplace=True, return_report=True)
     assert [type(m) for m in model.modules()] == types
-    words = ("subclass", "parametrized", "dilation", "exchanged", "subclass")
+    words = ("subclass", "parametrized", "dilation", "exchanged", "run the model once")
     for site, word in zip(report, words, strict=True):
         assert word in site.reason
 
@@ -293,3 +294,100 @@ def test_models_replaced_under_the_meta_device() -> None:
         fused = fs.replace_conv_transpose(fused)
     assert len(report.replaced) == 2
     torch.testing.assert_close(fused(X), plain(X))
+
+
+# ---- the way back, and words -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_restore_undoes_everything(inplace: bool) -> None:
+    plain = Chained().eval()
+    types = [type(module) for module in plain.modules()]
+    replaced = fs.replace_pixel_shuffle(fs.replace_conv_transpose(plain), X, fold_batch_norm=True)
+    fused = [type(module) for module in replaced.modules()]
+    restored = fs.restore(replaced, inplace=inplace)
+    assert (restored is replaced) == inplace
+    assert [type(module) for module in restored.modules()] == types
+    assert [type(module) for module in replaced.modules()] == (types if inplace else fused)
+    assert [vars(module).keys() for module in restored.modules()] == [vars(m).keys() for m in plain.modules()]
+    assert restored(X).equal(plain(X))
+    own = fs.restore(nn.Sequential(fs.ConvTranspose2d(2, 2, 2), fs.SubpixelConv2d(2, 1, 1)))
+    assert [type(module) for module in own] == [nn.ConvTranspose2d, fs.SubpixelConv2d]
+
+
+REPLACERS = [fs.replace_pixel_shuffle, fs.replace_conv_transpose, fs.restore]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("replace", REPLACERS)
+@pytest.mark.parametrize(
+    "reparametrise",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        lambda layer: nn.utils.prune.l1_unstructured(layer, "weight", 0.5),
+    ],
+)
+def test_a_model_that_cannot_be_copied(replace: Any, reparametrise: Any) -> None:
+    """Its way out is told, and is one."""
+    model = nn.Sequential(
+        reparametrise(nn.Conv2d(3, 12, 1)), nn.PixelShuffle(2), reparametrise(nn.ConvTranspose2d(3, 3, 2, 2))
+    )
+    model(X)
+    with pytest.raises(
+        ValueError, match=r"model: cannot be copied, inplace=True may help.* in 0, 2;.*no_grad"
+    ):
+        replace(model)
+    with torch.no_grad():
+        model(X)
+    torch.testing.assert_close(replace(model)(X), model(X))
+
+
+@pytest.mark.parametrize("replace", REPLACERS)
+def test_what_is_no_model(replace: Any) -> None:
+    class Descriptor:
+        model = nn.Conv2d(1, 1, 1)
+
+    for wrong, words in (
+        (Descriptor(), "got Descriptor; its attribute .model is one"),
+        ({"net": nn.Conv2d(1, 1, 1)}, "got dict; its entry 'net' is one"),
+        (
+            nn.Conv2d(1, 1, 1).state_dict(),
+            "got OrderedDict of tensors; load it into a model with load_state_d",
+        ),
+        ("model", "got str"),
+    ):
+        with pytest.raises(TypeError, match=re.escape(f"model: expected an nn.Module, {words}")):
+            replace(wrong)
+    with pytest.raises(ValueError, match="model: is scripted"):
+        replace(torch.jit.script(nn.Conv2d(1, 1, 1)))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), [3, 8, 8], torch.Size((1, 3, 8, 8))])
+def test_a_shape_is_no_input(shape: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"example_inputs: expected tensors, got the shape \(.*; torch\.randn"
+    ):
+        fs.replace_pixel_shuffle(nn.Conv2d(3, 3, 1), shape)
+
+
+def test_lazy_convolutions() -> None:
+    model = nn.Sequential(nn.LazyConv2d(12, 1), nn.PixelShuffle(2))
+    with pytest.warns(UserWarning, match="1 left alone"):
+        _, report = fs.replace_pixel_shuffle(model, return_report=True)
+    assert report[0].reason == "LazyConv2d is not initialised yet; run the model once first"
+
+
+def test_no_site_found_says_which_call_finds_one() -> None:
+    up, conv = nn.ConvTranspose2d(2, 2, 2), nn.Conv2d(2, 2, 1)
+    for replace, layers, words in (
+        (fs.replace_pixel_shuffle, [up], ["replaced by replace_conv_transpose"]),
+        (fs.replace_conv_transpose, [conv, nn.PixelShuffle(2)], ["replaced by replace_pixel_shuffle"]),
+        (fs.replace_pixel_shuffle, [conv], ["Without example_inputs", "view, permute, reshape", "fuse("]),
+        (fs.replace_conv_transpose, [conv], ["fusing_backend()"]),
+        (fs.replace_pixel_shuffle, [nn.ConvTranspose1d(2, 2, 2)], ["1-D and 3-D layers cannot be replaced"]),
+        (fs.replace_conv_transpose, [nn.Conv3d(2, 2, 2)], ["1-D and 3-D layers cannot be replaced"]),
+    ):
+        with pytest.warns(UserWarning, match="no site found") as warned:
+            replace(nn.Sequential(*layers))  # type: ignore[operator]
+        assert all(word in str(warned[0].message) for word in words)

@@ -2,7 +2,15 @@
 """Replacing layers of existing models by fused ones, and telling what was done."""
 
 from .conv_transpose import replace_conv_transpose
-from .pixel_shuffle import replace_pixel_shuffle, restore_pixel_shuffle
+from .pixel_shuffle import replace_pixel_shuffle
 from .report import Report, Site
+from .restore import restore, restore_pixel_shuffle
 
-__all__ = ["Report", "Site", "replace_conv_transpose", "replace_pixel_shuffle", "restore_pixel_shuffle"]
+__all__ = [
+    "Report",
+    "Site",
+    "replace_conv_transpose",
+    "replace_pixel_shuffle",
+    "restore",
+    "restore_pixel_shuffle",
+]

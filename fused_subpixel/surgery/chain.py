@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import _has_any_global_hook
 
 from .._arguments import DTYPES
@@ -71,6 +72,8 @@ class Downward(NamedTuple):
 
 def why_altered(module: nn.Module, base: type[nn.Module]) -> str | None:
     """What, if anything, makes a call of ``module`` more than ``base.forward``; in words."""
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        return f"{type(module).__name__} is not initialised yet; run the model once first"
     return why_own_forward(module, base) or (
         f"{type(module).__name__} has hooks" if has_hooks(module) else None
     )

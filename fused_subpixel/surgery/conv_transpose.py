@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..modules import ConvTranspose2d
-from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site
+from .arguments import check_model, copied
+from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site, what_else_finds
 
 
 def replace_conv_transpose(model: nn.Module, *, inplace: bool = False, return_report: bool = False) -> Any:
@@ -19,7 +20,7 @@ def replace_conv_transpose(model: nn.Module, *, inplace: bool = False, return_re
     The modules stay the objects they are, of a subclass: parameters, state_dict, hooks, old ``weight_norm``,
     names and references all stay. What is not exactly an ``nn.ConvTranspose2d`` - a subclass, a layer with
     parametrizations, a lazy one - is left alone, and so are layers with dilation, which are no sub-pixel
-    convolutions. A second call changes nothing.
+    convolutions. A second call changes nothing. :func:`restore` undoes it.
 
     Args:
         model: any module, an ``nn.ConvTranspose2d`` itself included.
@@ -28,14 +29,13 @@ def replace_conv_transpose(model: nn.Module, *, inplace: bool = False, return_re
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.
+        ValueError: it is scripted, or cannot be copied.
 
     Warns:
         UserWarning: no transposed convolution was found, or none that could be replaced.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {model!r} of type {type(model).__name__}")
-    if not inplace:
-        model = copy.deepcopy(model)
+    check_model(model)
+    model = model if inplace else copied(model)
     sites = []
     for path, module in model.named_modules():
         if not isinstance(module, nn.ConvTranspose2d):
@@ -51,7 +51,7 @@ def replace_conv_transpose(model: nn.Module, *, inplace: bool = False, return_re
         sites.append(
             Site(path, _layers(module), status, reason or "runs as conv_transpose2d of this package")
         )
-    report = Report(sites)
+    report = Report(sites, "" if sites else what_else_finds(model, "replace_conv_transpose"))
     if not report.replaced and not report.already_replaced:
         warnings.warn(f"replace_conv_transpose changed nothing: {report.summary}", stacklevel=2)
     return (model, report) if return_report else model
@@ -60,6 +60,8 @@ def replace_conv_transpose(model: nn.Module, *, inplace: bool = False, return_re
 def _why_not(module: nn.ConvTranspose2d) -> str | None:
     """Why a module is left alone, in words; None if it can be replaced."""
     if type(module) not in (nn.ConvTranspose2d, ConvTranspose2d):
+        if isinstance(module, LazyModuleMixin):
+            return "it is not initialised yet; run the model once first"
         if hasattr(module, "parametrizations"):
             return "its parameters are parametrized, which makes it a class of its own"
         return f"{type(module).__name__} is a subclass of nn.ConvTranspose2d and may compute something else"

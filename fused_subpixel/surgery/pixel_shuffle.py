@@ -1,21 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Convolutions and pixel shuffles of an existing model as fused calls: replace_ and restore_pixel_shuffle."""
+"""Convolutions and pixel shuffles of an existing model as fused calls: :func:`replace_pixel_shuffle`."""
 
 from __future__ import annotations
 
-import copy
 import warnings
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
-import torch
-from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .modules import FusedConv2d, FusedSequential, restore_class
+from .arguments import Model, as_arguments, check_model, copied
 from .operation import Operation
-from .report import Report
-
-Model = TypeVar("Model", bound=nn.Module)
+from .report import Report, what_else_finds
 
 
 @overload
@@ -45,7 +40,7 @@ def replace_pixel_shuffle(
     certainly a pair is left alone.
 
     Modules stay the same objects, of a subclass of their class; parameters, buffers and the keys of
-    ``state_dict()`` stay what they are. :func:`restore_pixel_shuffle` undoes it. More in docs/surgery.md.
+    ``state_dict()`` stay what they are. :func:`restore` undoes it. More in docs/surgery.md.
 
     Args:
         model: any module.
@@ -67,13 +62,13 @@ def replace_pixel_shuffle(
             is scripted or uninitialised.
         Exception: the model's own, if it rejects ``example_inputs``; it is then as it was.
     """
-    _check_model(model)
-    inputs = _as_arguments(example_inputs)
+    check_model(model)
+    inputs = as_arguments(example_inputs)
     if fold_batch_norm and model.training:
         raise ValueError("fold_batch_norm: needs the model in eval mode, call model.eval() first")
     if inputs is not None and any(is_lazy(p) for p in (*model.parameters(), *model.buffers())):
         raise ValueError("model: has uninitialized lazy modules, run it once first")
-    model = model if inplace else _copied(model)
+    model = model if inplace else copied(model)
 
     operation = Operation(model, fold_batch_norm, unshuffle)
     try:
@@ -81,55 +76,9 @@ def replace_pixel_shuffle(
     except BaseException:
         operation.undo()
         raise
+    if not report.sites:
+        hints = what_else_finds(model, "replace_pixel_shuffle")
+        report.note = ". ".join(part for part in (report.note, hints) if part)
     if not (report.replaced or report.already_replaced):
         warnings.warn(f"replace_pixel_shuffle: {report.summary}", UserWarning, stacklevel=2)
     return (model, report) if return_report else model
-
-
-def restore_pixel_shuffle(model: Model, *, inplace: bool = False) -> Model:
-    """Undo :func:`replace_pixel_shuffle`, folded batch norms included: each module gets its own class back.
-
-    Args:
-        model: a model, replaced or not, or a part of one.
-        inplace: whether to change ``model`` itself; by default a deep copy is changed.
-
-    Raises:
-        TypeError, ValueError: as :func:`replace_pixel_shuffle`.
-    """
-    _check_model(model)
-    model = model if inplace else _copied(model)
-    for module in model.modules():
-        if isinstance(module, (FusedSequential, FusedConv2d)):
-            _restore(module)
-    return model
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError("model: is scripted; replace the modules before torch.jit sees them")
-
-
-def _as_arguments(example_inputs: Any) -> tuple[Any, ...] | dict[str, Any] | None:
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,)
-    if example_inputs is None or isinstance(example_inputs, (tuple, dict)):
-        return example_inputs
-    raise TypeError(
-        "example_inputs: expected a tensor, a tuple of positional arguments or a dict of keyword arguments, "
-        f"got {type(example_inputs).__name__}"
-    )
-
-
-def _copied(model: Model) -> Model:
-    try:
-        return copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"model: cannot be copied, inplace=True may help ({error})") from error
-
-
-def _restore(module: FusedSequential | FusedConv2d) -> None:
-    restore_class(module)
-    for name in ("subpixel", "fold_batch_norm", "unshuffle"):
-        module.__dict__.pop(name, None)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 
+from torch import nn
+
 REPLACED, ALREADY_REPLACED, LEFT_ALONE = "replaced", "already replaced", "left alone"
 
 
@@ -113,6 +115,30 @@ class Report:
 
     def __repr__(self) -> str:
         return f"<Report: {self.summary}>"
+
+
+_OTHER_DIMENSIONS = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d)
+
+
+def what_else_finds(model: nn.Module, called: str) -> str:
+    """Which calls, other than the one that found no site, serve the layers of ``model``; in sentences."""
+
+    def holds(*kinds: type[nn.Module]) -> bool:
+        return any(isinstance(module, kinds) for module in model.modules())
+
+    hints = []
+    if called != "replace_conv_transpose" and holds(nn.ConvTranspose2d):
+        hints.append("Its transposed convolutions are replaced by replace_conv_transpose")
+    if called != "replace_pixel_shuffle" and holds(nn.PixelShuffle):
+        hints.append("Its pixel shuffles are replaced by replace_pixel_shuffle")
+    if holds(nn.Conv2d) and not holds(nn.PixelShuffle):
+        hints.append(
+            "A shuffle written by hand (view, permute, reshape) is found in graphs: by "
+            "torch.compile(model, backend=fusing_backend()) or fuse(torch.export.export(...))"
+        )
+    if holds(*_OTHER_DIMENSIONS):
+        hints.append("1-D and 3-D layers cannot be replaced")
+    return ". ".join(hints)
 
 
 def format_bytes(size: int) -> str:
