@@ -24,6 +24,9 @@ from .autograd import BackwardPlan, SubpixelConv2dFunction, plan_backward, recov
 from .conversion import subpixel_operands
 
 _operator = torch.ops.fused_subpixel.subpixel_conv2d.default
+_has_torch_function_mode = torch._C._is_torch_function_mode_enabled
+_has_transforms = torch._C._are_functorch_transforms_active
+_tracing_state = torch._C._get_tracing_state
 _PLAIN_TENSORS = frozenset((Tensor, torch.nn.Parameter))
 _PLAIN_TENSORS_OR_NONE = _PLAIN_TENSORS | {type(None)}
 
@@ -379,13 +382,13 @@ def _dispatches(tensor: Any) -> bool:
 
 def why_only_reference(tracing: bool, *tensors: Tensor | None) -> str | None:
     """What about a call of these tensors, if anything, only plain PyTorch can handle; in words."""
-    if torch._C._are_functorch_transforms_active():
+    if _has_transforms():
         return "under torch.func transforms only the reference runs"
     if tracing:
         return "in ONNX export only the reference runs" if torch.onnx.is_in_onnx_export() else None
     if forward_ad._current_level >= 0:
         return "in forward-mode differentiation only the reference runs"
-    if torch._C._get_tracing_state() is not None:
+    if _tracing_state() is not None:
         return "under torch.jit.trace only the reference runs"
     for tensor in tensors:
         if tensor is not None and _dispatches(tensor):
@@ -435,9 +438,17 @@ def convolve(
         and type(bias) in _PLAIN_TENSORS_OR_NONE
         and type(activation_weight) in _PLAIN_TENSORS_OR_NONE
         and type(residual) in _PLAIN_TENSORS_OR_NONE
-        and not torch._C._is_torch_function_mode_enabled()
+        and not _has_torch_function_mode()
     ):
-        only_reference = why_only_reference(tracing)
+        # what why_only_reference() asks, without a call that would cost 0.2 µs
+        only_reference = (
+            None
+            if not tracing
+            and forward_ad._current_level < 0
+            and _tracing_state() is None
+            and not _has_transforms()
+            else why_only_reference(tracing)
+        )
     else:
         tensors = (input, weight, bias, activation_weight, residual)
         if has_torch_function(tensors):
@@ -450,6 +461,12 @@ def convolve(
         input, weight, bias, activation_weight = _autocast(input, weight, bias, activation_weight)
         promotes = residual is not None and input.dtype != residual.dtype in _arguments.DTYPES
 
+    key = None
+    if not tracing:
+        try:  # noqa: SIM105  (contextlib.suppress would cost 0.5 µs)
+            key = marshal.dumps(options, 2)
+        except ValueError:
+            pass  # NumPy's numbers, and what is wrong
     try:
         arguments = (
             backend or backends.requested(tracing),
@@ -462,6 +479,7 @@ def convolve(
             else (activation_weight.shape, activation_weight.dtype, activation_weight.device),
             None if residual is None
             else (residual.shape, input.dtype if promotes else residual.dtype, residual.device),
+            key,
         )  # fmt: skip
     except RuntimeError:  # of what has no shape
         _arguments.check_dense(input, weight, bias, activation_weight, residual)
@@ -472,13 +490,13 @@ def convolve(
             None if residual is None else residual.unsqueeze(0), backend, *options,
         ).squeeze(0)  # fmt: skip
     call = None
-    if not tracing:
-        try:  # noqa: SIM105  (contextlib.suppress would cost 0.5 µs)
-            call = _prepare_cached(*arguments, marshal.dumps(options, 2))
+    if key is not None:
+        try:  # noqa: SIM105
+            call = _prepare_cached(*arguments)
         except (TypeError, ValueError):
-            pass  # symbolic sizes and NumPy's numbers cannot be cached; what is wrong is refused just below
+            pass  # symbolic sizes cannot be cached; what is wrong is refused just below
     if call is None:
-        call = prepare(*arguments, *options)
+        call = prepare(*arguments[:-1], *options)
 
     if promotes:
         # PyTorch's addition gives the wider of two dtypes; the kernels write that of the convolution.
