@@ -296,6 +296,45 @@ def test_models_replaced_under_the_meta_device() -> None:
     torch.testing.assert_close(fused(X), plain(X))
 
 
+def offload(model: nn.Module) -> None:
+    """Keep the parameters of each module on the meta device between its calls, as accelerate does."""
+    for module in model.modules():
+        tables = (module._parameters, module._buffers)
+        values: list[dict[str, Any]] = [dict(table) for table in tables]
+        away = [{k: None if v is None else v.detach().to("meta") for k, v in d.items()} for d in values]
+        forward = module.forward
+
+        def hooked(
+            *args: Any, forward: Any = forward, tables: Any = tables, values: Any = values, away: Any = away
+        ) -> Any:
+            for table, present in zip(tables, values, strict=True):
+                table.update(present)
+            try:
+                return forward(*args)
+            finally:
+                for table, absent in zip(tables, away, strict=True):
+                    table.update(absent)
+
+        for table, absent in zip(tables, away, strict=True):
+            table.update(absent)
+        module.forward = hooked  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("between", [nn.BatchNorm2d(12), nn.PReLU(12)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("in_sequential", [False, True])
+def test_offloaded_parameters(between: nn.Module, in_sequential: bool) -> None:
+    """Those of another module are there only while that one is called."""
+    model = Chained().eval()
+    model.shuffle = nn.Sequential(between.eval(), model.shuffle)  # type: ignore[assignment]
+    if in_sequential:
+        model = nn.Sequential(model.conv, *model.shuffle).eval()  # type: ignore[assignment]
+    expected = model(X)
+    fused, report = fs.replace_pixel_shuffle(model, X, fold_batch_norm=True, return_report=True)
+    assert report.replaced[-1].path == ("0 -> 2" if in_sequential else "conv -> shuffle.1")
+    offload(fused)
+    torch.testing.assert_close(fused(X), expected)
+
+
 # ---- the way back, and words -------------------------------------------------------------------------------
 
 

@@ -146,6 +146,22 @@ class Plan:
         before = self.before
         return Activation("prelu", weight=before.weight) if isinstance(before, nn.PReLU) else before
 
+    def is_ready(self, device: torch.device, replica: bool) -> bool:
+        """Whether the parameters of the steps' modules can be used on ``device`` before these are called.
+
+        Hooks may have to run first: offloading fetches parameters when their module is called. A ``replica``
+        of nn.DataParallel shares these modules with the model, whose parameters are on the first device.
+        """
+        for module, base in ((self.norm, nn.BatchNorm2d), (self.before, nn.PReLU)):
+            if not isinstance(module, nn.Module):
+                continue
+            if replica or chains.why_altered(module, base) is not None:
+                return False
+            tensors = (*module._parameters.values(), *module._buffers.values())
+            if any(tensor is not None and tensor.device != device for tensor in tensors):
+                return False
+        return True
+
     def steps(self) -> tuple[nn.BatchNorm2d | Activation, ...]:
         """What is to come between convolution and shuffle, in order."""
         return tuple(step for step in (self.norm, self.activation()) if step is not None)
@@ -176,8 +192,8 @@ class FusedConv2d(Fused, nn.Conv2d):
             return super().forward(input)
         if plan.norm is not None and plan.norm.training:
             return super().forward(input)
-        if (plan.norm is not None or isinstance(plan.before, nn.PReLU)) and "_is_replica" in self.__dict__:
-            return super().forward(input)  # of nn.DataParallel: those modules are on the first device
+        if not plan.is_ready(input.device, "_is_replica" in self.__dict__):
+            return super().forward(input)
         # In compiled code nothing is done ahead: on another path it could not be undone.
         compiling = torch.compiler.is_dynamo_compiling()
         later = compiling or not chains.overwritable(before, before=True)

@@ -14,7 +14,8 @@ def restore(model: Model, *, inplace: bool = False) -> Model:
     """Undo :func:`replace_pixel_shuffle` and :func:`replace_conv_transpose`.
 
     Modules get their own classes back, batch norms are no longer folded, and each
-    :class:`fused_subpixel.ConvTranspose2d` becomes an ``nn.ConvTranspose2d``. A :class:`fused_subpixel.SubpixelConv2d` stays, because it replaced no module.
+    :class:`fused_subpixel.ConvTranspose2d` becomes an ``nn.ConvTranspose2d``. A
+    :class:`fused_subpixel.SubpixelConv2d` stays, because it replaced no module.
     ``restore_pixel_shuffle`` is another name of this function.
 
     Args:
