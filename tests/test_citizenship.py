@@ -299,10 +299,12 @@ def test_fx_of_a_transposed_convolution() -> None:
 
     up, x = fs.ConvTranspose2d(3, 2, 3, 2, 1), torch.randn(2, 3, 5, 6)
     for module in (Doubled(up), nn.Sequential(up)):
-        assert torch.fx.symbolic_trace(module)(x).equal(module(x))
+        traced = torch.fx.symbolic_trace(module)
+        assert "call_module" in {node.op for node in traced.graph.nodes}
+        assert traced(x).equal(module(x))
     alone = torch.fx.symbolic_trace(up, concrete_args={"output_size": None})
-    assert fs.conv_transpose2d in {node.target for node in alone.graph.nodes}
-    assert alone(x).equal(up(x))
+    assert "conv_transpose2d" in {getattr(node.target, "__name__", "") for node in alone.graph.nodes}
+    torch.testing.assert_close(alone(x), up(x))
 
 
 def test_fx_of_a_replaced_model() -> None:
