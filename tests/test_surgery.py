@@ -276,6 +276,7 @@ def test_compile(name: str) -> None:
     graphs: list[torch.fx.GraphModule] = []
 
     def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graph.graph.eliminate_dead_code()  # as every compiler does
         graphs.append(graph)
         return graph.forward
 
