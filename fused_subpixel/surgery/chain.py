@@ -17,7 +17,6 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from .._arguments import DTYPES
 from ..functional import subpixel_conv2d, why_only_reference
-from . import originals
 
 tanh, sigmoid = torch.tanh, torch.sigmoid  # as the functions above
 
@@ -91,7 +90,11 @@ def why_own_forward(module: nn.Module, base: type[nn.Module]) -> str | None:
         return f"{original.__name__} has a forward of its own"
     if base is nn.Conv2d and has_own_convolution(module):
         return f"{original.__name__} has a _conv_forward of its own"
-    if kind.__call__ is not nn.Module.__call__ or kind._call_impl is not nn.Module._call_impl:
+    if (
+        kind.__call__ is not nn.Module.__call__
+        or kind._call_impl is not nn.Module._call_impl
+        or "_call_impl" in module.__dict__
+    ):
         return f"{original.__name__} has a __call__ of its own"
     return None
 
@@ -260,14 +263,13 @@ def runs_fused(input: Any) -> bool:
     """Whether a chain runs as one call on ``input``; where not, its modules run one by one.
 
     Not in ONNX export, torch.jit.trace and torch.func transforms, nor for tensor subclasses: what these know
-    is PyTorch's own modules. Nor where hooks wait for every module's call, or PyTorch's layers are patched.
+    is PyTorch's own modules. Nor where hooks wait for every module's call.
     """
     return (
         isinstance(input, Tensor)
         and input.dtype in DTYPES
         and why_only_reference(torch.compiler.is_compiling(), input, input, None, None, None) is None
         and not _has_any_global_hook()
-        and originals.intact()
     )
 
 

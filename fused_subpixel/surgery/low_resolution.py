@@ -325,7 +325,9 @@ class Traced(Tensor):
                     if not call.in_place:
                         self.high = high
                         return Traced.of(activated, self.factor)
+                    func(self.plain, *args[1:], **kwargs)
                     self.high = activated
+                    return self
         args, kwargs = tree_map(_untraced, (args, kwargs))
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)

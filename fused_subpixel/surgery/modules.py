@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import chain as chains
+from . import originals
 from .chain import Activation, Chain, Downward
 from .low_resolution import Held, LowResolution, Traced, with_versions
 
@@ -97,6 +98,9 @@ class FusedSequential(Fused, nn.Sequential):
 
     def forward(self, input: Any) -> Any:
         """Apply all modules, chains of them as one call."""
+        kind: Any = type(self).original_class
+        if kind.forward is not nn.Sequential.forward or not originals.intact():
+            return super().forward(input)
         modules = chains.flatten(self)
         position = 0
         while position < len(modules):
@@ -158,10 +162,10 @@ class FusedConv2d(Fused, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Apply the convolution, and at once what is to follow."""
         plan = self.subpixel
-        kind = type(self).original_class
-        if not chains.runs_fused(input) or kind.forward is not nn.Conv2d.forward:
+        kind: Any = type(self).original_class
+        if not originals.intact() or kind.forward is not nn.Conv2d.forward or chains.has_own_convolution(self):
             return super().forward(input)
-        if chains.has_output_hooks(self) or chains.has_own_convolution(self):
+        if not chains.runs_fused(input) or chains.has_output_hooks(self):
             return super().forward(input)
         norm, before = plan.norm, plan.activation()
         if norm is not None and norm.training:
