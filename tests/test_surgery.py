@@ -321,7 +321,8 @@ class Interrupted(Chained):
 
 
 INTERRUPTIONS = (
-    "item", "break", "break, overwritten", "eager part", "checkpoint", "only the convolution", "only the rest",
+    "item", "break", "break, overwritten", "eager part", "checkpoint", "only the convolution",
+    "only the rest",
 )  # fmt: skip
 
 

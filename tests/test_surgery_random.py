@@ -201,14 +201,15 @@ def scripted(x: Tensor) -> Tensor:
     return torch.tanh(x) * 2
 
 
-def relu_and_more(x: Tensor) -> Tensor:
-    return x.relu_().mul_(1.5)
-
-
-AFTER: tuple[Callable[[Tensor], Tensor], ...] = (
-    lambda x: x, lambda x: x.mul_(2), relu_and_more, scripted, torch.tanh, lambda x: F.leaky_relu(x, 0.3), Same.apply,
-)  # fmt: skip
-AFTER_NAMES = ("nothing", "mul_", "relu_, mul_", "scripted", "tanh", "leaky_relu", "Same")
+AFTER: dict[str, Callable[[Tensor], Tensor]] = {
+    "nothing": lambda x: x,
+    "mul_": lambda x: x.mul_(2),
+    "relu_, mul_": lambda x: x.relu_().mul_(1.5),
+    "scripted": scripted,
+    "tanh": torch.tanh,
+    "leaky_relu": lambda x: F.leaky_relu(x, 0.3),
+    "Same": Same.apply,
+}
 
 
 # ---- models ------------------------------------------------------------------------------------------------
@@ -222,7 +223,11 @@ class Stage(nn.Module):
         kind = draw.choice(("plain", "own", "groups", "reflect", "weight_norm", "old weight_norm", "no bias"))
         if conv is not None:
             kind = "shared"
-        options = {"groups": {"groups": 2}, "reflect": {"padding_mode": "reflect"}, "no bias": {"bias": False}}
+        options = {
+            "groups": {"groups": 2},
+            "reflect": {"padding_mode": "reflect"},
+            "no bias": {"bias": False},
+        }
         self.conv = conv or (
             OwnConv2d(16) if kind == "own" else nn.Conv2d(4, 16, 3, padding=1, **options.get(kind, {}))  # type: ignore[arg-type]
         )
@@ -242,11 +247,12 @@ class Stage(nn.Module):
             self.around_conv = not_reentrant  # autograd.grad refuses the others
         self.function = draw.choice(FUNCTIONS_BETWEEN) if draw.random() < 0.25 else None
         self.branch = draw.choice(("", "", "", "", "mean", "second shuffle", "second use", "coupled"))
-        self.after = draw.randrange(len(AFTER))
+        self.after = draw.choice(list(AFTER))
+        function = getattr(self.function, "__qualname__", self.function)
         self.words = (
-            f"{kind} conv, {between}, {self.spelling}, around the conv: {self.around_conv.__name__}, around all: "
-            f"{self.around_all.__name__}, then: {getattr(self.function, '__qualname__', self.function)}, branch: "
-            f"{self.branch or None}, after: {AFTER_NAMES[self.after]}"
+            f"{kind} conv, then {between}, {self.spelling}; around the conv: {self.around_conv.__name__}; "
+            f"around all: {self.around_all.__name__}; function between: {function}; "
+            f"branch: {self.branch or None}; after: {self.after}"
         )
 
     def up(self, x: Tensor) -> Tensor:
@@ -380,9 +386,13 @@ def tripled(module: nn.Module) -> None:
 LOCAL: dict[str, Callable[[Stage], Any]] = {
     "a seamless convolution": lambda stage: seamless(stage.conv),
     "another forward of the shuffle": lambda stage: tripled(stage.shuffle),
-    "a forward hook of the convolution": lambda stage: stage.conv.register_forward_hook(lambda m, i, o: o * 2),
+    "a forward hook of the convolution": lambda stage: stage.conv.register_forward_hook(
+        lambda m, i, o: o * 2
+    ),
     "a forward hook of the shuffle": lambda stage: stage.shuffle.register_forward_hook(lambda m, i, o: o * 2),
-    "a hook before the shuffle": lambda stage: stage.shuffle.register_forward_pre_hook(lambda m, i: (i[0] * 2,)),
+    "a hook before the shuffle": lambda stage: stage.shuffle.register_forward_pre_hook(
+        lambda m, i: (i[0] * 2,)
+    ),
     "a hook behind the body": lambda stage: stage.body.register_full_backward_hook(lambda m, i, o: None),
     "circular padding": lambda stage: setattr(stage.conv, "padding_mode", "circular"),
 }

@@ -6,6 +6,8 @@ Each must be left alone, or stay right whatever path it takes afterwards.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import random
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import fused_subpixel as fs
-from fused_subpixel.surgery import chain
+from fused_subpixel.surgery import chain, originals
 from fused_subpixel.surgery.low_resolution import LowResolution
 
 pytestmark = [
@@ -437,6 +439,20 @@ def test_patches_after_the_surgery(
     compare(replaced, model, x)
 
 
+@pytest.mark.parametrize(("owner", "name"), [(F, "conv2d"), (nn.Conv2d, "forward"), (nn.Module, "__call__")])
+def test_patches_before_the_import(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def imported() -> Any:
+        """The module as if the package were imported now."""
+        spec: Any = importlib.util.spec_from_file_location("imported", originals.__file__)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    assert imported().intact()
+    monkeypatch.setattr(owner, name, functools.wraps(getattr(owner, name))(half(getattr(owner, name))))
+    assert not imported().intact()
+
+
 # ---- paths that the example inputs did not show ------------------------------------------------------------
 
 
@@ -707,7 +723,7 @@ def test_autograd_knows_the_tensor_in_between() -> None:
 
 
 def test_shuffled_twice_in_inference_mode() -> None:
-    """As without gradients: the output counts its versions, so that it is known whether it was overwritten."""
+    """As under no_grad: the output has a version counter, which tells whether it was overwritten."""
     for between in (nn.Identity(), nn.ReLU(), nn.SiLU()):
         model = Free(
             lambda m, x: (lambda y: m.shuffle(y) + (m.shuffle(y) + m.shuffle(y * 2) if m.flag else 0))(

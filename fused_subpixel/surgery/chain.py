@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.functional import gelu, leaky_relu, prelu, relu, silu, threshold  # PyTorch's own, if F is patched
+from torch.nn.functional import (
+    gelu,
+    leaky_relu,
+    prelu,
+    relu,
+    silu,
+    threshold,
+)  # PyTorch's own, if F is patched
 from torch.nn.modules.module import _has_any_global_hook
 
 from .._arguments import DTYPES

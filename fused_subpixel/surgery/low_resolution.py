@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The tensor between a fused convolution and its pixel shuffle.
 
-:class:`LowResolution` stands for the convolution's output [N, C*r*r, P, Q] and holds it shuffled,
-[N, C, P*r, Q*r]. It is a tensor like any other, in C++ and in autograd, except that its memory is filled when
+:class:`LowResolution` stands for the convolution's output [N, C*r*r, P, Q] and holds the shuffled output
+[N, C, P*r, Q*r]. It is an ordinary tensor to C++ and to autograd, but its memory is filled only when
 something reads it:
 
-- ``__torch_function__`` sees the functions of PyTorch. The pixel shuffle gets what is held, without any work; so
-  do elementwise activations. All other functions get a plain tensor: a view of the stand-in.
-- ``__torch_dispatch__`` sees everything that reads or writes the stand-in below autograd, also what went past
+- ``__torch_function__`` sees the functions of PyTorch. A pixel shuffle gets the shuffled output without any
+  work, and so do elementwise activations. Every other function gets a plain tensor, a view of this one.
+- ``__torch_dispatch__`` sees what reads or writes this tensor below autograd, including code that bypasses
   ``__torch_function__``, and gives it the memory.
 
-What is held has no history in autograd. The shuffled output is a differentiable function of the stand-in, and
-the stand-in one of the convolution. So a gradient takes the way that the data took, whatever gave the stand-in
-its history: the convolution, a ``torch.autograd.Function`` around it, or ``requires_grad_()``.
+The held tensor has no history in autograd. Instead, the shuffled output is a differentiable function of the
+:class:`LowResolution`, which is a differentiable function of the convolution's result. Gradients therefore
+flow through the tensor itself, whatever gave it its history: the convolution, a ``torch.autograd.Function``
+that returned it (a checkpoint, a reversible block), or ``requires_grad_()``.
 
 :class:`Traced` is its counterpart in code that torch.compile traces.
 """
@@ -36,7 +37,7 @@ T = TypeVar("T")
 
 
 def with_versions(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call ``function`` such that its result counts its versions, which inference mode would not do."""
+    """Call ``function`` such that its result has a version counter, which inference mode would leave out."""
     if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
         return function(*args, **kwargs)
     with torch.inference_mode(False), torch.no_grad():
@@ -99,8 +100,8 @@ _WHAT_TO_DO = (
     "fused_subpixel.restore_pixel_shuffle(model), or replace it with example_inputs that take this path"
 )
 _MOVED_ON = (
-    "the output of a fused convolution is used in another way than for its pixel shuffle, after {} changed in "
-    f"place. {_WHAT_TO_DO}"
+    "the output of a fused convolution is used in another way than for its pixel shuffle, after {} "
+    f"changed in place. {_WHAT_TO_DO}"
 )
 
 
@@ -118,7 +119,7 @@ class LowResolution(Tensor):
 
     @staticmethod
     def of(high: Tensor, held: Held) -> Tensor:
-        """A tensor that stands for what is ``high`` when shuffled, as a differentiable function of ``high``."""
+        """The tensor whose shuffled output is ``high``, as a differentiable function of ``high``."""
         if high.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             held.high = high.detach()
             low: Tensor = _Unshuffle.apply(high, held, None)
@@ -128,7 +129,7 @@ class LowResolution(Tensor):
 
     @staticmethod
     def holding(held: Held, done: int) -> LowResolution:
-        """A tensor, without a history in autograd, that stands for what ``held`` holds after ``done`` steps."""
+        """A tensor without history that stands for the convolution's output after ``done`` steps."""
         high, shape, strides = held.high, held.low_shape(), None
         if len(shape) == 4 and not high.is_contiguous():  # as nn.Conv2d would return it
             _, channels, height, width = shape
@@ -142,8 +143,8 @@ class LowResolution(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Shuffle, or do the next step, if ``func`` is that; else apply ``func`` to the plain output."""
-        if torch.compiler.is_dynamo_compiling():  # of a part behind the convolution: it breaks its graph here
+        """Apply ``func``; where torch.compile traces a part behind the convolution, its graph breaks here."""
+        if torch.compiler.is_dynamo_compiling():
             return torch._dynamo.disable(cls.apply)(func, args, kwargs or {})
         return cls.apply(func, args, kwargs or {})
 
@@ -155,7 +156,9 @@ class LowResolution(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         if func in REPLACES_DATA:
-            raise RuntimeError(f"the output of a fused convolution cannot be given other memory. {_WHAT_TO_DO}")
+            raise RuntimeError(
+                f"the output of a fused convolution cannot be given other memory. {_WHAT_TO_DO}"
+            )
         if (
             isinstance(self, LowResolution)
             and self.memory is None
@@ -181,7 +184,9 @@ class LowResolution(Tensor):
         return next((low for tensor, low in plain if result is tensor), result)  # in place
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Apply an operation below autograd to the memory."""
         args, kwargs = tree_map(
             lambda value: value.filled() if isinstance(value, LowResolution) else value, (args, kwargs or {})
@@ -220,8 +225,8 @@ class LowResolution(Tensor):
         return low
 
     def plain(self) -> Tensor:
-        """The convolution's output, with the steps done that this tensor stands for: a view of this tensor."""
-        if torch.compiler.is_compiling():  # of() has not told autograd of it: what is held has the history
+        """The convolution's output after the steps that this tensor stands for: a view of this tensor."""
+        if torch.compiler.is_compiling():  # for an export: see of(), the held tensor has the history
             if self.memory is None:
                 self.memory = self.held.plain(self.done)
             return self.memory
@@ -235,7 +240,9 @@ class LowResolution(Tensor):
                 shape, strides = self.shape, self.stride()
             with torch.inference_mode(False), torch.no_grad():
                 values = self.held.plain(self.done)
-                if values.stride() != strides:  # autograd takes the memory of views to lie as declared
+                if (
+                    values.stride() != strides
+                ):  # autograd's gradients of views rely on the strides of this tensor
                     values = values.new_empty_strided(shape, strides).copy_(values)
             self.memory = values
         return self.memory
@@ -245,7 +252,7 @@ class LowResolution(Tensor):
 
 
 class _Unshuffle(torch.autograd.Function):
-    """The stand-in as a function of the shuffled output."""
+    """:class:`LowResolution` as a function of the shuffled output."""
 
     @staticmethod
     def forward(ctx: Any, high: Tensor, held: Held, overwritten: LowResolution | None) -> Tensor:
@@ -262,7 +269,7 @@ class _Unshuffle(torch.autograd.Function):
 
 
 class _Shuffle(torch.autograd.Function):
-    """The shuffled output as a function of the stand-in."""
+    """The shuffled output as a function of :class:`LowResolution`."""
 
     @staticmethod
     def forward(ctx: Any, low: LowResolution, high: Tensor) -> Tensor:
@@ -272,7 +279,7 @@ class _Shuffle(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         ((origin, _), *_) = ctx.next_functions
-        if isinstance(origin, _Unshuffle._backward_cls):  # takes out what is held, without any work
+        if isinstance(origin, _Unshuffle._backward_cls):  # which shuffles it back, without any work
             return LowResolution.of(grad, Held(ctx.factor)), None
         return pixel_unshuffle(grad, ctx.factor), None
 
@@ -283,8 +290,8 @@ class _Shuffle(torch.autograd.Function):
 class Traced(Tensor):
     """What a :class:`FusedConv2d` returns while torch.compile traces it.
 
-    It is the plain output, whose computation compilers drop where nothing uses it. So it may cross a graph
-    break: beyond it stands a tensor whose values are right.
+    It is the plain output itself, which compilers do not compute where nothing uses it. So it may cross a
+    graph break: the code behind the break gets a tensor with the right values and history.
     """
 
     plain: Tensor  # the same, without the subclass: some compilers refuse subclasses
@@ -311,7 +318,7 @@ class Traced(Tensor):
                     if self._version != version or not isinstance(result, _ANSWERS):
                         self.high = None  # it may be out of date, or be some time
                 return result
-            high, self.high = self.high, None
+            high, self.high = self.high, None  # either may be written to from now on
             if self.has_another_history():
                 pass
             elif func is torch.pixel_shuffle:
@@ -338,7 +345,7 @@ class Traced(Tensor):
             return self.requires_grad != self.plain.requires_grad
 
 
-# What is no way to change a tensor.
+# Results of functions that give nothing away by which the tensor could be changed later.
 _ANSWERS = (bool, int, tuple, torch.dtype, torch.device, torch.layout)
 
 

@@ -163,7 +163,11 @@ class FusedConv2d(Fused, nn.Conv2d):
         """Apply the convolution, and at once what is to follow."""
         plan = self.subpixel
         kind: Any = type(self).original_class
-        if not originals.intact() or kind.forward is not nn.Conv2d.forward or chains.has_own_convolution(self):
+        if (
+            not originals.intact()
+            or kind.forward is not nn.Conv2d.forward
+            or chains.has_own_convolution(self)
+        ):
             return super().forward(input)
         if not chains.runs_fused(input) or chains.has_output_hooks(self):
             return super().forward(input)
@@ -172,8 +176,8 @@ class FusedConv2d(Fused, nn.Conv2d):
             return super().forward(input)
         if (norm is not None or isinstance(plan.before, nn.PReLU)) and "_is_replica" in self.__dict__:
             return super().forward(input)  # of nn.DataParallel: those modules are on the first device
-        # Where gradients may be wanted nothing is done ahead, because autograd must see each tensor in between;
-        # nor in compiled code, where what another path needs could not be computed again.
+        # Nothing is done ahead where gradients may be wanted, because autograd must know each tensor in
+        # between, nor in compiled code, which could not compute again what another path needs.
         compiling = torch.compiler.is_dynamo_compiling()
         if compiling or (torch.is_grad_enabled() and not torch.compiler.is_exporting()):
             if norm is not None or (before is not None and not before.commutes()):

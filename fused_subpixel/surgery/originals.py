@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What PyTorch's layers are made of, as it was when this package was imported.
+"""Whether PyTorch's layers are made of PyTorch's own code.
 
-People patch it: a function of ``torch.nn.functional``, the forward of a class, the call of every module. Where
-that has happened, layers must run as they are.
+Programs patch it: a function of ``torch.nn.functional``, the forward of a class, the call of every module.
+While a patch is in place, layers must run as they are.
 """
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import torch
@@ -26,21 +27,31 @@ _PARTS: tuple[tuple[Any, str], ...] = (
     (nn.modules.conv._ConvTransposeNd, "_output_padding"),
     (nn.Module, "_call_impl"),
 )
-# Looking into the dictionaries takes a third of the time of getattr.
+
+
+def _is_pytorchs(function: Any) -> bool:
+    """Whether ``function`` is defined in PyTorch, in C++ or Python."""
+    if function is None or isinstance(function, types.BuiltinFunctionType):
+        return True
+    name = getattr(function, "__globals__", {}).get("__name__", "")  # a decorated one may have any __module__
+    return name == "torch" or name.startswith("torch.")
+
+
+# As it was when this package was imported; a patch of that time equals nothing. Looking into the dictionaries
+# takes a third of the time of getattr.
 _TABLES = tuple((vars(owner), name) for owner, name in _PARTS)
-_ORIGINALS = [table.get(name) for table, name in _TABLES]
-_ATTRIBUTES = tuple((owner, name, getattr(owner, name)) for owner, name in _PARTS)
-_CALL = nn.Module.__call__
+_ORIGINALS = [part if _is_pytorchs(part := table.get(name)) else object() for table, name in _TABLES]
+_ATTRIBUTES = tuple(
+    (owner, name, getattr(owner, name) if original is None else original)
+    for (owner, name), original in zip(_PARTS, _ORIGINALS, strict=True)
+)
+_CALL = nn.Module.__call__ if _is_pytorchs(nn.Module.__call__) else None
 
 
 def intact() -> bool:
     """Whether all that PyTorch's layers are made of is PyTorch's own at this moment."""
-    call: Any = nn.Module.__call__
-    if call is not _CALL and not getattr(call, "__globals__", {}).get("__name__", "").startswith("torch."):
-        return False  # nor one of PyTorch's own tracers
-    if torch.compiler.is_dynamo_compiling():  # it knows this way, and compiles anew when an attribute changes
-        for owner, name, original in _ATTRIBUTES:
-            if getattr(owner, name) is not original:
-                return False
-        return True
+    if nn.Module.__call__ is not _CALL and not _is_pytorchs(nn.Module.__call__):
+        return False  # PyTorch's own tracers replace it, too, while they trace
+    if torch.compiler.is_dynamo_compiling():  # guards the attributes, and compiles anew when one has changed
+        return all(getattr(owner, name) is original for owner, name, original in _ATTRIBUTES)
     return [table.get(name) for table, name in _TABLES] == _ORIGINALS
