@@ -17,6 +17,7 @@ from conftest import needs_cpu_library
 from surgery_models import IN_PLACE_PATTERNS, PATTERNS, Chained, Compact, Pattern, Shared, conv, norm, pair
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 import fused_subpixel as fs
 from fused_subpixel.surgery import chain
@@ -212,6 +213,10 @@ def test_old_weight_norm(pattern: Pattern, traced: bool, monkeypatch: pytest.Mon
             parameter.data.mul_(2)
     assert len(calls) == 4 * len(report.replaced)
     assert list(model.state_dict()) == list(state)
+    for again in ([], [x], []) if report.replaced else ():
+        _, second = replace(model, *again, inplace=True)
+        assert {site.path for site in second.already_replaced} == {site.path for site in report.replaced}
+        assert not second.replaced
     fs.restore_pixel_shuffle(model, inplace=True)
     torch.testing.assert_close(outcomes(model, x), outcomes(other, x), rtol=0, atol=0)
 
@@ -273,6 +278,8 @@ def test_compile(name: str) -> None:
     Without what cannot be done ahead there, see FusedConv2d.
     """
     replaced, model, x = replaced_pair(name)
+    from torch._dynamo.backends.common import aot_autograd
+
     graphs: list[torch.fx.GraphModule] = []
 
     def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
@@ -280,7 +287,8 @@ def test_compile(name: str) -> None:
         return graph.forward
 
     torch._dynamo.reset()
-    compiled = torch.compile(replaced, fullgraph=True, dynamic=True, backend=keep)
+    backend = aot_autograd(fw_compiler=keep)  # without what nothing uses, as compilers get it
+    compiled = torch.compile(replaced, fullgraph=True, dynamic=True, backend=backend)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
     names = {str(node.target) for graph in graphs for node in graph.graph.nodes}
@@ -289,6 +297,63 @@ def test_compile(name: str) -> None:
         assert "fused_subpixel.subpixel_conv2d.default" in names
     compiled = torch.compile(replaced, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(outcomes(compiled, x), outcomes(model, x), rtol=1e-3, atol=1e-4)
+    torch._dynamo.reset()
+
+
+class Interrupted(Chained):
+    """Something between convolution and shuffle that breaks a graph in two."""
+
+    interruption = ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        reentrant = self.interruption == "checkpoint"
+        y = checkpoint(self.conv, x, use_reentrant=True) if reentrant else self.conv(x)
+        if self.interruption == "item":
+            y = y + y.mean().item()
+        elif self.interruption == "break":
+            torch._dynamo.graph_break()
+        elif self.interruption == "break, overwritten":
+            torch._dynamo.graph_break()
+            y.mul_(2)
+        elif self.interruption == "eager part":
+            y = torch.compiler.disable(torch.tanh)(y)
+        return self.shuffle(y if self.between is None else self.between(y))
+
+
+INTERRUPTIONS = (
+    "item", "break", "break, overwritten", "eager part", "checkpoint", "only the convolution",
+    "only the rest",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("interruption", INTERRUPTIONS)
+@pytest.mark.filterwarnings("ignore:.*requires_grad=True:UserWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # which torch.compile asks for
+def test_graph_breaks_between_convolution_and_shuffle(interruption: str) -> None:
+    """The tensor in between crosses from one graph to another, or to code that is not compiled."""
+    model = Interrupted(conv(), nn.ReLU(inplace=True) if interruption == "break" else None)
+    backend = "aot_eager" if interruption == "break" else "eager"
+    replaced: Any = replace(model, image(torch.float32))[0]
+    replaced.interruption = model.interruption = interruption
+    torch._dynamo.reset()
+    compiled: Any = replaced
+    if interruption == "only the convolution":
+        replaced.conv.compile(backend=backend)
+    elif interruption == "only the rest":
+        replaced.shuffle.compile(backend=backend)
+    else:
+        compiled = torch.compile(replaced, backend=backend)
+    for size in (6, 9):  # the second is compiled for any size
+        results = []
+        x = torch.randn(2, 4, size, size + 1)
+        for each, run in ((replaced, compiled), (model, model)):
+            each.zero_grad()
+            leaf = x.clone().requires_grad_()
+            output = run(leaf)
+            output.square().sum().backward()
+            with torch.no_grad():
+                results.append([output.detach(), run(x), leaf.grad, *(p.grad for p in each.parameters())])
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
     torch._dynamo.reset()
 
 
@@ -438,7 +503,8 @@ def test_fold_follows_the_batch_norm_and_ends_in_training(monkeypatch: pytest.Mo
         assert not calls
         for each in (replaced, model):
             each.eval()
-        torch.testing.assert_close(replaced(x), model(x))
+        with torch.no_grad():
+            torch.testing.assert_close(replaced(x), model(x))
         assert len(calls) == 1
 
 

@@ -6,6 +6,8 @@ Each must be left alone, or stay right whatever path it takes afterwards.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import random
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +18,11 @@ import torch.nn.functional as F
 from surgery_models import Chained, Functional, Shared, conv, norm, pair
 from test_surgery import fused_calls, image, outcomes, replace, types
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import fused_subpixel as fs
-from fused_subpixel.surgery import chain
-from fused_subpixel.surgery.modules import LowResolution
+from fused_subpixel.surgery import chain, originals
+from fused_subpixel.surgery.low_resolution import LowResolution
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -373,6 +376,83 @@ def test_global_hooks_see_every_module() -> None:
         assert counts[0] == counts[1]
 
 
+# ---- patches after the surgery -----------------------------------------------------------------------------
+
+
+def half(function: Any) -> Any:
+    """A patch: what ``function`` gives, halved. Where it is a method it stays one."""
+
+    def patched(*arguments: Any, **options: Any) -> Any:
+        return function(*arguments, **options) / 2
+
+    return patched
+
+
+class Own(nn.Conv2d):
+    """A class of somebody's own, to be patched."""
+
+
+class OwnCall(nn.PixelShuffle):
+    """As above."""
+
+
+PATCHES: list[tuple[Any, str]] = [
+    *((nn.Conv2d, name) for name in ("_conv_forward", "forward")),
+    *((Own, name) for name in ("_conv_forward", "forward", "__call__", "_call_impl")),
+    *((kind, "forward") for kind in (nn.PixelShuffle, nn.ReLU, nn.LeakyReLU, nn.Sequential, nn.Identity)),
+    *((kind, "__call__") for kind in (nn.Module, OwnCall, nn.ReLU)),
+    (nn.Module, "_call_impl"),
+    *((F, name) for name in ("conv2d", "pixel_shuffle", "relu", "leaky_relu", "pad")),
+    *(("conv", name) for name in ("_conv_forward", "forward", "_call_impl")),
+    *((name, "forward") for name in ("shuffle", "relu", "leaky_relu")),
+]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), PATCHES, ids=[f"{getattr(owner, '__name__', owner)}.{name}" for owner, name in PATCHES]
+)
+@pytest.mark.parametrize("chained", [False, True])
+def test_patches_after_the_surgery(
+    owner: Any, name: str, chained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not PyTorch's own when it is called runs as it is, and afterwards as before."""
+    parts = {
+        "conv": Own(4, 12, 3, padding=1, padding_mode="reflect"), "identity": nn.Identity(),
+        "relu": nn.ReLU(), "shuffle": OwnCall(2), "leaky_relu": nn.LeakyReLU(),
+    }  # fmt: skip
+    model: Any = nn.Sequential(*parts.values())
+    if chained:
+        model = Free(lambda m, x: m.leaky_relu(m.shuffle(m.relu(m.identity(m.conv(x))))), **parts)
+    model.double()
+    replaced, report = replace(model, image())
+    assert len(report.replaced) == 1
+    compare(replaced, model, image())
+    for each in (replaced, model) if isinstance(owner, str) else (model,):
+        place = owner
+        if isinstance(owner, str):
+            place = getattr(each, owner) if chained else each[list(parts).index(owner)]
+        patched = half(getattr(place, name))
+        monkeypatch.setattr(place, name, patched, raising=False)
+    x = image()
+    compare(replaced, model, x)
+    monkeypatch.undo()
+    compare(replaced, model, x)
+
+
+@pytest.mark.parametrize(("owner", "name"), [(F, "conv2d"), (nn.Conv2d, "forward"), (nn.Module, "__call__")])
+def test_patches_before_the_import(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def imported() -> Any:
+        """The module as if the package were imported now."""
+        spec: Any = importlib.util.spec_from_file_location("imported", originals.__file__)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    assert imported().intact()
+    monkeypatch.setattr(owner, name, functools.wraps(getattr(owner, name))(half(getattr(owner, name))))
+    assert not imported().intact()
+
+
 # ---- paths that the example inputs did not show ------------------------------------------------------------
 
 
@@ -490,7 +570,6 @@ def test_a_function_of_autograd_that_goes_past_everything() -> None:
         x = image()
         torch.testing.assert_close(replaced(x), model(x))
     compare(replaced, model, image())
-    # before an activation that was done already there is no gradient to be had
     activated = Free(
         lambda m, x: m.shuffle(F.silu(Doubled.apply(m.first(x)) if m.flag else m.first(x)))
     ).double()
@@ -498,21 +577,166 @@ def test_a_function_of_autograd_that_goes_past_everything() -> None:
     late.flag = activated.flag = True
     with torch.no_grad():
         torch.testing.assert_close(late(x), activated(x))
-    with pytest.raises(RuntimeError, match=r"autograd\.Function was applied.*restore_pixel_shuffle"):
-        late(image()).sum().backward()
+    compare(late, activated, image())
     # and where the example inputs show it, nothing is replaced
     _, report = replace(model, image())
     assert not report.replaced
 
 
-def test_code_past_torch_function_finds_no_memory() -> None:
-    low = replace(Chained(conv()).double(), image())[0].conv(image())
+def test_code_past_torch_function() -> None:
+    """It computes with the plain output; a pointer to memory that is not there is refused."""
+    model, x = Chained(conv()).double(), image()
+    low = replace(model, x)[0].conv(x)
     assert isinstance(low, LowResolution) and isinstance(low, Tensor)
-    with torch._C.DisableTorchFunctionSubclass(), pytest.raises(RuntimeError, match="no function of PyTorch"):
-        low + 1
+    with torch._C.DisableTorchFunctionSubclass():
+        torch.testing.assert_close(low + 1, model.conv(x) + 1)
+        with pytest.raises(RuntimeError, match="Cannot access data pointer"):
+            torch.utils.dlpack.to_dlpack(replace(model, x)[0].requires_grad_(False).conv(x))
     assert low.shape == (2, 12, 10, 8) and low.dtype == torch.float64 and low.requires_grad
     assert "12, 10, 8" in repr(low.shape)
     assert low.detach().numpy().shape == (2, 12, 10, 8)
+    with pytest.raises(RuntimeError, match="cannot be given other memory"):
+        low.data = torch.zeros_like(low)
+
+
+class Returning(torch.autograd.Function):
+    """A hand-written checkpoint: its forward returns what the convolution returned."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.run, ctx.x, ctx.parameters = run, x, parameters
+        return run(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        with torch.enable_grad():
+            x = ctx.x.detach().requires_grad_()
+            return None, *torch.autograd.grad(ctx.run(x), (x, *ctx.parameters), grad)
+
+
+def returned(body: nn.Module, x: Tensor) -> Tensor:
+    return Returning.apply(body, x, *body.parameters())
+
+
+def recomputed(body: nn.Module, x: Tensor) -> Tensor:
+    return checkpoint(body, x, use_reentrant=True)
+
+
+def recomputed_twice(body: nn.Module, x: Tensor) -> Tensor:
+    return checkpoint(recomputed, body, x, use_reentrant=True)
+
+
+def recomputed_by_hooks(body: nn.Module, x: Tensor) -> Tensor:
+    return checkpoint(body, x, use_reentrant=False, preserve_rng_state=False)
+
+
+def in_segments(body: nn.Module, x: Tensor) -> Tensor:
+    return checkpoint_sequential(body, 2, x, use_reentrant=True)
+
+
+def seen_by_a_parent(body: nn.Module, x: Tensor) -> Tensor:
+    wrapper = nn.Sequential(body)
+    wrapper.register_full_backward_hook(lambda module, inputs, outputs: None)
+    return wrapper(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*requires_grad=True:UserWarning")
+@pytest.mark.parametrize(
+    "around", [returned, recomputed, recomputed_twice, recomputed_by_hooks, in_segments, seen_by_a_parent]
+)
+@pytest.mark.parametrize("between", [nn.Identity(), nn.ReLU(), nn.SiLU(), nn.Tanh(), nn.PReLU(16), norm(16)])
+def test_gradients_through_functions_of_autograd(around: Any, between: nn.Module) -> None:
+    """Each gives the tensor between convolution and shuffle a history that is not the convolution's."""
+
+    def forward(m: Free, x: Tensor) -> Tensor:
+        return m.shuffle(m.between(around(m.body, x) if m.training else m.body(x)))
+
+    body = nn.Sequential(conv(4), nn.ReLU(), conv(16))
+    model = Free(forward, body=body, between=between).double().eval()
+    x = image()
+    for example in (False, True):  # whether the example inputs take the path through the function
+        replaced, report = replace(model.train(example), x, fold_batch_norm=not example)
+        assert len(report.replaced) == (not example or not isinstance(between, nn.BatchNorm2d)), str(report)
+        gradients = []
+        for each in (replaced.train(), model.train()):
+            each.between.eval()  # so that the batch norm is folded
+            each.zero_grad()
+            leaf = x.clone().requires_grad_()
+            each(leaf).square().sum().backward()
+            parameters = *each.body.parameters(), *each.between.parameters()
+            gradients.append([leaf.grad, *(p.grad for p in parameters)])
+        assert all(grad is not None for grad in gradients[1])
+        torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
+
+
+def test_autograd_knows_the_tensor_in_between() -> None:
+    """Questions about its gradient, asked before and after the shuffle; written to behind autograd's back."""
+
+    class Squared(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return 2 * grad * ctx.saved_tensors[0]
+
+    def retained(m: Free, x: Tensor, y: Tensor) -> list[Tensor]:
+        z = m.shuffle(y)
+        y.retain_grad()
+        y.register_hook(lambda grad: grad * 2)
+        z.square().sum().backward()
+        return [z, y.grad, x.grad]
+
+    def asked(m: Free, x: Tensor, y: Tensor) -> list[Tensor]:
+        (first,) = torch.autograd.grad(m.shuffle(y).pow(3).sum(), y, create_graph=True)
+        return [first, *torch.autograd.grad(m.shuffle(first).square().sum(), (y, x))]
+
+    def written(m: Free, x: Tensor, y: Tensor) -> list[Tensor]:
+        y.mul_(3)
+        y[:, 0].zero_()
+        z = Squared.apply(y)
+        return [z, *torch.autograd.grad(m.shuffle(z).square().sum(), (x, m.first.weight))]
+
+    def overwritten(m: Free, x: Tensor, y: Tensor) -> list[Tensor]:
+        assert F.leaky_relu_(y) is y
+        return [*torch.autograd.grad(m.shuffle(Squared.apply(y) + y).square().sum(), (x, m.first.weight))]
+
+    def made_a_leaf(m: Free, x: Tensor, y: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            y = m.first(x)
+        y.requires_grad_()
+        m.shuffle(y).square().sum().backward()
+        return [y.grad]
+
+    for function in (retained, asked, written, overwritten, made_a_leaf):
+        model = Free(lambda m, x: m.shuffle(m.first(x))).double()
+        replaced = replace(model, image())[0]
+        x = image()
+        results = [
+            function(each, leaf, each.first(leaf))
+            for each in (replaced, model)
+            if (leaf := x.clone().requires_grad_()) is not None
+        ]
+        torch.testing.assert_close(*results, msg=lambda text, name=function.__name__: f"{name}: {text}")
+
+
+def test_shuffled_twice_in_inference_mode() -> None:
+    """As under no_grad: the output has a version counter, which tells whether it was overwritten."""
+    for between in (nn.Identity(), nn.ReLU(), nn.SiLU()):
+        model = Free(
+            lambda m, x: (lambda y: m.shuffle(y) + (m.shuffle(y) + m.shuffle(y * 2) if m.flag else 0))(
+                m.between(m.first(x))
+            ),
+            between=between,
+        ).double()
+        replaced = replace(model, image())[0]
+        replaced.flag = model.flag = True
+        x = image()
+        for context in (torch.no_grad(), torch.inference_mode()):
+            with context:
+                torch.testing.assert_close(replaced(x), model(x))
 
 
 @pytest.mark.parametrize("flag", [False, True])

@@ -61,18 +61,53 @@ ACTIVATIONS: dict[Any, tuple[str, bool]] = {
 }
 _getter: Any = Tensor  # the properties of a tensor as __torch_function__ sees them, which mypy does not
 
-# Questions about a tensor that its values do not enter: about its sizes, and others.
-SIZES = frozenset({_getter.shape.__get__, Tensor.size, Tensor.numel, torch.numel})
-METADATA = SIZES | {
-    _getter.ndim.__get__,
-    _getter.dtype.__get__,
-    _getter.device.__get__,
-    _getter.is_cuda.__get__,
-    _getter.requires_grad.__get__,
-    Tensor.dim,
-    Tensor.is_floating_point,
-    torch.is_floating_point,
-}
+# Questions about a tensor that its values do not enter.
+METADATA = frozenset(
+    {
+        _getter.shape.__get__,
+        _getter.ndim.__get__,
+        _getter.dtype.__get__,
+        _getter.device.__get__,
+        _getter.is_cuda.__get__,
+        _getter.requires_grad.__get__,
+        Tensor.size,
+        Tensor.numel,
+        Tensor.dim,
+        Tensor.is_floating_point,
+        torch.numel,
+        torch.is_floating_point,
+    }
+)
+
+# What asks or changes a tensor's place in autograd, not its values.
+ABOUT_ITSELF = frozenset(
+    {
+        _getter.requires_grad.__set__,
+        _getter.grad.__get__,
+        _getter.grad.__set__,
+        _getter.grad.__delete__,
+        _getter.grad_fn.__get__,
+        _getter.is_leaf.__get__,
+        _getter.output_nr.__get__,
+        _getter.retains_grad.__get__,
+        _getter._version.__get__,
+        _getter._backward_hooks.__get__,
+        _getter._backward_hooks.__set__,
+        Tensor.requires_grad_,
+        Tensor.retain_grad,
+        Tensor.register_hook,
+        Tensor.register_post_accumulate_grad_hook,
+        Tensor.detach_,
+        Tensor.backward,
+        torch.autograd.backward,
+        torch.autograd.grad,
+    }
+)
+
+# What gives a tensor other memory.
+REPLACES_DATA = frozenset({
+    _getter.data.__set__, Tensor.set_, Tensor.resize_, Tensor.resize_as_, torch.resize_as_,
+})  # fmt: skip
 
 
 def call_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:

@@ -12,11 +12,21 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import (
+    gelu,
+    leaky_relu,
+    prelu,
+    relu,
+    silu,
+    threshold,
+)  # PyTorch's own, if F is patched
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import _has_any_global_hook
 
 from .._arguments import DTYPES
 from ..functional import subpixel_conv2d, warn_of_dispatching, why_only_reference
+
+tanh, sigmoid = torch.tanh, torch.sigmoid  # as the functions above
 
 
 class Activation(NamedTuple):
@@ -29,17 +39,17 @@ class Activation(NamedTuple):
     def apply(self, input: Tensor) -> Tensor:
         """The activation alone. It keeps its input for the gradient where it can, not its output."""
         if self.name == "relu":
-            return F.threshold(input, 0, 0) if torch.is_grad_enabled() else F.relu(input)
+            return threshold(input, 0, 0) if torch.is_grad_enabled() else relu(input)
         if self.name == "leaky_relu":
-            return F.leaky_relu(input, self.negative_slope)
+            return leaky_relu(input, self.negative_slope)
         if self.name == "prelu":
             assert self.weight is not None
-            return F.prelu(input, self.weight)
+            return prelu(input, self.weight)
         if self.name == "silu":
-            return F.silu(input)
+            return silu(input)
         if self.name == "gelu":
-            return F.gelu(input)
-        return torch.tanh(input) if self.name == "tanh" else torch.sigmoid(input)
+            return gelu(input)
+        return tanh(input) if self.name == "tanh" else sigmoid(input)
 
     def commutes(self) -> bool:
         """Whether to do it after the shuffle is as good as before."""
@@ -83,13 +93,25 @@ def why_own_forward(module: nn.Module, base: type[nn.Module]) -> str | None:
     """Why the forward of ``module`` is not ``base.forward``, if it is not; in words."""
     kind: Any = type(module)
     forward = module.__dict__.get("forward", kind.forward)
-    if getattr(forward, "stands_for", forward) is not base.forward:  # see modules.py, trace.py
-        return f"{kind.__name__} has a forward of its own"
-    if base is nn.Conv2d and (
-        kind._conv_forward is not nn.Conv2d._conv_forward or "_conv_forward" in module.__dict__
+    original = getattr(kind, "original_class", kind)  # of a replaced module, see modules.py
+    if getattr(forward, "stands_for", forward) is not base.forward or (
+        original is not kind and original.forward is not base.forward
     ):
-        return f"{kind.__name__} has a _conv_forward of its own"
+        return f"{original.__name__} has a forward of its own"
+    if base is nn.Conv2d and has_own_convolution(module):
+        return f"{original.__name__} has a _conv_forward of its own"
+    if (
+        kind.__call__ is not nn.Module.__call__
+        or kind._call_impl is not nn.Module._call_impl
+        or "_call_impl" in module.__dict__
+    ):
+        return f"{original.__name__} has a __call__ of its own"
     return None
+
+
+def has_own_convolution(conv: Any) -> bool:
+    """Whether the forward of ``conv`` computes something else than PyTorch's convolution."""
+    return type(conv)._conv_forward is not nn.Conv2d._conv_forward or "_conv_forward" in conv.__dict__
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -98,6 +98,8 @@ class Operation:
                     why = found if isinstance(found, str) else str(reason)
                     if reason is None and self.reparametrised_by_hooks(modules, position):
                         assert isinstance(pair[0], nn.Conv2d) and isinstance(pair[1], nn.PixelShuffle)
+                        if isinstance(pair[0], FusedConv2d):
+                            continue  # as look_at_replaced will say
                         self.plan(pair[0], Plan(pair[1].upscale_factor, shuffle=self.names[pair[1]]), pair[1])
                     else:
                         self.sites.setdefault(pair, self.site(pair, LEFT_ALONE, why))

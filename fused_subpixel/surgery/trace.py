@@ -18,7 +18,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import chain as chains
 from .calls import METADATA, Call, call_of
-from .modules import FusedSequential, LowResolution
+from .low_resolution import LowResolution
+from .modules import FusedSequential
 
 Chained = dict[nn.Sequential, set[nn.Conv2d]]  # Sequentials, and the convolutions of their chains
 
@@ -165,7 +166,7 @@ class Recorder(TorchFunctionMode):
         trail.run.factor = args[1] if len(args) > 1 else kwargs.get("upscale_factor")
         trail.run.shuffles.append(shuffle)
         trail.run.steps = trail.steps
-        trail.run.fused = isinstance(args[0], LowResolution) and args[0].low is None
+        trail.run.fused = isinstance(args[0], LowResolution) and args[0].memory is None
 
     def returned(self, output: Any) -> None:
         """The model returned ``output``: a convolution's output in it has another user."""

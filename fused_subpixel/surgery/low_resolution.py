@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The tensor between a fused convolution and its pixel shuffle.
+
+:class:`LowResolution` stands for the convolution's output [N, C*r*r, P, Q] and holds the shuffled output
+[N, C, P*r, Q*r]. It is an ordinary tensor to C++ and to autograd, but its memory is filled only when
+something reads it:
+
+- ``__torch_function__`` sees the functions of PyTorch. A pixel shuffle gets the shuffled output without any
+  work, and so do elementwise activations. Every other function gets a plain tensor, a view of this one.
+- ``__torch_dispatch__`` sees what reads or writes this tensor below autograd, including code that bypasses
+  ``__torch_function__``, and gives it the memory.
+
+The held tensor has no history in autograd. Instead, the shuffled output is a differentiable function of the
+:class:`LowResolution`, which is a differentiable function of the convolution's result. Gradients therefore
+flow through the tensor itself, whatever gave it its history: the convolution, a ``torch.autograd.Function``
+that returned it (a checkpoint, a reversible block), or ``requires_grad_()``.
+
+:class:`Traced` is its counterpart in code that torch.compile traces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+from torch.utils._pytree import tree_map
+
+from .calls import ABOUT_ITSELF, METADATA, REPLACES_DATA, Call, call_of
+from .chain import Activation
+
+Step = nn.BatchNorm2d | Activation
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def with_versions(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call ``function`` such that its result has a version counter, which inference mode would leave out."""
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        return function(*args, **kwargs)
+    with torch.inference_mode(False), torch.no_grad():
+        return function(*args, **kwargs)
+
+
+class Held:
+    """The output of a fused convolution, shuffled, with all ``steps`` done that are to come before that."""
+
+    high: Tensor  # [N, C, P*r, Q*r]
+
+    def __init__(
+        self,
+        factor: int,
+        steps: tuple[Step, ...] = (),
+        conv: nn.Conv2d | None = None,
+        input: Tensor | None = None,
+    ) -> None:
+        self.factor = factor
+        self.steps = steps
+        self.conv = conv
+        self.input = input  # to compute again what is needed without all steps; None where there are none
+        self.input_version = None if input is None else _version(input)
+        self.taken_version: int | None = None  # that of ``high`` when it was taken first; None before
+
+    def take(self) -> Tensor:
+        """The shuffled output: itself the first time, then copies."""
+        if self.taken_version is not None:
+            return self.unchanged().clone()
+        self.taken_version = self.high._version
+        return self.high
+
+    def unchanged(self) -> Tensor:
+        """The shuffled output, provided that nobody has written to it."""
+        if self.taken_version is not None and self.taken_version != self.high._version:
+            raise RuntimeError(_MOVED_ON.format("its result was"))
+        return self.high
+
+    def plain(self, done: int) -> Tensor:
+        """The convolution's output, [N, C*r*r, P, Q], with the first ``done`` steps."""
+        if done == len(self.steps):
+            return pixel_unshuffle(self.unchanged(), self.factor)
+        assert self.conv is not None and self.input is not None
+        if self.input_version is None or self.input_version != self.input._version:
+            raise RuntimeError(_MOVED_ON.format("the convolution's input was, or may have been,"))
+        output = nn.Conv2d.forward(self.conv, self.input)
+        for step in self.steps[:done]:
+            output = step.apply(output) if isinstance(step, Activation) else step(output)
+        return output
+
+    def low_shape(self) -> tuple[int, ...]:
+        """[N, C*r*r, P, Q], without N where the input has none."""
+        *batch, channels, height, width = self.high.shape
+        r = self.factor
+        return (*batch, channels * r * r, height // r, width // r)
+
+
+_WHAT_TO_DO = (
+    "Nothing like it was seen when the model was replaced. Undo that with "
+    "fused_subpixel.restore_pixel_shuffle(model), or replace it with example_inputs that take this path"
+)
+_MOVED_ON = (
+    "the output of a fused convolution is used in another way than for its pixel shuffle, after {} "
+    f"changed in place. {_WHAT_TO_DO}"
+)
+
+
+def _version(tensor: Tensor) -> int | None:
+    """A number that changes when the tensor is written to, or None where there is none."""
+    return None if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
+
+
+class LowResolution(Tensor):
+    """What a :class:`FusedConv2d` returns; it stands for the convolution's output [N, C*r*r, P, Q]."""
+
+    held: Held
+    done: int  # how many of the steps held this tensor stands for
+    memory: Tensor | None  # the plain output, once something has asked for it: from then on the only truth
+
+    @staticmethod
+    def of(high: Tensor, held: Held) -> Tensor:
+        """The tensor whose shuffled output is ``high``, as a differentiable function of ``high``."""
+        if high.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            held.high = high.detach()
+            low: Tensor = _Unshuffle.apply(high, held, None)
+            return low
+        held.high = high
+        return LowResolution.holding(held, 0)
+
+    @staticmethod
+    def holding(held: Held, done: int) -> LowResolution:
+        """A tensor without history that stands for the convolution's output after ``done`` steps."""
+        high, shape, strides = held.high, held.low_shape(), None
+        if len(shape) == 4 and not high.is_contiguous():  # as nn.Conv2d would return it
+            _, channels, height, width = shape
+            strides = (channels * height * width, 1, width * channels, channels)
+        self: Any = Tensor._make_wrapper_subclass(
+            LowResolution, shape, strides=strides, dtype=high.dtype, device=high.device
+        )
+        torch._C._set_throw_on_mutable_data_ptr(self)  # rather than give out a null pointer
+        self.held, self.done, self.memory = held, done, None
+        return self
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Apply ``func``; where torch.compile traces a part behind the convolution, its graph breaks here."""
+        if torch.compiler.is_dynamo_compiling():
+            return torch._dynamo.disable(cls.apply)(func, args, kwargs or {})
+        return cls.apply(func, args, kwargs or {})
+
+    @staticmethod
+    def apply(func: Any, args: Any, kwargs: Any) -> Any:
+        """Shuffle, or do the next step, if ``func`` is that; else apply ``func`` to the plain output."""
+        self = args[0] if args else None
+        if func in METADATA or func in ABOUT_ITSELF:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        if func in REPLACES_DATA:
+            raise RuntimeError(
+                f"the output of a fused convolution cannot be given other memory. {_WHAT_TO_DO}"
+            )
+        if (
+            isinstance(self, LowResolution)
+            and self.memory is None
+            and not torch._C._are_functorch_transforms_active()
+        ):
+            held = self.held
+            if func is torch.pixel_shuffle:
+                factor = args[1] if len(args) > 1 else kwargs.get("upscale_factor")
+                if self.done == len(held.steps) and factor == held.factor:
+                    return self.shuffled(held.take())
+            elif (call := call_of(func, args, kwargs)) is not None and (moved := self.move(call)) is not None:
+                return moved
+        plain: list[tuple[Tensor, LowResolution]] = []
+
+        def view(value: Any) -> Any:
+            if not isinstance(value, LowResolution):
+                return value
+            plain.append((value.plain(), value))
+            return plain[-1][0]
+
+        args, kwargs = tree_map(view, (args, kwargs))
+        result = func(*args, **kwargs)
+        return next((low for tensor, low in plain if result is tensor), result)  # in place
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Apply an operation below autograd to the memory."""
+        args, kwargs = tree_map(
+            lambda value: value.filled() if isinstance(value, LowResolution) else value, (args, kwargs or {})
+        )
+        return func(*args, **kwargs)
+
+    def shuffled(self, high: Tensor) -> Tensor:
+        """``high``, which is this tensor shuffled, as a differentiable function of this tensor."""
+        if torch.is_grad_enabled() and self.requires_grad:
+            output: Tensor = _Shuffle.apply(self, high)
+            return output
+        return high
+
+    def move(self, call: Call) -> Tensor | None:
+        """This tensor after a step, or None if the step cannot be done to it."""
+        held, done = self.held, self.done
+        if done < len(held.steps):
+            if not call.does(held.steps[done]) or (torch.is_grad_enabled() and self.requires_grad):
+                return None
+            if not call.in_place:
+                return LowResolution.holding(held, done + 1)
+            self.done += 1
+            return self
+        if call.activation is None or not call.activation.commutes():
+            return None
+        high = with_versions(call.activation.apply, self.shuffled(held.unchanged()))
+        held = Held(held.factor)
+        if not call.in_place:
+            return LowResolution.of(high, held)
+        if not (torch.is_grad_enabled() and high.requires_grad):
+            held.high = high
+            self.held, self.done = held, 0
+            return self
+        held.high = high.detach()
+        low: Tensor = _Unshuffle.apply(high, held, self)
+        return low
+
+    def plain(self) -> Tensor:
+        """The convolution's output after the steps that this tensor stands for: a view of this tensor."""
+        if torch.compiler.is_compiling():  # for an export: see of(), the held tensor has the history
+            if self.memory is None:
+                self.memory = self.held.plain(self.done)
+            return self.memory
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.view_as(self)
+
+    def filled(self) -> Tensor:
+        """The memory of this tensor, with its values."""
+        if self.memory is None:
+            with torch._C.DisableTorchFunctionSubclass():
+                shape, strides = self.shape, self.stride()
+            with torch.inference_mode(False), torch.no_grad():
+                values = self.held.plain(self.done)
+                if (
+                    values.stride() != strides
+                ):  # autograd's gradients of views rely on the strides of this tensor
+                    values = values.new_empty_strided(shape, strides).copy_(values)
+            self.memory = values
+        return self.memory
+
+
+# ---- in autograd -------------------------------------------------------------------------------------------
+
+
+class _Unshuffle(torch.autograd.Function):
+    """:class:`LowResolution` as a function of the shuffled output."""
+
+    @staticmethod
+    def forward(ctx: Any, high: Tensor, held: Held, overwritten: LowResolution | None) -> Tensor:
+        ctx.factor = held.factor
+        if overwritten is None:
+            return LowResolution.holding(held, 0)
+        ctx.mark_dirty(overwritten)
+        overwritten.held, overwritten.done = held, 0
+        return overwritten
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return pixel_shuffle(grad, ctx.factor), None, None
+
+
+class _Shuffle(torch.autograd.Function):
+    """The shuffled output as a function of :class:`LowResolution`."""
+
+    @staticmethod
+    def forward(ctx: Any, low: LowResolution, high: Tensor) -> Tensor:
+        ctx.factor = low.held.factor
+        return high.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        ((origin, _), *_) = ctx.next_functions
+        if isinstance(origin, _Unshuffle._backward_cls):  # which shuffles it back, without any work
+            return LowResolution.of(grad, Held(ctx.factor)), None
+        return pixel_unshuffle(grad, ctx.factor), None
+
+
+# ---- in compiled code --------------------------------------------------------------------------------------
+
+
+class Traced(Tensor):
+    """What a :class:`FusedConv2d` returns while torch.compile traces it.
+
+    It is the plain output itself, which compilers do not compute where nothing uses it. So it may cross a
+    graph break: the code behind the break gets a tensor with the right values and history.
+    """
+
+    plain: Tensor  # the same, without the subclass: some compilers refuse subclasses
+    high: Tensor | None  # [N, C, P*r, Q*r]: this tensor, shuffled; None once it may be out of date
+    factor: int
+
+    @staticmethod
+    def of(high: Tensor, factor: int) -> Traced:
+        """The tensor whose shuffled output is ``high``."""
+        plain = pixel_unshuffle(high, factor)
+        self: Traced = plain.as_subclass(Traced)
+        self.plain, self.high, self.factor = plain, high, factor
+        return self
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Give a pixel shuffle what is held, and do activations to that."""
+        kwargs = kwargs or {}
+        self = args[0] if args else None
+        if isinstance(self, Traced) and self.high is not None and func not in METADATA:
+            if not torch.compiler.is_dynamo_compiling():
+                with torch._C.DisableTorchFunctionSubclass():
+                    version, result = self._version, func(*args, **kwargs)
+                    if self._version != version or not isinstance(result, _ANSWERS):
+                        self.high = None  # it may be out of date, or be some time
+                return result
+            high, self.high = self.high, None  # either may be written to from now on
+            if self.has_another_history():
+                pass
+            elif func is torch.pixel_shuffle:
+                factor = args[1] if len(args) > 1 else kwargs.get("upscale_factor")
+                if factor == self.factor:
+                    return high
+            else:
+                call = call_of(func, args, kwargs)
+                if call is not None and call.activation is not None and call.activation.commutes():
+                    activated = call.activation.apply(high)
+                    if not call.in_place:
+                        self.high = high
+                        return Traced.of(activated, self.factor)
+                    func(self.plain, *args[1:], **kwargs)
+                    self.high = activated
+                    return self
+        args, kwargs = tree_map(_untraced, (args, kwargs))
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+
+    def has_another_history(self) -> bool:
+        """Whether a ``torch.autograd.Function`` that is not compiled has returned this tensor."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.requires_grad != self.plain.requires_grad
+
+
+# Results of functions that give nothing away by which the tensor could be changed later.
+_ANSWERS = (bool, int, tuple, torch.dtype, torch.device, torch.layout)
+
+
+def _untraced(value: Any) -> Any:
+    return value.plain if isinstance(value, Traced) and not value.has_another_history() else value
