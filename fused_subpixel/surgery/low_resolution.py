@@ -195,10 +195,15 @@ class LowResolution(Tensor):
 
     def shuffled(self, high: Tensor) -> Tensor:
         """``high``, which is this tensor shuffled, as a differentiable function of this tensor."""
-        if torch.is_grad_enabled() and self.requires_grad:
+        if not (torch.is_grad_enabled() and self.requires_grad):
+            return high
+        if type(high) is Tensor:
             output: Tensor = _Shuffle.apply(self, high)
             return output
-        return high
+        # Of another class: what an autograd function makes of such a tensor would count as a view.
+        wrapped: Tensor = _Shuffle.apply(self, high.as_subclass(Tensor)).as_subclass(type(high))
+        vars(wrapped).update(vars(high))
+        return wrapped
 
     def move(self, call: Call) -> Tensor | None:
         """This tensor after a step, or None if the step cannot be done to it."""
@@ -240,9 +245,7 @@ class LowResolution(Tensor):
                 shape, strides = self.shape, self.stride()
             with torch.inference_mode(False), torch.no_grad():
                 values = self.held.plain(self.done)
-                if (
-                    values.stride() != strides
-                ):  # autograd's gradients of views rely on the strides of this tensor
+                if values.stride() != strides:  # on which autograd relies for the gradients of views
                     values = values.new_empty_strided(shape, strides).copy_(values)
             self.memory = values
         return self.memory
