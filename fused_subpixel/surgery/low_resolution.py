@@ -240,9 +240,7 @@ class LowResolution(Tensor):
                 shape, strides = self.shape, self.stride()
             with torch.inference_mode(False), torch.no_grad():
                 values = self.held.plain(self.done)
-                if (
-                    values.stride() != strides
-                ):  # autograd's gradients of views rely on the strides of this tensor
+                if values.stride() != strides:  # on which autograd relies for the gradients of views
                     values = values.new_empty_strided(shape, strides).copy_(values)
             self.memory = values
         return self.memory
