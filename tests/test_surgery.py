@@ -16,7 +16,7 @@ import torch
 from conftest import needs_cpu_library
 from surgery_models import IN_PLACE_PATTERNS, PATTERNS, Chained, Compact, Pattern, Shared, conv, norm, pair
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 import fused_subpixel as fs
@@ -219,6 +219,26 @@ def test_old_weight_norm(pattern: Pattern, traced: bool, monkeypatch: pytest.Mon
         assert not second.replaced
     fs.restore_pixel_shuffle(model, inplace=True)
     torch.testing.assert_close(outcomes(model, x), outcomes(other, x), rtol=0, atol=0)
+
+
+def test_old_weight_norm_that_a_run_shows_to_be_no_pair() -> None:
+    """Planned because it stands before a shuffle in two Sequentials; left alone, and reported so, in both."""
+
+    class Tapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = weight_norm(conv(16))
+            self.first = nn.Sequential(self.conv, nn.PixelShuffle(2))
+            self.second = nn.Sequential(self.conv, nn.PixelShuffle(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(x) + self.second(x) + self.conv(x).mean()
+
+    model = Tapped().double()
+    for inputs in ([image()], [image()]):
+        _, report = replace(model, *inputs, inplace=True)
+        assert not report.replaced and len(report.left_alone) >= 2, str(report)
+    assert not any("Fused" in kind.__name__ for kind in types(model))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

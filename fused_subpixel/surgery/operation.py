@@ -160,8 +160,10 @@ class Operation:
             if isinstance(decision, Plan):
                 self.plan(conv, decision, pair[1])
             elif pair not in self.sites or self.sites[pair].status == LEFT_ALONE or conv in self.convs:
-                self.convs.pop(conv, None)
-                self.sites[pair] = self.site(pair, LEFT_ALONE, decision)
+                planned = self.convs.pop(conv, None) is not None  # for hooks, see look_at_sequentials
+                pairs = [other for other in self.sites if planned and other[0] is conv]
+                for each in (pair, *pairs):
+                    self.sites[each] = self.site(each, LEFT_ALONE, decision)
 
     def decide(self, conv: nn.Conv2d, calls: list[trace.Run]) -> Plan | str:
         """What to do about a convolution that was called outside of chains: a plan, or why not."""
