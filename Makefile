@@ -12,6 +12,8 @@ tools  := $(VENV)/.stamp-$(subst /,-,$(subst =,-,$(subst $() $(),-,$(TORCH))))
 extras  = $(VENV)/.stamp-extra-$(1)
 weights := build/weights/realesr-animevideov3-x4.bin
 clients := build/clients/venv/bin/python
+# A process of pytest for each core; who is done takes tests from the others. ARGS="-n 0" runs all in one.
+workers := -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help venv build compile demo test test-clients lint format bench bench-clients gpu wheel clean
@@ -51,11 +53,11 @@ $(weights):
 
 test: compile $(call extras,test) $(weights)  ## pytest, C++ included
 	$(py) setup.py --quiet build_host_tests
-	$(py) -m pytest $(ARGS)
+	$(py) -m pytest $(workers) $(ARGS)
 
 # In an environment of their own, on top of .venv.
 test-clients: compile $(clients)  ## pytest on models of other packages, downloaded first
-	$(clients) -m pytest tests/clients $(ARGS)
+	$(clients) -m pytest $(workers) tests/clients $(ARGS)
 
 .PHONY: $(clients) # looks each time whether something is still missing
 $(clients): $(call extras,test)
