@@ -47,9 +47,9 @@ struct Strides {
 // Are the channels of a pixel neighbours in memory, as in channels_last? Of canonical strides only.
 inline bool channels_are_neighbours(const Strides& s, int64_t channels) { return s.c == 1 && channels > 1; }
 
-// The stride of a dimension of size 1 is never stepped along, so PyTorch lets it be any number; but code that asks for
-// the layout, or computes with a phase outside of a small image, would take that number for what it says. Here it
-// becomes what it is in a dense tensor of the same layout. [N, C, 1, 1] has both layouts: it counts as channels_last.
+// PyTorch allows any stride in a dimension of size 1, because no index uses it. Code that reads the layout from the
+// strides must not rely on such a value. This function replaces it by the stride of a dense tensor of the same layout.
+// A tensor [N, C, 1, 1] has both layouts; it counts as channels_last.
 inline Strides canonical_strides(int64_t n, int64_t c, int64_t h, int64_t w, Strides s) {
   const bool neighbours = channels_are_neighbours(s, c);
   if (w == 1) s.w = neighbours ? c : 1;

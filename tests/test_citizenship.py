@@ -229,6 +229,11 @@ class Functions(nn.Module):
         return self.up(self.head(fs.pixel_unshuffle(fs.pixel_shuffle(self.head(y, y), 1), 2)[:, :2], y))
 
 
+class NearestResidual(fs.SubpixelConv2d):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, residual=x)
+
+
 TORCHSCRIPT_ONNX: dict[str, Any] = {
     "plain": lambda: fs.SubpixelConv2d(3, 2, 3, padding=1),
     "dcr": lambda: fs.SubpixelConv2d(3, 2, 3, padding=1, channel_order="dcr", activation="silu"),
@@ -236,26 +241,34 @@ TORCHSCRIPT_ONNX: dict[str, Any] = {
         3, 2, 3, (2, 3), padding="same", activation="prelu", prelu_parameters=12
     ),
     "residual": lambda: Head(residual=True, activation="gelu", clamp=(-0.5, 0.5)),
+    "nearest residual": lambda: NearestResidual(3, 3, 3, (3, 2), padding=1, activation="silu"),
+    "four paddings": lambda: fs.SubpixelConv2d(3, 2, 3, padding=(1, 0, 2, 1), activation="prelu"),
+    "replaced unshuffle": lambda: fs.replace_pixel_shuffle(
+        nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 8, 3, padding=1), fs.SubpixelConv2d(8, 3, 3)),
+        unshuffle=True,
+    ),
     "transposed": lambda: fs.ConvTranspose2d(3, 2, 4, 2, 1),
     "functions": Functions,
 }
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("name", TORCHSCRIPT_ONNX)
-def test_onnx_by_torchscript(name: str) -> None:
+def test_onnx_by_torchscript(name: str, dynamic: bool) -> None:
     """The exporter that many still use, with another size at run time."""
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     module, file = TORCHSCRIPT_ONNX[name]().eval(), io.BytesIO()
-    axes = {"x": {0: "batch", 2: "height", 3: "width"}}
+    axes = {"x": {0: "batch", 2: "height", 3: "width"}} if dynamic else None
     torch.onnx.export(
-        module, (torch.randn(2, 3, 8, 9),), file, dynamo=False, input_names=["x"], dynamic_axes=axes
+        module, (torch.randn(2, 3, 8, 10),), file, dynamo=False, input_names=["x"], dynamic_axes=axes
     )
     nodes = onnx.load_from_string(file.getvalue()).graph.node
-    assert "DepthToSpace" in {node.op_type for node in nodes} or name in ("dcr", "prelu", "transposed")
+    without = ("dcr", "prelu", "nearest residual", "transposed")
+    assert ("DepthToSpace" in {node.op_type for node in nodes}) == (name not in without)
     session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
-    for shape in ((2, 3, 8, 9), (1, 3, 16, 6)):
+    for shape in ((2, 3, 8, 10), (1, 3, 16, 6))[: 1 + dynamic]:
         x = torch.randn(shape)
         (found,) = session.run(None, {"x": x.numpy()})
         torch.testing.assert_close(torch.from_numpy(found), module(x).detach(), rtol=1e-4, atol=1e-5)

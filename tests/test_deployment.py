@@ -166,46 +166,6 @@ def test_onnx_of_an_exported_program_with_unequal_factors(tmp_path: Path) -> Non
     torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("name", ["crd", "dcr", "replaced unshuffle", "unequal factors, residual"])
-def test_onnx_by_torchscript(tmp_path: Path, name: str, dynamic: bool) -> None:
-    """``dynamo=False``: the older exporter, which traces with torch.jit."""
-    pytest.importorskip("onnx")
-    onnxruntime = pytest.importorskip("onnxruntime")
-
-    class Down(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.down = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 8, 3, padding=1))
-            self.up = fs.SubpixelConv2d(8, 3, 3, 2, padding=1, clamp=(0, 1))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return fs.pixel_shuffle(fs.pixel_unshuffle(self.up(self.down(x)), 2), 2)
-
-    class Residual(fs.SubpixelConv2d):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x, residual=x)
-
-    models: dict[str, Callable[[], nn.Module]] = {
-        "crd": lambda: fs.SubpixelConv2d(3, 2, 3, 2, padding=(1, 0, 2, 1), activation="prelu"),
-        "dcr": lambda: fs.SubpixelConv2d(3, 2, 3, 2, padding="same", channel_order="dcr"),
-        "replaced unshuffle": lambda: fs.replace_pixel_shuffle(Down(), unshuffle=True),
-        "unequal factors, residual": lambda: Residual(3, 3, 3, (3, 2), padding=1, activation="silu"),
-    }
-    model = models[name]().eval()
-    path = tmp_path / "model.onnx"
-    axes = {"x": {0: "n", 2: "h", 3: "w"}} if dynamic else None
-    torch.onnx.export(
-        model, (torch.randn(2, 3, 8, 6),), path, dynamo=False, input_names=["x"], dynamic_axes=axes
-    )
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for shape in ((2, 3, 8, 6), (1, 3, 10, 12)) if dynamic else ((2, 3, 8, 6),):
-        x = torch.randn(shape)
-        (found,) = session.run(None, {"x": x.numpy()})
-        torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), rtol=1e-4, atol=1e-5)
-
-
 def test_fake_tensors_do_not_run_the_decomposition(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is there for ONNX; under symbolic sizes it would compare them, and so fix them."""
     from torch._decomp import decomposition_table

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from surgery_models import OwnConv2d, norm
+from surgery_models import OwnConv2d, Squared, norm
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, weight_norm
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
@@ -93,19 +93,6 @@ class Same(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad * 2
-
-
-class Squared(torch.autograd.Function):
-    """Keeps its input."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return 2 * grad * ctx.saved_tensors[0]
 
 
 def parameters_of(run: Any) -> list[Tensor]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from surgery_models import Chained, Functional, Shared, conv, norm, pair
+from surgery_models import Chained, Functional, Shared, Squared, conv, norm, pair
 from test_surgery import fused_calls, image, outcomes, replace, types
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
@@ -671,16 +671,6 @@ def test_gradients_through_functions_of_autograd(around: Any, between: nn.Module
 
 def test_autograd_knows_the_tensor_in_between() -> None:
     """Questions about its gradient, asked before and after the shuffle; written to behind autograd's back."""
-
-    class Squared(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            ctx.save_for_backward(x)
-            return x * x
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Tensor:
-            return 2 * grad * ctx.saved_tensors[0]
 
     def retained(m: Free, x: Tensor, y: Tensor) -> list[Tensor]:
         z = m.shuffle(y)

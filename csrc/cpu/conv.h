@@ -348,8 +348,9 @@ struct ConvWorker {
     }
   }
 
-  // Where zeros stand for pixels outside of the source, an infinite weight made NaN of them. Such rows of the filter are
-  // summed again there, over the pixels that exist: value by value, because it is rare.
+  // The packed input has zeros outside of the source, and an infinite weight times zero is NaN. This function computes
+  // the border pixels of the output channels with such weights again, from the products whose pixels exist. It is scalar
+  // code, because such weights are rare.
   void redo_borders(int64_t begin, int64_t end) {
     const Window& w = task.window;
     const Destination& d = task.dest;

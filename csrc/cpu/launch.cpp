@@ -346,8 +346,8 @@ void compute(ConvTask& task, const Kernels& kernels, const Pool& pool) {
   run_shares(plan.parallel, plan.items, pool, [&](Shares& shares) { kernels.conv(task, shares); });
 }
 
-// The plan is that of `problem`; padded: windows may reach outside of the source. A filter that is not finite is noticed
-// as it is packed. Winograd's transforms would subtract its infinities, and zeros around the image multiply them.
+// The plan belongs to `problem`. padded: windows may reach outside of the source. Packing reports a weight that is not
+// finite. Then Winograd, which subtracts weights, is replaced by the direct tile, and the border is computed again.
 void run_conv(ConvTask& task, CpuProblem problem, bool padded, const CpuTarget& target,
               const Kernels& kernels, const Pool& pool) {
   if (task.plan.items == 0) return;

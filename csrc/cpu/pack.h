@@ -276,7 +276,7 @@ struct Taps {
   bool all;
 };
 
-// Looks at values as they pass. Zero times one that is not finite is NaN, whose bits are more than a sign.
+// Finds out whether all values that pass through it are finite: zero times another value is NaN, not a signed zero.
 template <class S>
 struct FiniteCheck {
   using Bits = decltype(Vec<S>{} < Vec<S>{});
