@@ -53,7 +53,7 @@ SCHEMAS = Path(PACKAGE, "_schemas.py")
 
 # Kernels are compiled once per instruction set, each time into a namespace of its own (FS_ISA), and the right
 # one is chosen at run time. No other file gets instruction-set flags: it would run before that choice.
-ISA_SOURCE = Path("csrc/cpu/kernels.cpp")
+ISA_SOURCE = Path("csrc/cpu/kernels/kernels.cpp")
 ISA_FLAGS = {"portable": ""}
 # Innermost loops start where processors like it: where the linker left them, some took much longer.
 KERNEL_FLAGS = "-falign-functions=64 -falign-loops=32"
@@ -149,9 +149,9 @@ def cuda_wanted() -> bool:
     want = os.environ.get("FUSED_SUBPIXEL_CUDA", "auto")
     if want not in ("auto", "0", "1"):
         fail(f"FUSED_SUBPIXEL_CUDA is auto, 0 or 1, not {want!r}")
-    have_sources = any(Path("csrc/cuda").glob("*.cu"))
+    have_sources = any(Path("csrc/cuda/instances").glob("*.cu"))
     if want == "1" and not have_sources:
-        fail("FUSED_SUBPIXEL_CUDA=1, but there are no sources csrc/cuda/*.cu")
+        fail("FUSED_SUBPIXEL_CUDA=1, but there are no sources csrc/cuda/instances/*.cu")
     return want != "0" and have_sources and sys.platform == "linux"
 
 
@@ -217,6 +217,13 @@ def arch_flags(archs: list[str]) -> str:
     return " ".join(flags)
 
 
+def host_sources(device: str) -> list[Path]:
+    """A device's C++ files but the planners: its folder's, and its operators."""
+    found = [s for s in sorted(Path("csrc", device).glob("*.cpp")) if not s.name.startswith("plan")]
+    operators = Path("csrc/torch", f"ops_{device}.cpp")
+    return found + ([operators] if operators.exists() else [])
+
+
 class NinjaFile:
     """All that can be built here, as steps for ninja. Paths are relative: a copied tree is up to date."""
 
@@ -235,8 +242,11 @@ class NinjaFile:
             "strip": "" if debug else "-s",
         }
         self.text = RULES.format_map({name: str(value).replace("$", "$$") for name, value in values.items()})
-        # csrc/*.cpp is host logic: each library gets its own, hidden copy
-        self.shared = [self.compile(source) for source in sorted(Path("csrc").glob("*.cpp"))]
+        # The planners know neither torch nor CUDA: the tests' modules link them too.
+        self.planners = {
+            device: [self.compile(source) for source in sorted(Path("csrc", device).glob("plan*.cpp"))]
+            for device in ("cpu", "cuda")
+        }
         self.libraries = [self.cpu_library(), *([self.cuda_library(*self.cuda)] if self.cuda else [])]
         self.libraries += [self.schemas_library()] if SCHEMAS.exists() else []
 
@@ -251,14 +261,14 @@ class NinjaFile:
         return self.step("nvcc" if source.suffix == ".cu" else "cxx", out, [source], flags)
 
     def cpu_library(self) -> Path:
-        objects = [self.compile(s) for s in sorted(Path("csrc/cpu").glob("*.cpp")) if s != ISA_SOURCE]
+        objects = self.planners["cpu"] + [self.compile(source) for source in host_sources("cpu")]
         for isa, flags in ISA_FLAGS.items():
             objects.append(self.compile(ISA_SOURCE, f"{flags} {KERNEL_FLAGS} -DFS_ISA={isa}", f".{isa}"))
         # -z defs: a symbol that torch lacks is an error here and not a crash later
-        return self.step("link", BUILD / f"{PACKAGE}_cpu.so", self.shared + objects, "-Wl,-z,defs $torch")
+        return self.step("link", BUILD / f"{PACKAGE}_cpu.so", objects, "-Wl,-z,defs $torch")
 
     def cuda_library(self, nvcc: str, root: Path) -> Path:
-        folder, toolkit, archs = Path("csrc/cuda"), shlex.quote(str(root)), cuda_archs(nvcc)
+        folder, toolkit, archs = Path("csrc/cuda/instances"), shlex.quote(str(root)), cuda_archs(nvcc)
         chosen = {source: file_archs(source, archs) for source in sorted(folder.glob("*.cu"))}
         families = {source.name.partition("_")[0] for source, some in chosen.items() if some}
         defines = f"-DFS_CUDA_ARCHS='\"{';'.join(archs)}\"'"
@@ -266,12 +276,12 @@ class NinjaFile:
         flags = f"{defines} {host_compiler()}".replace("$", "$$").rstrip()
         objects = [self.compile(cu, f"{arch_flags(some)} {flags}") for cu, some in chosen.items() if some]
         flags = f"{defines} -isystem {toolkit}/include"
-        objects += [self.compile(source, flags) for source in sorted(folder.glob("*.cpp"))]
+        objects += self.planners["cuda"] + [self.compile(source, flags) for source in host_sources("cuda")]
         # The static runtime needs nothing but a driver. Of $torch, libtorch.so is there for the loader: it
         # leads to the CUDA symbols, which a CPU-only torch lacks.
         flags = f"-L{toolkit}/lib64 -L{toolkit}/lib -lcudart_static -lrt -lpthread -ldl $torch"
         flags += " -Wl,--exclude-libs,ALL"
-        return self.step("link", BUILD / f"{PACKAGE}_cuda.so", self.shared + objects, flags)
+        return self.step("link", BUILD / f"{PACKAGE}_cuda.so", objects, flags)
 
     def schemas_library(self) -> Path:
         """The schemas in C++, for processes without Python; never loaded where Python defines them."""
@@ -280,8 +290,7 @@ class NinjaFile:
         if not generated.exists() or generated.read_text() != text:
             BUILD.mkdir(parents=True, exist_ok=True)
             generated.write_text(text)
-        sources = sorted(Path("csrc/standalone").glob("*.cpp"))
-        objects = [self.compile(source, f"-I{BUILD}") for source in sources]
+        objects = [self.compile(Path("csrc/torch/schemas.cpp"), f"-I{BUILD}")]
         return self.step("link", BUILD / f"{PACKAGE}_schemas.so", objects, "-Wl,-z,defs $torch")
 
     def host_tests(self) -> list[Path]:
@@ -301,7 +310,8 @@ class NinjaFile:
         for name, flags in folders.items():
             objects = [self.compile(source, f"{include} {flags}") for source in sources[name]]
             module = Path("build/tests") / f"{PACKAGE}_{name}{suffix}"
-            modules += [self.step("link", module, objects + self.shared, "")] if objects else []
+            planners = self.planners["cpu"] + self.planners["cuda"]
+            modules += [self.step("link", module, objects + planners, "")] if objects else []
         return modules
 
     def run(self, targets: list[Path]) -> None:

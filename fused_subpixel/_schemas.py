@@ -2,7 +2,7 @@
 """The operators' schemas, the one place where they are written.
 
 _library.py defines them. The build writes them into fused_subpixel_schemas.so too, for processes without
-Python (csrc/standalone/): this file is run by setup.py and imports nothing.
+Python (csrc/torch/schemas.cpp): this file is run by setup.py and imports nothing.
 """
 
 # The fields of Geometry. One list, for its ints one by one would cost a small call a good part of its time.
@@ -21,7 +21,7 @@ SCHEMAS = (
     f"{GEOMETRY_SCHEMA}, {SAVED_SCHEMA}) -> (Tensor, Tensor)",
     # pixel_shuffle alone, or its inverse; a kernel on CUDA, plain PyTorch elsewhere.
     "shuffle(Tensor input, int factor_h, int factor_w, int channel_order, bool inverse) -> Tensor",
-    # The CPU library's plan for a problem, for explain() and for choosing the backward; see csrc/plan.h.
+    # The CPU library's plan for a problem, for explain() and for choosing the backward; see csrc/cpu/plan.h.
     "cpu_plan(int[] problem) -> int[]",
     # Current instruction set (0 portable, 1 AVX2, 2 AVX-512), bit mask of the usable ones, bytes of L2 cache.
     "cpu_capability() -> int[]",

@@ -172,7 +172,7 @@ _CPU_KERNELS = (
 )
 
 
-# As enum Refusal of csrc/plan_cuda.h: why the tensor cores do not compute a problem.
+# As enum Refusal of csrc/cuda/plan.h: why the tensor cores do not compute a problem.
 _CUDA_REFUSALS = (
     "",
     "the tensor-core kernels need compute capability 8.0",

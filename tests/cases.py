@@ -28,7 +28,7 @@ from fused_subpixel._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geo
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = range(3)  # passes, as cpu_plan numbers them
-PIXEL_LANES, CHANNEL_LANES, WINOGRAD = range(3)  # kernels, as in csrc/plan.h
+PIXEL_LANES, CHANNEL_LANES, WINOGRAD = range(3)  # kernels, as in csrc/cpu/plan.h
 
 SLOPE = 0.25  # of leaky_relu
 
@@ -202,7 +202,7 @@ def plain(case: Case, tensors: Tensors) -> Tensor:
 
 
 class Plan(NamedTuple):
-    """csrc/plan.h's CpuPlan, as far as tests care."""
+    """csrc/cpu/plan.h's CpuPlan, as far as tests care."""
 
     kernel: int
     tile_rows: int

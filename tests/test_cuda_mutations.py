@@ -28,10 +28,10 @@ from fused_subpixel import reference
 
 FAMILIES = {  # where barriers and waits stand, and what runs through them
     "sm90_conv.cuh": lambda seed, _: run_hopper(seed),
-    "conv_mma.cuh": lambda seed, target: run_forward(seed, target),
-    "tile_store.cuh": lambda seed, target: run_forward(seed, target),
-    "weight_grad_mma.cuh": lambda seed, target: run_weight_grad(seed, target),
-    "shuffle.cuh": lambda *_: run_shuffle(),
+    "sm80_conv.cuh": lambda seed, target: run_forward(seed, target),
+    "store.cuh": lambda seed, target: run_forward(seed, target),
+    "sm80_weight_grad.cuh": lambda seed, target: run_weight_grad(seed, target),
+    "pixel_shuffle.cuh": lambda *_: run_shuffle(),
     "generic.cuh": lambda seed, target: run_weight_grad(seed, OLD._replace(multiprocessors=1)),
 }
 LACKING = Case("several chunks, steps and tiles", (1, 128, 9, 33), (96, 128, 3, 3), padding=SAME3)
@@ -105,7 +105,7 @@ def sites() -> list[tuple[str, int]]:
     return [
         (name, number)
         for name in FAMILIES
-        for number, line in enumerate((CUDA / name).read_text().splitlines(), 1)
+        for number, line in enumerate((CUDA / "kernels" / name).read_text().splitlines(), 1)
         if re.search(
             r"\b(sync_threads|cp_async_wait|mbarrier_wait|fence_async_proxy|wgmma_(fence|wait\w*))[<(]", line
         )
@@ -135,24 +135,24 @@ def test_a_missing_barrier_or_wait_is_caught(file: str, line: int) -> None:
 
 # A text of the source, and what makes an index in it off by one; what runs through it.
 MISCOUNTED = (
-    ("tile_store.cuh", "w * plan.tile_w}", "w * plan.tile_w + (w > 0)}", "conv_mma.cuh"),
-    ("conv_mma.cuh", "(base[m] + moved,", "(base[m] + moved + 1,", "conv_mma.cuh"),
+    ("store.cuh", "w * plan.tile_w}", "w * plan.tile_w + (w > 0)}", "sm80_conv.cuh"),
+    ("sm80_conv.cuh", "(base[m] + moved,", "(base[m] + moved + 1,", "sm80_conv.cuh"),
     (
-        "conv_mma.cuh",
+        "sm80_conv.cuh",
         "pixel + channel.offset)",
         "pixel + channel.offset + (data == from.output))",
-        "conv_mma.cuh",
+        "sm80_conv.cuh",
     ),
-    ("tile_store.cuh", "first_row ? unit * p.run", "first_row ? unit * p.run + 1", "conv_mma.cuh"),
+    ("store.cuh", "first_row ? unit * p.run", "first_row ? unit * p.run + 1", "sm80_conv.cuh"),
     ("sm90_conv.cuh", "(base + moved)", "(base + moved + 1)", "sm90_conv.cuh"),
     ("sm90_conv.cuh", "p.plan.halo_h : 8)", "p.plan.halo_h : 9)", "sm90_conv.cuh"),
-    ("weight_grad_mma.cuh", "row_warps + warp, to,", "row_warps + warp + 1, to,", "weight_grad_mma.cuh"),
-    ("weight_grad_mma.cuh", "lane % 4 + q / 2 * 4, 0)", "lane % 4 + q / 2 * 3, 0)", "weight_grad_mma.cuh"),
-    ("shuffle.cuh", "j = column - w * cell_w", "j = column + 1 - w * cell_w", "shuffle.cuh"),
+    ("sm80_weight_grad.cuh", "row_warps + warp, to,", "row_warps + warp + 1, to,", "sm80_weight_grad.cuh"),
+    ("sm80_weight_grad.cuh", "lane % 4 + q / 2 * 4, 0)", "lane % 4 + q / 2 * 3, 0)", "sm80_weight_grad.cuh"),
+    ("pixel_shuffle.cuh", "j = column - w * cell_w", "j = column + 1 - w * cell_w", "pixel_shuffle.cuh"),
     ("generic.cuh", "(output.data)[offset(", "(output.data)[(x > 0) + offset(", "generic.cuh"),
     ("generic.cuh", "y = h * g.stride_h + a", "y = h * g.stride_h + 1 + a", "generic.cuh"),
 )
-OBJECTS = [f"tests/simt/{name}.cpp.o" for name in ("simt", "selftest", "module")] + ["csrc/plan_cuda.cpp.o"]
+OBJECTS = [f"tests/simt/{name}.cpp.o" for name in ("simt", "selftest", "module")] + ["csrc/cuda/plan.cpp.o"]
 PROGRAM = """
 import sys, test_cuda_mutations as tests
 run = tests.FAMILIES[sys.argv[1]]
@@ -171,10 +171,10 @@ def test_an_index_off_by_one_is_caught(wrong: tuple[str, str, str, str] | None, 
     if not all(path.exists() for path in objects):
         pytest.skip("the emulator was not built by setup.py")
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    family = "conv_mma.cuh"
+    family = "sm80_conv.cuh"
     if wrong is not None:
         name, text, replacement, family = wrong
-        source = tmp_path / "csrc" / "cuda" / name
+        source = tmp_path / "csrc" / "cuda" / "kernels" / name
         assert source.read_text().count(text) == 1, "the text to be changed is gone"
         source.write_text(source.read_text().replace(text, replacement))
     includes = [

@@ -17,7 +17,7 @@ import fused_subpixel
 from fused_subpixel import __main__, _library, backends, verification
 
 ROOT = Path(__file__).resolve().parent.parent
-ISA_OBJECTS = sorted((ROOT / "build/ninja/csrc/cpu").glob("kernels.cpp.*.o"))
+ISA_OBJECTS = sorted((ROOT / "build/ninja/csrc/cpu/kernels").glob("kernels.cpp.*.o"))
 LIBRARIES = sorted(Path(fused_subpixel.__file__).parent.glob("*.so"))
 BUILD_FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md")
 
@@ -41,7 +41,7 @@ def build(tree: Path, *arguments: str, **env: str) -> str:
 
 
 def compiled(output: str) -> set[str]:
-    """The files that ninja made, from its progress lines: '[2/5] g++ build/ninja/csrc/plan.cpp.o'."""
+    """The files that ninja made, from its progress lines: '[2/5] g++ build/ninja/csrc/cpu/plan.cpp.o'."""
     return {line.split("/")[-1] for line in output.splitlines() if re.match(r"\[\d+/\d+\] ", line)}
 
 
@@ -281,12 +281,12 @@ def test_imported_again():
 
 
 SOURCES = {
-    "csrc/plan.h": "#pragma once\nint plan();\n",
-    "csrc/plan.cpp": '#include "plan.h"\nint plan() { return 1; }\n',
+    "csrc/cpu/plan.h": "#pragma once\nint plan();\n",
+    "csrc/cpu/plan.cpp": '#include "cpu/plan.h"\nint plan() { return 1; }\n',
     "csrc/cpu/tile.h": "#pragma once\ninline int tile() { return 2; }\n",
-    "csrc/cpu/kernels.cpp": '#include "cpu/tile.h"\n'
+    "csrc/cpu/kernels/kernels.cpp": '#include "cpu/tile.h"\n'
     "namespace fused_subpixel::cpu::FS_ISA { int dot(int n) { return n * tile(); } }\n",
-    "csrc/cpu/ops.cpp": '#include "plan.h"\n#include "cpu/tile.h"\nint op() { return plan() + tile(); }\n',
+    "csrc/torch/ops_cpu.cpp": '#include "cpu/plan.h"\n#include "cpu/tile.h"\nint op() { return plan() + tile(); }\n',
     "fused_subpixel/__init__.py": '__version__ = "1.2.3"\n',
 }
 
@@ -312,11 +312,11 @@ def test_nothing_changed_nothing_compiled(toy):
 
 
 def test_a_changed_header_recompiles_its_dependents_only(toy):
-    kernels = {p.name for p in (toy / "build/ninja/csrc/cpu").glob("kernels.cpp.*.o")}
+    kernels = {p.name for p in (toy / "build/ninja/csrc/cpu/kernels").glob("kernels.cpp.*.o")}
     library = {"fused_subpixel_cpu.so"}
     for header, dependents in {
-        "csrc/plan.h": {"plan.cpp.o", "ops.cpp.o"},
-        "csrc/cpu/tile.h": {"ops.cpp.o", *kernels},
+        "csrc/cpu/plan.h": {"plan.cpp.o", "ops_cpu.cpp.o"},
+        "csrc/cpu/tile.h": {"ops_cpu.cpp.o", *kernels},
     }.items():
         (toy / header).touch()
         assert compiled(build(toy)) == dependents | library
@@ -333,11 +333,11 @@ def test_the_library_of_an_earlier_build_goes_away(toy):
 @needs("nm")
 def test_a_leaking_kernel_file_would_be_noticed(toy, tmp_path):
     tree = shutil.copytree(toy, tmp_path / "leaking")
-    kernels = tree / "csrc/cpu/kernels.cpp"
+    kernels = tree / "csrc/cpu/kernels/kernels.cpp"
     kernels.write_text("#include <algorithm>\n" + kernels.read_text().replace("n * tile()", "std::max(n, 1)"))
     build(tree, CXXFLAGS="-O0")
-    assert any("3max" in s for s in strays(tree / "build/ninja/csrc/cpu/kernels.cpp.portable.o", "portable"))
-    assert strays(toy / "build/ninja/csrc/cpu/kernels.cpp.portable.o", "portable") == []
+    assert any("3max" in s for s in strays(tree / "build/ninja/csrc/cpu/kernels/kernels.cpp.portable.o", "portable"))
+    assert strays(toy / "build/ninja/csrc/cpu/kernels/kernels.cpp.portable.o", "portable") == []
 
 
 @pytest.mark.parametrize(
@@ -397,9 +397,9 @@ def cuda_toy(toy, tmp_path_factory):
     """The toy with CUDA sources, and a toolkit."""
     folder = tmp_path_factory.mktemp("cuda")
     tree = shutil.copytree(toy, folder / "toy")
-    (tree / "csrc/cuda").mkdir()
+    (tree / "csrc/cuda/instances").mkdir(parents=True)
     for name in ("generic", "sm80_conv", "sm90_conv"):
-        (tree / f"csrc/cuda/{name}.cu").write_text(f"int {name}() {{ return 1; }}\n")
+        (tree / f"csrc/cuda/instances/{name}.cu").write_text(f"int {name}() {{ return 1; }}\n")
     (tree / "csrc/cuda/launch.cpp").write_text(
         'extern "C" __attribute__((visibility("default"))) const char* archs() { return FS_CUDA_ARCHS; }\n'
     )
@@ -409,7 +409,7 @@ def cuda_toy(toy, tmp_path_factory):
 def compiled_for(tree: Path) -> dict[str, list[str]]:
     """By CUDA source, the architectures in build.ninja."""
     text = (tree / "build/ninja/build.ninja").read_text()
-    steps = re.findall(r"^build \S+: nvcc csrc/cuda/(\S+)\.cu\n  flags = (.*)$", text, re.M)
+    steps = re.findall(r"^build \S+: nvcc csrc/cuda/instances/(\S+)\.cu\n  flags = (.*)$", text, re.M)
     return {name: re.findall(r",code=(\w+)", flags) for name, flags in steps}
 
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-#include "launch.h"
+#include "cpu/launch.h"
 
 #include <unistd.h>
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <functional>
 
-#include "task.h"
+#include "cpu/conv_task.h"
 
 namespace fused_subpixel::cpu {
 

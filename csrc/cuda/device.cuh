@@ -6,8 +6,8 @@
 
 #include <cstdint>
 
-#include "../problem.h"
-#include "element.h"
+#include "common/problem.h"
+#include "cuda/element.h"
 
 #if defined(FS_SIMT)
 #include "simt.h"
@@ -54,7 +54,7 @@ FS_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
-// ---- kernels that overlap (sm_90): see Start in run.cuh -------------------------------------------------------------
+// ---- kernels that overlap (sm_90): see Start in launch_kernel.cuh -------------------------------------------------------------
 FS_DEVICE void let_next_kernel_start() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

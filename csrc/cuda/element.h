@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../problem.h"
+#include "common/problem.h"
 
 namespace fused_subpixel::cuda {
 

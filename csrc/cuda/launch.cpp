@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-#include "launch.h"
+#include "cuda/launch.h"
 
 #include <algorithm>
 #include <initializer_list>
 #include <numeric>
 
-#include "element.h"
+#include "cuda/element.h"
 
 namespace fused_subpixel::cuda {
 namespace {

@@ -3,7 +3,7 @@
 // and, with tests/simt, for the emulator.
 #pragma once
 
-#include "params.h"
+#include "cuda/params.h"
 
 namespace fused_subpixel::cuda {
 

@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "../plan_cuda.h"
-#include "../problem.h"
+#include "common/problem.h"
+#include "cuda/plan.h"
 
 namespace fused_subpixel::cuda {
 

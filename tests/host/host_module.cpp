@@ -3,9 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "cpu/task.h"
-#include "plan.h"
-#include "shuffle_index.h"
+#include "cpu/conv_task.h"
+#include "cpu/plan.h"
+#include "common/pixel_shuffle.h"
 
 namespace py = pybind11;
 using namespace fused_subpixel;

@@ -10,19 +10,19 @@
 
 #define FS_HAVE_SM80 1
 #define FS_HAVE_SM90 1
-#include "cuda/generic.cu"
+#include "cuda/instances/generic.cu"
+#include "cuda/instances/nchw_to_nhwc.cu"
+#include "cuda/instances/pixel_shuffle.cu"
+#include "cuda/instances/sm80_conv_bfloat16.cu"
+#include "cuda/instances/sm80_conv_half.cu"
+#include "cuda/instances/sm80_conv_tf32.cu"
+#include "cuda/instances/sm80_weight_grad_bfloat16.cu"
+#include "cuda/instances/sm80_weight_grad_half.cu"
+#include "cuda/instances/sm80_weight_grad_tf32.cu"
+#include "cuda/instances/sm90_conv_bfloat16.cu"
+#include "cuda/instances/sm90_conv_half.cu"
+#include "cuda/instances/sm90_conv_tf32.cu"
 #include "cuda/launch.cpp"
-#include "cuda/layout.cu"
-#include "cuda/shuffle.cu"
-#include "cuda/sm80_conv_bfloat16.cu"
-#include "cuda/sm80_conv_half.cu"
-#include "cuda/sm80_conv_tf32.cu"
-#include "cuda/sm80_weight_grad_bfloat16.cu"
-#include "cuda/sm80_weight_grad_half.cu"
-#include "cuda/sm80_weight_grad_tf32.cu"
-#include "cuda/sm90_conv_bfloat16.cu"
-#include "cuda/sm90_conv_half.cu"
-#include "cuda/sm90_conv_tf32.cu"
 
 namespace py = pybind11;
 using namespace fused_subpixel;
@@ -34,7 +34,7 @@ namespace {
 using Array = std::tuple<uintptr_t, size_t, std::vector<int64_t>, std::vector<int64_t>>;
 using OptionalArray = std::optional<Array>;
 
-// As in torch_ops.h.
+// As in op_calls.h.
 Strides strides_of(const Array& a) {
   const auto& [address, bytes, n, s] = a;
   if (s.size() != 4) return {};
@@ -78,7 +78,7 @@ Geometry geometry_of(const std::vector<int64_t>& v) {
   g.extension_h = v[26], g.extension_w = v[27];
   return g;
 }
-// As in torch_ops.h: of five dimensions, a transposed convolution's.
+// As in op_calls.h: of five dimensions, a transposed convolution's.
 void set_weight(ForwardArguments& a, const TensorView& weight, const std::vector<int64_t>& s) {
   a.weight = weight, a.weight_turned = s.size() == 5;
   a.weight_rows = phase_strides(a.geometry, weight.stride.n);

@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "cuda/instances/sm80_launch.cuh"
+
+namespace fused_subpixel::cuda {
+template void launch_mma<TF32>(const PackParams&, const MmaParams&, void*);
+}

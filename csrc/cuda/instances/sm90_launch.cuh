@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The instances of Hopper's kernels for one element type, by what the plan chose.
+#pragma once
+
+#include "cuda/kernels/sm90_conv.cuh"
+#include "cuda/launch.h"
+#include "cuda/launch_kernel.cuh"
+
+namespace fused_subpixel::cuda {
+
+template <class T, int kPieces>
+void launch_wgmma_chunk(const PackParams& pack, const MmaParams& params, void* stream) {
+  const Plan& plan = params.plan;
+  launch_pack<T, Planes<kPieces>>(pack, plan, stream);
+  run_kernel<MmaParams>(&conv_wgmma_kernel<T, kPieces>, plan.grid_x, plan.grid_y, plan.threads,
+                        plan.shared_bytes, stream, params, Start::kDuring);
+}
+
+template <class T>
+void launch_wgmma(const PackParams& pack, const MmaParams& params, void* stream) {
+  if (params.plan.chunk_bytes == 64) return launch_wgmma_chunk<T, 4>(pack, params, stream);
+  launch_wgmma_chunk<T, 8>(pack, params, stream);
+}
+
+}  // namespace fused_subpixel::cuda

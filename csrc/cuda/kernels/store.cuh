@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The last part of the tensor-core convolutions: the sums of a tile, with bias and activation, meet in shared memory
+// and go from there 16 bytes at a time to their shuffled places, with residual and clamp.
+#pragma once
+
+#include "cuda/kernels/epilogue.cuh"
+
+namespace fused_subpixel::cuda {
+
+FS_DEVICE PhaseOf<int> phase_of(const ShuffledChannels& m, int counted) {
+  return phase_of_channel<int>(counted, m.channels, m.cell_h, m.cell_w, m.order);
+}
+FS_DEVICE int conv_channel_of(const ShuffledChannels& m, int counted) {
+  return channel_of_phase(phase_of(m, counted), m.channels, m.cell_h, m.cell_w, m.call_order);
+}
+
+// The taps that a row of the weight lacks: 1 the first column + 2 the first row.
+template <class Params>
+FS_DEVICE int lacking(const Params& p, int counted) {
+  const PhaseOf<int> at = phase_of(p.map, counted);
+  return (at.j >= p.map.cell_w - p.short_w) + 2 * (at.i >= p.map.cell_h - p.short_h);
+}
+
+// First pixel of a tile.
+struct TileOrigin {
+  int n, h, w;
+};
+template <class AnyPlan>
+FS_DEVICE TileOrigin tile_origin(const AnyPlan& plan, int tile) {
+  const int w = tile % plan.tiles_w, rest = tile / plan.tiles_w;
+  return {rest / plan.tiles_h * plan.tile_n, rest % plan.tiles_h * plan.tile_h, w * plan.tile_w};
+}
+
+// Of the rows of the weight that this block has: where these are of one phase, it may begin a pixel later.
+FS_DEVICE TileOrigin tile_origin(const MmaParams& p, int tile) {
+  TileOrigin origin = tile_origin(p.plan, tile);
+  if (p.plan.phased) {
+    const PhaseOf<int> phase = phase_of(p.map, block_y() * p.plan.columns);
+    origin.h += phase.i < p.crop_top, origin.w += phase.j < p.crop_left;
+  }
+  return origin;
+}
+
+template <class T, int kColumns>
+struct TileStore {
+  static constexpr int kPitch = kColumns + kStagingPad;
+  const MmaParams& p;
+
+  // What the epilogue must know of each row of the weight.
+  struct RowInfo {
+    float bias, slope;
+    int c, j, conv_channel;
+  };
+  static_assert(sizeof(RowInfo) == kRowInfoBytes);
+  FS_DEVICE RowInfo* row_info() const {
+    return reinterpret_cast<RowInfo*>(shared_memory() + p.plan.table_offset);
+  }
+  FS_DEVICE float* staging() const {
+    return reinterpret_cast<float*>(shared_memory() + p.plan.staging_offset);
+  }
+
+  FS_DEVICE void fill_row_info() const {
+    for (int column = thread_index(); column < kColumns; column += block_threads()) {
+      const int row = block_y() * kColumns + column;
+      RowInfo info = {};
+      if (row < p.rows) {
+        const PhaseOf<int> at = phase_of(p.map, row);
+        const int o = channel_of_phase(at, p.map.channels, p.map.cell_h, p.map.cell_w, p.map.call_order);
+        info = {bias_of<T>(p.epilogue, at.c, o), slope_of<T>(p.epilogue, at.c, o), at.c, at.j, o};
+      }
+      row_info()[column] = info;
+    }
+  }
+
+  // Of the 16 x 8 sums from (pixel, column) on, those that a lane holds in the order of mma's d; `column` and `pixel`
+  // are the lane's first. What it needs of the rows of the weight is the same for all pixels.
+  struct Columns {
+    RowInfo left, right;
+  };
+  FS_DEVICE Columns columns_at(int column) const { return {row_info()[column], row_info()[column + 1]}; }
+  FS_DEVICE void stage(int pixel, int column, const Columns& at, const float* sum) const {
+    const Activation activation = p.epilogue.activation;
+    FS_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const float left = activate_straight(activation, sum[2 * half] + at.left.bias, at.left.slope);
+      const float right = activate_straight(activation, sum[2 * half + 1] + at.right.bias, at.right.slope);
+      store_8(staging() + (pixel + half * 8) * kPitch + column, bits_of(left), bits_of(right));
+    }
+  }
+
+  // Applied where the sums leave the registers, a curve would stand in the kernel once for each of them.
+  FS_DEVICE void curve_sums() const {
+    FS_NO_UNROLL
+    for (int i = thread_index(); i < kMmaPixels * kColumns; i += block_threads()) {
+      float& value = staging()[i / kColumns * kPitch + i % kColumns];
+      value = activate(p.epilogue.activation, value, 0.f);
+    }
+  }
+
+  // Slots of 16 bytes, by (row of the tile, unit, piece, slot): neighbouring threads write neighbouring memory. A piece
+  // is a stretch of memory: a tile row of a unit, or, where units are cut, one pixel of it.
+  FS_DEVICE void store(const TileOrigin& origin) const {
+    sync_threads();  // all sums are staged
+    if (!is_straight(p.epilogue.activation)) {
+      curve_sums();
+      sync_threads();
+    }
+    constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+    const Plan& plan = p.plan;
+    const ShuffledChannels& m = p.map;
+    const int first_row = block_y() * kColumns,
+              end_row = first_row + kColumns < p.rows ? first_row + kColumns : p.rows;
+    const int first_unit = first_row / p.run;
+    const int width = plan.tile_w < p.conv_w - origin.w ? plan.tile_w : p.conv_w - origin.w;
+    const int x0 = origin.w * m.cell_w - p.crop_left;  // fine column of the tile's first pixel
+    // Elements of a tile row that the crop leaves; columns are bounded before they are multiplied.
+    const int columns = width * m.cell_w, columns_before = x0 < 0 ? (-x0 < columns ? -x0 : columns) : 0;
+    const int64_t columns_left = int64_t{p.out_w} - x0;
+    const int from_element = columns_before * p.per_column;
+    const int to_element = (columns_left < 0         ? 0
+                            : columns_left < columns ? static_cast<int>(columns_left)
+                                                     : columns) *
+                           p.per_column;
+    const int total =
+        plan.tile_n * plan.tile_h * p.store_units.divisor * p.store_pieces.divisor * p.store_slots.divisor;
+    FS_NO_UNROLL
+    for (int i = thread_index(); i < total; i += block_threads()) {
+      const int stretch = p.store_slots.divide(i), slot = i - stretch * p.store_slots.divisor;
+      const int unit_of_line = p.store_pieces.divide(stretch),
+                piece = stretch - unit_of_line * p.store_pieces.divisor;
+      const int line = p.store_units.divide(unit_of_line);
+      const int unit = first_unit + unit_of_line - line * p.store_units.divisor;
+      const int image = p.tile_h.divide(line), n = origin.n + image,
+                h = origin.h + line - image * plan.tile_h;
+      const int begin_row = unit * p.run > first_row ? unit * p.run : first_row;
+      const int stop_row = (unit + 1) * p.run < end_row ? (unit + 1) * p.run : end_row;
+      if (n >= p.load.batch || h >= p.conv_h || begin_row >= stop_row) continue;
+      const int block = unit / m.cell_h, y = h * m.cell_h + unit - block * m.cell_h - p.crop_top;
+      if (y < 0 || y >= p.out_h) continue;
+      // Elements of the tile row, p.run to the pixel: [begin, end) are this piece's, [low, high) of these exist.
+      const int begin = p.whole_units ? 0 : piece * p.run + begin_row - unit * p.run;
+      const int end = p.whole_units ? width * p.run : begin + stop_row - begin_row;
+      const int low = begin > from_element ? begin : from_element, high = end < to_element ? end : to_element;
+      T* row = static_cast<T*>(p.output) + n * p.out_batch_stride + y * p.out_row_stride +
+               block * p.out_unit_stride + int64_t{x0} * p.per_column;
+      const int misaligned = static_cast<int>(reinterpret_cast<uintptr_t>(row + begin) / sizeof(T) % kVector);
+      const int first = begin - misaligned + slot * kVector;
+      if (first >= high || first + kVector <= low) continue;
+      int e = first > begin ? first : begin, w = p.store_run.divide(e), q = e - w * p.run;
+      const float* sums = staging() + (line * plan.tile_w + w) * kPitch + unit * p.run - first_row;
+      Packed16 packed = {};
+      const bool whole = first >= low && first + kVector <= high;
+      if (whole && !p.epilogue.residual) {
+        float value[kVector];
+        if (q + kVector <= p.run && reinterpret_cast<uintptr_t>(sums + q) % 16 == 0) {  // one pixel's
+          FS_UNROLL
+          for (int four = 0; four < kVector; four += 4) {
+            const Packed16 part = load_16(sums + q + four);
+            FS_UNROLL
+            for (int v = 0; v < 4; ++v) value[four + v] = float_of(part.word[v]);
+          }
+        } else {
+          FS_UNROLL
+          for (int v = 0; v < kVector; ++v) {
+            value[v] = sums[q];
+            if (++q == p.run) q = 0, sums += kPitch;
+          }
+        }
+        FS_UNROLL
+        for (int v = 0; v < kVector; ++v) {
+          T result;
+          narrow(p.epilogue.clamped ? clamp_to(p.epilogue, value[v]) : value[v], result);
+          put_element(packed, v, result);
+        }
+        store_16(row + first, packed);
+        continue;
+      }
+      FS_UNROLL
+      for (int v = 0; v < kVector; ++v) {
+        if (first + v < low || first + v >= high) {
+          if (first + v >= begin && ++q == p.run) q = 0, ++w, sums += kPitch;
+          continue;
+        }
+        float value = sums[q];
+        if (p.epilogue.residual) {
+          const RowInfo& info = row_info()[unit * p.run + q - first_row];
+          const int column = origin.w + w;
+          value +=
+              residual_at<T>(p.epilogue, {n, info.c, y, int64_t{column} * m.cell_w + info.j - p.crop_left, h,
+                                          column, info.conv_channel});
+        }
+        T result;
+        narrow(clamp_to(p.epilogue, value), result);
+        if (whole)
+          put_element(packed, v, result);
+        else
+          row[first + v] = result;
+        if (++q == p.run) q = 0, ++w, sums += kPitch;
+      }
+      if (whole) store_16(row + first, packed);
+    }
+  }
+};
+
+}  // namespace fused_subpixel::cuda

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// How a kernel is launched, on a GPU or in the emulator.
+#pragma once
+
+#include <atomic>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/device.cuh"
+#include "cuda/launch.h"
+
+namespace fused_subpixel::cuda {
+
+// When a kernel may begin: after the one before it on the stream, or while that one runs and has called
+// let_next_kernel_start(); then it calls wait_for_kernel_before() before it reads what that one writes.
+enum class Start { kAfter, kDuring };
+
+#if defined(FS_SIMT)
+
+template <class Params>
+void run_kernel(void (*kernel)(Params), int grid_x, int grid_y, int threads, int64_t shared_bytes, void*,
+                const Params& params, Start = Start::kAfter) {
+  if (grid_x < 1 || grid_y < 1) throw std::runtime_error("an empty grid, which CUDA refuses");
+  simt::launch<Params>(kernel, grid_x, grid_y, threads, static_cast<int>(shared_bytes), params);
+}
+
+#else
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();  // it would otherwise be found by the next call, of whomever
+  throw std::runtime_error(std::string("fused_subpixel: ") + what + ": " + cudaGetErrorString(error));
+}
+
+// Programmatic dependent launch: by code for compute capability 9.0 and later - older code, compiled for such a GPU by
+// the driver, would not wait - and in graphs by drivers for CUDA 12.3.
+inline bool can_start_early() {
+#if CUDART_VERSION >= 12030 && FS_HAVE_SM80
+  constexpr int kKnown = 64;
+  static std::atomic<int8_t> known[kKnown];  // 0: not asked yet, else 1 + answer
+  int device = 0, driver = 0;
+  check_cuda(cudaGetDevice(&device), "the current GPU");
+  if (device < kKnown && known[device] != 0) return known[device] == 2;
+  const bool can =
+      cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12030 && mma_image_version() >= 90;
+  if (device < kKnown) known[device] = static_cast<int8_t>(can ? 2 : 1);
+  return can;
+#else
+  return false;
+#endif
+}
+
+// Blocks may have 48 KB of shared memory without asking. What is asked for is always the most the GPU has, so that
+// threads that launch the same kernel with different sizes do not take it from one another.
+template <class Params>
+void run_kernel(void (*kernel)(Params), int grid_x, int grid_y, int threads, int64_t shared_bytes,
+                void* stream, const Params& params, Start start = Start::kAfter) {
+  const auto bytes = static_cast<int>(shared_bytes);
+  if (bytes > 48 << 10) {
+    int device = 0, most = 0;
+    check_cuda(cudaGetDevice(&device), "the current GPU");
+    check_cuda(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+               "shared memory");
+    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+               "shared memory");
+  }
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(bytes);
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &early, config.numAttrs = start == Start::kDuring && can_start_early() ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, params), "a kernel could not be launched");
+}
+
+#endif
+
+}  // namespace fused_subpixel::cuda

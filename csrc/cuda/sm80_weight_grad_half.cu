@@ -1,6 +1,0 @@
-// SPDX-License-Identifier: BSD-3-Clause
-#include "mma_launch.cuh"
-
-namespace fused_subpixel::cuda {
-template void launch_weight_grad_mma<Half>(const WeightGradParams&, void*);
-}

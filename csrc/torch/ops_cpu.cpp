@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The CPU implementations of the operators: check, allocate, fill the arguments, launch.
+#include <atomic>
+
+#include "cpu/launch.h"
+#include "torch/op_calls.h"
+
+namespace fused_subpixel::cpu {
+namespace {
+
+Pool torch_pool() {
+  const auto share = [](int64_t n, const std::function<void(int64_t, int64_t)>& run) {
+    std::atomic<bool> failed{false};  // nothing may be thrown inside the pool
+    torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+      try {
+        run(begin, end);
+      } catch (...) {
+        failed = true;
+      }
+    });
+    check(!failed, "out of memory for scratch");
+  };
+  return {static_cast<int>(torch::stable::get_num_threads()), share};
+}
+
+Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                       const OptionalTensor& activation_weight, const OptionalTensor& residual,
+                       std::vector<int64_t> geometry, int64_t activation, double negative_slope,
+                       std::optional<double> clamp_min, std::optional<double> clamp_max) {
+  const ForwardCall call = forward_call(input, weight, bias, activation_weight, residual, geometry,
+                                        activation, negative_slope, clamp_min, clamp_max);
+  if (call.output.numel() > 0) conv_forward(call.arguments, torch_pool());
+  return call.output;
+}
+
+Tensor input_grad(const Tensor& grad_output, const Tensor& weight, int64_t height, int64_t width,
+                  std::vector<int64_t> geometry, bool channels_last, const OptionalTensor& output,
+                  int64_t activation, double negative_slope) {
+  const InputGradCall call = input_grad_call(grad_output, weight, height, width, geometry, channels_last,
+                                             output, activation, negative_slope);
+  const Geometry& g = call.arguments.geometry;
+  check(g.stride_h == 1 && g.stride_w == 1, "the input gradient kernel needs stride 1");
+  if (call.grad_input.numel() > 0) conv_input_grad(call.arguments, torch_pool());
+  return call.grad_input;
+}
+
+std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& input, int64_t kernel_h,
+                                       int64_t kernel_w, std::vector<int64_t> geometry,
+                                       const OptionalTensor& output, int64_t activation,
+                                       double negative_slope) {
+  const WeightGradCall call =
+      weight_grad_call(grad_output, input, kernel_h, kernel_w, geometry, output, activation, negative_slope);
+  const Pool pool = torch_pool();
+  Tensor scratch = scratch_of(weight_grad_scratch(call.arguments, pool), grad_output);
+  torch::stable::zero_(scratch);
+  conv_weight_grad(call.arguments, scratch.mutable_data_ptr(), pool);
+  return {call.grad_weight, call.grad_bias};
+}
+
+// Takes a problem (op_calls.h); returns the fields of CpuPlan, in order.
+std::vector<int64_t> cpu_plan(std::vector<int64_t> problem) {
+  const Geometry g = problem_geometry(problem);
+  const CpuPlan p = plan_pass(static_cast<Pass>(problem[0]), g, static_cast<DType>(problem[1]),
+                              problem[2] != 0, static_cast<int>(torch::stable::get_num_threads()));
+  return {static_cast<int64_t>(p.kernel),
+          p.tile_rows,
+          p.tile_pixels,
+          p.panel_tiles,
+          p.block_n,
+          p.block_h,
+          p.block_w,
+          p.blocks_n,
+          p.blocks_h,
+          p.blocks_w,
+          p.items,
+          p.filter_resident,
+          p.parallel};
+}
+
+// Current instruction set, bit mask of the usable ones, bytes of the L2 cache.
+std::vector<int64_t> cpu_capability() {
+  return {static_cast<int64_t>(current_isa()), usable_isas(), l2_bytes()};
+}
+
+void cpu_select_isa(int64_t isa) {
+  check(isa >= 0 && isa <= 2 && select_isa(static_cast<Isa>(isa)),
+        "this processor or build lacks instruction set ", isa);
+}
+
+}  // namespace
+}  // namespace fused_subpixel::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CPU, m) {
+  m.impl("subpixel_conv2d", TORCH_BOX(&fused_subpixel::cpu::subpixel_conv2d));
+  m.impl("subpixel_conv2d_input_grad", TORCH_BOX(&fused_subpixel::cpu::input_grad));
+  m.impl("subpixel_conv2d_weight_grad", TORCH_BOX(&fused_subpixel::cpu::weight_grad));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CompositeExplicitAutograd, m) {
+  m.impl("cpu_plan", TORCH_BOX(&fused_subpixel::cpu::cpu_plan));
+  m.impl("cpu_capability", TORCH_BOX(&fused_subpixel::cpu::cpu_capability));
+  m.impl("cpu_select_isa", TORCH_BOX(&fused_subpixel::cpu::cpu_select_isa));
+}

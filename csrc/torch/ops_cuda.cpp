@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The CUDA implementations of the operators: check, allocate, fill the arguments, launch on the current stream.
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <atomic>
+
+#include "cuda/launch.h"
+#include "torch/op_calls.h"
+
+// Only CUDA builds of torch have it, and only they load this library.
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+
+namespace fused_subpixel::cuda {
+namespace {
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  const cudaError_t error = cudaDeviceGetAttribute(&value, which, device);
+  if (error != cudaSuccess) (void)cudaGetLastError();
+  check(error == cudaSuccess, "the GPU does not answer: ", cudaGetErrorString(error));
+  return value;
+}
+
+// The tensor-core kernels may have been left out, or built for newer GPUs only.
+bool has_mma_image(int device) {
+#if FS_HAVE_SM80
+  constexpr int kKnown = 64;
+  static std::atomic<int8_t> known[kKnown];  // 0: not asked yet, else 1 + answer
+  if (device < kKnown && known[device] != 0) return known[device] == 2;
+  const bool found = mma_image_version() >= 80;
+  if (device < kKnown) known[device] = static_cast<int8_t>(found ? 2 : 1);
+  return found;
+#else
+  (void)device;
+  return false;
+#endif
+}
+
+// Of the current device.
+Target target_of(int device) {
+  const int sm = attribute(cudaDevAttrComputeCapabilityMajor, device) * 10 +
+                 attribute(cudaDevAttrComputeCapabilityMinor, device);
+  return {sm >= 80 && !has_mma_image(device) ? 75 : sm, attribute(cudaDevAttrMultiProcessorCount, device),
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)};
+}
+
+struct OnDevice {
+  torch::stable::accelerator::DeviceGuard guard;
+  Device device;
+  explicit OnDevice(const Tensor& t) : guard(t.get_device_index()), device{} {
+    device.target = target_of(t.get_device_index());
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &device.stream));
+  }
+};
+
+Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                       const OptionalTensor& activation_weight, const OptionalTensor& residual,
+                       std::vector<int64_t> geometry, int64_t activation, double negative_slope,
+                       std::optional<double> clamp_min, std::optional<double> clamp_max) {
+  const OnDevice on(input);
+  const ForwardCall call = forward_call(input, weight, bias, activation_weight, residual, geometry,
+                                        activation, negative_slope, clamp_min, clamp_max);
+  if (call.output.numel() == 0) return call.output;
+  Tensor scratch = scratch_of(forward_scratch(call.arguments, on.device.target), input);
+  conv_forward(call.arguments, scratch.mutable_data_ptr(), on.device);
+  return call.output;
+}
+
+Tensor input_grad(const Tensor& grad_output, const Tensor& weight, int64_t height, int64_t width,
+                  std::vector<int64_t> geometry, bool channels_last, const OptionalTensor& output,
+                  int64_t activation, double negative_slope) {
+  const OnDevice on(grad_output);
+  const InputGradCall call = input_grad_call(grad_output, weight, height, width, geometry, channels_last,
+                                             output, activation, negative_slope);
+  if (call.grad_input.numel() == 0) return call.grad_input;
+  Tensor scratch = scratch_of(input_grad_scratch(call.arguments, on.device.target), grad_output);
+  conv_input_grad(call.arguments, scratch.mutable_data_ptr(), on.device);
+  return call.grad_input;
+}
+
+std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& input, int64_t kernel_h,
+                                       int64_t kernel_w, std::vector<int64_t> geometry,
+                                       const OptionalTensor& output, int64_t activation,
+                                       double negative_slope) {
+  const OnDevice on(grad_output);
+  const WeightGradCall call =
+      weight_grad_call(grad_output, input, kernel_h, kernel_w, geometry, output, activation, negative_slope);
+  Tensor scratch = scratch_of(weight_grad_scratch(call.arguments, on.device.target), grad_output);
+  conv_weight_grad(call.arguments, scratch.mutable_data_ptr(), on.device);
+  return {call.grad_weight, call.grad_bias};
+}
+
+Tensor shuffle(const Tensor& input, int64_t factor_h, int64_t factor_w, int64_t order, bool inverse) {
+  check(input.dim() == 4, "expected input [N, C, H, W], got ", shape_of(input));
+  check(factor_h >= 1 && factor_w >= 1 && (order == 0 || order == 1),
+        "factors or channel order out of range");
+  check(input.element_size() <= 8, "elements of more than 8 bytes are not shuffled here");
+  const int64_t c = input.size(1), h = input.size(2), w = input.size(3), cell = factor_h * factor_w;
+  check(inverse ? h % factor_h == 0 && w % factor_w == 0 : c % cell == 0, "input ", shape_of(input),
+        " does not divide by ", factor_h, " and ", factor_w);
+  const std::array<int64_t, 4> size =
+      inverse ? std::array<int64_t, 4>{input.size(0), c * cell, h / factor_h, w / factor_w}
+              : std::array<int64_t, 4>{input.size(0), c / cell, h * factor_h, w * factor_w};
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  const bool channels_last = suggests_channels_last(input);
+  check(size[1] <= kMost && size[2] <= kMost && size[3] <= kMost && size[1] * size[3] <= kMost &&
+            size[0] * size[1] * size[2] <= kMost,
+        "input ", shape_of(input), " is too large");
+  const OnDevice on(input);
+  Tensor output = new_tensor(size, input, channels_last);
+  if (output.numel() == 0) return output;
+  pixel_shuffle(
+      {view_of(input), output.mutable_data_ptr(), size[0], size[1], size[2], size[3], factor_h, factor_w,
+       static_cast<ChannelOrder>(order), inverse, channels_last, static_cast<int64_t>(input.element_size())},
+      on.device);
+  return output;
+}
+
+// What a plan needs to know of a GPU: driver's and this library's CUDA version, compute capability, multiprocessors,
+// shared memory, and the error (0: none) of asking for a kernel's image. Empty where there is no such GPU.
+std::vector<int64_t> cuda_capability(int64_t device) {
+  int count = 0, driver = 0, runtime = 0;
+  (void)cudaDriverGetVersion(&driver);
+  (void)cudaRuntimeGetVersion(&runtime);
+  if (cudaGetDeviceCount(&count) != cudaSuccess || device < 0 || device >= count) {
+    (void)cudaGetLastError();
+    return {driver, runtime};
+  }
+  const int index = static_cast<int>(device);
+  torch::stable::accelerator::DeviceGuard guard(index);
+  const Target t = target_of(index);
+  return {driver, runtime, t.sm, t.multiprocessors, t.shared_bytes, image_error()};
+}
+
+// Takes a problem (op_calls.h), a target - compute capability, multiprocessors, bytes of shared memory - and whether a
+// gradient applies an activation's. Returns kernel, refusal, pixels and rows of a tile, blocks.
+std::vector<int64_t> cuda_plan(std::vector<int64_t> problem, std::vector<int64_t> target, bool activated) {
+  check(target.size() == 3, "a target is 3 numbers, got ", target.size());
+  const Geometry g = problem_geometry(problem);
+  const Target t{static_cast<int>(target[0]), static_cast<int>(target[1]), target[2]};
+  const PassPlan p = plan_pass(static_cast<Pass>(problem[0]), g, static_cast<DType>(problem[1]),
+                               problem[2] != 0, activated, t);
+  return {static_cast<int64_t>(p.kernel), static_cast<int64_t>(p.refusal), p.pixels, p.columns, p.blocks};
+}
+
+}  // namespace
+}  // namespace fused_subpixel::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CUDA, m) {
+  m.impl("subpixel_conv2d", TORCH_BOX(&fused_subpixel::cuda::subpixel_conv2d));
+  m.impl("subpixel_conv2d_input_grad", TORCH_BOX(&fused_subpixel::cuda::input_grad));
+  m.impl("subpixel_conv2d_weight_grad", TORCH_BOX(&fused_subpixel::cuda::weight_grad));
+  m.impl("shuffle", TORCH_BOX(&fused_subpixel::cuda::shuffle));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CompositeExplicitAutograd, m) {
+  m.impl("cuda_capability", TORCH_BOX(&fused_subpixel::cuda::cuda_capability));
+  m.impl("cuda_plan", TORCH_BOX(&fused_subpixel::cuda::cuda_plan));
+}
