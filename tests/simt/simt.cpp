@@ -510,7 +510,7 @@ void collective(Thread& t, Arguments& arguments, Complete complete) {
   leave_fiber();
 }
 
-float half_to_float(uint32_t bits) { return cuda::widen(cuda::Float16{static_cast<uint16_t>(bits)}); }
+float half_to_float(uint32_t bits) { return cuda::widen(Float16{static_cast<uint16_t>(bits)}); }
 
 }  // namespace
 
