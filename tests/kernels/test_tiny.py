@@ -24,7 +24,7 @@ from emulated import HOPPER, LARGE, OLD, SMALL
 from torch import Tensor
 
 import fused_subpixel as fs
-from fused_subpixel._arguments import _transposed_side
+from fused_subpixel.dispatch.resolve import _transposed_side
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_outputs")
 

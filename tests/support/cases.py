@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 import fused_subpixel as fs
-from fused_subpixel import _library, reference
-from fused_subpixel._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, low_size, output_size
+from fused_subpixel import reference
+from fused_subpixel.ops import library
+from fused_subpixel.ops.geometry import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, low_size, output_size
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -228,7 +229,7 @@ def plan_of(case: Case, dtype: torch.dtype, layout: str, which: int = FORWARD) -
 
 def usable_isas() -> list[int]:
     """Instruction sets (0 portable, 1 AVX2, 2 AVX-512) that can run here; none without the library."""
-    if not _library.libraries["cpu"].loaded:
+    if not library.libraries["cpu"].loaded:
         return []
     mask = operators.cpu_capability()[1]
     return [isa for isa in range(3) if mask >> isa & 1]

@@ -11,8 +11,8 @@ import torch
 from cases import SAME3, Case, Tensors
 from torch import Tensor
 
-from fused_subpixel._arguments import ACTIVATIONS
-from fused_subpixel._layout import is_channels_last
+from fused_subpixel.ops.geometry import ACTIVATIONS
+from fused_subpixel.ops.layout import is_channels_last
 
 RESIDUALS = (None, "high", "nearest", "low")
 GENERIC, MMA, WGMMA = 0, 1, 2

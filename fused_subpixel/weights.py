@@ -18,8 +18,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _arguments
-from ._arguments import CHANNEL_ORDERS, Problem
+from .dispatch import checks
+from .ops.geometry import CHANNEL_ORDERS, Problem
 
 _DCR = CHANNEL_ORDERS["dcr"]
 
@@ -45,12 +45,12 @@ def conv_transpose_weight_to_subpixel(
         TypeError, ValueError: a shape or option does not fit.
     """
     _check_weight("weight", weight, "[Ci, C/groups, K_h, K_w]")
-    factor = _arguments.pair("stride", stride, minimum=1)
+    factor = checks.pair("stride", stride, minimum=1)
     groups = _check_groups(groups, weight)
-    order = _arguments.lookup("channel_order", channel_order, CHANNEL_ORDERS)
+    order = checks.lookup("channel_order", channel_order, CHANNEL_ORDERS)
     extension = (-weight.shape[2] % factor[0], -weight.shape[3] % factor[1])
     height, width = weight.shape[2] + extension[0], weight.shape[3] + extension[1]
-    _arguments.check_count("stride", (*weight.shape[:2], height, width))
+    checks.check_count("stride", (*weight.shape[:2], height, width))
     return _to_rows(_split_phases(weight, factor, extension, groups), order)
 
 
@@ -78,8 +78,8 @@ def subpixel_weight_to_conv_transpose(
         TypeError, ValueError: a shape or option does not fit.
     """
     _check_weight("weight", weight, "[C*r_h*r_w, Ci/groups, k_h, k_w]")
-    factor_h, factor_w = _arguments.pair("upscale_factor", upscale_factor, minimum=1)
-    order = _arguments.lookup("channel_order", channel_order, CHANNEL_ORDERS)
+    factor_h, factor_w = checks.pair("upscale_factor", upscale_factor, minimum=1)
+    order = checks.lookup("channel_order", channel_order, CHANNEL_ORDERS)
     groups = _check_groups(groups, weight)
     rows, per_group, taps_h, taps_w = weight.shape
     channels, rest = divmod(rows, factor_h * factor_w)
@@ -87,8 +87,8 @@ def subpixel_weight_to_conv_transpose(
         expected = f"a first size divisible by {factor_h}*{factor_w} and, over that, by groups={groups}"
         raise ValueError(f"weight: expected {expected}, got {list(weight.shape)}")
     full = (taps_h * factor_h, taps_w * factor_w)
-    _arguments.check_count("upscale_factor", (groups * per_group, channels // groups, *full))
-    size = full if kernel_size is None else _arguments.pair("kernel_size", kernel_size, minimum=1)
+    checks.check_count("upscale_factor", (groups * per_group, channels // groups, *full))
+    size = full if kernel_size is None else checks.pair("kernel_size", kernel_size, minimum=1)
     if (-(-size[0] // factor_h), -(-size[1] // factor_w)) != (taps_h, taps_w):
         least = f"{full[0] - factor_h + 1}x{full[1] - factor_w + 1}"
         expected = f"at least {least} and at most {full[0]}x{full[1]}"
@@ -113,10 +113,10 @@ def conv_transpose_bias_to_subpixel(
     Raises TypeError or ValueError where an argument does not fit.
     """
     _check_vector(bias)
-    factor_h, factor_w = _arguments.pair("stride", stride, minimum=1)
-    order = _arguments.lookup("channel_order", channel_order, CHANNEL_ORDERS)
+    factor_h, factor_w = checks.pair("stride", stride, minimum=1)
+    order = checks.lookup("channel_order", channel_order, CHANNEL_ORDERS)
     phases = factor_h * factor_w
-    _arguments.check_count("stride", (bias.shape[0] * phases,))
+    checks.check_count("stride", (bias.shape[0] * phases,))
     return bias.repeat(phases) if order == _DCR else bias.repeat_interleave(phases)
 
 
@@ -133,8 +133,8 @@ def subpixel_bias_to_conv_transpose(
         ValueError: the size does not divide, or the phases of some channel differ.
     """
     _check_vector(bias)
-    factor_h, factor_w = _arguments.pair("upscale_factor", upscale_factor, minimum=1)
-    order = _arguments.lookup("channel_order", channel_order, CHANNEL_ORDERS)
+    factor_h, factor_w = checks.pair("upscale_factor", upscale_factor, minimum=1)
+    order = checks.lookup("channel_order", channel_order, CHANNEL_ORDERS)
     phases = factor_h * factor_w
     if bias.numel() % phases:
         found = list(bias.shape)
@@ -197,19 +197,19 @@ def _to_rows(phases: Tensor, order: int) -> Tensor:
 
 
 def _check_weight(name: str, weight: Tensor, shape: str) -> None:
-    _arguments.check_tensor(name, weight)
+    checks.check_tensor(name, weight)
     if weight.dim() != 4:
         raise ValueError(f"{name}: expected {shape}, got {list(weight.shape)}")
 
 
 def _check_vector(bias: Tensor) -> None:
-    _arguments.check_tensor("bias", bias)
+    checks.check_tensor("bias", bias)
     if bias.dim() != 1:
         raise ValueError(f"bias: expected one dimension, got {list(bias.shape)}")
 
 
 def _check_groups(groups: int, weight: Tensor) -> int:
-    groups = _arguments.integer("groups", groups, minimum=1)
+    groups = checks.integer("groups", groups, minimum=1)
     if weight.shape[0] % groups:
         raise ValueError(
             f"weight: expected a first size divisible by groups={groups}, got {list(weight.shape)}"

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The operators' schemas, the one place where they are written.
 
-_library.py defines them. The build writes them into fused_subpixel_schemas.so too, for processes without
+library.py defines them. The build writes them into fused_subpixel_schemas.so too, for processes without
 Python (csrc/torch/schemas.cpp): this file is run by setup.py and imports nothing.
 """
+
+NAMESPACE = "fused_subpixel"
 
 # The fields of Geometry. One list, for its ints one by one would cost a small call a good part of its time.
 GEOMETRY_SCHEMA = "int[] geometry"
 EPILOGUE_SCHEMA = "int activation, float negative_slope, float? clamp_min, float? clamp_max"
 # Of the gradients: with the forward pass's output, in any strides, they apply the gradient of its activation,
-# which must be one that autograd.recoverable accepts, to grad_output as they read it.
+# which must be one with a gradient from the output, to grad_output as they read it.
 SAVED_SCHEMA = "Tensor? output=None, int activation=0, float negative_slope=0.0"
 
 SCHEMAS = (
