@@ -285,8 +285,9 @@ class NinjaFile:
 
     def schemas_library(self) -> Path:
         """The schemas in C++, for processes without Python; never loaded where Python defines them."""
-        text = "".join(f'R"({schema})",\n' for schema in runpy.run_path(str(SCHEMAS))["SCHEMAS"])
-        generated = BUILD / "schemas.inc"
+        lines = "".join(f'    R"({schema})",\n' for schema in runpy.run_path(str(SCHEMAS))["SCHEMAS"])
+        text = f"constexpr const char* kSchemas[] = {{\n{lines}}};\n"
+        generated = BUILD / "schemas.h"
         if not generated.exists() or generated.read_text() != text:
             BUILD.mkdir(parents=True, exist_ok=True)
             generated.write_text(text)
