@@ -77,7 +77,7 @@ def _version_of(package: str) -> str:
 
 
 def _cpu_kernels() -> str:
-    current, usable, l2_bytes = torch.ops.fused_subpixel.cpu_capability()
+    current, usable, l2_bytes = torch.ops.fused_subpixel._cpu_capability()
     names = ", ".join(name for bit, name in enumerate(INSTRUCTION_SETS) if usable >> bit & 1)
     return f"{INSTRUCTION_SETS[current]} of {names}; L2 cache {l2_bytes // 1024} KiB"
 

@@ -204,7 +204,7 @@ def _cpu_kernel(call: Call, problem: list[int]) -> str:
     if problem[0] > 0 and (geometry.stride_h, geometry.stride_w) != (1, 1):
         return ""  # the gradients' kernels know stride 1 only
     kernel, rows, pixels, _, block_n, block_h, block_w, *_, items, _, parallel = (
-        torch.ops.fused_subpixel.cpu_plan(problem)
+        torch.ops.fused_subpixel._cpu_plan(problem)
     )
     return (
         f"cpu library, {_CPU_KERNELS[kernel]}, tile of {rows} x {pixels}, "
@@ -214,9 +214,9 @@ def _cpu_kernel(call: Call, problem: list[int]) -> str:
 
 
 def _cuda_kernel(call: Call, problem: list[int]) -> str:
-    target = torch.ops.fused_subpixel.cuda_capability(call.problem.device.index or 0)[2:5]
+    target = torch.ops.fused_subpixel._cuda_capability(call.problem.device.index or 0)[2:5]
     activated = problem[0] > 0 and call.problem.epilogue.activation != 0 and all(call.plan)
-    kernel, refusal, pixels, rows, blocks = torch.ops.fused_subpixel.cuda_plan(problem, target, activated)
+    kernel, refusal, pixels, rows, blocks = torch.ops.fused_subpixel._cuda_plan(problem, target, activated)
     if kernel == 0:
         return f"cuda library, one thread per result: {_CUDA_REFUSALS[refusal]}"
     cores = "Hopper's tensor cores (wgmma)" if kernel == 2 else "tensor cores"

@@ -31,12 +31,10 @@ from .dispatch.tensors import (
     why_only_reference,
 )
 from .ops import library
-from .ops.autograd import SubpixelConv2dFunction
-from .ops.fakes import counting
+from .ops.autograd import SubpixelConv2dFunction, run_transposed
 from .ops.geometry import CHANNEL_ORDERS, DTYPES, Problem
 from .torch_compat import (
     below_autograd,
-    dispatch_mode_depth,
     has_torch_function_mode,
     has_transforms,
     in_forward_mode,
@@ -406,13 +404,12 @@ def _run(
     if needs_gradient and not tracing:
         return SubpixelConv2dFunction.apply(input, weight, bias, residual, call)
     transposed = call.problem.transposed
-    if transposed is not None:
-        input, weight, bias = subpixel_operands(call.problem, input, weight, bias, not tracing)
     if tracing:
+        if transposed is not None:
+            input, weight, bias = subpixel_operands(call.problem, input, weight, bias)
         return _operator(input, weight, bias, activation_weight, residual, *call.numbers)
     # Past the autograd registered on the operator, which would cost a small call twice its time.
     with below_autograd():
-        if transposed is None or dispatch_mode_depth() == 0:
+        if transposed is None:
             return _operator(input, weight, bias, activation_weight, residual, *call.numbers)
-        with counting(transposed):
-            return _operator(input, weight, bias, activation_weight, residual, *call.numbers)
+        return run_transposed(call, input, weight, bias, activation_weight, residual)

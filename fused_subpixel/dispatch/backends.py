@@ -81,7 +81,7 @@ def allows_tf32() -> bool:
 
 @functools.cache
 def _capability(index: int) -> tuple[int, ...]:
-    return tuple(torch.ops.fused_subpixel.cuda_capability(index))
+    return tuple(torch.ops.fused_subpixel._cuda_capability(index))
 
 
 def cuda_versions() -> tuple[str, str]:

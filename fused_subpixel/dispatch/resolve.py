@@ -154,7 +154,7 @@ def resolve_conv_transpose2d(
     geometry = Geometry(
         *strides, 1, 1, vertical.before, horizontal.before, vertical.after, horizontal.after, 1, 1, count,
         vertical.crop_before, horizontal.crop_before, vertical.crop_after, horizontal.crop_after,
-        extension_h=vertical.extension, extension_w=horizontal.extension,
+        kernel_pad_h=vertical.kernel_pad, kernel_pad_w=horizontal.kernel_pad,
     )  # fmt: skip
     low_channels = channels * strides[0] * strides[1]
     output_shape = (shape[0], channels, vertical.size, horizontal.size)
@@ -197,7 +197,7 @@ class _Side(NamedTuple):
     after: int
     crop_before: int
     crop_after: int
-    extension: int
+    kernel_pad: int
     unused: tuple[int, int]
 
 

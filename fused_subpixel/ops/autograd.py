@@ -17,10 +17,15 @@ from .. import reference, torch_compat
 from ..dispatch import backends
 from ..dispatch.call import Call
 from ..dispatch.choose import plan_backward
-from ..weights import subpixel_operands
+from ..weights import (
+    subpixel_operands,
+    subpixel_weight_and_bias,
+    subpixel_weight_to_conv_transpose,
+    used_input,
+)
 from . import library
 from .fakes import counting
-from .geometry import Epilogue, Geometry, Problem
+from .geometry import Epilogue, Geometry, Problem, subpixel_weight_shape
 from .gradients import (
     activation_gradient,
     convolution_gradients,
@@ -32,6 +37,28 @@ from .layout import is_channels_last
 # Overloads, because choosing among them costs a microsecond per call.
 _operator = torch.ops.fused_subpixel.subpixel_conv2d.default
 _NO_EPILOGUE = Epilogue().numbers
+
+
+def run_transposed(
+    call: Call,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation_weight: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """The operator on a transposed convolution's operands; kernels read a weight of one group where it is."""
+    transposed = call.problem.transposed
+    assert transposed is not None
+    native = call.problem.geometry.groups == 1
+    if native:
+        input = used_input(transposed, input)
+    else:
+        input, weight, bias = subpixel_operands(call.problem, input, weight, bias)
+    if torch_compat.dispatch_mode_depth() == 0:
+        return _operator(input, weight, bias, activation_weight, residual, *call.numbers, native)
+    with counting(transposed):
+        return _operator(input, weight, bias, activation_weight, residual, *call.numbers, native)
 
 
 class SubpixelConv2dFunction(torch.autograd.Function):
@@ -51,13 +78,10 @@ class SubpixelConv2dFunction(torch.autograd.Function):
     ) -> Tensor:
         """The output; keeps what :meth:`backward` needs and no more."""
         with torch_compat.below_autograd():  # as in functional.py
-            transposed = call.problem.transposed
-            if transposed is None:
+            if call.problem.transposed is None:
                 output = _operator(input, weight, bias, None, residual, *call.numbers)
             else:
-                operands = subpixel_operands(call.problem, input, weight, bias, True)
-                with counting(transposed):
-                    output = _operator(*operands, None, residual, *call.numbers)
+                output = run_transposed(call, input, weight, bias, None, residual)
         needs_input_grad = ctx.needs_input_grad
         ctx.save_for_backward(
             input if needs_input_grad[1] else None,
@@ -102,10 +126,13 @@ class SubpixelConv2dFunction(torch.autograd.Function):
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, bias, activation_weight, residual, numbers, *epilogue = inputs
+    input, weight, bias, activation_weight, residual, numbers, *epilogue, transposed_weight = inputs
     ctx.geometry = Geometry(*numbers)
     ctx.epilogue = Epilogue.of(*epilogue)
-    ctx.input_shape, ctx.weight_shape = input.shape, weight.shape
+    ctx.input_shape, ctx.weight_shape, ctx.kernel_size = input.shape, weight.shape, None
+    if transposed_weight:
+        ctx.weight_shape = torch.Size(subpixel_weight_shape(weight.shape, ctx.geometry))
+        ctx.kernel_size = weight.shape[2:]
     ctx.residual_shape = None if residual is None else residual.shape
     ctx.channels_last = is_channels_last(input)
     if ctx.epilogue.has_grad_from_output(residual is not None):
@@ -123,6 +150,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     input, weight, output, *epilogue_tensors = ctx.saved_tensors
     needed = ctx.needs_input_grad
     grad_activation_weight = grad_residual = None
+    if ctx.kernel_size is not None:  # of a transposed weight
+        if weight is not None:
+            weight, _ = subpixel_weight_and_bias(weight, None, ctx.geometry)
+        if epilogue_tensors and epilogue_tensors[0] is not None:
+            phases = ctx.geometry.upscale_h * ctx.geometry.upscale_w
+            epilogue_tensors[0] = epilogue_tensors[0].repeat_interleave(phases)
     if epilogue_tensors:
         grad, grad_activation_weight, grad_residual = _epilogue_gradients(
             grad, input, weight, *epilogue_tensors, geometry=ctx.geometry, epilogue=ctx.epilogue
@@ -132,7 +165,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             grad_residual = residual_gradient(grad, ctx.residual_shape, ctx.geometry)
     backend = backends.choose("auto", grad.device)
     plan = plan_backward(backend, ctx.geometry, ctx.input_shape, ctx.weight_shape, grad.dtype)
-    gradients = convolution_gradients(
+    grad_input, grad_weight, grad_bias = convolution_gradients(
         grad,
         output,
         ctx.epilogue,
@@ -145,7 +178,14 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needed[:3],
         plan,
     )
-    return *gradients, grad_activation_weight, grad_residual, *(None,) * (len(needed) - 5)
+    if ctx.kernel_size is not None:
+        factor = (ctx.geometry.upscale_h, ctx.geometry.upscale_w)
+        if grad_weight is not None:
+            grad_weight = subpixel_weight_to_conv_transpose(grad_weight, factor, kernel_size=ctx.kernel_size)
+        if grad_bias is not None:
+            grad_bias = grad_bias.view(grad.shape[1], -1).sum(1)
+    gradients = (grad_input, grad_weight, grad_bias, grad_activation_weight, grad_residual)
+    return *gradients, *(None,) * (len(needed) - len(gradients))
 
 
 def _epilogue_gradients(

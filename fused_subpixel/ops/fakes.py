@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from .. import torch_compat
-from .geometry import Geometry, Transposed, low_size, output_size
+from .geometry import Geometry, Transposed, low_size, output_size, subpixel_weight_shape
 from .layout import is_channels_last, memory_format
 from .library import has_kernel
 
@@ -40,15 +40,6 @@ def _register_flops(operator: str) -> Callable[[_Function], _Function]:
     return register
 
 
-def _as_rows(weight: Sequence[int], geometry: Geometry) -> Sequence[int]:
-    """The shape of a weight, which may be a transposed convolution's, [1, Ci, C, K_h, K_w]."""
-    if len(weight) == 4:
-        return weight
-    g, (_, channels_in, channels, height, width) = geometry, weight
-    rows = channels * g.upscale_h * g.upscale_w
-    return rows, channels_in, (height + g.extension_h) // g.upscale_h, (width + g.extension_w) // g.upscale_w
-
-
 def _empty(like: Tensor, shape: tuple[int, ...], channels_last: bool) -> Tensor:
     layout = memory_format(channels_last)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
@@ -62,13 +53,20 @@ def fake_subpixel_conv2d(
     activation_weight: Tensor | None,
     residual: Tensor | None,
     numbers: Sequence[int],
-    *epilogue: Any,
+    activation: int,
+    negative_slope: float,
+    clamp_min: float | None,
+    clamp_max: float | None,
+    transposed_weight: bool = False,
 ) -> Tensor:
     """The output, without values."""
     torch_compat.keep_call_in_inductor("fused_subpixel::subpixel_conv2d")
     geometry = Geometry(*numbers)
     batch, _, height, width = input.shape
-    low_channels, _, kernel_h, kernel_w = _as_rows(weight.shape, geometry)
+    shape: Sequence[int] = weight.shape
+    if transposed_weight:
+        shape = subpixel_weight_shape(shape, geometry)
+    low_channels, _, kernel_h, kernel_w = shape
     size = output_size(geometry, height, width, kernel_h, kernel_w)
     channels = low_channels // (geometry.upscale_h * geometry.upscale_w)
     return _empty(input, (batch, channels, *size), is_channels_last(input))
@@ -137,8 +135,8 @@ def counting(transposed: Transposed) -> contextlib.AbstractContextManager[None]:
 
 
 @_register_flops("subpixel_conv2d")
-def _(input: torch.Size, weight: torch.Size, *rest: Any, **_: Any) -> int:
-    if len(weight) == 5 and _counted.transposed is None:
+def _(input: torch.Size, weight: torch.Size, *rest: Any, transposed_weight: bool = False, **_: Any) -> int:
+    if (transposed_weight or len(rest) > 8) and _counted.transposed is None:
         return 2 * input[0] * input[2] * input[3] * math.prod(weight)
     return _flops(Geometry(*rest[3]), input[0], (input[2], input[3]), weight)
 

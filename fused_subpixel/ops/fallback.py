@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import reference, torch_compat
 from ..dispatch.checks import check_dense
+from ..weights import subpixel_weight_and_bias
 from . import fakes, library
 from .geometry import Epilogue, Geometry
 from .gradients import activation_gradient, pytorch_convolution_gradients
@@ -28,12 +29,18 @@ def _plain_subpixel_conv2d(
     activation_weight: Tensor | None,
     residual: Tensor | None,
     numbers: Sequence[int],
-    *epilogue: Any,
+    activation: int,
+    negative_slope: float,
+    clamp_min: float | None,
+    clamp_max: float | None,
+    transposed_weight: bool = False,
 ) -> Tensor:
     check_dense(input, weight, bias, activation_weight, residual)
-    return reference.run(
-        input, weight, bias, activation_weight, residual, Geometry(*numbers), Epilogue.of(*epilogue)
-    )
+    geometry = Geometry(*numbers)
+    epilogue = Epilogue.of(activation, negative_slope, clamp_min, clamp_max)
+    if transposed_weight:
+        weight, bias = subpixel_weight_and_bias(weight, bias, geometry)
+    return reference.run(input, weight, bias, activation_weight, residual, geometry, epilogue)
 
 
 def _before_activation(

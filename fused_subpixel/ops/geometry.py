@@ -7,6 +7,7 @@ The numbers of the enumerations here are those of csrc/common.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,8 +45,8 @@ class Geometry(NamedTuple):
     # Rows and columns of zeros that extend a transposed convolution's kernel, below and to the right, to a
     # multiple of its stride, the upscale factor: so many phases, the last ones, lack the first row (column)
     # of taps. Kernels need not read them.
-    extension_h: int = 0
-    extension_w: int = 0
+    kernel_pad_h: int = 0
+    kernel_pad_w: int = 0
 
     @property
     def crop(self) -> tuple[int, int, int, int]:
@@ -142,3 +143,11 @@ def output_size(geometry: Geometry, height: int, width: int, kernel_h: int, kern
         low_h * g.upscale_h - g.crop_top - g.crop_bottom,
         low_w * g.upscale_w - g.crop_left - g.crop_right,
     )
+
+
+def subpixel_weight_shape(weight: Sequence[int], geometry: Geometry) -> tuple[int, int, int, int]:
+    """The shape of the sub-pixel convolution's weight from a transposed convolution's, [Ci, C, K_h, K_w]."""
+    g, (channels_in, channels, height, width) = geometry, weight
+    low_channels = channels * g.upscale_h * g.upscale_w
+    kernel_h, kernel_w = (height + g.kernel_pad_h) // g.upscale_h, (width + g.kernel_pad_w) // g.upscale_w
+    return low_channels, channels_in, kernel_h, kernel_w

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import reference
 from ..dispatch.call import BackwardPlan
-from ..weights import subpixel_operands, subpixel_weight_to_conv_transpose
+from ..weights import subpixel_weight_and_bias, subpixel_weight_to_conv_transpose
 from .fakes import counting
 from .geometry import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, Problem
 from .layout import is_channels_last
@@ -119,7 +119,7 @@ def transposed_convolution_gradients(
         numbers = tuple(problem.geometry)
         if need_input and plan.input_grad:
             assert weight is not None
-            _, rows, _ = subpixel_operands(problem, grad, weight, None, False)
+            rows, _ = subpixel_weight_and_bias(weight, None, problem.geometry)
             height, width = problem.input_shape[2:]
             with counting(transposed):
                 grad_input = _input_grad_operator(grad, rows, height, width, numbers, channels_last)

@@ -764,7 +764,7 @@ def test_opcheck_forward(
 def test_opcheck_forward_of_a_transposed_weight(channels_last: bool) -> None:
     """As it lies; its kernel of 4x3 is extended to two taps of 3x2 phases."""
     x, weight, bias = operator_tensors(PLAIN, channels_last)[0], torch.randn(1, 2, 5, 4, 3), torch.randn(5)
-    geometry = Geometry(3, 2, pad_top=1, pad_left=1, extension_h=2, extension_w=1)
+    geometry = Geometry(3, 2, pad_top=1, pad_left=1, kernel_pad_h=2, kernel_pad_w=1)
     arguments = (x, weight, bias, None, None, tuple(geometry), *Epilogue())
     torch.library.opcheck(ops.subpixel_conv2d, arguments, test_utils=("test_schema", "test_faketensor"))
 

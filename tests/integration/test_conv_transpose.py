@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import fused_subpixel as fs
 from fused_subpixel import reference
+from fused_subpixel.dispatch.resolve import resolve_conv_transpose2d
 
 
 class Configuration(NamedTuple):

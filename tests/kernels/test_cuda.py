@@ -151,7 +151,7 @@ def test_shuffle_alone(factors: tuple[int, int], order: str, dtype: torch.dtype,
 def test_emulator_matches_hardware(case: Case, channels_last: bool) -> None:
     """Bit for bit, with the same plan, on sums that are exact: within an instruction the order differs."""
     emulated = pytest.importorskip("emulated")
-    _, _, sm, multiprocessors, shared_bytes, _ = cases.operators.cuda_capability(0)
+    _, _, sm, multiprocessors, shared_bytes, _ = cases.operators._cuda_capability(0)
     target = emulated.Target(sm, multiprocessors, shared_bytes)
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         tensors = cases.integers(case).to(dtype, layout_of(channels_last))
