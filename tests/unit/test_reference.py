@@ -242,20 +242,20 @@ def test_without_a_library_there_is_one_warning(monkeypatch: pytest.MonkeyPatch)
     """And it names the file of the caller, not one of ours."""
     import warnings
 
-    from fused_subpixel import functional
+    from fused_subpixel.dispatch import choose
     from fused_subpixel.ops import library
 
     monkeypatch.setitem(
         library.libraries, "cpu", library.LoadedLibrary(problem="x.so does not exist: not built")
     )
     monkeypatch.setattr(library, "_told", set())
-    functional._prepare_cached.cache_clear()
+    choose.prepare_cached.cache_clear()
     module = fs.SubpixelConv2d(3, 2, 3)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
             module(torch.zeros(1, 3, 4, 5))
-    functional._prepare_cached.cache_clear()
+    choose.prepare_cached.cache_clear()
     assert [(w.category, w.filename) for w in caught] == [(RuntimeWarning, __file__)]
     assert "x.so does not exist: not built. Build it with 'pip install" in str(caught[0].message)
 
