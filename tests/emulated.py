@@ -34,7 +34,7 @@ OLD = Target(75, 40, 64 << 10)  # no tensor cores that these kernels use
 
 
 def geometry(case: Case, tf32: bool = False) -> list[int]:
-    """The fields of csrc/common/problem.h's Geometry."""
+    """The fields of csrc/common/op_arguments.h's Geometry."""
     g = case.geometry
     return [
         *case.input, case.channels, *case.weight[2:], g.upscale_h, g.upscale_w, g.stride_h, g.stride_w,

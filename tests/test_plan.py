@@ -64,8 +64,8 @@ problems = st.builds(
     groups=st.integers(1, 8),
     channels=SIZES,
     rows=SIZES,
-    conv_h=SIZES,
-    conv_w=SIZES,
+    lr_h=SIZES,
+    lr_w=SIZES,
     kernel_h=st.just(3) | st.integers(1, 7),
     kernel_w=st.just(3) | st.integers(1, 7),
     stride_h=st.just(1) | st.integers(1, 4),
@@ -99,7 +99,7 @@ AVX512 = make(host.CpuTarget, lanes=16, registers=32, l2_bytes=1 << 21, threads=
 def image_problem(**fields: Any) -> Any:
     """A 3x3 head on a small image, but for ``fields``."""
     default = {
-        "batch": 1, "groups": 1, "channels": 64, "rows": 12, "conv_h": 64, "conv_w": 64, "kernel_h": 3,
+        "batch": 1, "groups": 1, "channels": 64, "rows": 12, "lr_h": 64, "lr_w": 64, "kernel_h": 3,
         "kernel_w": 3, "stride_h": 1, "stride_w": 1, "dilation_h": 1, "dilation_w": 1, "run": 2,
         "rows_dense": False, "late_h": 0, "late_w": 0, "phase_rows": 0, "phase_turns": 1,
         "source_dense": False, "source_planes": False,
@@ -119,8 +119,8 @@ def test_blocks_cover_the_output_once(which: str, problem: Any, target: Any) -> 
     plan = PLANS[which](problem, target)
     for size, block, blocks in (
         (problem.batch, plan.block_n, plan.blocks_n),
-        (problem.conv_h - problem.late_h * plan.phased, plan.block_h, plan.blocks_h),
-        (problem.conv_w - problem.late_w * plan.phased, plan.block_w, plan.blocks_w),
+        (problem.lr_h - problem.late_h * plan.phased, plan.block_h, plan.blocks_h),
+        (problem.lr_w - problem.late_w * plan.phased, plan.block_w, plan.blocks_w),
     ):
         assert block >= 1
         assert block <= max(size, 1)
@@ -203,8 +203,8 @@ def test_winograd_only_where_it_is_one(problem: Any, target: Any) -> None:
         assert steps == (1, 1, 1, 1)
         assert target.element_bytes == 4
         assert plan.block_n == 1
-        assert plan.block_h % 2 == 0 or plan.block_h == problem.conv_h
-        assert plan.block_w % (2 * target.lanes) == 0 or plan.block_w == problem.conv_w
+        assert plan.block_h % 2 == 0 or plan.block_h == problem.lr_h
+        assert plan.block_w % (2 * target.lanes) == 0 or plan.block_w == problem.lr_w
         tiles = -(-plan.block_h // 2) * -(-plan.block_w // 2)
         rows, vectors = plan.panel_tiles * plan.tile_rows, -(-tiles // target.lanes)
         values = 16 * (problem.channels + rows) * vectors * target.lanes + 16 * problem.channels * rows
@@ -270,7 +270,7 @@ def test_pixels_and_taps_are_saved_only_where_every_tile_holds_one_phase(problem
 def test_parallel_only_where_it_pays(which: str, problem: Any, target: Any) -> None:
     plan = PLANS[which](problem, target)
     work = math.prod(
-        (problem.batch, problem.groups, problem.channels, problem.rows, problem.conv_h, problem.conv_w)
+        (problem.batch, problem.groups, problem.channels, problem.rows, problem.lr_h, problem.lr_w)
     )
     work *= problem.kernel_h * problem.kernel_w
     if target.threads == 1 or work < 2e5:
@@ -299,7 +299,7 @@ def test_shares_cover_all_items_once_and_shrink_to_single_ones(items: int, threa
 
 def test_few_rows_take_pixel_lanes_and_wide_layers_channel_lanes() -> None:
     narrow = image_problem(kernel_h=5, kernel_w=5)
-    wide = image_problem(kernel_h=5, kernel_w=5, rows=256, conv_h=8, conv_w=8, run=512, rows_dense=True)
+    wide = image_problem(kernel_h=5, kernel_w=5, rows=256, lr_h=8, lr_w=8, run=512, rows_dense=True)
     assert host.plan_cpu_conv(narrow, AVX512).kernel == host.PIXEL_LANES
     assert host.plan_cpu_conv(wide, AVX512).kernel == host.CHANNEL_LANES
 
@@ -308,14 +308,14 @@ def test_few_rows_take_pixel_lanes_and_wide_layers_channel_lanes() -> None:
 @pytest.mark.parametrize("shape", [(1, 360, 640), (1, 64, 64), (16, 24, 24), (5, 33, 70)], ids=str)
 def test_threads_get_even_shares(threads: int, shape: tuple[int, int, int]) -> None:
     """The slowest thread does at most a quarter more than the average one."""
-    batch, conv_h, conv_w = shape
+    batch, lr_h, lr_w = shape
     target = make(host.CpuTarget, lanes=16, registers=32, l2_bytes=1 << 21, threads=threads, element_bytes=4)
-    problem = image_problem(batch=batch, conv_h=conv_h, conv_w=conv_w)
+    problem = image_problem(batch=batch, lr_h=lr_h, lr_w=lr_w)
     plan = host.plan_cpu_conv(problem, target)
     assert plan.parallel
     shares = -(-plan.items // threads)  # items of the thread that has most
     block = plan.block_n * plan.block_h * plan.block_w
-    assert shares * block * threads <= 1.25 * batch * conv_h * conv_w + block
+    assert shares * block * threads <= 1.25 * batch * lr_h * lr_w + block
 
 
 def test_pixels_that_share_nothing_come_in_small_blocks() -> None:
@@ -326,11 +326,11 @@ def test_pixels_that_share_nothing_come_in_small_blocks() -> None:
     plan = host.plan_cpu_conv(problem, AVX512)
     assert plan.channels_inner
     assert 4 * 128 * plan.block_h * plan.block_w <= AVX512.l2_bytes / 8
-    assert plan.block_w == problem.conv_w, "rows are whole"
+    assert plan.block_w == problem.lr_w, "rows are whole"
 
 
 def test_planes_are_packed_with_channels_as_neighbours_where_many_rows_read_them() -> None:
-    layer = {"channels": 512, "conv_h": 14, "conv_w": 14, "kernel_h": 1, "kernel_w": 1}
+    layer = {"channels": 512, "lr_h": 14, "lr_w": 14, "kernel_h": 1, "kernel_w": 1}
     many = image_problem(rows=1024, source_planes=True, **layer)
     few = image_problem(rows=256, source_planes=True, **layer)
     neither = image_problem(rows=1024, **layer)
@@ -375,13 +375,13 @@ def fastest(repetitions: int, function: Callable[[], object]) -> float:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"conv_h": HUGE},
-        {"conv_w": HUGE},
-        {"conv_h": HUGE, "conv_w": HUGE, "channels": 1, "kernel_h": 1},
-        {"batch": HUGE, "conv_h": 2**14, "conv_w": 2**14},
-        {"channels": HUGE, "rows": 1, "conv_h": 1, "conv_w": 1},
+        {"lr_h": HUGE},
+        {"lr_w": HUGE},
+        {"lr_h": HUGE, "lr_w": HUGE, "channels": 1, "kernel_h": 1},
+        {"batch": HUGE, "lr_h": 2**14, "lr_w": 2**14},
+        {"channels": HUGE, "rows": 1, "lr_h": 1, "lr_w": 1},
         {"rows": HUGE, "channels": 1, "run": 1},
-        {"kernel_h": 2**15, "kernel_w": 2**15, "conv_h": 2, "conv_w": 3},
+        {"kernel_h": 2**15, "kernel_w": 2**15, "lr_h": 2, "lr_w": 3},
         {"dilation_h": 2**20, "dilation_w": 2**20, "channels": 3},
         {"stride_h": 2**20, "stride_w": 2**20, "channels": 3},
         {"groups": 2**20, "channels": 1, "rows": 4},
@@ -394,8 +394,8 @@ def test_absurd_sizes_neither_overflow_nor_take_long(which: str, fields: dict[st
     assert fastest(3, lambda: PLANS[which](problem, AVX512)) < 0.01
     assert plan.items > 0
     assert plan.items == problem.groups * plan.blocks_n * plan.blocks_h * plan.blocks_w
-    assert plan.blocks_h == -(-problem.conv_h // plan.block_h)
-    assert plan.blocks_w == -(-problem.conv_w // plan.block_w)
+    assert plan.blocks_h == -(-problem.lr_h // plan.block_h)
+    assert plan.blocks_w == -(-problem.lr_w // plan.block_w)
     for inner in (False, True):
         assert host.strip_shape(problem, plan.block_h, plan.block_w, AVX512.lanes, inner).image_step > 0
 
@@ -403,5 +403,5 @@ def test_absurd_sizes_neither_overflow_nor_take_long(which: str, fields: dict[st
 @pytest.mark.parametrize("width", [640, 4096, 65536])
 def test_planning_is_fast(width: int) -> None:
     """It happens on every call: 50 us of it would be more than a small convolution takes."""
-    problem = image_problem(conv_h=64, conv_w=width)
+    problem = image_problem(lr_h=64, lr_w=width)
     assert fastest(20, lambda: host.plan_cpu_conv(problem, AVX512)) < 50e-6

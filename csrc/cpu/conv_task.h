@@ -8,14 +8,14 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "common/problem.h"
+#include "common/op_arguments.h"
 #include "cpu/plan.h"
 
 namespace fused_subpixel::cpu {
 
 // A [batch, groups * channels, rows, columns] tensor, as the packer reads it. Element (n, k, h, w) lies at
 // data[n * batch_stride + channel_offset[k] + h * row_stride + w * col_stride], and exists where
-// 0 <= h * row_scale + channel_row[k] < fine_h and 0 <= w * col_scale + channel_col[k] < fine_w.
+// 0 <= h * row_scale + channel_row[k] < hr_h and 0 <= w * col_scale + channel_col[k] < hr_w.
 // (A plain input has scale 1 and channel_row = channel_col = 0; a shuffled gradient has the upscale factor.)
 struct Source {
   const void* data;
@@ -23,7 +23,7 @@ struct Source {
   const int64_t* channel_offset;
   const int32_t* channel_row;
   const int32_t* channel_col;
-  int64_t row_scale, col_scale, fine_h, fine_w;
+  int64_t row_scale, col_scale, hr_h, hr_w;
   int64_t run;  // channels q*run .. q*run+run-1 lie side by side in memory, in the same row of fine pixels
   // Of a gradient to which that of an activation is applied: the forward pass's output, with the same channels. Or null.
   const Source* output;
@@ -35,10 +35,10 @@ struct Source {
 // (h * stride_h + a * dilation_h - pad_top, w * stride_w + b * dilation_w - pad_left).
 struct Window {
   int64_t batch, groups, channels;  // channels: source channels of one group
-  int64_t conv_h, conv_w;
+  int64_t lr_h, lr_w;
   int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
   // 1: rows whose phase the crop takes off the first pixel row (column) are computed one pixel later than the others,
-  // instead of one pixel more for all. conv_h, conv_w are without that pixel.
+  // instead of one pixel more for all. lr_h, lr_w are without that pixel.
   int64_t late_h, late_w;
   int64_t taps() const { return kernel_h * kernel_w; }
 };

@@ -65,7 +65,7 @@ struct RowOrder {
 struct Late {
   int64_t h, w;
   explicit Late(const Geometry& g)
-      : h(of(g.conv_h, g.out_h, g.r_h, g.crop_top)), w(of(g.conv_w, g.out_w, g.r_w, g.crop_left)) {
+      : h(of(g.lr_h, g.out_h, g.r_h, g.crop_top)), w(of(g.lr_w, g.out_w, g.r_w, g.crop_left)) {
     if (g.stride_h != 1 || g.stride_w != 1) h = w = 0;
   }
 
@@ -79,13 +79,12 @@ struct Late {
 // phased: as CpuPlan::phased wants them. Rows of one phase are neighbours, or in NCHW r_w apart, and the late columns of
 // a cell follow the others.
 RowOrder sorted_rows(const Geometry& g, bool channels_last, bool phased) {
-  const int64_t total = g.conv_channels(), per_group = total / g.groups;
+  const int64_t total = g.lr_channels(), per_group = total / g.groups;
   RowOrder rows{std::vector<Phase>(static_cast<size_t>(total)),
                 std::vector<int64_t>(static_cast<size_t>(total))};
   std::vector<int64_t> filled(static_cast<size_t>(g.groups), 0);
   const auto add = [&](Phase p) {
-    const int64_t channel = channel_of_phase(p, g.channels, g.r_h, g.r_w, g.order),
-                  group = channel / per_group;
+    const int64_t channel = channel_of_phase(p, g.shuffle(), g.order), group = channel / per_group;
     const auto at = static_cast<size_t>(group * per_group + filled[static_cast<size_t>(group)]++);
     rows.phase[at] = p, rows.channel[at] = channel;
   };
@@ -129,7 +128,7 @@ struct ShuffledRows {
 
 int64_t shuffled_run(const Geometry& g, const Strides& s, const std::vector<Phase>& phase) {
   // one low-resolution pixel holds r_w fine columns of s.w elements each
-  return checked_run(g.r_w * s.w, 0, phase, g.conv_channels() / g.groups,
+  return checked_run(g.r_w * s.w, 0, phase, g.lr_channels() / g.groups,
                      [&](const Phase& p) { return p.c * s.c + p.j * s.w; });
 }
 
@@ -145,7 +144,7 @@ struct SourceTables {
   std::vector<int32_t> row, col;
 };
 
-Source input_source(const Geometry& g, const TensorView& input, SourceTables& tables) {
+Source input_source(const Geometry& g, const ConstTensorRef& input, SourceTables& tables) {
   const int64_t per_group = g.in_channels / g.groups;
   tables.offset.resize(static_cast<size_t>(g.in_channels));
   for (int64_t c = 0; c < g.in_channels; ++c) tables.offset[static_cast<size_t>(c)] = c * input.stride.c;
@@ -171,8 +170,8 @@ Source input_source(const Geometry& g, const TensorView& input, SourceTables& ta
 }
 
 // A shuffled tensor, read as the low-resolution channels it came from, in the order of `phases`.
-Source shuffled_source(const Geometry& g, const TensorView& t, const std::vector<Phase>& phases, int64_t run,
-                       SourceTables& tables) {
+Source shuffled_source(const Geometry& g, const ConstTensorRef& t, const std::vector<Phase>& phases,
+                       int64_t run, SourceTables& tables) {
   const Strides& s = t.stride;
   for (const Phase& p : phases) {
     const int64_t i = p.i - g.crop_top, j = p.j - g.crop_left;
@@ -204,7 +203,7 @@ struct GradientSource {
   SourceTables tables, output_tables;
   Source output, source;
 
-  GradientSource(const Geometry& g, const TensorView& grad, const SavedOutput& saved)
+  GradientSource(const Geometry& g, const ConstTensorRef& grad, const SavedOutput& saved)
       : rows(shuffled_rows(g, grad.stride)),
         source(shuffled_source(g, grad, rows.order.phase, rows.run, tables)) {
     if (saved.activation == Activation::kNone) return;
@@ -221,8 +220,8 @@ Window forward_window(const Geometry& g) {
   return {g.batch,
           g.groups,
           g.in_channels / g.groups,
-          g.conv_h,
-          g.conv_w,
+          g.lr_h,
+          g.lr_w,
           g.kernel_h,
           g.kernel_w,
           g.stride_h,
@@ -239,7 +238,7 @@ Window forward_window(const Geometry& g) {
 Window input_grad_window(const Geometry& g) {
   return {g.batch,
           g.groups,
-          g.conv_channels() / g.groups,
+          g.lr_channels() / g.groups,
           g.in_h,
           g.in_w,
           g.kernel_h,
@@ -259,8 +258,8 @@ CpuProblem problem_of(const Window& w, int64_t rows, int64_t run, bool rows_dens
           w.groups,
           w.channels,
           rows,
-          w.conv_h,
-          w.conv_w,
+          w.lr_h,
+          w.lr_w,
           w.kernel_h,
           w.kernel_w,
           w.stride_h,
@@ -286,7 +285,7 @@ void set_phases(const Geometry& g, bool channels_last, CpuProblem& p) {
   const auto mean = [](int64_t taps, int64_t phases, int64_t lacking) {
     return static_cast<double>(taps) - static_cast<double>(lacking) / static_cast<double>(phases);
   };
-  p.phase_taps = mean(g.kernel_h, g.r_h, g.extension_h) * mean(g.kernel_w, g.r_w, g.extension_w);
+  p.phase_taps = mean(g.kernel_h, g.r_h, g.kernel_pad_h) * mean(g.kernel_w, g.r_w, g.kernel_pad_w);
   p.phase_rows = g.channels / g.groups, p.phase_turns = channels_last ? 1 : g.r_w;
 }
 
@@ -412,7 +411,7 @@ void conv_forward(const ForwardArguments& a, const Pool& pool) {
   const Geometry& g = a.geometry;
   const Kernels& kernels = current();
   const CpuTarget target = target_of(kernels, a.dtype, pool.threads);
-  const int64_t per_group = g.conv_channels() / g.groups;
+  const int64_t per_group = g.lr_channels() / g.groups;
   ShuffledRows rows = shuffled_rows(g, a.output.stride);
   SourceTables tables;
   ConvTask task{};
@@ -430,7 +429,7 @@ void conv_forward(const ForwardArguments& a, const Pool& pool) {
   if (task.plan.phased) {
     Window& window = task.window;
     window.late_h = problem.late_h, window.late_w = problem.late_w;
-    window.conv_h -= problem.late_h, window.conv_w -= problem.late_w;
+    window.lr_h -= problem.late_h, window.lr_w -= problem.late_w;
     rows.order = sorted_rows(g, rows.channels_last, true);
   }
 
@@ -439,22 +438,22 @@ void conv_forward(const ForwardArguments& a, const Pool& pool) {
   for (const Phase& p : rows.order.phase)
     row_offset.push_back(p.c * a.weight_rows.c + p.i * a.weight_rows.i + p.j * a.weight_rows.j);
   std::vector<uint8_t> lacks;
-  if (g.extension_h + g.extension_w > 0)
+  if (g.kernel_pad_h + g.kernel_pad_w > 0)
     for (const Phase& p : rows.order.phase)
       lacks.push_back(
-          static_cast<uint8_t>((p.j >= g.r_w - g.extension_w) + 2 * (p.i >= g.r_h - g.extension_h)));
+          static_cast<uint8_t>((p.j >= g.r_w - g.kernel_pad_w) + 2 * (p.i >= g.r_h - g.kernel_pad_h)));
   // every group reads the same channels of its own rows
   std::vector<int64_t> channel_offset;
   for (int64_t c = 0; c < g.in_channels; ++c) channel_offset.push_back(c % task.window.channels * ws.c);
-  const std::vector<int64_t> taps = tap_table(g, ws, a.weight_turned);
+  const std::vector<int64_t> taps = tap_table(g, ws, a.weight_flipped);
   task.filter = {a.weight.data,
                  row_offset.data(),
                  channel_offset.data(),
                  taps.data(),
                  lacks.empty() ? nullptr : lacks.data(),
-                 a.weight_turned ? Filter::Dense::kNone : density(ws, g)};
+                 a.weight_flipped ? Filter::Dense::kNone : density(ws, g)};
 
-  task.dest = {const_cast<void*>(a.output.data),
+  task.dest = {a.output.data,
                a.output.stride,
                rows.order.phase.data(),
                rows.order.channel.data(),
@@ -470,8 +469,8 @@ void conv_forward(const ForwardArguments& a, const Pool& pool) {
   const bool prelu_per_channel = a.prelu_size == g.channels && a.prelu_size > 1;
   const bool prelu_per_row = !prelu_per_channel && a.prelu_size > 1;
   task.epilogue = {a.bias,
-                   a.weight_turned ? 1 : 0,
-                   a.weight_turned ? 0 : 1,
+                   a.weight_flipped ? 1 : 0,
+                   a.weight_flipped ? 0 : 1,
                    a.epilogue.activation,
                    a.epilogue.negative_slope,
                    a.epilogue.clamp_min,
@@ -512,19 +511,8 @@ void conv_input_grad(const InputGradArguments& a, const Pool& pool) {
   const Strides& s = a.grad_input.stride;
   const int64_t run = checked_run(s.w, 0, phase, per_group, [&](const Phase& p) { return p.c * s.c; });
   const bool dense = rows_dense(s, run, target.lanes);
-  task.dest = {const_cast<void*>(a.grad_input.data),
-               s,
-               phase.data(),
-               channel.data(),
-               per_group,
-               run,
-               dense,
-               1,
-               1,
-               0,
-               0,
-               g.in_h,
-               g.in_w};
+  task.dest = {
+      a.grad_input.data, s, phase.data(), channel.data(), per_group, run, dense, 1, 1, 0, 0, g.in_h, g.in_w};
   const double inf = __builtin_inf();
   task.epilogue = {nullptr, 0, 0,       Activation::kNone,   0.0, -inf, inf, nullptr,
                    0,       0, nullptr, ResidualKind::kNone, {}};
@@ -536,7 +524,7 @@ void conv_input_grad(const InputGradArguments& a, const Pool& pool) {
 
 namespace {
 CpuPlan weight_grad_plan(const Geometry& g, DType dtype, const Kernels& kernels, int threads) {
-  return plan_cpu_weight_grad(problem_of(forward_window(g), g.conv_channels() / g.groups, 0, false),
+  return plan_cpu_weight_grad(problem_of(forward_window(g), g.lr_channels() / g.groups, 0, false),
                               target_of(kernels, dtype, threads));
 }
 int64_t weight_grad_slots(const CpuPlan& plan, int threads) {
@@ -547,7 +535,7 @@ int64_t weight_grad_row(const Geometry& g) { return g.in_channels / g.groups * g
 
 int64_t weight_grad_scratch(const WeightGradArguments& a, const Pool& pool) {
   const CpuPlan plan = weight_grad_plan(a.geometry, a.dtype, current(), pool.threads);
-  return weight_grad_slots(plan, pool.threads) * a.geometry.conv_channels() * weight_grad_row(a.geometry) *
+  return weight_grad_slots(plan, pool.threads) * a.geometry.lr_channels() * weight_grad_row(a.geometry) *
          compute_bytes(a.dtype);
 }
 
@@ -561,7 +549,7 @@ void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Pool& p
   task.window = forward_window(g);
   task.input = input_source(g, a.input, tables);
   task.gradient = gradient.source;
-  task.rows = g.conv_channels() / g.groups;
+  task.rows = g.lr_channels() / g.groups;
   task.plan = weight_grad_plan(g, a.dtype, kernels, pool.threads);
   task.slots = weight_grad_slots(task.plan, pool.threads);
   task.partial = scratch;
@@ -596,7 +584,7 @@ CpuPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last,
     problem.source_dense = low_run >= target.lanes;
     return plan_cpu_conv(problem, target);
   }
-  CpuProblem problem = problem_of(forward_window(g), g.conv_channels() / g.groups, low_run,
+  CpuProblem problem = problem_of(forward_window(g), g.lr_channels() / g.groups, low_run,
                                   rows_dense(s, low_run, target.lanes));
   problem.source_dense = channels_last && g.in_channels / g.groups >= target.lanes;
   problem.source_planes = !channels_last || g.in_channels == g.groups;

@@ -32,7 +32,6 @@ void conv_input_grad(const InputGradArguments& a, const Pool& pool);
 int64_t weight_grad_scratch(const WeightGradArguments& a, const Pool& pool);
 void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Pool& pool);
 
-enum class Pass : int32_t { kForward, kInputGrad, kWeightGrad };
 // The plan for tensors in the default strides of their layout.
 CpuPlan plan_pass(Pass pass, const Geometry& geometry, DType dtype, bool channels_last, int threads);
 

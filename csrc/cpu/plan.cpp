@@ -6,9 +6,6 @@
 namespace fused_subpixel {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
 // A block's strip, with its output where that comes soon after, shares the L2 cache with the filter and, where
 // threads come in pairs, with the other thread. (Fetching the next strip ahead of time, by prefetch instructions
 // among the tiles, made everything slower.) While the filter does not stay packed, larger blocks pack it less often.
@@ -46,7 +43,7 @@ double step_cycles(int64_t sums, int64_t broadcasts, int64_t vectors, double hid
 }
 
 double multiply_adds(const CpuProblem& p) {
-  return static_cast<double>(p.batch) * p.groups * p.channels * p.rows * p.conv_h * p.conv_w * p.kernel_h *
+  return static_cast<double>(p.batch) * p.groups * p.channels * p.rows * p.lr_h * p.lr_w * p.kernel_h *
          p.kernel_w;
 }
 
@@ -91,13 +88,13 @@ struct Choice {
 // Whether tiles of so many rows can hold one phase each, and save anything so.
 bool may_hold_one_phase(const CpuProblem& p, int64_t rows) {
   const bool saves = p.late_h + p.late_w > 0 || p.phase_taps < static_cast<double>(p.kernel_h * p.kernel_w);
-  return saves && p.conv_h > p.late_h && p.conv_w > p.late_w && p.phase_rows > 0 &&
-         p.phase_rows % rows == 0 && p.phase_turns <= kMostTurnVectors;
+  return saves && p.lr_h > p.late_h && p.lr_w > p.late_w && p.phase_rows > 0 && p.phase_rows % rows == 0 &&
+         p.phase_turns <= kMostTurnVectors;
 }
 
 // The pixels that are left to a kernel whose tiles do.
 CpuProblem without_late_pixels(CpuProblem p) {
-  p.conv_h -= p.late_h, p.conv_w -= p.late_w;
+  p.lr_h -= p.late_h, p.lr_w -= p.late_w;
   p.kernel_h += p.late_h, p.kernel_w += p.late_w;  // of the strip
   return p;
 }
@@ -113,9 +110,9 @@ Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
     return channels * (phased ? p.phase_taps : static_cast<double>(p.kernel_h * p.kernel_w));
   };
   const auto image_rows = [&](bool phased) {
-    return static_cast<double>(p.batch * (p.conv_h - (phased ? p.late_h : 0)));
+    return static_cast<double>(p.batch * (p.lr_h - (phased ? p.late_h : 0)));
   };
-  const auto columns = [&](bool phased) { return p.conv_w - (phased ? p.late_w : 0); };
+  const auto columns = [&](bool phased) { return p.lr_w - (phased ? p.late_w : 0); };
   const double store = interleaves_in_registers(p.run) ? kStoreRun
                        : p.rows_dense                  ? kStoreTransposed
                                                        : kStoreScalarPerLane * t.lanes;
@@ -154,7 +151,7 @@ Choice choose_conv_tile(const CpuProblem& p, const CpuTarget& t) {
                              p.kernel_h == 3 && p.kernel_w == 3 && p.stride_h == 1 && p.stride_w == 1 &&
                              p.dilation_h == 1 && p.dilation_w == 1 && t.element_bytes == 4;
   if (fits_winograd) {
-    const int64_t L = t.lanes, pairs = ceil_div(p.conv_h, 2), across = ceil_div(p.conv_w, 2);
+    const int64_t L = t.lanes, pairs = ceil_div(p.lr_h, 2), across = ceil_div(p.lr_w, 2);
     const double stored = static_cast<double>(p.rows);
     for (int rows : kTileRows) {
       const int v = pixel_vectors(rows, t.registers);
@@ -181,8 +178,8 @@ int64_t piece(int64_t size, int64_t parts, int64_t quantum) {
 
 void set_blocks(const CpuProblem& p, int64_t n, int64_t h, int64_t w, CpuPlan& plan) {
   plan.block_n = n, plan.block_h = h, plan.block_w = w;
-  plan.blocks_n = ceil_div(p.batch, n), plan.blocks_h = ceil_div(p.conv_h, h),
-  plan.blocks_w = ceil_div(p.conv_w, w);
+  plan.blocks_n = ceil_div(p.batch, n), plan.blocks_h = ceil_div(p.lr_h, h),
+  plan.blocks_w = ceil_div(p.lr_w, w);
   plan.items = p.groups * plan.blocks_n * plan.blocks_h * plan.blocks_w;
 }
 
@@ -193,7 +190,7 @@ void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elemen
                                                : kStripShareOfL2Repacking;
   const int64_t budget = std::max<int64_t>(t.l2_bytes / share / t.element_bytes, 1 << 14);  // in elements
   const int64_t quantum = plan.kernel == CpuKernel::kPixelLanes ? t.lanes : plan.tile_pixels;
-  const int64_t H = std::max<int64_t>(p.conv_h, 1), W = std::max<int64_t>(p.conv_w, 1),
+  const int64_t H = std::max<int64_t>(p.lr_h, 1), W = std::max<int64_t>(p.lr_w, 1),
                 N = std::max<int64_t>(p.batch, 1);
   const auto strip_elements = [&](int64_t h, int64_t w) {
     return strip_shape(p, h, w, t.lanes, plan.channels_inner).image_step +
@@ -243,7 +240,7 @@ void choose_blocks(const CpuProblem& p, const CpuTarget& t, int64_t extra_elemen
 // with one panel, and among these the shape that leaves the fewest vectors of tiles empty and threads idle.
 void choose_winograd_blocks(const CpuProblem& p, const CpuTarget& t, CpuPlan& plan) {
   constexpr double kPass = 0.3;  // of a panel's filter through the cache, in vectors of tiles
-  const int64_t H = std::max<int64_t>(p.conv_h, 1), W = std::max<int64_t>(p.conv_w, 1);
+  const int64_t H = std::max<int64_t>(p.lr_h, 1), W = std::max<int64_t>(p.lr_w, 1);
   const int64_t L = t.lanes, V = plan.tile_pixels, rows = plan.panel_tiles * plan.tile_rows;
   const int64_t most = winograd_block_vectors(p, t, rows);
   plan.parallel = t.threads > 1 && multiply_adds(p) >= kParallelMinimum;

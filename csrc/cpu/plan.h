@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "common/scalar.h"
+
 namespace fused_subpixel {
 
 // ---- CPU ---------------------------------------------------------------------------------------------------------
@@ -45,7 +47,7 @@ struct CpuTarget {
 // What the plan needs to know of a problem; see Window and Destination in cpu/conv_task.h.
 struct CpuProblem {
   int64_t batch, groups, channels, rows;  // channels, rows: of one group
-  int64_t conv_h, conv_w;
+  int64_t lr_h, lr_w;
   int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
   int64_t run;      // rows that interleave into one contiguous run of the output; 0: none
   bool rows_dense;  // neighbouring rows are neighbours in memory (channels_last output)

@@ -6,8 +6,8 @@
 
 #include <cstdint>
 
-#include "common/problem.h"
-#include "cuda/element.h"
+#include "common/op_arguments.h"
+#include "cuda/wgmma_shape.h"
 
 #if defined(FS_SIMT)
 #include "simt.h"
@@ -156,7 +156,7 @@ FS_DEVICE void ldmatrix_x4_transposed(uint32_t (&r)[4], const void* row) {
 template <class T>
 FS_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 template <>
-FS_DEVICE void mma<Half>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+FS_DEVICE void mma<Float16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   FS_MMA("m16n8k16.row.col.f32.f16.f16.f32");
 }
 template <>
@@ -280,7 +280,7 @@ FS_DEVICE void wgmma_wait_for(float (&d)[kWgmmaSums]) {
 template <class T>
 FS_DEVICE void wgmma(float (&d)[kWgmmaSums], uint64_t a, uint64_t b, bool accumulate);
 template <>
-FS_DEVICE void wgmma<Half>(float (&d)[kWgmmaSums], uint64_t a, uint64_t b, bool accumulate) {
+FS_DEVICE void wgmma<Float16>(float (&d)[kWgmmaSums], uint64_t a, uint64_t b, bool accumulate) {
   FS_WGMMA("k16.f32.f16.f16", ", 0, 0");
 }
 template <>
@@ -297,12 +297,12 @@ FS_DEVICE void wgmma<TF32>(float (&d)[kWgmmaSums], uint64_t a, uint64_t b, bool 
 FS_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 FS_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 
-FS_DEVICE float widen(Half x) {
+FS_DEVICE float widen(Float16 x) {
   float y;
   asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
   return y;
 }
-FS_DEVICE void narrow(float x, Half& to) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x)); }
+FS_DEVICE void narrow(float x, Float16& to) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x)); }
 
 // To the nearest tf32, ties away from zero, as the hardware's own conversion.
 FS_DEVICE uint32_t round_to_tf32(uint32_t float_bits) {
@@ -364,20 +364,8 @@ FS_DEVICE void put_word(Packed16& to, int e, Word value) {
     to.word[e / kPerWord] |= uint32_t{value} << e % kPerWord * (32 / kPerWord);
   }
 }
-FS_DEVICE void put_element(Packed16& to, int e, Half value) { put_word(to, e, value.bits); }
+FS_DEVICE void put_element(Packed16& to, int e, Float16 value) { put_word(to, e, value.bits); }
 FS_DEVICE void put_element(Packed16& to, int e, BFloat16 value) { put_word(to, e, value.bits); }
 FS_DEVICE void put_element(Packed16& to, int e, TF32 value) { put_word(to, e, bits_of(value.value)); }
-
-// Storage type T is computed in type Compute<T>.
-template <class T>
-struct ComputeOf {
-  using type = float;
-};
-template <>
-struct ComputeOf<double> {
-  using type = double;
-};
-template <class T>
-using Compute = typename ComputeOf<T>::type;
 
 }  // namespace fused_subpixel::cuda

@@ -5,7 +5,7 @@
 #include <initializer_list>
 #include <numeric>
 
-#include "cuda/element.h"
+#include "cuda/wgmma_shape.h"
 
 namespace fused_subpixel::cuda {
 namespace {
@@ -18,8 +18,8 @@ EpilogueParams epilogue_params(const ForwardArguments& a) {
           a.prelu,
           a.residual.data,
           a.residual.stride,
-          a.weight_turned ? 1 : 0,
-          a.weight_turned ? 0 : 1,
+          a.weight_flipped ? 1 : 0,
+          a.weight_flipped ? 0 : 1,
           by_channel ? 1 : 0,
           !by_channel && a.prelu_size > 1 ? 1 : 0,
           a.epilogue.activation,
@@ -65,26 +65,26 @@ struct Extension {
   int h, w;
 };
 Extension skipped_extension(const Geometry& g) {
-  if ((g.kernel_h == 1 && g.extension_h > 0) || (g.kernel_w == 1 && g.extension_w > 0)) return {0, 0};
-  return {static_cast<int>(g.extension_h), static_cast<int>(g.extension_w)};
+  if ((g.kernel_h == 1 && g.kernel_pad_h > 0) || (g.kernel_w == 1 && g.kernel_pad_w > 0)) return {0, 0};
+  return {static_cast<int>(g.kernel_pad_h), static_cast<int>(g.kernel_pad_w)};
 }
 
 // vector: of the input.
 Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, int vector) {
   Problem p{};
   p.dtype = dtype, p.batch = g.batch, p.groups = g.groups;
-  p.channels = g.in_channels / g.groups, p.rows = g.conv_channels() / g.groups;
-  p.conv_h = g.conv_h, p.conv_w = g.conv_w, p.kernel_h = g.kernel_h, p.kernel_w = g.kernel_w;
+  p.channels = g.in_channels / g.groups, p.rows = g.lr_channels() / g.groups;
+  p.lr_h = g.lr_h, p.lr_w = g.lr_w, p.kernel_h = g.kernel_h, p.kernel_w = g.kernel_w;
   p.stride_h = g.stride_h, p.stride_w = g.stride_w, p.dilation_h = g.dilation_h, p.dilation_w = g.dilation_w;
   p.run = run_of(g.channels, g.r_w, channels_last);
   p.tf32 = g.tf32, p.vector = vector, p.wgmma = kHaveWgmma;
   const int64_t late_h = (g.out_h + g.r_h - 1) / g.r_h, late_w = (g.out_w + g.r_w - 1) / g.r_w;
-  const bool fewer = (late_h < g.conv_h || late_w < g.conv_w) && late_h > 0 && late_w > 0 &&
-                     g.crop_top < g.r_h && g.crop_left < g.r_w;
+  const bool fewer = (late_h < g.lr_h || late_w < g.lr_w) && late_h > 0 && late_w > 0 && g.crop_top < g.r_h &&
+                     g.crop_left < g.r_w;
   const Extension extension = skipped_extension(g);
   if (!channels_last || !(fewer || extension.h + extension.w > 0)) return p;
   p.phase_rows = g.channels;
-  p.late_h = fewer ? late_h : g.conv_h, p.late_w = fewer ? late_w : g.conv_w;
+  p.late_h = fewer ? late_h : g.lr_h, p.late_w = fewer ? late_w : g.lr_w;
   p.least_taps = (g.kernel_h - (extension.h > 0)) * (g.kernel_w - (extension.w > 0));
   const auto share = [](int64_t taps, int64_t phases, int64_t lacking) {
     return 1 - static_cast<double>(lacking) / static_cast<double>(taps * phases);
@@ -97,7 +97,7 @@ Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, int 
 Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last, const PixelSource& gradient) {
   return {dtype,
           g.batch,
-          g.conv_channels() / g.groups,
+          g.lr_channels() / g.groups,
           g.in_channels / g.groups,
           g.groups,
           g.in_h,
@@ -130,7 +130,7 @@ int copied_at_once(const void* data, DType dtype, std::initializer_list<int64_t>
 }
 
 // stored: channels of a pixel that may be read.
-PixelSource plain_source(const TensorView& t, DType dtype, int64_t channels, int64_t h, int64_t w,
+PixelSource plain_source(const ConstTensorRef& t, DType dtype, int64_t channels, int64_t h, int64_t w,
                          int64_t stored) {
   const Strides& s = t.stride;
   const bool neighbours = channels_are_neighbours(s, channels);
@@ -139,18 +139,18 @@ PixelSource plain_source(const TensorView& t, DType dtype, int64_t channels, int
   source.stride = {s.n, s.h, s.w, s.c, 0, 0};
   source.map = plain(channels);
   source.total = static_cast<int>(channels);
-  source.fine_h = static_cast<int>(h), source.fine_w = static_cast<int>(w);
+  source.hr_h = static_cast<int>(h), source.hr_w = static_cast<int>(w);
   source.vector = neighbours ? copied_at_once(t.data, dtype, {s.n, s.h, s.w, stored}) : 1;
   source.by_pixel = !neighbours;
   return source;
 }
 
 // Of a shuffled tensor, where the channels of a pixel are counted (i, j, c).
-int shuffled_vector(const Geometry& g, const TensorView& t, DType dtype) {
+int shuffled_vector(const Geometry& g, const ConstTensorRef& t, DType dtype) {
   const Strides& s = t.stride;
   if (!channels_are_neighbours(s, g.channels)) return 1;
   // the columns of a cell are neighbours too where pixels lie side by side, and where no crop can cut between them
-  const bool cropped = g.crop_left > 0 || g.out_w != g.conv_w * g.r_w;
+  const bool cropped = g.crop_left > 0 || g.out_w != g.lr_w * g.r_w;
   const bool merged = s.w == g.channels && !cropped;
   const int64_t run = merged ? g.r_w * g.channels : g.channels, step = merged ? g.r_w * s.w : s.w;
   return copied_at_once(t.data, dtype, {s.n, s.h, step, run});
@@ -160,14 +160,15 @@ PixelStrides shuffled_strides(const Geometry& g, const Strides& s) {
   return {s.n, g.r_h * s.h, g.r_w * s.w, s.c, s.h, s.w};
 }
 
-PixelSource gradient_source(const Geometry& g, const TensorView& t, const SavedOutput& saved, DType dtype) {
+PixelSource gradient_source(const Geometry& g, const ConstTensorRef& t, const SavedOutput& saved,
+                            DType dtype) {
   PixelSource source{};
   source.data = t.data;
   source.stride = shuffled_strides(g, t.stride);
   source.map = counted(g, t.stride);
-  source.total = static_cast<int>(g.conv_channels());
+  source.total = static_cast<int>(g.lr_channels());
   source.crop_top = static_cast<int>(g.crop_top), source.crop_left = static_cast<int>(g.crop_left);
-  source.fine_h = static_cast<int>(g.out_h), source.fine_w = static_cast<int>(g.out_w);
+  source.hr_h = static_cast<int>(g.out_h), source.hr_w = static_cast<int>(g.out_w);
   source.vector = shuffled_vector(g, t, dtype);
   source.by_pixel = !channels_are_neighbours(t.stride, g.channels);
   if (saved.activation != Activation::kNone) {
@@ -197,8 +198,8 @@ PixelLoad pixel_load(const PixelSource& source, int64_t batch, const Steps& s, i
           SmallDivisor(halo_h),
           SmallDivisor(images * halo_h * halo_w),
           SmallDivisor(source.map.channels),
-          SmallDivisor(source.map.cell_h),
-          SmallDivisor(source.map.cell_w)};
+          SmallDivisor(source.map.r_h),
+          SmallDivisor(source.map.r_w)};
 }
 
 void set_output(MmaParams& m, void* data, const Strides& s, const ShuffledChannels& map, int64_t rows,
@@ -206,7 +207,7 @@ void set_output(MmaParams& m, void* data, const Strides& s, const ShuffledChanne
   m.output = data;
   m.out_batch_stride = s.n, m.out_row_stride = s.h, m.out_unit_stride = s.c;
   m.map = map, m.rows = static_cast<int>(rows), m.run = static_cast<int>(run);
-  m.per_column = static_cast<int>(run / map.cell_w);
+  m.per_column = static_cast<int>(run / map.r_w);
 }
 
 void set_plan(MmaParams& m, const Geometry& g, const Plan& plan, const void* packed, DType dtype) {
@@ -245,7 +246,7 @@ void set_plan(MmaParams& m, const Geometry& g, const Plan& plan, const void* pac
 void launch(DType dtype, const PackParams& pack, const MmaParams& m, void* stream) {
 #if FS_HAVE_SM90
   if (m.plan.kernel == Kernel::kWgmma) {
-    if (dtype == DType::kFloat16) return launch_wgmma<Half>(pack, m, stream);
+    if (dtype == DType::kFloat16) return launch_wgmma<Float16>(pack, m, stream);
     if (dtype == DType::kFloat32) return launch_wgmma<TF32>(pack, m, stream);
     return launch_wgmma<BFloat16>(pack, m, stream);
   }
@@ -254,7 +255,7 @@ void launch(DType dtype, const PackParams& pack, const MmaParams& m, void* strea
   switch (dtype) {
     case DType::kFloat32: return launch_mma<TF32>(pack, m, stream);
     case DType::kBFloat16: return launch_mma<BFloat16>(pack, m, stream);
-    case DType::kFloat16: return launch_mma<Half>(pack, m, stream);
+    case DType::kFloat16: return launch_mma<Float16>(pack, m, stream);
     case DType::kFloat64: break;
   }
 #else
@@ -263,16 +264,16 @@ void launch(DType dtype, const PackParams& pack, const MmaParams& m, void* strea
 }
 
 // A dense tensor in the default strides of its layout, of which only these count.
-TensorView dense(int64_t channels, int64_t h, int64_t w, bool channels_last) {
+ConstTensorRef dense(int64_t channels, int64_t h, int64_t w, bool channels_last) {
   return {nullptr, channels_last ? Strides{channels * h * w, 1, w * channels, channels}
                                  : Strides{channels * h * w, h * w, w, 1}};
 }
 
 // The filter of a pass: rows are the convolution's channels, or, for the input gradient, those of the input.
-PackParams pack_params(const Geometry& g, const TensorView& weight, const PhaseStrides& conv_stride,
+PackParams pack_params(const Geometry& g, const ConstTensorRef& weight, const PhaseStrides& conv_stride,
                        bool turned, void* packed, const Plan& plan, const ShuffledChannels& map, Pass pass) {
   const Strides& s = weight.stride;
-  const auto low = static_cast<int>(g.conv_channels()), in = static_cast<int>(g.in_channels);
+  const auto low = static_cast<int>(g.lr_channels()), in = static_cast<int>(g.in_channels);
   const auto kernel_h = static_cast<int>(g.kernel_h), kernel_w = static_cast<int>(g.kernel_w);
   const bool forward = pass == Pass::kForward;
   return {weight.data,
@@ -291,14 +292,14 @@ PackParams pack_params(const Geometry& g, const TensorView& weight, const PhaseS
           map,
           forward,
           turned,
-          forward ? static_cast<int>(g.extension_h) : 0,
-          forward ? static_cast<int>(g.extension_w) : 0,
+          forward ? static_cast<int>(g.kernel_pad_h) : 0,
+          forward ? static_cast<int>(g.kernel_pad_w) : 0,
           plan.phased && skipped_extension(g).h + skipped_extension(g).w > 0};
 }
 
 // What the forward kernels read: the input, or a copy of it.
 struct KernelInput {
-  TensorView view;
+  ConstTensorRef view;
   int64_t stored;      // channels of a pixel that may be read: with the copy's zeros
   int64_t copy_bytes;  // 0: it is the input
 };
@@ -312,7 +313,7 @@ Plan forward_plan(const Geometry& g, DType dtype, const KernelInput& input, bool
 // Images whose channels are no neighbours are copied to channels_last before the tensor cores read them: gathered by
 // every tile, element by element, they take 1.8 to 5.6 times as long on an H100. Of a few channels most of the copy would
 // be zeros, which make them multiples of 16 bytes.
-KernelInput kernel_input(const Geometry& g, DType dtype, const TensorView& input, const Target& target) {
+KernelInput kernel_input(const Geometry& g, DType dtype, const ConstTensorRef& input, const Target& target) {
   const KernelInput as_it_is{input, g.in_channels, 0};
   const int64_t vector = 16 / element_bytes(dtype), pixels = g.in_h * g.in_w;
   if (channels_are_neighbours(input.stride, g.in_channels) || g.in_channels < vector || pixels == 0)
@@ -384,16 +385,16 @@ void conv_forward(const ForwardArguments& a, void* scratch, const Device& device
   if (plan.kernel == Kernel::kGeneric) {
     GenericParams p{};
     p.g = g;
-    p.input = a.input.data, p.weight = a.weight.data, p.output = const_cast<void*>(a.output.data);
+    p.input = a.input.data, p.weight = a.weight.data, p.output = a.output.data;
     p.input_stride = a.input.stride, p.weight_stride = a.weight.stride, p.output_stride = a.output.stride;
-    p.weight_rows = a.weight_rows, p.weight_turned = a.weight_turned;
+    p.weight_rows = a.weight_rows, p.weight_flipped = a.weight_flipped;
     p.channels_last = channels_last;
     p.epilogue = epilogue_params(a);
     return launch_generic(Pass::kForward, a.dtype, p, device.target, device.stream);
   }
   const ShuffledChannels map = counted(g, a.output.stride);
   const PackParams pack =
-      pack_params(g, a.weight, a.weight_rows, a.weight_turned, scratch, plan, map, Pass::kForward);
+      pack_params(g, a.weight, a.weight_rows, a.weight_flipped, scratch, plan, map, Pass::kForward);
   if (input.copy_bytes > 0) {
     input.view.data = static_cast<unsigned char*>(scratch) + aligned(plan.packed_bytes);
     copy_to_channels_last(a, input, device);
@@ -401,9 +402,9 @@ void conv_forward(const ForwardArguments& a, void* scratch, const Device& device
   MmaParams m{};
   m.load = pixel_load(plain_source(input.view, a.dtype, g.in_channels, g.in_h, g.in_w, input.stored), g.batch,
                       {g.stride_h, g.stride_w, g.pad_top, g.pad_left}, plan.tile_n, plan.halo_h, plan.halo_w);
-  set_output(m, const_cast<void*>(a.output.data), a.output.stride, map, g.conv_channels(),
+  set_output(m, a.output.data, a.output.stride, map, g.lr_channels(),
              run_of(g.channels, g.r_w, channels_last));
-  m.conv_h = static_cast<int>(g.conv_h), m.conv_w = static_cast<int>(g.conv_w);
+  m.lr_h = static_cast<int>(g.lr_h), m.lr_w = static_cast<int>(g.lr_w);
   m.crop_top = static_cast<int>(g.crop_top), m.crop_left = static_cast<int>(g.crop_left);
   m.out_h = static_cast<int>(g.out_h), m.out_w = static_cast<int>(g.out_w);
   m.epilogue = epilogue_params(a);
@@ -419,8 +420,7 @@ void conv_input_grad(const InputGradArguments& a, void* scratch, const Device& d
   if (plan.kernel == Kernel::kGeneric) {
     GenericParams p{};
     p.g = g;
-    p.grad_output = a.grad_output.data, p.weight = a.weight.data,
-    p.output = const_cast<void*>(a.grad_input.data);
+    p.grad_output = a.grad_output.data, p.weight = a.weight.data, p.output = a.grad_input.data;
     p.grad_stride = a.grad_output.stride, p.weight_stride = a.weight.stride,
     p.output_stride = a.grad_input.stride;
     p.channels_last = channels_last;
@@ -434,9 +434,9 @@ void conv_input_grad(const InputGradArguments& a, void* scratch, const Device& d
                       plan.halo_h, plan.halo_w);
   const PackParams pack = pack_params(g, a.weight, phase_strides(g, a.weight.stride.n), true, scratch, plan,
                                       m.load.source.map, Pass::kInputGrad);
-  set_output(m, const_cast<void*>(a.grad_input.data), a.grad_input.stride, plain(g.in_channels),
-             g.in_channels, run_of(g.in_channels, 1, channels_last));
-  m.conv_h = m.out_h = static_cast<int>(g.in_h), m.conv_w = m.out_w = static_cast<int>(g.in_w);
+  set_output(m, a.grad_input.data, a.grad_input.stride, plain(g.in_channels), g.in_channels,
+             run_of(g.in_channels, 1, channels_last));
+  m.lr_h = m.out_h = static_cast<int>(g.in_h), m.lr_w = m.out_w = static_cast<int>(g.in_w);
   m.epilogue = no_epilogue();
   set_plan(m, g, plan, scratch, a.dtype);
   launch(a.dtype, pack, m, device.stream);
@@ -466,7 +466,7 @@ void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Device&
                           plan.tile_n, plan.tile_h, plan.tile_w);
   w.partial = static_cast<float*>(scratch), w.grad_weight = a.grad_weight, w.grad_bias = a.grad_bias;
   w.map = w.gradient.source.map;
-  w.rows = static_cast<int>(g.conv_channels()), w.channels = static_cast<int>(g.in_channels);
+  w.rows = static_cast<int>(g.lr_channels()), w.channels = static_cast<int>(g.in_channels);
   w.kernel_h = static_cast<int>(g.kernel_h), w.kernel_w = static_cast<int>(g.kernel_w);
   w.dilation_h = static_cast<int>(g.dilation_h), w.dilation_w = static_cast<int>(g.dilation_w);
   w.plan = plan;
@@ -475,7 +475,7 @@ void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Device&
   switch (a.dtype) {
     case DType::kFloat32: return launch_weight_grad_mma<TF32>(w, device.stream);
     case DType::kBFloat16: return launch_weight_grad_mma<BFloat16>(w, device.stream);
-    case DType::kFloat16: return launch_weight_grad_mma<Half>(w, device.stream);
+    case DType::kFloat16: return launch_weight_grad_mma<Float16>(w, device.stream);
     case DType::kFloat64: break;
   }
 #endif
@@ -489,8 +489,8 @@ PassPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last
             int64_t{p.row_warps} * kGradWarpRows,
             int64_t{p.row_blocks} * p.channel_blocks * p.tap_blocks * p.splits};
   }
-  const TensorView input = dense(g.in_channels, g.in_h, g.in_w, channels_last);
-  const TensorView output = dense(g.channels, g.out_h, g.out_w, channels_last);
+  const ConstTensorRef input = dense(g.in_channels, g.in_h, g.in_w, channels_last);
+  const ConstTensorRef output = dense(g.channels, g.out_h, g.out_w, channels_last);
   const SavedOutput saved{output, activated ? Activation::kReLU : Activation::kNone};
   const Plan p =
       pass == Pass::kForward

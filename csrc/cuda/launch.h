@@ -12,8 +12,6 @@ struct Device {
   void* stream;  // cudaStream_t
 };
 
-enum class Pass : int32_t { kForward, kInputGrad, kWeightGrad };
-
 // Bytes of scratch on the device that a pass needs: its reordered filter, or sums of parts.
 int64_t forward_scratch(const ForwardArguments& a, const Target& target);
 int64_t input_grad_scratch(const InputGradArguments& a, const Target& target);
@@ -24,7 +22,7 @@ void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Device&
 
 // The shuffle alone: [batch, channels, height, width] is the output.
 struct ShuffleArguments {
-  TensorView input;
+  ConstTensorRef input;
   void* output;
   int64_t batch, channels, height, width;
   int64_t factor_h, factor_w;

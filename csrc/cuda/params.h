@@ -4,41 +4,10 @@
 
 #include <cstdint>
 
-#include "common/problem.h"
+#include "common/op_arguments.h"
 #include "cuda/plan.h"
 
 namespace fused_subpixel::cuda {
-
-// n / divisor for 0 <= n < 2^16 and 1 <= divisor < 2^16 by one multiplication.
-struct SmallDivisor {
-  int divisor = 1;
-  uint32_t factor = 0;  // floor(2^32 / divisor) + 1, wraps to 1 for divisor 1
-  SmallDivisor() = default;
-  explicit SmallDivisor(int64_t d) : divisor(static_cast<int>(d)) {
-    factor = static_cast<uint32_t>((uint64_t{1} << 32) / static_cast<uint64_t>(d) + 1);
-  }
-  FS_HOST_DEVICE int divide(int n) const {
-    return divisor == 1 ? n
-                        : static_cast<int>(static_cast<uint64_t>(static_cast<uint32_t>(n)) * factor >> 32);
-  }
-};
-
-// n / divisor for any 32 bits (Lemire et al., "Faster remainder by direct computation", 2019).
-struct Divisor {
-  uint32_t divisor = 1;
-  uint64_t factor = 0;  // floor((2^64 - 1) / divisor) + 1, wraps to 0 for divisor 1
-  Divisor() = default;
-  explicit Divisor(int64_t d)
-      : divisor(static_cast<uint32_t>(d)), factor(~uint64_t{0} / static_cast<uint64_t>(d) + 1) {}
-  FS_HOST_DEVICE uint32_t divide(uint32_t n) const {
-    if (divisor == 1) return n;
-#if defined(__CUDA_ARCH__)
-    return static_cast<uint32_t>(__umul64hi(factor, n));
-#else
-    return static_cast<uint32_t>(static_cast<unsigned __int128>(factor) * n >> 64);
-#endif
-  }
-};
 
 struct EpilogueParams {
   const void* bias;   // or null; index bias_c * c + bias_o * convolution channel
@@ -64,7 +33,7 @@ struct GenericParams {
   void* grad_bias;  // weight gradient
   Strides input_stride, weight_stride, grad_stride, output_stride;
   PhaseStrides weight_rows;  // forward: of weight, instead of weight_stride.n
-  bool weight_turned;        // forward: its taps, by 180 degrees
+  bool weight_flipped;       // forward: its taps, by 180 degrees
   bool channels_last;        // order in which threads walk through the output
   EpilogueParams epilogue;
   SavedOutput saved;  // of the gradients
@@ -74,15 +43,15 @@ struct GenericParams {
 // any: a plain tensor's as they are, those of a shuffled tensor by phase_of_channel in `order`, which is kDCR -
 // (i, j, c) - for channels_last tensors and kCRD for contiguous ones.
 struct ShuffledChannels {
-  int channels, cell_h, cell_w;  // high-resolution channels, r_h, r_w
-  ChannelOrder order;            // of the counting
-  ChannelOrder call_order;       // of the operator: which convolution channel a phase is
+  int channels, r_h, r_w;   // high-resolution channels, r_h, r_w
+  ChannelOrder order;       // of the counting
+  ChannelOrder call_order;  // of the operator: which convolution channel a phase is
 };
 
 // Steps through a [batch, channels, h, w] tensor, plain or shuffled, that is read at low-resolution pixels.
 struct PixelStrides {
   int64_t batch, row, col;  // of low-resolution pixels
-  int64_t channel, fine_row, fine_col;
+  int64_t channel, hr_row, hr_col;
 };
 
 // Such a tensor. With an `output`, the activation's gradient is applied to what is loaded.
@@ -95,7 +64,7 @@ struct PixelSource {
   float negative_slope;
   ShuffledChannels map;
   int total;  // channels of a low-resolution pixel
-  int crop_top, crop_left, fine_h, fine_w;
+  int crop_top, crop_left, hr_h, hr_w;
   int vector;  // elements that can be copied at once
   bool
       by_pixel;  // neighbouring threads take neighbouring pixels (contiguous layout), not neighbouring channels
@@ -106,7 +75,7 @@ struct PixelLoad {
   PixelSource source;
   int batch, stride_h, stride_w, pad_top, pad_left;
   SmallDivisor halo_w, halo_h, halo_pixels;  // halo_pixels: of all images of the tile
-  SmallDivisor channels, cell_h, cell_w;     // of source.map
+  SmallDivisor channels, r_h, r_w;           // of source.map
 };
 
 // The reordered filter: [row block][chunk][tap] and then columns x chunk_bytes as they lie in shared memory: kMma:
@@ -137,12 +106,12 @@ struct MmaParams {
   PixelLoad load;
   const void* packed;
   void* output;
-  // Rows come in units of `run` that are one stretch of a fine row per pixel: unit u is channel block u / cell_h,
-  // fine row u % cell_h.
-  int64_t out_batch_stride, out_row_stride, out_unit_stride;  // fine rows; u / cell_h
+  // Rows come in units of `run` that are one stretch of a fine row per pixel: unit u is channel block u / r_h,
+  // fine row u % r_h.
+  int64_t out_batch_stride, out_row_stride, out_unit_stride;  // fine rows; u / r_h
   int rows, run, per_column;  // per_column: elements of one fine column, run / r_w
   ShuffledChannels map;       // of the rows
-  int conv_h, conv_w;
+  int lr_h, lr_w;
   int crop_top, crop_left, out_h, out_w;
   int kernel_w, taps, dilation_h, dilation_w;
   int short_h, short_w;  // as PackParams have them, where blocks leave taps out
@@ -161,7 +130,7 @@ struct ShuffleParams {
   Strides input_stride;
   int64_t lines, line_length, line_slots;  // rows of the output; elements and 16-byte slots of each
   Divisor slots, channels, rows;           // line_slots; of the output
-  Divisor high_channels, cell_h, cell_w;
+  Divisor hr_channels, r_h, r_w;
   ChannelOrder order;
   bool channels_last, inverse;
 };

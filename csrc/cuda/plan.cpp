@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "cuda/element.h"
+#include "cuda/wgmma_shape.h"
 
 namespace fused_subpixel::cuda {
 namespace {
@@ -14,22 +14,19 @@ constexpr int64_t kResidentBytes = 72 << 10;
 // Overheads, in the unit of a column of the tile: reading the pixels costs about as much as a dozen columns.
 constexpr int64_t kPixelColumns = 12;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
 // A tile of at most `most` pixels. Of all widths, and the greatest heights that go with them, the one that computes least
 // in vain and reads the smallest halo.
 template <class AnyPlan>
 void choose_tile(const Problem& p, int64_t most, AnyPlan& plan) {
   double best = -1;
   const auto offer = [&](int64_t w) {
-    w = std::min<int64_t>(w, p.conv_w);
-    const int64_t down = ceil_div(p.conv_h, std::max<int64_t>(most / w, 1)), h = ceil_div(p.conv_h, down);
-    const bool whole = w == p.conv_w && h == p.conv_h;
+    w = std::min<int64_t>(w, p.lr_w);
+    const int64_t down = ceil_div(p.lr_h, std::max<int64_t>(most / w, 1)), h = ceil_div(p.lr_h, down);
+    const bool whole = w == p.lr_w && h == p.lr_h;
     const int64_t n = whole ? std::clamp<int64_t>(most / (w * h), 1, std::max<int64_t>(p.batch, 1)) : 1;
     const int64_t halo_h = (h - 1) * p.stride_h + (p.kernel_h - 1) * p.dilation_h + 1;
     const int64_t halo_w = (w - 1) * p.stride_w + (p.kernel_w - 1) * p.dilation_w + 1;
-    const int64_t tiles_n = ceil_div(p.batch, n), tiles_w = ceil_div(p.conv_w, w);
+    const int64_t tiles_n = ceil_div(p.batch, n), tiles_w = ceil_div(p.lr_w, w);
     const double tiles = static_cast<double>(tiles_n) * static_cast<double>(down * tiles_w);
     const double cost =
         tiles * (1 + 0.3 * static_cast<double>(n * halo_h * halo_w) / static_cast<double>(most));
@@ -44,7 +41,7 @@ void choose_tile(const Problem& p, int64_t most, AnyPlan& plan) {
   for (int64_t w : {16, 8, 32, 64, 128, 4, 2, 1})
     if (w <= most) offer(w);
   for (int64_t across = 1; across <= 16; ++across) {
-    const int64_t w = ceil_div(p.conv_w, across);
+    const int64_t w = ceil_div(p.lr_w, across);
     if (w <= most) offer(w);
   }
 }
@@ -59,7 +56,7 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
     return false;
   constexpr int64_t kMost = int64_t{1} << 31;  // the kernels count pixels in 32 bits
   if (tiles >= kMost || row_blocks >= 1 << 16 || p.batch >= kMost) return false;
-  if (p.conv_h * p.stride_h >= kMost || p.conv_w * p.stride_w >= kMost) return false;
+  if (p.lr_h * p.stride_h >= kMost || p.lr_w * p.stride_w >= kMost) return false;
   plan.threads = plan.columns == 128 ? 256 : 128;
   plan.grid_y = static_cast<int>(row_blocks);
   const int64_t tap_bytes = int64_t{plan.columns} * plan.chunk_bytes, filter = plan.chunks * taps * tap_bytes;
@@ -115,7 +112,7 @@ bool lay_out_wgmma(const Problem& p, const Target& t, Plan& plan) {
   plan.kernel = Kernel::kWgmma;
   plan.columns = kWgmmaTileColumns, plan.tile_w = kWgmmaTileWidth, plan.threads = 256;
   const auto tiles = [&](int64_t n, int64_t h) {
-    return ceil_div(p.batch, n) * ceil_div(p.conv_h, h) * ceil_div(p.conv_w, kWgmmaTileWidth);
+    return ceil_div(p.batch, n) * ceil_div(p.lr_h, h) * ceil_div(p.lr_w, kWgmmaTileWidth);
   };
   plan.tile_n = tiles(2, 8) < tiles(1, 16) ? 2 : 1, plan.tile_h = plan.tile_n == 2 ? 8 : 16;
   const int64_t all_tiles = tiles(plan.tile_n, plan.tile_h), row_blocks = ceil_div(p.rows, plan.columns);
@@ -124,8 +121,8 @@ bool lay_out_wgmma(const Problem& p, const Target& t, Plan& plan) {
   if (halo_h * halo_w >= kSmallNumber / 8 / plan.tile_n || plan.tile_w * p.run >= kSmallNumber) return false;
   if (all_tiles >= int64_t{1} << 31 || row_blocks >= 1 << 16) return false;
   plan.tiles_n = static_cast<int>(ceil_div(p.batch, plan.tile_n));
-  plan.tiles_h = static_cast<int>(ceil_div(p.conv_h, plan.tile_h));
-  plan.tiles_w = static_cast<int>(ceil_div(p.conv_w, plan.tile_w));
+  plan.tiles_h = static_cast<int>(ceil_div(p.lr_h, plan.tile_h));
+  plan.tiles_w = static_cast<int>(ceil_div(p.lr_w, plan.tile_w));
   plan.halo_h = static_cast<int>(halo_h), plan.halo_w = static_cast<int>(halo_w);
   plan.grid_x = static_cast<int>(all_tiles), plan.grid_y = static_cast<int>(row_blocks);
 
@@ -186,7 +183,7 @@ Plan plan_conv(const Problem& p, const Target& t) {
   Problem phased = p;
   Plan phased_plan = plan;
   if (p.phase_rows > 0) {
-    phased.conv_h = p.late_h, phased.conv_w = p.late_w, phased_plan.phased = true;
+    phased.lr_h = p.late_h, phased.lr_w = p.late_w, phased_plan.phased = true;
     choose_tile(phased, kMmaPixels, phased_plan);
   }
   const auto of_one_phase = [&](int columns) { return p.phase_rows > 0 && p.phase_rows % columns == 0; };
@@ -242,8 +239,8 @@ WeightGradPlan plan_weight_grad(const Problem& p, const Target& t) {
   plan.input_chunk_bytes = round_up(pixels * (kGradWarpChannels * bytes + grad_padding(bytes)), 128);
   const int64_t tiles = int64_t{plan.tiles_n} * plan.tiles_h * plan.tiles_w;
   constexpr int64_t kMost = int64_t{1} << 31;
-  const bool countable = tiles < kMost && p.batch < kMost && p.conv_h * p.stride_h < kMost &&
-                         p.conv_w * p.stride_w < kMost &&
+  const bool countable = tiles < kMost && p.batch < kMost && p.lr_h * p.stride_h < kMost &&
+                         p.lr_w * p.stride_w < kMost &&
                          pixels * (kGradWarpChannels * bytes / 16) < kSmallNumber;
   // The shape of the block's tile that computes least in vain.
   int64_t least = -1;

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "common/problem.h"
+#include "common/op_arguments.h"
 
 namespace fused_subpixel::cuda {
 
@@ -37,7 +37,7 @@ struct Target {
 struct Problem {
   DType dtype;
   int64_t batch, channels, rows, groups;
-  int64_t conv_h, conv_w;
+  int64_t lr_h, lr_w;
   int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
   int64_t run;     // rows that lie side by side in memory for one row of fine pixels
   bool tf32;       // float32 may be computed as tf32

@@ -18,7 +18,7 @@
 #include <string>
 #include <vector>
 
-#include "common/problem.h"
+#include "common/op_arguments.h"
 
 namespace fused_subpixel {
 
@@ -94,30 +94,30 @@ inline GeometryValues geometry_values(const std::vector<int64_t>& geometry) {
 
 struct Sizes {
   int64_t batch, in_channels, in_h, in_w;
-  int64_t conv_channels, kernel_h, kernel_w;
+  int64_t lr_channels, kernel_h, kernel_w;
 };
 
 inline Geometry make_geometry(const Sizes& z, const GeometryValues& v) {
   const auto [r_h, r_w, stride_h, stride_w, pad_t, pad_l, pad_b, pad_r, dil_h, dil_w, groups, crop_t, crop_l,
-              crop_b, crop_r, order, tf32, ext_h, ext_w] = v;
+              crop_b, crop_r, order, tf32, kernel_pad_h, kernel_pad_w] = v;
   check(r_h >= 1 && r_w >= 1, "upscale factors must be positive, got ", r_h, " and ", r_w);
   check(stride_h >= 1 && stride_w >= 1 && dil_h >= 1 && dil_w >= 1, "stride and dilation must be positive");
   check(pad_t >= 0 && pad_l >= 0 && pad_b >= 0 && pad_r >= 0, "padding must not be negative");
   check(crop_t >= 0 && crop_l >= 0 && crop_b >= 0 && crop_r >= 0, "crop must not be negative");
-  check(ext_h >= 0 && ext_h < r_h && ext_w >= 0 && ext_w < r_w,
+  check(kernel_pad_h >= 0 && kernel_pad_h < r_h && kernel_pad_w >= 0 && kernel_pad_w < r_w,
         "extension must be at least 0 and less than the upscale factors");
   constexpr int64_t kLarge = int64_t{1} << 30;  // products of two of these still fit
   for (int64_t n : v) check(n < kLarge, "geometry value ", n, " is too large");
   check(order == 0 || order == 1, "channel_order must be 0 (crd) or 1 (dcr), got ", order);
   check(z.kernel_h >= 1 && z.kernel_w >= 1, "empty kernel");
-  check(z.in_channels >= 1 && z.conv_channels >= 1, "no channels");
-  check(z.conv_channels % (r_h * r_w) == 0, z.conv_channels, " convolution channels do not divide by ", r_h,
+  check(z.in_channels >= 1 && z.lr_channels >= 1, "no channels");
+  check(z.lr_channels % (r_h * r_w) == 0, z.lr_channels, " convolution channels do not divide by ", r_h,
         " * ", r_w);
-  check(groups >= 1 && z.in_channels % groups == 0 && z.conv_channels % groups == 0,
+  check(groups >= 1 && z.in_channels % groups == 0 && z.lr_channels % groups == 0,
         "channels do not divide by groups = ", groups);
   Geometry g{};
   g.batch = z.batch, g.in_channels = z.in_channels, g.in_h = z.in_h, g.in_w = z.in_w;
-  g.channels = z.conv_channels / (r_h * r_w);
+  g.channels = z.lr_channels / (r_h * r_w);
   g.kernel_h = z.kernel_h, g.kernel_w = z.kernel_w, g.r_h = r_h, g.r_w = r_w;
   g.stride_h = stride_h, g.stride_w = stride_w;
   g.pad_top = pad_t, g.pad_left = pad_l, g.pad_bottom = pad_b, g.pad_right = pad_r;
@@ -125,13 +125,13 @@ inline Geometry make_geometry(const Sizes& z, const GeometryValues& v) {
   const int64_t reach_h = z.in_h + pad_t + pad_b - (z.kernel_h - 1) * dil_h - 1;
   const int64_t reach_w = z.in_w + pad_l + pad_r - (z.kernel_w - 1) * dil_w - 1;
   check(reach_h >= 0 && reach_w >= 0, "the kernel is larger than the padded input");
-  g.conv_h = reach_h / stride_h + 1, g.conv_w = reach_w / stride_w + 1;
+  g.lr_h = reach_h / stride_h + 1, g.lr_w = reach_w / stride_w + 1;
   g.crop_top = crop_t, g.crop_left = crop_l;
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  check(g.conv_h <= kMost / r_h && g.conv_w <= kMost / r_w, "the output is too large");
-  g.out_h = g.conv_h * r_h - crop_t - crop_b, g.out_w = g.conv_w * r_w - crop_l - crop_r;
+  check(g.lr_h <= kMost / r_h && g.lr_w <= kMost / r_w, "the output is too large");
+  g.out_h = g.lr_h * r_h - crop_t - crop_b, g.out_w = g.lr_w * r_w - crop_l - crop_r;
   check(g.out_h >= 0 && g.out_w >= 0, "the crop is larger than the output");
-  g.extension_h = ext_h, g.extension_w = ext_w;
+  g.kernel_pad_h = kernel_pad_h, g.kernel_pad_w = kernel_pad_w;
   g.order = order == 0 ? ChannelOrder::kCRD : ChannelOrder::kDCR;
   g.tf32 = tf32 != 0;
   return g;
@@ -148,7 +148,7 @@ inline Geometry forward_geometry(const Tensor& input, const Tensor& weight, cons
     const int64_t r_h = v[0], r_w = v[1], height = weight.size(3) + v[17], width = weight.size(4) + v[18];
     check(r_h >= 1 && r_w >= 1 && height % r_h == 0 && width % r_w == 0 && weight.size(0) == 1 && v[10] == 1,
           "weight ", shape_of(weight), " does not fit the upscale factors, extension or groups");
-    sizes.conv_channels = weight.size(2) * r_h * r_w, sizes.kernel_h = height / r_h,
+    sizes.lr_channels = weight.size(2) * r_h * r_w, sizes.kernel_h = height / r_h,
     sizes.kernel_w = width / r_w;
   }
   const Geometry g = make_geometry(sizes, v);
@@ -167,15 +167,15 @@ inline ResidualKind residual_kind(const Tensor& t, const Geometry& g) {
     return t.dim() == 4 && t.size(0) == g.batch && t.size(1) == c && t.size(2) == h && t.size(3) == w;
   };
   if (is(g.channels, g.out_h, g.out_w)) return ResidualKind::kHighRes;
-  if (is(g.channels, g.conv_h, g.conv_w)) return ResidualKind::kNearest;
-  check(is(g.conv_channels(), g.conv_h, g.conv_w), "residual ", shape_of(t), " fits no kind of residual");
+  if (is(g.channels, g.lr_h, g.lr_w)) return ResidualKind::kNearest;
+  check(is(g.lr_channels(), g.lr_h, g.lr_w), "residual ", shape_of(t), " fits no kind of residual");
   return ResidualKind::kLowRes;
 }
 
 // ---- the operators' recipes: check, allocate, fill the arguments; what is left is to launch ------------------------
 
-inline TensorView view_of(const Tensor& t) { return {t.const_data_ptr(), strides_of(t)}; }
-inline TensorView writable_view_of(Tensor& t) { return {t.mutable_data_ptr(), strides_of(t)}; }
+inline ConstTensorRef view_of(const Tensor& t) { return {t.const_data_ptr(), strides_of(t)}; }
+inline TensorRef writable_view_of(Tensor& t) { return {t.mutable_data_ptr(), strides_of(t)}; }
 
 inline Tensor scratch_of(int64_t bytes, const Tensor& like) {
   const std::array<int64_t, 1> size{bytes};
@@ -192,8 +192,8 @@ inline Tensor dense_vector(const char* name, const Tensor& t, const Tensor& inpu
 // phases, turn its taps or extend it. Then the bias has C elements.
 inline void set_weight(ForwardArguments& a, const Tensor& weight) {
   const Geometry& g = a.geometry;
-  a.weight_turned = weight.dim() == 5;
-  if (a.weight_turned) {
+  a.weight_flipped = weight.dim() == 5;
+  if (a.weight_flipped) {
     const int64_t h = weight.stride(3), w = weight.stride(4);
     a.weight = {weight.const_data_ptr(), {0, weight.stride(1), h * g.r_h, w * g.r_w}};
     a.weight_rows = {weight.stride(2), h, w};
@@ -226,7 +226,7 @@ inline ForwardCall forward_call(const Tensor& input, const Tensor& weight, const
   OptionalTensor bias_dense, prelu_dense;
   if (bias) {
     bias_dense = dense_vector("bias", *bias, input);
-    const int64_t biases = weight.dim() == 5 ? g.channels : g.conv_channels();
+    const int64_t biases = weight.dim() == 5 ? g.channels : g.lr_channels();
     check(bias_dense->numel() == biases, "bias must have ", biases, " elements");
     a.bias = bias_dense->const_data_ptr();
   }
@@ -235,8 +235,8 @@ inline ForwardCall forward_call(const Tensor& input, const Tensor& weight, const
   if (activation_weight) {
     prelu_dense = dense_vector("activation_weight", *activation_weight, input);
     a.prelu_size = prelu_dense->numel();
-    check(a.prelu_size == 1 || a.prelu_size == g.channels || a.prelu_size == g.conv_channels(),
-          "activation_weight must have 1, ", g.channels, " or ", g.conv_channels(), " elements");
+    check(a.prelu_size == 1 || a.prelu_size == g.channels || a.prelu_size == g.lr_channels(),
+          "activation_weight must have 1, ", g.channels, " or ", g.lr_channels(), " elements");
     a.prelu = prelu_dense->const_data_ptr();
   }
   if (residual) {
@@ -320,8 +320,8 @@ inline WeightGradCall weight_grad_call(const Tensor& grad_output, const Tensor& 
                                        values);
   const SavedOutput saved = saved_output(grad_output, output, activation, negative_slope);
   Tensor grad_weight =
-      new_tensor({g.conv_channels(), g.in_channels / g.groups, g.kernel_h, g.kernel_w}, grad_output, false);
-  const std::array<int64_t, 1> rows{g.conv_channels()};
+      new_tensor({g.lr_channels(), g.in_channels / g.groups, g.kernel_h, g.kernel_w}, grad_output, false);
+  const std::array<int64_t, 1> rows{g.lr_channels()};
   Tensor grad_bias =
       torch::stable::empty(rows, grad_output.scalar_type(), std::nullopt, grad_output.device());
   const WeightGradArguments a{g,
@@ -334,7 +334,7 @@ inline WeightGradCall weight_grad_call(const Tensor& grad_output, const Tensor& 
   return {a, grad_weight, grad_bias};
 }
 
-// A problem as the plan operators take it: pass, dtype, channels_last, batch, in_channels, in_h, in_w, conv_channels,
+// A problem as the plan operators take it: pass, dtype, channels_last, batch, in_channels, in_h, in_w, lr_channels,
 // kernel_h, kernel_w, then the geometry values.
 inline Geometry problem_geometry(const std::vector<int64_t>& problem) {
   GeometryValues values;

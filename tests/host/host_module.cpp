@@ -3,9 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "common/pixel_shuffle.h"
 #include "cpu/conv_task.h"
 #include "cpu/plan.h"
-#include "common/pixel_shuffle.h"
 
 namespace py = pybind11;
 using namespace fused_subpixel;
@@ -16,12 +16,12 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .value("DCR", ChannelOrder::kDCR);
   m.def("phase_of_channel",
         [](int64_t channel, int64_t channels, int64_t r_h, int64_t r_w, ChannelOrder order) {
-          const Phase p = phase_of_channel(channel, channels, r_h, r_w, order);
+          const Phase p = phase_of_channel(channel, shuffle_sizes(channels, r_h, r_w), order);
           return py::make_tuple(p.c, p.i, p.j);
         });
   m.def("channel_of_phase",
         [](int64_t c, int64_t i, int64_t j, int64_t channels, int64_t r_h, int64_t r_w, ChannelOrder order) {
-          return channel_of_phase({c, i, j}, channels, r_h, r_w, order);
+          return channel_of_phase(Phase{c, i, j}, shuffle_sizes(channels, r_h, r_w), order);
         });
 
   m.attr("TILE_ROWS") = std::vector<int>(std::begin(kTileRows), std::end(kTileRows));
@@ -47,8 +47,8 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(CpuProblem, groups)
       .FS_FIELD(CpuProblem, channels)
       .FS_FIELD(CpuProblem, rows)
-      .FS_FIELD(CpuProblem, conv_h)
-      .FS_FIELD(CpuProblem, conv_w)
+      .FS_FIELD(CpuProblem, lr_h)
+      .FS_FIELD(CpuProblem, lr_w)
       .FS_FIELD(CpuProblem, kernel_h)
       .FS_FIELD(CpuProblem, kernel_w)
       .FS_FIELD(CpuProblem, stride_h)

@@ -49,14 +49,14 @@ struct Memory {
   unsigned char* take(const char* name, size_t bytes) {
     return buffers.emplace_back(std::make_unique<simt::GuardedBuffer>(bytes, place, name))->data();
   }
-  TensorView in(const char* name, const OptionalArray& a) {
+  ConstTensorRef in(const char* name, const OptionalArray& a) {
     if (!a) return {};
     unsigned char* to = take(name, std::get<1>(*a));
     std::memcpy(to, reinterpret_cast<const void*>(std::get<0>(*a)), std::get<1>(*a));
     return {to, strides_of(*a)};
   }
   // What was not written stays NaN.
-  TensorView out(const char* name, const Array& a) { return {take(name, std::get<1>(a)), strides_of(a)}; }
+  TensorRef out(const char* name, const Array& a) { return {take(name, std::get<1>(a)), strides_of(a)}; }
   void back(const Array& a, const void* from) {
     std::memcpy(reinterpret_cast<void*>(std::get<0>(a)), from, std::get<1>(a));
   }
@@ -71,19 +71,19 @@ Geometry geometry_of(const std::vector<int64_t>& v) {
   int64_t* const fields[] = {&g.batch,      &g.in_channels, &g.in_h,     &g.in_w,       &g.channels,
                              &g.kernel_h,   &g.kernel_w,    &g.r_h,      &g.r_w,        &g.stride_h,
                              &g.stride_w,   &g.pad_top,     &g.pad_left, &g.pad_bottom, &g.pad_right,
-                             &g.dilation_h, &g.dilation_w,  &g.groups,   &g.conv_h,     &g.conv_w,
+                             &g.dilation_h, &g.dilation_w,  &g.groups,   &g.lr_h,       &g.lr_w,
                              &g.crop_top,   &g.crop_left,   &g.out_h,    &g.out_w};
   for (size_t i = 0; i < 24; ++i) *fields[i] = v[i];
   g.order = static_cast<ChannelOrder>(v[24]), g.tf32 = v[25] != 0;
-  g.extension_h = v[26], g.extension_w = v[27];
+  g.kernel_pad_h = v[26], g.kernel_pad_w = v[27];
   return g;
 }
 // As in op_calls.h: of five dimensions, a transposed convolution's.
-void set_weight(ForwardArguments& a, const TensorView& weight, const std::vector<int64_t>& s) {
-  a.weight = weight, a.weight_turned = s.size() == 5;
+void set_weight(ForwardArguments& a, const ConstTensorRef& weight, const std::vector<int64_t>& s) {
+  a.weight = weight, a.weight_flipped = s.size() == 5;
   a.weight_rows = phase_strides(a.geometry, weight.stride.n);
   const Geometry& g = a.geometry;
-  if (a.weight_turned)
+  if (a.weight_flipped)
     a.weight.stride = {0, s[1], s[3] * g.r_h, s[4] * g.r_w}, a.weight_rows = {s[2], s[3], s[4]};
 }
 Device device_of(const std::vector<int64_t>& t) {
@@ -150,11 +150,11 @@ void weight_grad(const std::vector<int64_t>& geometry, int dtype, const Array& g
 void shuffle(const std::vector<int64_t>& sizes, int order, bool inverse, bool channels_last,
              int64_t element_bytes, const Array& input, const Array& output, bool guard_start) {
   Memory m = memory(guard_start);
-  const TensorView from = m.in("the input", input), to = m.out("the output", output);
-  pixel_shuffle(
-      {from, const_cast<void*>(to.data), sizes.at(0), sizes.at(1), sizes.at(2), sizes.at(3), sizes.at(4),
-       sizes.at(5), static_cast<ChannelOrder>(order), inverse, channels_last, element_bytes},
-      device_of({90, 1, 0}));
+  const ConstTensorRef from = m.in("the input", input);
+  const TensorRef to = m.out("the output", output);
+  pixel_shuffle({from, to.data, sizes.at(0), sizes.at(1), sizes.at(2), sizes.at(3), sizes.at(4), sizes.at(5),
+                 static_cast<ChannelOrder>(order), inverse, channels_last, element_bytes},
+                device_of({90, 1, 0}));
   m.check();
   m.back(output, to.data);
 }

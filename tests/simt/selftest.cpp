@@ -481,7 +481,7 @@ void bind_selftest(py::module_& m) {
   });
   m.def("mma", [](const std::string& type, const py::array& a, const py::array& b) {
     const std::map<std::string, void (*)(MmaParams)> kernels = {
-        {"Half", mma_once<Half>}, {"BFloat16", mma_once<BFloat16>}, {"TF32", mma_once<TF32>}};
+        {"Float16", mma_once<Float16>}, {"BFloat16", mma_once<BFloat16>}, {"TF32", mma_once<TF32>}};
     const Input left(a), right(b);
     const Output<> output(16 * 8);
     simt::launch(kernels.at(type), 1, 1, 32, 0, {left.data(), right.data(), output.as<float>()});
@@ -489,8 +489,8 @@ void bind_selftest(py::module_& m) {
   });
   m.def("gemm", [](const std::string& type, bool rows_are_k, const py::array& a, const py::array& b) {
     const std::map<std::pair<std::string, bool>, void (*)(GemmParams)> kernels = {
-        {{"Half", false}, gemm<Half, false>},
-        {{"Half", true}, gemm<Half, true>},
+        {{"Float16", false}, gemm<Float16, false>},
+        {{"Float16", true}, gemm<Float16, true>},
         {{"BFloat16", false}, gemm<BFloat16, false>},
         {{"BFloat16", true}, gemm<BFloat16, true>},
         {{"TF32", false}, gemm<TF32, false>}};
@@ -505,10 +505,10 @@ void bind_selftest(py::module_& m) {
   m.def("wgmma", [](const std::string& type, const py::array& a, const py::array& b, int start,
                     const std::string& lack) {
     const std::map<std::string, void (*)(WgmmaParams)> kernels = {
-        {"Half", wgmma_gemm<Half, kNothingLacks>}, {"BFloat16", wgmma_gemm<BFloat16, kNothingLacks>},
-        {"TF32", wgmma_gemm<TF32, kNothingLacks>}, {"fence", wgmma_gemm<Half, kFence>},
-        {"arrival", wgmma_gemm<Half, kArrival>},   {"parity", wgmma_gemm<Half, kParity>},
-        {"bytes", wgmma_gemm<Half, kBytes>},       {"wait", wgmma_gemm<Half, kWgmmaWait>}};
+        {"Float16", wgmma_gemm<Float16, kNothingLacks>}, {"BFloat16", wgmma_gemm<BFloat16, kNothingLacks>},
+        {"TF32", wgmma_gemm<TF32, kNothingLacks>},       {"fence", wgmma_gemm<Float16, kFence>},
+        {"arrival", wgmma_gemm<Float16, kArrival>},      {"parity", wgmma_gemm<Float16, kParity>},
+        {"bytes", wgmma_gemm<Float16, kBytes>},          {"wait", wgmma_gemm<Float16, kWgmmaWait>}};
     const Input left(a), right(b);
     const Output<> output(64 * 128);
     simt::launch(kernels.at(lack.empty() ? type : lack), 1, 1, 128, kWgmmaShared,
@@ -527,11 +527,11 @@ void bind_selftest(py::module_& m) {
   });
 
   m.def("half_to_float", [](const py::array_t<uint16_t, py::array::c_style>& x) {
-    return convert<float>(x, [](uint16_t bits) { return widen(Half{bits}); });
+    return convert<float>(x, [](uint16_t bits) { return widen(Float16{bits}); });
   });
   m.def("float_to_half", [](const Floats& x) {
     return convert<uint16_t>(x, [](float value) {
-      Half half;
+      Float16 half;
       narrow(value, half);
       return half.bits;
     });

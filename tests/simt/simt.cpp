@@ -354,7 +354,7 @@ void schedule() {
 }
 
 void run_block() {
-  // Half of all blocks let warps run as far ahead as they can; the others interleave, more or less finely.
+  // Float16 of all blocks let warps run as far ahead as they can; the others interleave, more or less finely.
   const uint32_t preemption[] = {0, 0, 0x100, 0x2000};
   m.preemption = preemption[random_below(4)];
   m.ended = m.at_barrier = 0;
@@ -510,7 +510,7 @@ void collective(Thread& t, Arguments& arguments, Complete complete) {
   leave_fiber();
 }
 
-float half_to_float(uint32_t bits) { return cuda::widen(cuda::Half{static_cast<uint16_t>(bits)}); }
+float half_to_float(uint32_t bits) { return cuda::widen(Float16{static_cast<uint16_t>(bits)}); }
 
 }  // namespace
 

@@ -10,7 +10,8 @@
 #include <string>
 #include <type_traits>
 
-#include "cuda/element.h"
+#include "common/scalar.h"
+#include "cuda/wgmma_shape.h"
 
 #define FS_DEVICE inline
 #define FS_KERNEL(threads, blocks_per_sm) void
@@ -187,8 +188,8 @@ FS_DEVICE void ldmatrix_x4_transposed(uint32_t (&r)[4], const void* row, FS_PLAC
 
 template <class T>
 FS_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], FS_PLACE) {
-  if constexpr (std::is_same_v<T, Half>) {
-    simt::multiply(simt::Multiply::kHalf, d, a, b, {"mma<Half>", file, line});
+  if constexpr (std::is_same_v<T, Float16>) {
+    simt::multiply(simt::Multiply::kHalf, d, a, b, {"mma<Float16>", file, line});
   } else if constexpr (std::is_same_v<T, BFloat16>) {
     simt::multiply(simt::Multiply::kBFloat16, d, a, b, {"mma<BFloat16>", file, line});
   } else {
@@ -225,7 +226,7 @@ FS_DEVICE void wgmma_wait_for(float (&)[kWgmmaSums], FS_PLACE) {
 }
 template <class T>
 FS_DEVICE void wgmma(float (&d)[kWgmmaSums], uint64_t a, uint64_t b, bool accumulate, FS_PLACE) {
-  constexpr simt::Multiply kType = std::is_same_v<T, Half>       ? simt::Multiply::kHalf
+  constexpr simt::Multiply kType = std::is_same_v<T, Float16>    ? simt::Multiply::kHalf
                                    : std::is_same_v<T, BFloat16> ? simt::Multiply::kBFloat16
                                                                  : simt::Multiply::kTF32;
   static_assert(kType != simt::Multiply::kTF32 || std::is_same_v<T, TF32>);
@@ -243,13 +244,13 @@ FS_DEVICE float float_of(uint32_t bits) {
   return x;
 }
 
-FS_DEVICE float widen(Half x) {
+FS_DEVICE float widen(Float16 x) {
   const uint32_t sign = uint32_t{x.bits & 0x8000u} << 16, body = x.bits & 0x7fffu;
   if (body >= 0x7c00u) return float_of(sign | 0x7f800000u | (body & 0x3ffu) << 13);  // inf, nan
   // exponents meet after scaling by 2^112, which also normalises subnormals exactly
   return float_of(sign | bits_of(float_of(body << 13) * 0x1p112f));
 }
-FS_DEVICE void narrow(float x, Half& to) {
+FS_DEVICE void narrow(float x, Float16& to) {
   const uint32_t u = bits_of(x), sign = u >> 16 & 0x8000u, body = u & 0x7fffffffu;
   uint32_t half;
   if (body > 0x7f800000u) {

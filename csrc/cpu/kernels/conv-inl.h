@@ -33,8 +33,8 @@ FS_INLINE Block block_of(const CpuPlan& plan, const Window& window, int64_t inde
   b.h = index % plan.blocks_h * plan.block_h, index /= plan.blocks_h;
   b.w = index % plan.blocks_w * plan.block_w, index /= plan.blocks_w;
   b.n = index * plan.block_n;
-  b.width = smaller(plan.block_w, window.conv_w - b.w);
-  b.height = smaller(plan.block_h, window.conv_h - b.h);
+  b.width = smaller(plan.block_w, window.lr_w - b.w);
+  b.height = smaller(plan.block_h, window.lr_h - b.h);
   b.images = smaller(plan.block_n, window.batch - b.n);
   return b;
 }
@@ -117,7 +117,7 @@ struct GroupRows {
   using S = Compute<T>;
   const ConvTask& task;
   int64_t *dest, *residual, *run_left;
-  int32_t *fine_row, *fine_col;
+  int32_t *hr_row, *hr_col;
   S *bias, *slope;
 
   static size_t bytes(int64_t padded) {
@@ -127,7 +127,7 @@ struct GroupRows {
   void place(Arena& arena, int64_t padded) {
     dest = arena.take<int64_t>(padded), residual = arena.take<int64_t>(padded);
     run_left = arena.take<int64_t>(padded);
-    fine_row = arena.take<int32_t>(padded), fine_col = arena.take<int32_t>(padded);
+    hr_row = arena.take<int32_t>(padded), hr_col = arena.take<int32_t>(padded);
     bias = arena.take<S>(padded), slope = arena.take<S>(padded);
   }
   bool late_h(const Phase& p) const { return task.window.late_h && p.i < task.dest.crop_top; }
@@ -143,7 +143,7 @@ struct GroupRows {
       const int64_t i = p.i - d.crop_top + (late_h(p) ? d.r_h : 0);
       const int64_t j = p.j - d.crop_left + (late_w(p) ? d.r_w : 0);
       run_left[row] = d.run > 0 ? d.run - row % d.run : 0;
-      fine_row[row] = static_cast<int32_t>(i), fine_col[row] = static_cast<int32_t>(j);
+      hr_row[row] = static_cast<int32_t>(i), hr_col[row] = static_cast<int32_t>(j);
       dest[row] = p.c * d.stride.c + i * d.stride.h + j * d.stride.w;
       residual[row] = e.residual_kind == ResidualKind::kHighRes  ? p.c * r.c + i * r.h + j * r.w
                       : e.residual_kind == ResidualKind::kLowRes ? o * r.c
@@ -152,7 +152,7 @@ struct GroupRows {
       slope[row] = e.prelu ? S(widen(static_cast<const T*>(e.prelu)[e.prelu_c * p.c + e.prelu_o * o]))
                            : static_cast<S>(e.negative_slope);
     }
-    return {d.rows, dest, residual, fine_row, fine_col, run_left, bias, slope};
+    return {d.rows, dest, residual, hr_row, hr_col, run_left, bias, slope};
   }
 };
 
@@ -192,7 +192,7 @@ struct ConvWorker {
     const Source& source = task.source;
     direct = plan.channels_inner && !source.output && __is_same(T, S) && source.run == w.channels &&
              source.row_scale == 1 && source.col_scale == 1 && w.taps() == 1 && w.stride_h == 1 &&
-             w.stride_w == 1 && w.conv_h + w.late_h == source.fine_h && w.conv_w + w.late_w == source.fine_w;
+             w.stride_w == 1 && w.lr_h + w.late_h == source.hr_h && w.lr_w + w.late_w == source.hr_w;
     if (direct)
       shape.image_step = source.batch_stride, shape.row_step = source.row_stride,
       shape.column_step = source.col_stride;
@@ -402,7 +402,7 @@ struct ConvWorker {
     const Source& s = task.source;
     const int64_t fine_y = y * s.row_scale + s.channel_row[channel],
                   fine_x = x * s.col_scale + s.channel_col[channel];
-    return fine_y >= 0 && fine_y < s.fine_h && fine_x >= 0 && fine_x < s.fine_w;
+    return fine_y >= 0 && fine_y < s.hr_h && fine_x >= 0 && fine_x < s.hr_w;
   }
   // Of all channels, whether the pixels from (y, x) on.
   bool window_exists(int64_t y, int64_t x) const {

@@ -10,7 +10,6 @@
 
 namespace fused_subpixel::cpu::FS_ISA {
 
-FS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }  // b > 0, a > -b
 FS_INLINE int64_t floor_div(int64_t a, int64_t b) {
   if (b == 1) return a;  // nearly always, and a division takes as long as a short row
   return a >= 0 ? a / b : -((-a + b - 1) / b);
@@ -35,7 +34,7 @@ void pack_row(const Source& source, const T* from, const int32_t* channel_col, i
       for (int64_t x = x_begin; x < x_end; ++x) {
         const int64_t col = col0 + x * col_step, fine = col * source.col_scale + channel_col[q];
         to[q * channel_step + x] =
-            fine >= 0 && fine < source.fine_w ? S(widen(from[q + col * source.col_stride])) : S(0);
+            fine >= 0 && fine < source.hr_w ? S(widen(from[q + col * source.col_stride])) : S(0);
       }
     }
   };
@@ -45,7 +44,7 @@ void pack_row(const Source& source, const T* from, const int32_t* channel_col, i
   for (int64_t q = 0; q < run;
        q += larger<int64_t>(run - 1, 1)) {  // channel_col rises along a run: ends suffice
     lo = larger(lo, -floor_div(channel_col[q], source.col_scale) - col0);
-    hi = smaller(hi, floor_div(source.fine_w - 1 - channel_col[q], source.col_scale) + 1 - col0);
+    hi = smaller(hi, floor_div(source.hr_w - 1 - channel_col[q], source.col_scale) + 1 - col0);
   }
   lo = smaller(lo, n), hi = larger(hi, lo);
   const T* const first = from + col0 * source.col_stride;  // column 0 of the strip
@@ -107,7 +106,7 @@ void copy_row(const Source& source, const T* from, const int32_t* channel_col, i
   constexpr int L = kLanes<S>;
   const auto inside = [&](int64_t col, int64_t q) {
     const int64_t fine = col * source.col_scale + channel_col[q];
-    return fine >= 0 && fine < source.fine_w;
+    return fine >= 0 && fine < source.hr_w;
   };
   for (int64_t x = 0; x < n; ++x, to += column_step) {
     const int64_t col = col0 + x * col_step;
@@ -128,7 +127,7 @@ void pack_channels(const Source& source, const Window& window, const StripShape&
                    int64_t first, int64_t row, int64_t w0, Compute<T>* to, int64_t channel_step) {
   using S = Compute<T>;
   const int64_t fine = row * source.row_scale + source.channel_row[first];
-  const bool outside = fine < 0 || fine >= source.fine_h, inner = channel_step == 1;
+  const bool outside = fine < 0 || fine >= source.hr_h, inner = channel_step == 1;
   if (outside && inner) {
     for (int64_t x = 0; x < shape.phases * shape.phase_columns; ++x)
       std::memset(to + x * shape.column_step, 0, sizeof(S) * static_cast<size_t>(source.run));

@@ -7,6 +7,8 @@
 #include <cstring>
 #include <utility>
 
+#include "common/scalar.h"
+
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
@@ -67,13 +69,6 @@ FS_INLINE Vec<S> splat(S x) {
 }
 
 // ---- half types: storage only, arithmetic is in float ----------------------------------------------------------
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
-
 template <class To, class From>
 FS_INLINE To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From));
@@ -129,18 +124,6 @@ FS_INLINE Float16 narrow<Float16>(float x) {
   return {static_cast<uint16_t>(sign | (body - 0x38000000u + 0xfffu + (body >> 13 & 1u)) >> 13)};
 #endif
 }
-
-// Storage type T is computed in type Compute<T>.
-template <class T>
-struct ComputeOf {
-  using type = float;
-};
-template <>
-struct ComputeOf<double> {
-  using type = double;
-};
-template <class T>
-using Compute = typename ComputeOf<T>::type;
 
 template <class T>
 FS_INLINE Vec<Compute<T>> load_widened(const T* p) {

@@ -20,8 +20,8 @@ struct RowTable {
   int64_t rows;
   const int64_t* dest;      // element offset of the row's pixel (0, 0) in the output, crop subtracted
   const int64_t* residual;  // the same in the residual
-  const int32_t* fine_row;  // i - crop_top
-  const int32_t* fine_col;  // j - crop_left
+  const int32_t* hr_row;    // i - crop_top
+  const int32_t* hr_col;    // j - crop_left
   const int64_t* run_left;  // rows from here to the end of the run, or 0 without runs
   const S* bias;
   const S* slope;
@@ -90,11 +90,11 @@ struct Store {
     return v > clamp_max ? clamp_max : v;
   }
   FS_INLINE bool row_inside(const PixelVector& p, int64_t row) const {
-    const int64_t y = p.h * dest.r_h + table.fine_row[row];
+    const int64_t y = p.h * dest.r_h + table.hr_row[row];
     return y >= 0 && y < dest.out_h;
   }
   FS_INLINE bool col_inside(int64_t w, int64_t row) const {
-    const int64_t x = w * dest.r_w + table.fine_col[row];
+    const int64_t x = w * dest.r_w + table.hr_col[row];
     return x >= 0 && x < dest.out_w;
   }
   FS_INLINE bool cell_inside(int64_t w) const {  // all r_w columns of a low-resolution pixel

@@ -15,7 +15,7 @@ void launch_typed(Pass pass, const GenericParams& p, const Target& target, void*
   // enough blocks to fill the GPU several times over; each walks on until all is done
   const int64_t most = int64_t{target.multiprocessors} * 16;
   if (pass == Pass::kWeightGrad) {
-    const int64_t results = g.conv_channels() * (g.in_channels / g.groups * g.kernel_h * g.kernel_w + 1);
+    const int64_t results = g.lr_channels() * (g.in_channels / g.groups * g.kernel_h * g.kernel_w + 1);
     return run_kernel<GenericParams>(&weight_grad_generic_kernel<T>,
                                      static_cast<int>(std::min(results, 4 * most)), 1, kReduceThreads,
                                      kReduceThreads * static_cast<int64_t>(sizeof(Compute<T>)), stream, p);
@@ -45,7 +45,7 @@ void launch_generic(Pass pass, DType dtype, const GenericParams& p, const Target
     case DType::kFloat32: return launch_typed<float>(pass, p, target, stream);
     case DType::kFloat64: return launch_typed<double>(pass, p, target, stream);
     case DType::kBFloat16: return launch_typed<BFloat16>(pass, p, target, stream);
-    case DType::kFloat16: return launch_typed<Half>(pass, p, target, stream);
+    case DType::kFloat16: return launch_typed<Float16>(pass, p, target, stream);
   }
 }
 

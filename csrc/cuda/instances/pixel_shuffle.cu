@@ -18,8 +18,8 @@ void pixel_shuffle(const ShuffleArguments& a, const Device& device) {
   p.line_slots = (length + vector - 1) / vector + 1;
   p.slots = Divisor(p.line_slots), p.channels = Divisor(a.channels), p.rows = Divisor(a.height);
   const int64_t cell = a.factor_h * a.factor_w;
-  p.high_channels = Divisor(a.inverse ? a.channels / cell : a.channels);
-  p.cell_h = Divisor(a.factor_h), p.cell_w = Divisor(a.factor_w);
+  p.hr_channels = Divisor(a.inverse ? a.channels / cell : a.channels);
+  p.r_h = Divisor(a.factor_h), p.r_w = Divisor(a.factor_w);
   p.order = a.order, p.channels_last = a.channels_last, p.inverse = a.inverse;
   const int64_t blocks = (p.lines * p.line_slots + kShuffleThreads - 1) / kShuffleThreads;
   const int grid = static_cast<int>(std::min(blocks, int64_t{device.target.multiprocessors} * 64));

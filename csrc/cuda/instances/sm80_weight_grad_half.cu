@@ -2,5 +2,5 @@
 #include "cuda/instances/sm80_launch.cuh"
 
 namespace fused_subpixel::cuda {
-template void launch_weight_grad_mma<Half>(const WeightGradParams&, void*);
+template void launch_weight_grad_mma<Float16>(const WeightGradParams&, void*);
 }

@@ -2,5 +2,5 @@
 #include "cuda/instances/sm90_launch.cuh"
 
 namespace fused_subpixel::cuda {
-template void launch_wgmma<Half>(const PackParams&, const MmaParams&, void*);
+template void launch_wgmma<Float16>(const PackParams&, const MmaParams&, void*);
 }

@@ -110,26 +110,25 @@ FS_DEVICE ChannelPlace channel_place(const PixelLoad& p, const PixelStrides& by,
   const PixelSource& from = p.source;
   const ShuffledChannels& m = from.map;
   int c = s, i = 0, j = 0;
-  if (m.cell_h * m.cell_w > 1) {
+  if (m.r_h * m.r_w > 1) {
     if (m.order == ChannelOrder::kDCR) {
       const int cell = p.channels.divide(s);
-      i = p.cell_w.divide(cell);
-      c = s - cell * m.channels, j = cell - i * m.cell_w;
+      i = p.r_w.divide(cell);
+      c = s - cell * m.channels, j = cell - i * m.r_w;
     } else {
-      const int above = p.cell_w.divide(s);
-      c = p.cell_h.divide(above);
-      j = s - above * m.cell_w, i = above - c * m.cell_h;
+      const int above = p.r_w.divide(s);
+      c = p.r_h.divide(above);
+      j = s - above * m.r_w, i = above - c * m.r_h;
     }
   }
   const int row = i - from.crop_top, column = j - from.crop_left;
-  return {c * by.channel + row * by.fine_row + column * by.fine_col, row, column, s < from.total};
+  return {c * by.channel + row * by.hr_row + column * by.hr_col, row, column, s < from.total};
 }
 // Whether it exists at this pixel. What lies before the first row or column wraps to behind the last.
 FS_DEVICE bool exists_at(const PixelSource& from, const ChannelPlace& channel, int row, int column) {
   return channel.exists &&
-         static_cast<unsigned>(row * from.map.cell_h + channel.row) < static_cast<unsigned>(from.fine_h) &&
-         static_cast<unsigned>(column * from.map.cell_w + channel.column) <
-             static_cast<unsigned>(from.fine_w);
+         static_cast<unsigned>(row * from.map.r_h + channel.row) < static_cast<unsigned>(from.hr_h) &&
+         static_cast<unsigned>(column * from.map.r_w + channel.column) < static_cast<unsigned>(from.hr_w);
 }
 
 // Image, low-resolution row and column of a pixel of the halo.

@@ -15,7 +15,7 @@
 
 namespace fused_subpixel::cuda {
 
-FS_DEVICE uint32_t word_of_ones(Half) { return 0x3c003c00u; }
+FS_DEVICE uint32_t word_of_ones(Float16) { return 0x3c003c00u; }
 FS_DEVICE uint32_t word_of_ones(BFloat16) { return 0x3f803f80u; }
 FS_DEVICE uint32_t word_of_ones(TF32) { return 0x3f800000u; }
 

@@ -8,17 +8,16 @@
 namespace fused_subpixel::cuda {
 
 FS_DEVICE PhaseOf<int> phase_of(const ShuffledChannels& m, int counted) {
-  return phase_of_channel<int>(counted, m.channels, m.cell_h, m.cell_w, m.order);
+  return phase_of_channel(counted, shuffle_sizes(m.channels, m.r_h, m.r_w), m.order);
 }
 FS_DEVICE int conv_channel_of(const ShuffledChannels& m, int counted) {
-  return channel_of_phase(phase_of(m, counted), m.channels, m.cell_h, m.cell_w, m.call_order);
+  return channel_of_phase(phase_of(m, counted), shuffle_sizes(m.channels, m.r_h, m.r_w), m.call_order);
 }
 
 // The taps that a row of the weight lacks: 1 the first column + 2 the first row.
 template <class Params>
 FS_DEVICE int lacking(const Params& p, int counted) {
-  const PhaseOf<int> at = phase_of(p.map, counted);
-  return (at.j >= p.map.cell_w - p.short_w) + 2 * (at.i >= p.map.cell_h - p.short_h);
+  return missing_taps(phase_of(p.map, counted), p.map.r_h, p.map.r_w, p.short_h, p.short_w);
 }
 
 // First pixel of a tile.
@@ -65,7 +64,8 @@ struct TileStore {
       RowInfo info = {};
       if (row < p.rows) {
         const PhaseOf<int> at = phase_of(p.map, row);
-        const int o = channel_of_phase(at, p.map.channels, p.map.cell_h, p.map.cell_w, p.map.call_order);
+        const int o =
+            channel_of_phase(at, shuffle_sizes(p.map.channels, p.map.r_h, p.map.r_w), p.map.call_order);
         info = {bias_of<T>(p.epilogue, at.c, o), slope_of<T>(p.epilogue, at.c, o), at.c, at.j, o};
       }
       row_info()[column] = info;
@@ -111,10 +111,10 @@ struct TileStore {
     const int first_row = block_y() * kColumns,
               end_row = first_row + kColumns < p.rows ? first_row + kColumns : p.rows;
     const int first_unit = first_row / p.run;
-    const int width = plan.tile_w < p.conv_w - origin.w ? plan.tile_w : p.conv_w - origin.w;
-    const int x0 = origin.w * m.cell_w - p.crop_left;  // fine column of the tile's first pixel
+    const int width = plan.tile_w < p.lr_w - origin.w ? plan.tile_w : p.lr_w - origin.w;
+    const int x0 = origin.w * m.r_w - p.crop_left;  // fine column of the tile's first pixel
     // Elements of a tile row that the crop leaves; columns are bounded before they are multiplied.
-    const int columns = width * m.cell_w, columns_before = x0 < 0 ? (-x0 < columns ? -x0 : columns) : 0;
+    const int columns = width * m.r_w, columns_before = x0 < 0 ? (-x0 < columns ? -x0 : columns) : 0;
     const int64_t columns_left = int64_t{p.out_w} - x0;
     const int from_element = columns_before * p.per_column;
     const int to_element = (columns_left < 0         ? 0
@@ -134,8 +134,8 @@ struct TileStore {
                 h = origin.h + line - image * plan.tile_h;
       const int begin_row = unit * p.run > first_row ? unit * p.run : first_row;
       const int stop_row = (unit + 1) * p.run < end_row ? (unit + 1) * p.run : end_row;
-      if (n >= p.load.batch || h >= p.conv_h || begin_row >= stop_row) continue;
-      const int block = unit / m.cell_h, y = h * m.cell_h + unit - block * m.cell_h - p.crop_top;
+      if (n >= p.load.batch || h >= p.lr_h || begin_row >= stop_row) continue;
+      const int block = unit / m.r_h, y = h * m.r_h + unit - block * m.r_h - p.crop_top;
       if (y < 0 || y >= p.out_h) continue;
       // Elements of the tile row, p.run to the pixel: [begin, end) are this piece's, [low, high) of these exist.
       const int begin = p.whole_units ? 0 : piece * p.run + begin_row - unit * p.run;
@@ -185,9 +185,8 @@ struct TileStore {
         if (p.epilogue.residual) {
           const RowInfo& info = row_info()[unit * p.run + q - first_row];
           const int column = origin.w + w;
-          value +=
-              residual_at<T>(p.epilogue, {n, info.c, y, int64_t{column} * m.cell_w + info.j - p.crop_left, h,
-                                          column, info.conv_channel});
+          value += residual_at<T>(p.epilogue, {n, info.c, y, int64_t{column} * m.r_w + info.j - p.crop_left,
+                                               h, column, info.conv_channel});
         }
         T result;
         narrow(clamp_to(p.epilogue, value), result);
