@@ -84,8 +84,8 @@ def headline() -> str:
     note = (
         f"CPU: two cores of an AMD EPYC (Zen 5), float32, {dates['CPU']}. "
         f"GPU: NVIDIA H100, float16, CUDA graphs, {dates['H100']}.\n"
-        f"Median of the 14 workloads: {medians['CPU', False]:.2f} forward and {medians['CPU', True]:.2f} with "
-        f"gradients on the CPU, {medians['H100', False]:.2f} and {medians['H100', True]:.2f} on the H100."
+        f"Median of the 14 workloads: {medians['CPU', False]:.2f} forward and {medians['CPU', True]:.2f} "
+        f"with gradients on the CPU, {medians['H100', False]:.2f} and {medians['H100', True]:.2f} on the H100."
     )
     return f"{markdown(head, rows)}\n\n{note}"
 
@@ -107,7 +107,9 @@ def transposed() -> str:
             if row["contender"] == "fused":
                 ratios[machine_name, row["layer"], row["pass"], row["layout"]] = float(row["ratio"])
                 names[row["layer"]] = None
-    columns = [(m, p, la) for m in TRANSPOSED for p in ("forward", "backward") for la in ("NCHW", "channels_last")]
+    columns = [
+        (m, p, la) for m in TRANSPOSED for p in ("forward", "backward") for la in ("NCHW", "channels_last")
+    ]
     parts = []
     for machine_name, file in TRANSPOSED.items():
         own = [column for column in columns if column[0] == machine_name]
@@ -117,7 +119,8 @@ def transposed() -> str:
             if (machine_name, layer, "forward", "NCHW") in ratios
         ]
         middle = [
-            statistics.median(r for (m, _, p, la), r in ratios.items() if (m, p, la) == column) for column in own
+            statistics.median(r for (m, _, p, la), r in ratios.items() if (m, p, la) == column)
+            for column in own
         ]
         body.append(("**median**", *(f"**{value:.2f}**" for value in middle)))
         head = ("layer", "forward, NCHW", "channels_last", "with gradients, NCHW", "channels_last")
@@ -171,7 +174,9 @@ def filled(page: str) -> str:
 def main(arguments: Sequence[str]) -> int:
     stale = [page for page in PARTS if filled(page) != (ROOT / page).read_text()]
     if "--check" in arguments:
-        print(f"differs from bench/results: {', '.join(stale)}" if stale else "tables agree with bench/results")
+        print(
+            f"differs from bench/results: {', '.join(stale)}" if stale else "tables agree with bench/results"
+        )
         return 1 if stale else 0
     for page in stale:
         (ROOT / page).write_text(filled(page))
