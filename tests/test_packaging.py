@@ -336,9 +336,7 @@ def test_a_leaking_kernel_file_would_be_noticed(toy, tmp_path):
     kernels = tree / "csrc/cpu/kernels/kernels.cpp"
     kernels.write_text("#include <algorithm>\n" + kernels.read_text().replace("n * tile()", "std::max(n, 1)"))
     build(tree, CXXFLAGS="-O0")
-    assert any(
-        "3max" in s for s in strays(tree / "build/ninja/csrc/cpu/kernels/kernels.cpp.portable.o", "portable")
-    )
+    assert any("3max" in s for s in strays(tree / "build/ninja/csrc/cpu/kernels/kernels.cpp.portable.o", "portable"))
     assert strays(toy / "build/ninja/csrc/cpu/kernels/kernels.cpp.portable.o", "portable") == []
 
 
