@@ -90,7 +90,7 @@ bench-clients: compile $(clients)  ## measure models of other packages, before a
 
 # Installs nothing. PYTHON if it is given, else .venv's, else python3: one with a CUDA build of torch.
 gpu:  ## build, test, sanitize and measure on a CUDA GPU
-	@$(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(py)) $(PYTHON)),$(PYTHON)) tests/gpu.py --steps "$(STEPS)" $(ARGS)
+	@$(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(py)) $(PYTHON)),$(PYTHON)) tools/gpu.py --steps "$(STEPS)" $(ARGS)
 
 wheel: compile  ## dist/*.whl, for any Python and torch it supports
 	$(py) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .

@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import needs_cpu_library
+from surgery_checks import SHAPE, fused_calls, image, outcomes, replace, types
 from surgery_models import IN_PLACE_PATTERNS, PATTERNS, Chained, Compact, Pattern, Shared, conv, norm, pair
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 import fused_subpixel as fs
-from fused_subpixel.surgery import chain
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -28,7 +27,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # torch.onnx's own
 ]
 every_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS.keys())
-SHAPE = (2, 4, 10, 8)
+
+
 MAKES_FRACTIONS = (
     "norm", "duc", "LU before", "lu, chained", "lu after", "lu in place", "lu of", "srresnet", "compact",
     "basicvsr", "compressai", "fastai", "tanh", "Tanh", "igmoid", "espcn", "parametrized",
@@ -39,29 +39,6 @@ def build(pattern: Pattern, dtype: torch.dtype = torch.float64) -> nn.Module:
     return pattern.make().to(dtype).eval()
 
 
-def image(dtype: torch.dtype = torch.float64, layout: str = "contiguous") -> Tensor:
-    x = torch.randn(SHAPE, dtype=dtype)
-    return x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else x
-
-
-def replace(model: nn.Module, *arguments: Any, **options: Any) -> tuple[nn.Module, fs.Report]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return fs.replace_pixel_shuffle(model, *arguments, return_report=True, **options)
-
-
-def outcomes(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """The output, its gradients with respect to input and parameters, and the output without gradients."""
-    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    output = model(x)
-    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
-    wanted = [x, *(p for p in model.parameters() if p.requires_grad)]
-    gradients = torch.autograd.grad((output * weights).sum(), wanted, allow_unused=True)
-    with torch.no_grad():
-        plain = model(x)
-    return [output.detach(), plain, *(g for g in gradients if g is not None)]
-
-
 def assert_same(found: nn.Module, expected: nn.Module, x: Tensor, **tolerances: float) -> None:
     """To rounding. The second run is on its own copy of the state, for spectral_norm iterates in training."""
     state = {key: value.clone() for key, value in expected.state_dict().items()}
@@ -70,19 +47,6 @@ def assert_same(found: nn.Module, expected: nn.Module, x: Tensor, **tolerances: 
     torch.testing.assert_close(mine, theirs, **tolerances)
     for model in (found, expected):
         model.load_state_dict(state)
-
-
-def types(model: nn.Module) -> list[type]:
-    return [type(module) for module in model.modules()]
-
-
-def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A list that gets an entry for each fused call that surgery makes from now on."""
-    calls: list[Any] = []
-    run, run_downward = chain.run, chain.run_downward
-    monkeypatch.setattr(chain, "run", lambda *a: [run(*a), calls.append(a)][0])
-    monkeypatch.setattr(chain, "run_downward", lambda *a: [run_downward(*a), calls.append(a)][0])
-    return calls
 
 
 # ---- the same numbers --------------------------------------------------------------------------------------

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import math
 import zlib
-from pathlib import Path
 
 import cases
 import emulated
 import pytest
 import torch
 from cases import BASES, DTYPES, EPILOGUES, GEOMETRIES, SAME3, Case, variant
-from emulated import GENERIC, HOPPER, LARGE, MMA, OLD, SMALL, WGMMA, Target
-from test_kernel_gradients import (
+from emulated import GENERIC, HOPPER, LARGE, MMA, OLD, SMALL, TARGETS, WGMMA, WIDE, Target, error
+from gradients import (
     ACTIVATED,
     RECOVERABLE,
     applied_once,
@@ -26,7 +25,7 @@ from test_kernel_gradients import (
     integer_gradient,
     quarters,
 )
-from test_kernel_gradients import exact as exact_gradients
+from gradients import exact as exact_gradients
 from torch import Tensor
 
 from fused_subpixel import _library, backends, functional, reference
@@ -34,9 +33,6 @@ from fused_subpixel._arguments import CHANNEL_ORDERS, Problem, resolve
 from fused_subpixel.autograd import BackwardPlan, plan_backward
 from fused_subpixel.conversion import conv_transpose_weight_to_subpixel, subpixel_weight_to_conv_transpose
 
-ROOT = Path(__file__).resolve().parent.parent
-CUDA = ROOT / "csrc" / "cuda"
-TARGETS = {"large": LARGE, "small": SMALL}
 HALVES = (torch.float16, torch.bfloat16)
 TENSOR_CORE_TYPES = (*HALVES, torch.float32)  # as tf32
 
@@ -48,16 +44,6 @@ HEADS = tuple(
         (64, 8, 1, 60), (64, 1, 2, 7), (128, 2, 5, 4), (144, 2, 3, 20), (256, 2, 3, 32), (576, 3, 1, 24),
     )
 )  # fmt: skip
-# For Hopper's own kernel. Two images to a tile or one, several chunks, tiles and blocks of rows, crops.
-WIDE = (
-    Case("128 rows, 3x3", (1, 64, 16, 15), (128, 64, 3, 3), (2, 2), padding=SAME3),
-    Case("256 rows, 1x1", (3, 256, 7, 8), (256, 256, 1, 1), (2, 2)),
-    Case("160 rows, 2x2", (1, 128, 17, 9), (160, 128, 2, 2)),
-    Case("144 rows, r 3", (2, 72, 8, 8), (144, 72, 1, 1), (3, 3)),
-    Case("128 rows, dilated", (1, 64, 16, 8), (128, 64, 3, 2), (4, 2), dilation=(2, 3), padding=(2, 2, 1, 2)),
-    Case("248 rows, 1x3", (3, 200, 8, 7), (248, 200, 1, 3), (1, 2), padding=(0, 0, 1, 1)),
-    Case("128 rows, cropped", (1, 128, 15, 16), (128, 128, 3, 3), (2, 2), padding=SAME3, crop=(1, 3, 2, 1)),
-)
 # Cropped as transposed convolutions are, with tiles of one phase each in channels_last.
 LATE = (
     Case("4x4 stride 2", (2, 40, 8, 9), (4 * 64, 40, 2, 2), (2, 2), padding=(1, 1, 1, 1), crop=(1, 1, 1, 1)),
@@ -455,10 +441,6 @@ def test_rounding(base: Case, activation: str | None, dtype: torch.dtype) -> Non
         rounding = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
         slack = (rounding * cases.products(case) ** 0.5 + torch.finfo(dtype).eps) * float(truth.abs().max())
         assert error(found, truth) <= 2 * error(plain, truth) + slack
-
-
-def error(found: Tensor, truth: Tensor) -> float:
-    return float((found.double() - truth).abs().max())
 
 
 @pytest.mark.parametrize("dtype", HALVES)

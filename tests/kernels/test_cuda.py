@@ -9,8 +9,8 @@ import cases
 import pytest
 import torch
 from cases import EPILOGUES, GEOMETRIES, Case, Tensors
-from test_kernel_gradients import ACTIVATED, RECOVERABLE, integer_gradient, quarters, saved
-from test_kernel_gradients import exact as exact_gradients
+from gradients import ACTIVATED, RECOVERABLE, integer_gradient, quarters, saved
+from gradients import exact as exact_gradients
 from torch import Tensor
 
 import fused_subpixel as fs

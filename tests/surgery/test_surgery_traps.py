@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from surgery_checks import fused_calls, image, outcomes, replace, types
 from surgery_models import Chained, Functional, Shared, Squared, conv, norm, pair
-from test_surgery import fused_calls, image, outcomes, replace, types
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 for package in ("numpy", "PIL", "matplotlib", "skimage", "tqdm"):  # of the extra "examples"
     pytest.importorskip(package)
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import fetch_mnist  # noqa: E402

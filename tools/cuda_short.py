@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A few small calls of every CUDA kernel, for compute-sanitizer: python tests/cuda_short.py."""
+"""A few small calls of every CUDA kernel, for compute-sanitizer: python tools/cuda_short.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import itertools
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT)]
 
 import cases  # noqa: E402
 import torch  # noqa: E402

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import cases
 import fused_subpixel_simt as simt
 import torch
-from cases import Case, Tensors
+from cases import SAME3, Case, Tensors
 from torch import Tensor
 
 from fused_subpixel._arguments import ACTIVATIONS
@@ -31,6 +31,22 @@ LARGE = Target()
 SMALL = Target(86, 132, 99 << 10)  # less shared memory, and a block for every tile
 HOPPER = Target(90, 1)  # one multiprocessor: what computes more at a time wins
 OLD = Target(75, 40, 64 << 10)  # no tensor cores that these kernels use
+TARGETS = {"large": LARGE, "small": SMALL}
+
+# For Hopper's own kernel. Two images to a tile or one, several chunks, tiles and blocks of rows, crops.
+WIDE = (
+    Case("128 rows, 3x3", (1, 64, 16, 15), (128, 64, 3, 3), (2, 2), padding=SAME3),
+    Case("256 rows, 1x1", (3, 256, 7, 8), (256, 256, 1, 1), (2, 2)),
+    Case("160 rows, 2x2", (1, 128, 17, 9), (160, 128, 2, 2)),
+    Case("144 rows, r 3", (2, 72, 8, 8), (144, 72, 1, 1), (3, 3)),
+    Case("128 rows, dilated", (1, 64, 16, 8), (128, 64, 3, 2), (4, 2), dilation=(2, 3), padding=(2, 2, 1, 2)),
+    Case("248 rows, 1x3", (3, 200, 8, 7), (248, 200, 1, 3), (1, 2), padding=(0, 0, 1, 1)),
+    Case("128 rows, cropped", (1, 128, 15, 16), (128, 128, 3, 3), (2, 2), padding=SAME3, crop=(1, 3, 2, 1)),
+)
+
+
+def error(found: Tensor, truth: Tensor) -> float:
+    return float((found.double() - truth).abs().max())
 
 
 def geometry(case: Case, tf32: bool = False) -> list[int]:

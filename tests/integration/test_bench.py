@@ -26,7 +26,7 @@ from torch import Tensor
 
 pytest.importorskip("tqdm")  # of the extra "bench"
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from bench import (  # noqa: E402

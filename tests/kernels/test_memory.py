@@ -20,7 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 
 pytestmark = needs_cpu_library
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).resolve().parents[2]
+SUPPORT = ROOT / "tests" / "support"
 MB = 1 << 20
 SAME = cases.SAME3
 CASES = (
@@ -117,7 +118,7 @@ with fs.use_backend("cpu"):
 
 
 def child(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    paths = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), str(SUPPORT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [sys.executable, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -153,14 +154,14 @@ MALLOC_CHECK = {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3", "M
 
 def test_nothing_outside_the_tensors_is_read_or_written() -> None:
     """Next to every input lies a page that cannot be read; glibc watches the bytes behind every output."""
-    result = child([str(TESTS / "guarded.py")], **MALLOC_CHECK)
+    result = child([str(SUPPORT / "guarded.py")], **MALLOC_CHECK)
     assert result.returncode == 0, result.stderr
     assert "done" in result.stdout
 
 
 @pytest.mark.parametrize("what", ["read", "write"])
 def test_the_guards_guard(what: str) -> None:
-    result = child([str(TESTS / "guarded.py"), what], **MALLOC_CHECK)
+    result = child([str(SUPPORT / "guarded.py"), what], **MALLOC_CHECK)
     if what == "write" and result.returncode == 0:
         pytest.skip("no glibc with libc_malloc_debug.so here")
     assert result.returncode < 0, "a stray access went unnoticed"

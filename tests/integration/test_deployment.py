@@ -22,7 +22,7 @@ from torch.export import Dim, ExportedProgram
 import fused_subpixel as fs
 from fused_subpixel import _library
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples/aot_inductor_cpp"
 OPERATOR = torch.ops.fused_subpixel.subpixel_conv2d.default
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Check that the built libraries work under another Python and another torch, without a GPU.
 
-    python tests/load_elsewhere.py /path/to/venv/bin/python [more pythons]
+    python tools/load_elsewhere.py /path/to/venv/bin/python [more pythons]
 
 Each of them needs torch 2.10 or newer and nothing else, at best a CUDA build; no compiler, no GPU. The
 package is copied to a folder of its own, with the libraries that lie beside it here. Both must load and

@@ -16,7 +16,7 @@ import torch
 import fused_subpixel
 from fused_subpixel import __main__, _library, backends, verification
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ISA_OBJECTS = sorted((ROOT / "build/ninja/csrc/cpu/kernels").glob("kernels.cpp.*.o"))
 LIBRARIES = sorted(Path(fused_subpixel.__file__).parent.glob("*.so"))
 BUILD_FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md")
@@ -336,7 +336,9 @@ def test_a_leaking_kernel_file_would_be_noticed(toy, tmp_path):
     kernels = tree / "csrc/cpu/kernels/kernels.cpp"
     kernels.write_text("#include <algorithm>\n" + kernels.read_text().replace("n * tile()", "std::max(n, 1)"))
     build(tree, CXXFLAGS="-O0")
-    assert any("3max" in s for s in strays(tree / "build/ninja/csrc/cpu/kernels/kernels.cpp.portable.o", "portable"))
+    assert any(
+        "3max" in s for s in strays(tree / "build/ninja/csrc/cpu/kernels/kernels.cpp.portable.o", "portable")
+    )
     assert strays(toy / "build/ninja/csrc/cpu/kernels/kernels.cpp.portable.o", "portable") == []
 
 
@@ -545,17 +547,17 @@ def test_nothing_is_fetched_where_nothing_is_missing(no_toolkit, cuda_toy):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_make_gpu_refuses_in_one_line():
-    done = run(sys.executable, "tests/gpu.py")
+    done = run(sys.executable, "tools/gpu.py")
     assert done.returncode == 2 and done.stdout == ""
     assert re.fullmatch(r"make gpu: torch \S+ (is built without CUDA|finds no CUDA GPU).*\n", done.stderr)
-    done = run(sys.executable, "tests/gpu.py", "--steps", "build,rest")
+    done = run(sys.executable, "tools/gpu.py", "--steps", "build,rest")
     assert done.returncode == 2 and "unknown step 'rest'; known are build, test" in done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not LIBRARIES, reason="no compiled library beside the package")
 def test_the_libraries_load_from_another_folder():
-    done = run(sys.executable, "tests/load_elsewhere.py", sys.executable)
+    done = run(sys.executable, "tools/load_elsewhere.py", sys.executable)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cpu library: loaded, operators registered" in done.stdout
 

@@ -29,8 +29,8 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-SHORT = "tests/cuda_short.py"  # a few small calls of every kernel
-GPU_TESTS = "tests/test_cuda.py"
+SHORT = "tools/cuda_short.py"  # a few small calls of every kernel
+GPU_TESTS = "tests/kernels/test_cuda.py"
 EMULATOR_TEST = "emulator_matches_hardware"
 DTYPES = ("float16", "bfloat16", "tf32", "float32")
 TAIL = 40  # lines of a failed step's log that are shown
@@ -79,7 +79,6 @@ def steps(results: Path, bench: Sequence[str]) -> dict[str, Step]:
     python, pytest = sys.executable, [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     if importlib.util.find_spec("xdist"):
         pytest += ["-n", str(min(8, os.cpu_count() or 1))]
-    tests = [path for path in (GPU_TESTS, "tests/test_cuda_gpu.py") if (ROOT / path).exists()] or [GPU_TESTS]
     build = [python, "setup.py", "--quiet", "build_ext", "--inplace"]
     modules = [python, "setup.py", "--quiet", "build_host_tests"]
     verify = [python, "-m", "fused_subpixel", "verify"]
@@ -91,10 +90,10 @@ def steps(results: Path, bench: Sequence[str]) -> dict[str, Step]:
     return {
         "build": Step(120, [build], ("setuptools",)),
         "test": Step(
-            240, [verify, [*pytest, "-m", "gpu", "-k", f"not {EMULATOR_TEST}", *tests]], ("pytest",)
+            240, [verify, [*pytest, "-m", "gpu", "-k", f"not {EMULATOR_TEST}", GPU_TESTS]], ("pytest",)
         ),
         "emulator": Step(
-            60, [modules, [*pytest, "-m", "gpu", "-k", EMULATOR_TEST, *tests]], ("pytest", "pybind11")
+            60, [modules, [*pytest, "-m", "gpu", "-k", EMULATOR_TEST, GPU_TESTS]], ("pytest", "pybind11")
         ),
         "sanitize": Step(
             100,

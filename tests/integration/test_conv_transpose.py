@@ -595,7 +595,7 @@ def test_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Prints three equal results, draws both pictures."""
     for package in ("matplotlib", "skimage"):
         pytest.importorskip(package)
-    path = Path(__file__).parent.parent / "examples" / "deconvolution_is_convolution.py"
+    path = Path(__file__).resolve().parents[2] / "examples" / "deconvolution_is_convolution.py"
     example = runpy.run_path(str(path))
     assert example["main"](["--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

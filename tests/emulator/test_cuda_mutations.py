@@ -19,13 +19,14 @@ import pybind11
 import pytest
 import torch
 from cases import SAME3, Case, variant
-from emulated import OLD, Target
-from test_cuda_kernels import CUDA, HOPPER, ROOT, TARGETS, WIDE, error
-from test_kernel_gradients import exact as exact_gradients
-from test_kernel_gradients import integer_gradient, quarters
+from emulated import HOPPER, OLD, TARGETS, WIDE, Target, error
+from gradients import exact as exact_gradients
+from gradients import integer_gradient, quarters
 
 from fused_subpixel import reference
 
+ROOT = Path(__file__).resolve().parents[2]
+CUDA = ROOT / "csrc" / "cuda"
 FAMILIES = {  # where barriers and waits stand, and what runs through them
     "sm90_conv.cuh": lambda seed, _: run_hopper(seed),
     "sm80_conv.cuh": lambda seed, target: run_forward(seed, target),
@@ -191,7 +192,9 @@ def test_an_index_off_by_one_is_caught(wrong: tuple[str, str, str, str] | None, 
         *map(str, objects), "-o", str(tmp_path / f"fused_subpixel_simt{suffix}"),
     ]  # fmt: skip
     subprocess.run(command, check=True)
-    paths = os.pathsep.join(map(str, (tmp_path, ROOT / "tests", ROOT)))
+    paths = os.pathsep.join(
+        map(str, (tmp_path, ROOT / "tests/support", ROOT / "tests/emulator", ROOT))
+    )
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, family],
         env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True,
