@@ -72,7 +72,10 @@ def headline() -> str:
         times = milliseconds(forward.ms(forward.peer)), milliseconds(forward.ms(forward.ours))
         ratios = f"{forward.headline:.2f}", f"{backward.headline:.2f}"
         rows.append((device, f"{layer} (`{workload}`)", *times, *ratios))
-    head = ("device", "layer (name in the benchmark)", "fastest other", "fused", "forward", "with gradients")
+    head = (
+        "device", "layer (name in the benchmark)", "fastest other, forward", "fused, forward",
+        "ratio, forward", "ratio, with gradients",
+    )  # fmt: skip
     medians = {
         (device, which): statistics.median(
             case.headline for case in of.cases if case.backward is which and case.workload != "tiny"
@@ -84,7 +87,7 @@ def headline() -> str:
     note = (
         f"CPU: two cores of an AMD EPYC (Zen 5), float32, {dates['CPU']}. "
         f"GPU: NVIDIA H100, float16, CUDA graphs, {dates['H100']}.\n"
-        f"Median of the 14 workloads: {medians['CPU', False]:.2f} forward and {medians['CPU', True]:.2f} "
+        f"Median ratio of the 14 workloads: {medians['CPU', False]:.2f} forward and {medians['CPU', True]:.2f} "
         f"with gradients on the CPU, {medians['H100', False]:.2f} and {medians['H100', True]:.2f} on the "
         "H100."
     )
