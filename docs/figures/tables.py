@@ -87,9 +87,9 @@ def headline() -> str:
     note = (
         f"CPU: two cores of an AMD EPYC (Zen 5), float32, {dates['CPU']}. "
         f"GPU: NVIDIA H100, float16, CUDA graphs, {dates['H100']}.\n"
-        f"Median ratio of the 14 workloads: {medians['CPU', False]:.2f} forward and {medians['CPU', True]:.2f} "
-        f"with gradients on the CPU, {medians['H100', False]:.2f} and {medians['H100', True]:.2f} on the "
-        "H100."
+        f"Median ratio of the 14 workloads: {medians['CPU', False]:.2f} forward and "
+        f"{medians['CPU', True]:.2f} with gradients on the CPU, {medians['H100', False]:.2f} and "
+        f"{medians['H100', True]:.2f} on the H100."
     )
     return f"{markdown(head, rows)}\n\n{note}"
 
