@@ -16,7 +16,7 @@ clients := build/clients/venv/bin/python
 workers := -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build compile demo test test-clients lint format bench bench-clients gpu wheel clean
+.PHONY: help venv build compile demo test test-clients lint format docs docs-links bench bench-clients gpu wheel clean
 .NOTPARALLEL: # pip must not run twice at once; ninja uses all cores anyway
 
 help:  ## this list
@@ -73,6 +73,13 @@ format: $(call extras,dev)  ## let ruff and clang-format rewrite
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 	git ls-files -co --exclude-standard '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -r $(VENV)/bin/clang-format -i
+
+docs: compile $(call extras,docs)  ## the documentation as a site: build/docs/index.html
+	$(py) -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "written: build/docs/index.html"
+
+docs-links: compile $(call extras,docs)  ## follow the external links of the documentation (needs a network)
+	$(py) -m sphinx -q -b linkcheck docs build/docs-links
 
 bench: compile $(call extras,bench)  ## measure against PyTorch
 	$(py) -m bench.run --peers all $(ARGS)

@@ -36,7 +36,7 @@ def fuse(program: Any, *, return_report: bool = False) -> Any:
     Every ``conv2d -> pixel_shuffle``, with activation, residual and clamp before or after the shuffle in the
     order of :func:`fused_subpixel.subpixel_conv2d`, becomes one call of
     ``torch.ops.fused_subpixel.subpixel_conv2d``. What is not provably that, for all sizes the program allows,
-    is left alone. docs/graphs.md lists what is recognised.
+    is left alone. docs/export.md lists what is recognised.
 
     Args:
         program: what ``torch.export.export`` returns, also after ``run_decompositions``.
