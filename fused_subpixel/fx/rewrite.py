@@ -20,7 +20,8 @@ from ..ops.fallback import PLAIN_KERNELS
 from ..ops.layout import memory_format
 from ..surgery.report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site
 from .calls import call_of, has_side_effects, known, spelled, tensor_of
-from .match import Match, Refusal, Shuffle, match, shuffles
+from .find_shuffle import Refusal, Shuffle, shuffles
+from .match import Match, match
 
 aten = torch.ops.aten
 _operator = torch.ops.fused_subpixel.subpixel_conv2d.default

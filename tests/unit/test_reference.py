@@ -37,9 +37,9 @@ def by_loops(
     rows, group_channels, kernel_h, kernel_w = weight.shape
     r_h, r_w = upscale
     channels, group_rows = rows // (r_h * r_w), rows // groups
-    low_h = (padded.shape[2] - dilation[0] * (kernel_h - 1) - 1) // stride[0] + 1
-    low_w = (padded.shape[3] - dilation[1] * (kernel_w - 1) - 1) // stride[1] + 1
-    output = np.full((x.shape[0], channels, low_h * r_h, low_w * r_w), np.nan)
+    lr_h = (padded.shape[2] - dilation[0] * (kernel_h - 1) - 1) // stride[0] + 1
+    lr_w = (padded.shape[3] - dilation[1] * (kernel_w - 1) - 1) // stride[1] + 1
+    output = np.full((x.shape[0], channels, lr_h * r_h, lr_w * r_w), np.nan)
     for n, c, y, z in np.ndindex(*output.shape):
         (p, i), (q, j) = divmod(y, r_h), divmod(z, r_w)
         row = c * r_h * r_w + i * r_w + j if channel_order == "crd" else (i * r_w + j) * channels + c
