@@ -7,12 +7,17 @@ arrays lie between guards. What is checked is what test_kernels.py checks of the
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import zlib
+from collections.abc import Iterable
+from typing import Any
 
 import cases
 import emulated
 import pytest
+import rotation
 import torch
 from cases import BASES, DTYPES, EPILOGUES, GEOMETRIES, SAME3, Case, variant
 from emulated import GENERIC, HOPPER, LARGE, MMA, OLD, SMALL, TARGETS, WGMMA, WIDE, Target, error
@@ -26,6 +31,7 @@ from gradients import (
     quarters,
 )
 from gradients import exact as exact_gradients
+from rotation import rotated_without_isa
 from torch import Tensor
 
 from fused_subpixel import _library, backends, functional, reference
@@ -82,11 +88,55 @@ def channels_last(request: pytest.FixtureRequest) -> bool:
     return request.param
 
 
+DTYPES_AND_LAYOUTS = (["dtype", "channels_last"], list(itertools.product(DTYPES, (False, True))))
+COMBINATIONS = list(itertools.product(DTYPES, (False, True), TARGETS))
+
+
+@functools.cache
+def signature(
+    case: Case, which: int, dtype: torch.dtype, channels_last: bool, target: str
+) -> tuple[Any, ...]:
+    """What of a plan chooses the code that runs: kernel, tile, and how many bytes are loaded at a time."""
+    plan = emulated.plan(case, dtype, channels_last, TARGETS[target], which=which, tf32=True)
+    kernel, _, _, columns, _ = plan
+    if kernel == GENERIC:
+        return kernel, dtype, channels_last, case.groups > 1
+    vector = math.gcd(16, (case.input[1] if channels_last else case.input[3]) * dtype.itemsize)
+    return kernel, dtype, channels_last, target, columns, vector
+
+
+def by_plan(some: Iterable[Case], which: int) -> pytest.MarkDecorator:
+    """Parametrize ``case``, ``dtype``, ``channels_last`` and ``target``.
+
+    Each case meets one combination, which rotates; to these come the pairs of a case and a combination whose
+    plan has a signature that no other has.
+    """
+    some = list(some)
+    chosen: dict[tuple[Case, Any], int] = {}  # the turn; the first is the fast tier
+    for turn in range(min(rotation.turns, len(COMBINATIONS))):
+        for index, _, combination in rotation.rotation(len(some), [0], COMBINATIONS, 7 * turn):
+            chosen.setdefault((some[index], combination), turn)
+    seen = {signature(case, which, *choice) for (case, choice), turn in chosen.items() if turn == 0}
+    for case, choice in itertools.product(some, COMBINATIONS):
+        if (found := signature(case, which, *choice)) not in seen:
+            seen.add(found)
+            chosen[case, choice] = 0
+    names = ("case", "dtype", "channels_last", "target")
+    layout_names = ("contiguous", "channels_last")
+    parameters = [
+        pytest.param(
+            case, dtype, last, TARGETS[target], marks=[pytest.mark.full] if turn else [],
+            id="-".join((case.name, rotation.label(dtype), layout_names[last], target)),
+        )
+        for (case, (dtype, last, target)), turn in chosen.items()
+    ]  # fmt: skip
+    return pytest.mark.parametrize(names, parameters)
+
+
 # ---- exact on integers ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-@pytest.mark.parametrize("case", [case for case in (*ALL, *EPILOGUES) if small(case)], ids=str)
+@by_plan([case for case in (*ALL, *EPILOGUES) if small(case)], cases.FORWARD)
 def test_forward(case: Case, dtype: torch.dtype, channels_last: bool, target: Target) -> None:
     seed = seed_of(case.name, dtype, channels_last, target)
     tensors = cases.integers(case).to(dtype, layouts(channels_last))
@@ -170,8 +220,9 @@ EXTENDED = (
 )
 
 
-@pytest.mark.parametrize("case", EXTENDED, ids=str)
-@pytest.mark.parametrize("target", (HOPPER, LARGE, SMALL, OLD), ids=str)
+@rotated_without_isa(
+    "case, target", itertools.product(EXTENDED, (HOPPER, LARGE, SMALL, OLD)), *DTYPES_AND_LAYOUTS
+)
 def test_forward_of_an_extended_kernel(
     case: Case, dtype: torch.dtype, channels_last: bool, target: Target
 ) -> None:
@@ -205,7 +256,9 @@ def test_forward_of_an_extended_kernel(
     assert mixed or found[~infinite].isfinite().all(), "what is not there was multiplied"
 
 
-@pytest.mark.parametrize("case", [case for case in (*ALL, *EPILOGUES) if small(case, 300_000)], ids=str)
+@rotated_without_isa(
+    "case", [case for case in (*ALL, *EPILOGUES) if small(case, 300_000)], *DTYPES_AND_LAYOUTS
+)
 def test_generic_forward(case: Case, dtype: torch.dtype, channels_last: bool) -> None:
     """What runs on older GPUs, and float32 where tf32 is not allowed."""
     tensors = cases.integers(case).to(dtype, layouts(channels_last))
@@ -213,8 +266,7 @@ def test_generic_forward(case: Case, dtype: torch.dtype, channels_last: bool) ->
     assert found.equal(cases.exact(case).to(dtype))
 
 
-@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-@pytest.mark.parametrize("case", [case for case in ALL if small(case)], ids=str)
+@by_plan([case for case in ALL if small(case)], cases.INPUT_GRAD)
 def test_input_gradient(case: Case, dtype: torch.dtype, channels_last: bool, target: Target) -> None:
     """The gradient in both layouts, read and written."""
     weight = cases.integers(case).weight.to(dtype)
@@ -230,8 +282,7 @@ def test_input_gradient(case: Case, dtype: torch.dtype, channels_last: bool, tar
         assert found.equal(exact_gradients(case)[0].to(dtype))
 
 
-@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-@pytest.mark.parametrize("case", [case for case in ALL if small(case)], ids=str)
+@by_plan([case for case in ALL if small(case)], cases.WEIGHT_GRAD)
 def test_weight_gradient(case: Case, dtype: torch.dtype, channels_last: bool, target: Target) -> None:
     """With the input in the gradient's layout, and in the other one."""
     kernel = emulated.plan(case, dtype, channels_last, target, which=2, tf32=True)[0]
@@ -272,8 +323,11 @@ def check_activation(
         assert gradient.equal(expected.to(dtype))
 
 
-@pytest.mark.parametrize("activation", RECOVERABLE)
-@pytest.mark.parametrize("base", [case for case in (*ACTIVATED, *LOADED) if small(case)], ids=str)
+@rotated_without_isa(
+    "base, activation",
+    itertools.product([case for case in (*ACTIVATED, *LOADED) if small(case)], RECOVERABLE),
+    *DTYPES_AND_LAYOUTS,
+)
 def test_activation_is_applied_on_load(
     base: Case, activation: str, dtype: torch.dtype, channels_last: bool
 ) -> None:
@@ -286,8 +340,11 @@ def test_activation_is_applied_on_load(
     check_activation(case, dtype, channels_last, channels_last, SMALL)
 
 
-@pytest.mark.parametrize("activation", RECOVERABLE)
-@pytest.mark.parametrize("case", [case for case in ACTIVATED if small(case, 30_000)], ids=str)
+@rotated_without_isa(
+    "case, activation",
+    itertools.product([case for case in ACTIVATED if small(case, 30_000)], RECOVERABLE),
+    *DTYPES_AND_LAYOUTS,
+)
 def test_generic_activation(case: Case, activation: str, dtype: torch.dtype, channels_last: bool) -> None:
     for output_last in (False, True):
         check_activation(variant(case, activation=activation), dtype, channels_last, output_last, OLD, False)

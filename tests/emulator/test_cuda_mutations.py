@@ -192,9 +192,7 @@ def test_an_index_off_by_one_is_caught(wrong: tuple[str, str, str, str] | None, 
         *map(str, objects), "-o", str(tmp_path / f"fused_subpixel_simt{suffix}"),
     ]  # fmt: skip
     subprocess.run(command, check=True)
-    paths = os.pathsep.join(
-        map(str, (tmp_path, ROOT / "tests/support", ROOT / "tests/emulator", ROOT))
-    )
+    paths = os.pathsep.join(map(str, (tmp_path, ROOT / "tests/support", ROOT / "tests/emulator", ROOT)))
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, family],
         env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True,
