@@ -89,6 +89,9 @@ def channels_last(request: pytest.FixtureRequest) -> bool:
 
 
 DTYPES_AND_LAYOUTS = (["dtype", "channels_last"], list(itertools.product(DTYPES, (False, True))))
+TENSOR_CORE_TYPES_AND_LAYOUTS = (
+    ["of_type", "channels_last"], list(itertools.product(TENSOR_CORE_TYPES, (False, True)))
+)  # fmt: skip
 COMBINATIONS = list(itertools.product(DTYPES, (False, True), TARGETS))
 
 
@@ -146,20 +149,19 @@ def test_forward(case: Case, dtype: torch.dtype, channels_last: bool, target: Ta
     assert found.equal(cases.exact(case).to(dtype))
 
 
-@pytest.mark.parametrize("case", (*WIDE, WIDE_LATE), ids=str)
-@pytest.mark.parametrize("of_type", TENSOR_CORE_TYPES, ids=str)
+@rotated_without_isa("case", (*WIDE, WIDE_LATE), *TENSOR_CORE_TYPES_AND_LAYOUTS)
 def test_hopper(case: Case, of_type: torch.dtype, channels_last: bool) -> None:
     """Forward with and without an epilogue, and the input gradient, in both layouts of what is written."""
     last = torch.channels_last
     assert emulated.plan(case, of_type, True, HOPPER, tf32=True)[0] == WGMMA
-    for changes in ({}, {"activation": "relu", "residual": "high", "clamp": (-9.0, 30.0)}):
+    epilogue = {"activation": "relu", "residual": "high", "clamp": (-9.0, 30.0)}
+    for seed, changes in enumerate(({}, epilogue, {})):
         changed = variant(case, **changes)
         tensors, expected = cases.integers(changed).to(of_type, last), cases.exact(changed).to(of_type)
-        for seed in range(3):
-            found = emulated.forward(
-                changed, tensors, channels_last, HOPPER, tf32=True, seed=seed, guard_start=bool(seed % 2)
-            )
-            assert found.equal(expected)
+        found = emulated.forward(
+            changed, tensors, channels_last, HOPPER, tf32=True, seed=seed, guard_start=bool(seed % 2)
+        )
+        assert found.equal(expected)
     grad = integer_gradient(case).to(of_type).contiguous(memory_format=last)
     weight = cases.integers(case).weight.to(of_type)
     found = emulated.input_grad(case, grad, weight, channels_last, HOPPER, tf32=True)
@@ -185,8 +187,9 @@ TRANSPOSED = (
 )
 
 
-@pytest.mark.parametrize("case", TRANSPOSED, ids=str)
-@pytest.mark.parametrize("target", (HOPPER, LARGE, OLD), ids=str)
+@rotated_without_isa(
+    "case, target", itertools.product(TRANSPOSED, (HOPPER, LARGE, OLD)), ["dtype"], [(t,) for t in DTYPES]
+)
 def test_forward_reads_a_transposed_weight(case: Case, dtype: torch.dtype, target: Target) -> None:
     """As it is: without a copy that splits its phases or turns its taps, and with a bias per channel."""
     tensors = cases.integers(case).to(dtype, torch.channels_last)
@@ -350,8 +353,7 @@ def test_generic_activation(case: Case, activation: str, dtype: torch.dtype, cha
         check_activation(variant(case, activation=activation), dtype, channels_last, output_last, OLD, False)
 
 
-@pytest.mark.parametrize("case", WIDE, ids=str)
-@pytest.mark.parametrize("of_type", TENSOR_CORE_TYPES, ids=str)
+@rotated_without_isa("case", WIDE, ["of_type"], [(of_type,) for of_type in TENSOR_CORE_TYPES])
 def test_hopper_activation(case: Case, of_type: torch.dtype) -> None:
     changed = variant(case, activation="tanh" if of_type == torch.float16 else "relu")
     weight = cases.integers(changed).weight.to(of_type)
@@ -373,21 +375,32 @@ def test_hopper_activation(case: Case, of_type: torch.dtype) -> None:
 def test_activation_from_any_output(base: Case) -> None:
     case = variant(base, activation="tanh")
     tensors = cases.integers(case).to(torch.float16)
-    for last in (False, True):
+    for number, (view, output) in enumerate(cases.views(quarters(case).half()).items()):
+        last = number % 2 == 1
         grad = integer_gradient(case).half().contiguous(memory_format=layouts(last))
-        for view, output in cases.views(quarters(case).half()).items():
-            applied = before_activation(case.activation, grad.double(), output.double())
-            expected = by_autograd(base, applied, cases.integers(case))
-            found = (
-                emulated.input_grad(case, grad, tensors.weight, last, output=output),
-                *emulated.weight_grad(case, grad, tensors.input, output=output),
-            )
-            for gradient, true in zip(found, expected, strict=True):
-                assert gradient.equal(true.half()), view
+        applied = before_activation(case.activation, grad.double(), output.double())
+        expected = by_autograd(base, applied, cases.integers(case))
+        found = (
+            emulated.input_grad(case, grad, tensors.weight, last, output=output),
+            *emulated.weight_grad(case, grad, tensors.input, output=output),
+        )
+        for gradient, true in zip(found, expected, strict=True):
+            assert gradient.equal(true.half()), view
 
 
 @pytest.mark.parametrize("activation", RECOVERABLE)
-@pytest.mark.parametrize("base", BASES[:2], ids=str)
+@pytest.mark.parametrize(
+    ("base", "dtype"),
+    [
+        *((base, dtype) for base in BASES[:2] for dtype in HALVES),
+        *((cases.NARROW, dtype) for dtype in (torch.float32, torch.float64)),
+        *(
+            pytest.param(cases.WIDE, dtype, marks=pytest.mark.full)
+            for dtype in (torch.float32, torch.float64)
+        ),
+    ],
+    ids=str,
+)
 def test_activation_rounds_as_pytorchs_pass(base: Case, activation: str, dtype: torch.dtype) -> None:
     """Once, to the element type, from float32; bit for bit, but for tanh, where 1 - y * y is fused here."""
     case = variant(base, activation=activation)
@@ -427,8 +440,7 @@ def test_activation_and_special_values(channels_last: bool) -> None:
         assert emulated.input_grad(case, grad, weight, True, target, output=output).equal(expected)
 
 
-@pytest.mark.parametrize("view", cases.views(torch.zeros(1, 2, 3, 4)))
-@pytest.mark.parametrize("base", BASES, ids=str)
+@rotated_without_isa("view", cases.views(torch.zeros(1, 2, 3, 4)), ["base"], [(base,) for base in BASES])
 def test_views(base: Case, view: str) -> None:
     """Inputs, residuals and gradients of any strides and alignment."""
     case = variant(base, residual="high", activation="relu")
