@@ -49,7 +49,7 @@ CUDA_ARCHS = "75;80;86;89;90a;100a;120+PTX"
 # FS_HAVE_SM80=1 and FS_HAVE_SM90=1 tell what was compiled.
 CUDA_FILE_ARCHS = {"sm80": r"(8|9|1\d)\d.*", "sm90": "90a"}
 
-SCHEMAS = Path(PACKAGE, "_schemas.py")
+SCHEMAS = Path(PACKAGE, "ops/schemas.py")
 
 # Kernels are compiled once per instruction set, each time into a namespace of its own (FS_ISA), and the right
 # one is chosen at run time. No other file gets instruction-set flags: it would run before that choice.
@@ -285,8 +285,9 @@ class NinjaFile:
 
     def schemas_library(self) -> Path:
         """The schemas in C++, for processes without Python; never loaded where Python defines them."""
-        text = "".join(f'R"({schema})",\n' for schema in runpy.run_path(str(SCHEMAS))["SCHEMAS"])
-        generated = BUILD / "schemas.inc"
+        lines = "".join(f'    R"({schema})",\n' for schema in runpy.run_path(str(SCHEMAS))["SCHEMAS"])
+        text = f"constexpr const char* kSchemas[] = {{\n{lines}}};\n"
+        generated = BUILD / "schemas.h"
         if not generated.exists() or generated.read_text() != text:
             BUILD.mkdir(parents=True, exist_ok=True)
             generated.write_text(text)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_subpixel._layout import memory_format
+from fused_subpixel.ops.layout import memory_format
 
 from .peers import Peer, Prepared
 from .workloads import Operands, Transposed, Workload

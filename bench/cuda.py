@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fused_subpixel import _library
+from fused_subpixel.ops import library
 
 DEVICE = "cuda"
 MOST_SETS, FEWEST_SETS = 32, 4  # of tensors, see rotation()
@@ -27,7 +27,7 @@ def problem() -> str | None:
         return f"torch {torch.__version__} is built without CUDA"
     if not torch.cuda.is_available():
         return "torch finds no CUDA GPU"
-    return _library.libraries["cuda"].problem  # without the library, ours would be PyTorch's
+    return library.libraries["cuda"].problem  # without the library, ours would be PyTorch's
 
 
 def allow_tf32(allowed: bool) -> None:

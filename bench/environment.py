@@ -11,7 +11,7 @@ import re
 import torch
 
 import fused_subpixel as fs
-from fused_subpixel import _library
+from fused_subpixel.ops import library
 
 _INSTRUCTION_SETS = ("portable", "AVX2", "AVX-512")  # as enum Isa in csrc/cpu
 
@@ -57,9 +57,9 @@ def _cpu_model() -> str:
 
 def _instruction_set() -> str:
     """What the fused kernels use."""
-    if not _library.libraries["cpu"].loaded:
+    if not library.libraries["cpu"].loaded:
         return "none (no CPU library)"
-    current, _, l2_bytes = torch.ops.fused_subpixel.cpu_capability()
+    current, _, l2_bytes = torch.ops.fused_subpixel._cpu_capability()
     return f"{_INSTRUCTION_SETS[current]}, L2 {l2_bytes // 1024} KiB"
 
 

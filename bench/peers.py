@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fused_subpixel as fs
-from fused_subpixel._layout import is_channels_last
+from fused_subpixel.ops.layout import is_channels_last
 
 from . import runtimes
 from .workloads import GROWING, Operands, Transposed, Workload

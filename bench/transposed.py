@@ -30,7 +30,7 @@ from bench import environment
 from bench.run import MIN_TIME, QUICK_ROUNDS, RESULTS
 from bench.timing import Timing, interleave
 from bench.workloads import WORKLOADS
-from fused_subpixel._layout import memory_format
+from fused_subpixel.ops.layout import memory_format
 
 ROUNDS = 11
 

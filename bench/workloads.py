@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fused_subpixel._layout import memory_format
+from fused_subpixel.ops.layout import memory_format
 
 
 @dataclass(frozen=True)

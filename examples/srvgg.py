@@ -52,7 +52,8 @@ class FusedSRVGGNetCompact(SRVGGNetCompact):
     def explain_head(self, features: Tensor, x: Tensor) -> str:
         """Which of the package's implementations computes the head here."""
         last = self.body[-1]
-        how = fs.explain(features, last.weight, last.bias, self.upscale, padding=1, residual=x)
+        options = {"padding": 1, "residual": x}
+        how = fs.explain(fs.subpixel_conv2d, features, last.weight, last.bias, self.upscale, **options)
         return f"backend {how.backend}: {how.forward}"
 
 

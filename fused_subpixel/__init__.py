@@ -1,16 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Sub-pixel convolution for PyTorch: convolution whose output write is the pixel shuffle."""
 
-from .backends import use_backend
-from .conversion import (
-    conv_transpose_bias_to_subpixel,
-    conv_transpose_weight_to_subpixel,
-    subpixel_bias_to_conv_transpose,
-    subpixel_weight_to_conv_transpose,
-)
-from .explanation import Explanation, explain, explain_conv_transpose2d
+from .dispatch.backends import use_backend
+from .explanation import Explanation, explain
 from .functional import conv_transpose2d, pixel_shuffle, pixel_unshuffle, subpixel_conv2d
-from .graphs import fuse, fusing_backend, unfuse
+from .fx import fuse, fusing_backend, unfuse
 from .init import icnr_
 from .modules import ConvTranspose2d, SubpixelConv2d
 from .surgery import (
@@ -20,6 +14,12 @@ from .surgery import (
     replace_pixel_shuffle,
     restore,
     restore_pixel_shuffle,
+)
+from .weights import (
+    conv_transpose_bias_to_subpixel,
+    conv_transpose_weight_to_subpixel,
+    subpixel_bias_to_conv_transpose,
+    subpixel_weight_to_conv_transpose,
 )
 
 __version__ = "0.1.0"
@@ -34,7 +34,6 @@ __all__ = [
     "conv_transpose_bias_to_subpixel",
     "conv_transpose_weight_to_subpixel",
     "explain",
-    "explain_conv_transpose2d",
     "fuse",
     "fusing_backend",
     "icnr_",

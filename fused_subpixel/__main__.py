@@ -11,9 +11,11 @@ import sys
 
 import torch
 
-from . import __version__, _library, backends, verification
+from . import __version__, torch_compat, verification
+from .dispatch import backends
+from .ops import library as compiled
+from .ops.geometry import INSTRUCTION_SETS
 
-_INSTRUCTION_SETS = ("portable", "AVX2", "AVX-512")  # as enum Isa in csrc/cpu
 # Variables of others that change what runs here, or how fast.
 _VARIABLES = (
     "ATEN_CPU_CAPABILITY", "CUDA_VISIBLE_DEVICES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "LD_PRELOAD",
@@ -31,7 +33,7 @@ def info() -> int:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     capability = torch.backends.cpu.get_cpu_capability()
     _row("cpu", f"{torch.get_num_threads()} threads on {usable} processors, torch uses {capability}")
-    for name, library in _library.libraries.items():
+    for name, library in compiled.libraries.items():
         _row(f"{name} library", library.problem or f"{library.path} loaded")
         if library.remedy and not library.loaded:
             _row("", library.remedy)
@@ -39,15 +41,17 @@ def info() -> int:
             _row("", _cpu_kernels() if name == "cpu" else _cuda_kernels())
     _row("backends", f"{backends.requested()} unless a call or use_backend says otherwise")
     left_out = {backend.backend: backend.reason for backend in verification.unchecked()}
-    for name, library in _library.libraries.items():
+    for name, library in compiled.libraries.items():
         reason = left_out.get(name) if library.loaded else "its library is not loaded"
         _row(f"  {name}", f"does not run: {reason}" if reason else "runs")
     for device in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(device)
-        reason = backends.refusal("cuda", torch.device("cuda", device), torch.float32)
+        reason = backends.refusal("cuda", torch.device("cuda", device))
         gpu = f"{torch.cuda.get_device_name(device)}, sm_{major}{minor}"
         _row(f"  cuda:{device}", f"{gpu}, {reason or 'runs'}")
     _row("  reference", "runs always, plain PyTorch")
+    for problem in torch_compat.problems(compiler=False):
+        _row("problem", problem)
     return 0
 
 
@@ -56,7 +60,7 @@ def _row(label: str, text: str) -> None:
 
 
 def _place() -> str:
-    return f"{'source folder' if _library.is_source_folder() else 'installed in'} {_library.FOLDER}"
+    return f"{'source folder' if compiled.is_source_folder() else 'installed in'} {compiled.FOLDER}"
 
 
 def _cuda() -> str:
@@ -73,9 +77,9 @@ def _version_of(package: str) -> str:
 
 
 def _cpu_kernels() -> str:
-    current, usable, l2_bytes = torch.ops.fused_subpixel.cpu_capability()
-    names = ", ".join(name for bit, name in enumerate(_INSTRUCTION_SETS) if usable >> bit & 1)
-    return f"{_INSTRUCTION_SETS[current]} of {names}; L2 cache {l2_bytes // 1024} KiB"
+    current, usable, l2_bytes = torch.ops.fused_subpixel._cpu_capability()
+    names = ", ".join(name for bit, name in enumerate(INSTRUCTION_SETS) if usable >> bit & 1)
+    return f"{INSTRUCTION_SETS[current]} of {names}; L2 cache {l2_bytes // 1024} KiB"
 
 
 def _cuda_kernels() -> str:

@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import backends, functional
-from ._arguments import Problem, check_dense, describe, resolve, resolve_transposed
-from ._layout import is_channels_last
-from .autograd import recoverable
+from . import functional
+from .dispatch import backends, choose
+from .dispatch.call import Call
+from .dispatch.checks import check_dense, describe
+from .dispatch.resolve import resolve_conv_transpose2d, resolve_subpixel_conv2d
+from .dispatch.tensors import plain_tensors, why_only_reference
+from .ops.geometry import KERNEL_DTYPES, Problem
+from .ops.layout import is_channels_last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,59 +55,41 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    upscale_factor: int | Sequence[int] = 2,
-    *,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    activation: str | None = None,
-    negative_slope: float = 0.01,
-    activation_weight: Tensor | None = None,
-    residual: Tensor | None = None,
-    clamp: Sequence[float | None] | None = None,
-    channel_order: str = "crd",
-    backend: str | None = None,
-) -> Explanation:
-    """Tell which kernel :func:`fused_subpixel.subpixel_conv2d` would run for these arguments, and why.
+def explain(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Explanation:
+    """Tell which kernel a call would run, forward and backward, and why nothing faster.
 
-    Takes the same arguments and raises the same errors; nothing is computed.
+    Args:
+        function: :func:`fused_subpixel.subpixel_conv2d` or :func:`fused_subpixel.conv_transpose2d`.
+        args: the arguments of the call.
+        kwargs: the same, by name.
+
+    Returns:
+        The backends with reasons, and the kernel of each direction. Nothing is computed.
+
+    Raises:
+        TypeError: ``function`` is another one, or as the call would raise.
+        ValueError: as the call would raise.
+
+    >>> print(explain(subpixel_conv2d, x, weight, upscale_factor=2))
     """
+    resolve = _RESOLVERS.get(function)
+    if resolve is None:
+        known = " or ".join(f"fused_subpixel.{known.__name__}" for known in _RESOLVERS)
+        raise TypeError(f"function: expected {known}, got {function!r}")
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
     return _explain(
-        resolve, input, weight, bias, activation_weight, residual, backend,
-        upscale_factor, stride, padding, dilation, groups, activation, negative_slope, clamp, channel_order,
-    )  # fmt: skip
+        resolve,
+        *(given[name] for name in ("input", "weight", "bias", "activation_weight", "residual", "backend")),
+        *(given[name] for name in functional.OPTION_NAMES[resolve]),
+    )
 
 
-def explain_conv_transpose2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    output_padding: int | Sequence[int] = 0,
-    groups: int = 1,
-    dilation: int | Sequence[int] = 1,
-    *,
-    activation: str | None = None,
-    negative_slope: float = 0.01,
-    activation_weight: Tensor | None = None,
-    residual: Tensor | None = None,
-    clamp: Sequence[float | None] | None = None,
-    backend: str | None = None,
-) -> Explanation:
-    """Tell which kernel :func:`fused_subpixel.conv_transpose2d` would run for these arguments, and why.
-
-    Takes the same arguments and raises the same errors; nothing is computed.
-    """
-    return _explain(
-        resolve_transposed, input, weight, bias, activation_weight, residual, backend,
-        stride, padding, output_padding, groups, dilation, activation, negative_slope, clamp,
-    )  # fmt: skip
+_RESOLVERS: dict[Any, Callable[..., Problem]] = {
+    functional.subpixel_conv2d: resolve_subpixel_conv2d,
+    functional.conv_transpose2d: resolve_conv_transpose2d,
+}
 
 
 def _explain(
@@ -115,14 +102,14 @@ def _explain(
     backend: str | None,
     *options: Any,
 ) -> Explanation:
-    tensors = functional.plain_tensors(input, weight, bias, activation_weight, residual)
+    tensors = plain_tensors(input, weight, bias, activation_weight, residual)
     check_dense(*tensors)
-    only_reference = functional.why_only_reference(False, *tensors)
+    only_reference = why_only_reference(False, *tensors)
     input, weight, bias, activation_weight, residual = tensors
     if input.dim() == 3:
         input = input.unsqueeze(0)
         residual = None if residual is None else residual.unsqueeze(0)
-    call = functional.prepare(
+    call = choose.prepare(
         backend or backends.requested(),
         input.is_cuda and backends.allows_tf32(),
         resolve,
@@ -133,11 +120,11 @@ def _explain(
 
     candidates = []
     for name in ("cuda", "cpu"):
-        reason = backends.refusal(name, call.problem.device, call.problem.dtype) or only_reference
-        reason = reason or functional.why_no_kernel(call.problem)
+        reason = backends.refusal(name, call.problem.device) or only_reference
+        reason = reason or choose.why_no_kernel(call.problem)
         if reason is None and chosen == "reference":
             asked = (backend or backends.requested()) == "reference"
-            slower = None if asked else functional.why_pytorch_is_faster(call.problem)
+            slower = None if asked else choose.why_pytorch_is_faster(call.problem)
             reason = (
                 "the reference was asked for" if slower is None else f"slower than PyTorch here: {slower}"
             )
@@ -163,8 +150,7 @@ def _explain(
     )
 
 
-# As the enumerations in csrc: DType of problem.h and CpuKernel of plan.h.
-_PLAN_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# In the order of enum CpuKernel of csrc/cpu/plan.h.
 _CPU_KERNELS = (
     "pixels in the vector lanes",
     "output channels in the vector lanes",
@@ -185,9 +171,9 @@ _CUDA_REFUSALS = (
 )
 
 
-def _epilogue_gradient(call: functional.Call, has_residual: bool) -> str:
+def _epilogue_gradient(call: Call, has_residual: bool) -> str:
     epilogue, plan = call.problem.epilogue, call.plan
-    if not recoverable(epilogue, has_residual):
+    if not epilogue.has_grad_from_output(has_residual):
         return "in training the pre-activation is stored, and the epilogue runs as plain PyTorch"
     read = "read from the output, nothing else is stored"
     if epilogue.activation == 0:
@@ -197,14 +183,14 @@ def _epilogue_gradient(call: functional.Call, has_residual: bool) -> str:
     return f"{read}; applied by PyTorch first"
 
 
-def _kernels(call: functional.Call, channels_last: bool) -> list[str]:
+def _kernels(call: Call, channels_last: bool) -> list[str]:
     """The kernels of a compiled library for (forward, input gradient, weight gradient), in words."""
     problem = call.problem
     low_channels, _, kernel_h, kernel_w = problem.weight_shape
     described = []
     for direction in range(3):
         numbers = [
-            direction, _PLAN_DTYPES.index(problem.dtype), channels_last, *problem.input_shape,
+            direction, KERNEL_DTYPES.index(problem.dtype), channels_last, *problem.input_shape,
             low_channels, kernel_h, kernel_w, *problem.geometry,
         ]  # fmt: skip
         described.append(
@@ -213,12 +199,12 @@ def _kernels(call: functional.Call, channels_last: bool) -> list[str]:
     return described
 
 
-def _cpu_kernel(call: functional.Call, problem: list[int]) -> str:
+def _cpu_kernel(call: Call, problem: list[int]) -> str:
     geometry = call.problem.geometry
     if problem[0] > 0 and (geometry.stride_h, geometry.stride_w) != (1, 1):
         return ""  # the gradients' kernels know stride 1 only
     kernel, rows, pixels, _, block_n, block_h, block_w, *_, items, _, parallel = (
-        torch.ops.fused_subpixel.cpu_plan(problem)
+        torch.ops.fused_subpixel._cpu_plan(problem)
     )
     return (
         f"cpu library, {_CPU_KERNELS[kernel]}, tile of {rows} x {pixels}, "
@@ -227,10 +213,10 @@ def _cpu_kernel(call: functional.Call, problem: list[int]) -> str:
     )
 
 
-def _cuda_kernel(call: functional.Call, problem: list[int]) -> str:
-    target = torch.ops.fused_subpixel.cuda_capability(call.problem.device.index or 0)[2:5]
+def _cuda_kernel(call: Call, problem: list[int]) -> str:
+    target = torch.ops.fused_subpixel._cuda_capability(call.problem.device.index or 0)[2:5]
     activated = problem[0] > 0 and call.problem.epilogue.activation != 0 and all(call.plan)
-    kernel, refusal, pixels, rows, blocks = torch.ops.fused_subpixel.cuda_plan(problem, target, activated)
+    kernel, refusal, pixels, rows, blocks = torch.ops.fused_subpixel._cuda_plan(problem, target, activated)
     if kernel == 0:
         return f"cuda library, one thread per result: {_CUDA_REFUSALS[refusal]}"
     cores = "Hopper's tensor cores (wgmma)" if kernel == 2 else "tensor cores"

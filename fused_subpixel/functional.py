@@ -7,28 +7,43 @@ follows from shapes, dtypes and options is worked out once and cached (:func:`pr
 
 from __future__ import annotations
 
-import functools
 import marshal
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function, has_torch_function_unary
 
-from . import _arguments, _library, backends, reference
-from ._arguments import Epilogue, Problem, TensorInfo, resolve, resolve_transposed
-from .autograd import BackwardPlan, SubpixelConv2dFunction, plan_backward, recoverable
-from .conversion import subpixel_operands
+from . import reference
+from .dispatch import backends
+from .dispatch.call import Call
+from .dispatch.checks import check_dense, check_tensor, lookup, pair
+from .dispatch.choose import prepare, prepare_cached
+from .dispatch.resolve import resolve_conv_transpose2d, resolve_subpixel_conv2d
+from .dispatch.tensors import (
+    PLAIN_TENSORS,
+    PLAIN_TENSORS_OR_NONE,
+    plain_tensor,
+    plain_tensors,
+    warn_of_dispatching,
+    why_only_reference,
+)
+from .ops import library
+from .ops.autograd import SubpixelConv2dFunction, run_transposed
+from .ops.geometry import CHANNEL_ORDERS, DTYPES, Problem
+from .torch_compat import (
+    below_autograd,
+    has_torch_function_mode,
+    has_transforms,
+    in_forward_mode,
+    is_any_autocast_enabled,
+    jit_tracing_state,
+)
+from .weights import subpixel_operands
 
 _operator = torch.ops.fused_subpixel.subpixel_conv2d.default
-_has_torch_function_mode = torch._C._is_torch_function_mode_enabled
-_has_transforms = torch._C._are_functorch_transforms_active
-_tracing_state = torch._C._get_tracing_state
-_PLAIN_TENSORS = frozenset((Tensor, torch.nn.Parameter))
-_PLAIN_TENSORS_OR_NONE = _PLAIN_TENSORS | {type(None)}
 
 
 def subpixel_conv2d(
@@ -93,7 +108,7 @@ def subpixel_conv2d(
         ValueError: an argument has the wrong value or shape, or the demanded backend cannot run.
     """
     return convolve(
-        resolve, input, weight, bias, activation_weight, residual, backend,
+        resolve_subpixel_conv2d, input, weight, bias, activation_weight, residual, backend,
         upscale_factor, stride, padding, dilation, groups, activation, negative_slope, clamp, channel_order,
     )  # fmt: skip
 
@@ -150,7 +165,7 @@ def conv_transpose2d(
         ValueError: an argument has the wrong value or shape, or the demanded backend cannot run.
     """
     return convolve(
-        resolve_transposed, input, weight, bias, activation_weight, residual, backend,
+        resolve_conv_transpose2d, input, weight, bias, activation_weight, residual, backend,
         stride, padding, output_padding, groups, dilation, activation, negative_slope, clamp,
     )  # fmt: skip
 
@@ -195,145 +210,30 @@ def _shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: str, in
     if input.is_cuda and input.dim() == 4 and input.element_size() <= 8:
         tracing = torch.compiler.is_compiling()
         input = input if tracing else plain_tensor("input", input)
-        chosen = backends.choose(backends.requested(tracing), input.device, input.dtype)
+        chosen = backends.choose(backends.requested(tracing), input.device)
         if chosen == "cuda" and why_only_reference(tracing, input) is None:
-            order = _arguments.lookup("channel_order", channel_order, _arguments.CHANNEL_ORDERS)
+            order = lookup("channel_order", channel_order, CHANNEL_ORDERS)
             return torch.ops.fused_subpixel.shuffle(input, factor_h, factor_w, order, inverse)
     run = reference.pixel_unshuffle if inverse else reference.pixel_shuffle
     return run(input, (factor_h, factor_w), channel_order)
 
 
 def _check_shuffle(input: Any, name: str, factor: Any) -> tuple[int, int]:
-    _arguments.check_tensor("input", input)
+    check_tensor("input", input)
     if input.dim() < 3:
         raise ValueError(f"input: expected [..., C, H, W], got {list(input.shape)}")
-    return _arguments.pair(name, factor, minimum=1)
-
-
-# ---- checking and choosing ---------------------------------------------------------------------------------
-
-
-class Call(NamedTuple):
-    """What follows from everything but the tensors' contents: the work that is done once and cached."""
-
-    problem: Problem
-    backend: str
-    numbers: tuple[Any, ...]  # the operator's arguments after the tensors
-    plan: BackwardPlan
-    # Where the epilogue's gradient needs what comes before the epilogue: the same call without it.
-    linear: Any = None  # Call | None
-
-
-def prepare(
-    requested: str,
-    tf32: bool,
-    resolve: Callable[..., Problem],
-    input: TensorInfo,
-    weight: TensorInfo,
-    bias: TensorInfo | None,
-    activation_weight: TensorInfo | None,
-    residual: TensorInfo | None,
-    *options: Any,
-) -> Call:
-    """Check a call and choose its backend; ``options`` in the order that ``resolve`` takes them."""
-    problem = resolve(input, weight, bias, activation_weight, residual, *options)
-    if tf32:
-        problem = problem._replace(geometry=problem.geometry._replace(tf32=1))
-    backend = backends.choose(requested, problem.device, problem.dtype)
-    if backend != "reference" and (reason := why_no_kernel(problem)) is not None:
-        if requested != "auto":
-            raise ValueError(f"backend {requested!r} cannot run here: {reason}")
-        backend = "reference"
-    tracing = torch.compiler.is_compiling()
-    if requested == "auto" and backend == "cuda" and why_pytorch_is_faster(problem, tracing) is not None:
-        backend = "reference"
-    if tracing:  # the operator plans by itself; to ask would tie the graph to sizes
-        plan = BackwardPlan(False, False)
-    else:
-        plan = plan_backward(
-            backend, problem.geometry, problem.input_shape, problem.weight_shape, problem.dtype,
-            problem.transposed is not None,
-        )  # fmt: skip
-    linear = None
-    if not recoverable(problem.epilogue, residual is not None):
-        without = problem._replace(epilogue=Epilogue())
-        linear = Call(without, backend, (tuple(without.geometry), *without.epilogue.numbers), plan)
-    return Call(problem, backend, (tuple(problem.geometry), *problem.epilogue.numbers), plan, linear)
-
-
-def why_no_kernel(problem: Problem) -> str | None:
-    """Why no compiled backend can compute a problem, whatever its dtype and device; in words."""
-    if problem.transposed is not None and problem.transposed.dilation != (1, 1):
-        return "a transposed convolution with dilation is no sub-pixel convolution"
-    if problem.transposed is not None and (problem.output_shape[2] < 1 or problem.output_shape[3] < 1):
-        return "the output has no pixel"
-    if problem.transposed is not None:
-        stride, kernel = problem.transposed.stride, problem.transposed.weight_shape[2:]
-        if math.prod(stride) > _MOST_IDLE_PHASES * math.prod(kernel) and math.prod(stride) > _MANY_PHASES:
-            return (
-                f"most of the {stride[0]}*{stride[1]} phases have no tap of a {kernel[0]}x{kernel[1]} kernel"
-            )
-    return None
-
-
-# Phases of a transposed convolution for each tap, past which tables of them take more than the output does.
-_MOST_IDLE_PHASES, _MANY_PHASES = 4, 256
-
-
-def why_no_tensor_cores(problem: Problem) -> str | None:
-    """Why a call on a GPU would get the generic CUDA kernel, slower than PyTorch's convolution; in words.
-
-    For any shape, so that torch.compile can ask. The plan may find more reasons, in odd geometries.
-    """
-    if problem.dtype == torch.float64:
-        return "float64 has no tensor-core kernel"
-    if problem.dtype == torch.float32 and not problem.geometry.tf32:
-        return "exact float32 has no tensor-core kernel, and PyTorch's settings do not allow tf32"
-    if problem.geometry.groups != 1:
-        return "the tensor-core kernels know one group only"
-    if not backends.has_tensor_cores(problem.device):
-        return "the tensor-core kernels need compute capability 8.0"
-    return None
-
-
-# Rows of the weight, products in a sum, and low-resolution pixels in the batch for each multiprocessor.
-_WIDE_ROWS, _LONG_SUM, _FEW_PIXELS = 128, 256, 62
-
-
-def why_pytorch_is_faster(problem: Problem, tracing: bool = False) -> str | None:
-    """Why a call is better left to PyTorch on a GPU; in words. While tracing, whatever the sizes."""
-    reason = why_no_tensor_cores(problem)
-    if reason is not None or tracing:
-        return reason
-    batch, _, height, width = problem.input_shape
-    rows, channels, kernel_h, kernel_w = problem.weight_shape
-    pixels = batch * height * width // (problem.geometry.stride_h * problem.geometry.stride_w)
-    # Measured on an H100: 0.35 to 0.75 of PyTorch's speed below these limits, 1.1 and more above.
-    few = pixels < _FEW_PIXELS * backends.multiprocessors(problem.device)
-    if few and rows >= _WIDE_ROWS and channels * kernel_h * kernel_w >= _LONG_SUM:
-        return (
-            f"{pixels} pixels before the shuffle are too few to give every multiprocessor tiles of a wide "
-            "layer; PyTorch's kernels share one sum among several"
-        )
-    return None
-
-
-@functools.lru_cache(maxsize=4096)
-def _prepare_cached(*arguments: Any) -> Call:
-    """:func:`prepare`, its options written by marshal, which keeps 1, 1.0 and True apart in tuples too."""
-    *others, options = arguments
-    return prepare(*others, *marshal.loads(options))
+    return pair(name, factor, minimum=1)
 
 
 # ---- tensor subclasses, and other things that PyTorch's functions take for tensors -------------------------
 
 # Of the two public functions, by what checks their arguments: the names of those that are no tensors.
-_OPTION_NAMES: dict[Any, tuple[str, ...]] = {
-    resolve: (
+OPTION_NAMES: dict[Any, tuple[str, ...]] = {
+    resolve_subpixel_conv2d: (
         "upscale_factor", "stride", "padding", "dilation", "groups", "activation", "negative_slope", "clamp",
         "channel_order",
     ),
-    resolve_transposed: (
+    resolve_conv_transpose2d: (
         "stride", "padding", "output_padding", "groups", "dilation", "activation", "negative_slope", "clamp",
     ),
 }  # fmt: skip
@@ -343,64 +243,12 @@ def _hand_over(
     resolve: Callable[..., Problem], tensors: tuple[Any, ...], backend: str | None, options: tuple[Any, ...]
 ) -> Any:
     """Let an argument's ``__torch_function__``, or a mode, do the call, as PyTorch's own functions do."""
-    function: Any = subpixel_conv2d if resolve is _arguments.resolve else conv_transpose2d
+    function: Any = subpixel_conv2d if resolve is resolve_subpixel_conv2d else conv_transpose2d
     input, weight, bias, activation_weight, residual = tensors
     return handle_torch_function(
         function, tensors, input, weight, bias, activation_weight=activation_weight, residual=residual,
-        backend=backend, **dict(zip(_OPTION_NAMES[resolve], options, strict=True)),
+        backend=backend, **dict(zip(OPTION_NAMES[resolve], options, strict=True)),
     )  # fmt: skip
-
-
-def plain_tensor(name: str, tensor: Any) -> Any:
-    """A tensor of a subclass as a plain one, if that is possible, with its gradient.
-
-    Whoever gets one here has asked its ``__torch_function__`` before, which sees to the result's class.
-    """
-    if type(tensor) in _PLAIN_TENSORS:
-        return tensor
-    _arguments.check_tensor(name, tensor)
-    return tensor if _dispatches(tensor) else tensor.as_subclass(Tensor)
-
-
-def plain_tensors(
-    input: Any, weight: Any, bias: Any, activation_weight: Any, residual: Any
-) -> tuple[Any, ...]:
-    """:func:`plain_tensor` of a call's tensors; what is none is refused."""
-    return (
-        plain_tensor("input", input),
-        plain_tensor("weight", weight),
-        None if bias is None else plain_tensor("bias", bias),
-        None if activation_weight is None else plain_tensor("activation_weight", activation_weight),
-        None if residual is None else plain_tensor("residual", residual),
-    )
-
-
-def _dispatches(tensor: Any) -> bool:
-    """Whether a tensor's class computes by ``__torch_dispatch__``: its values may lie anywhere."""
-    return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
-
-
-def why_only_reference(tracing: bool, *tensors: Tensor | None) -> str | None:
-    """What about a call of these tensors, if anything, only plain PyTorch can handle; in words."""
-    if _has_transforms():
-        return "under torch.func transforms only the reference runs"
-    if tracing:
-        return "in ONNX export only the reference runs" if torch.onnx.is_in_onnx_export() else None
-    if forward_ad._current_level >= 0:
-        return "in forward-mode differentiation only the reference runs"
-    if _tracing_state() is not None:
-        return "under torch.jit.trace only the reference runs"
-    for tensor in tensors:
-        if tensor is not None and _dispatches(tensor):
-            return f"{type(tensor).__name__} has a __torch_dispatch__, for which only the reference runs"
-    return None
-
-
-def warn_of_dispatching(*tensors: Tensor | None) -> None:
-    """Say, once per class, that no kernel reaches the values of these tensors."""
-    for tensor in tensors:
-        if tensor is not None and _dispatches(tensor):
-            _library.warn_of_class(type(tensor))
 
 
 def _autocasts(device_type: str) -> bool:
@@ -433,20 +281,17 @@ def convolve(
     """:func:`subpixel_conv2d` or :func:`conv_transpose2d`, with ``options`` in the order of ``resolve``."""
     tracing = torch.compiler.is_compiling()
     if tracing or (
-        type(input) in _PLAIN_TENSORS
-        and type(weight) in _PLAIN_TENSORS
-        and type(bias) in _PLAIN_TENSORS_OR_NONE
-        and type(activation_weight) in _PLAIN_TENSORS_OR_NONE
-        and type(residual) in _PLAIN_TENSORS_OR_NONE
-        and not _has_torch_function_mode()
+        type(input) in PLAIN_TENSORS
+        and type(weight) in PLAIN_TENSORS
+        and type(bias) in PLAIN_TENSORS_OR_NONE
+        and type(activation_weight) in PLAIN_TENSORS_OR_NONE
+        and type(residual) in PLAIN_TENSORS_OR_NONE
+        and not has_torch_function_mode()
     ):
         # what why_only_reference() asks, without a call that would cost 0.2 µs
         only_reference = (
             None
-            if not tracing
-            and forward_ad._current_level < 0
-            and _tracing_state() is None
-            and not _has_transforms()
+            if not tracing and not in_forward_mode() and jit_tracing_state() is None and not has_transforms()
             else why_only_reference(tracing)
         )
     else:
@@ -457,9 +302,9 @@ def convolve(
         only_reference = why_only_reference(tracing, *tensors)
         input, weight, bias, activation_weight, residual = tensors
     promotes = False
-    if torch._C._is_any_autocast_enabled() and _autocasts(input.device.type):
+    if is_any_autocast_enabled() and _autocasts(input.device.type):
         input, weight, bias, activation_weight = _autocast(input, weight, bias, activation_weight)
-        promotes = residual is not None and input.dtype != residual.dtype in _arguments.DTYPES
+        promotes = residual is not None and input.dtype != residual.dtype in DTYPES
 
     key = None
     if not tracing:
@@ -482,7 +327,7 @@ def convolve(
             key,
         )  # fmt: skip
     except RuntimeError:  # of what has no shape
-        _arguments.check_dense(input, weight, bias, activation_weight, residual)
+        check_dense(input, weight, bias, activation_weight, residual)
         raise
     if len(arguments[3][0]) == 3:
         return convolve(
@@ -492,7 +337,7 @@ def convolve(
     call = None
     if key is not None:
         try:  # noqa: SIM105
-            call = _prepare_cached(*arguments)
+            call = prepare_cached(*arguments)
         except (TypeError, ValueError):
             pass  # symbolic sizes cannot be cached; what is wrong is refused just below
     if call is None:
@@ -500,7 +345,7 @@ def convolve(
 
     if promotes:
         # PyTorch's addition gives the wider of two dtypes; the kernels write that of the convolution.
-        position = _OPTION_NAMES[resolve].index("clamp")
+        position = OPTION_NAMES[resolve].index("clamp")
         output = convolve(
             resolve, input, weight, bias, activation_weight, None, backend,
             *options[:position], None, *options[position + 1 :],
@@ -511,7 +356,7 @@ def convolve(
             try:
                 return _run(call, tracing, input, weight, bias, activation_weight, residual)
             except RuntimeError:
-                _arguments.check_dense(input, weight, bias, activation_weight, residual)
+                check_dense(input, weight, bias, activation_weight, residual)
                 if call.backend == "cuda" and not tracing:
                     # LibTorch's stable ABI forgets the type of an error. If it was memory, this one is right:
                     # as much as the output and the copy that a contiguous input is given in channels_last.
@@ -524,8 +369,8 @@ def convolve(
         if not tracing:
             warn_of_dispatching(input, weight, bias, activation_weight, residual)
     elif arguments[0] == "auto" and not tracing:
-        _library.warn_if_missing(input.device.type)
-    _arguments.check_dense(input, weight, bias, activation_weight, residual)
+        library.warn_if_missing(input.device.type)
+    check_dense(input, weight, bias, activation_weight, residual)
     return reference.run_problem(call.problem, input, weight, bias, activation_weight, residual)
 
 
@@ -551,7 +396,7 @@ def _run(
         # ordinary PyTorch: it would have had to keep that tensor as well, and torch.compile fuses what
         # follows. An exported graph keeps the whole operator: it is for inference mostly, and can still be
         # differentiated (autograd.py).
-        _arguments.check_dense(None, None, None, activation_weight, residual)  # PyTorch adds sparse tensors
+        check_dense(None, None, None, activation_weight, residual)  # PyTorch adds sparse tensors
         hidden = _run(call.linear, tracing, input, weight, bias, None, None)
         return reference.apply_epilogue(
             hidden, activation_weight, residual, call.problem.geometry, call.problem.epilogue
@@ -559,13 +404,12 @@ def _run(
     if needs_gradient and not tracing:
         return SubpixelConv2dFunction.apply(input, weight, bias, residual, call)
     transposed = call.problem.transposed
-    if transposed is not None:
-        input, weight, bias = subpixel_operands(call.problem, input, weight, bias, not tracing)
     if tracing:
+        if transposed is not None:
+            input, weight, bias = subpixel_operands(call.problem, input, weight, bias)
         return _operator(input, weight, bias, activation_weight, residual, *call.numbers)
     # Past the autograd registered on the operator, which would cost a small call twice its time.
-    with torch._C._AutoDispatchBelowAutograd():
-        if transposed is None or torch._C._len_torch_dispatch_stack() == 0:
+    with below_autograd():
+        if transposed is None:
             return _operator(input, weight, bias, activation_weight, residual, *call.numbers)
-        with _library.counting(transposed):
-            return _operator(input, weight, bias, activation_weight, residual, *call.numbers)
+        return run_transposed(call, input, weight, bias, activation_weight, residual)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _arguments
-from ._arguments import CHANNEL_ORDERS
+from .dispatch import checks
+from .ops.geometry import CHANNEL_ORDERS
 
 
 def icnr_(
@@ -46,8 +46,8 @@ def icnr_(
             ``channel_order`` is unknown, or the initializer left values undefined.
     """
     _check_weight(weight)
-    factor_h, factor_w = _arguments.pair("upscale_factor", upscale_factor, minimum=1)
-    order = _arguments.lookup("channel_order", channel_order, CHANNEL_ORDERS)
+    factor_h, factor_w = checks.pair("upscale_factor", upscale_factor, minimum=1)
+    order = checks.lookup("channel_order", channel_order, CHANNEL_ORDERS)
     if not callable(initializer):
         raise TypeError(f"initializer: expected a function, got one of type {type(initializer).__name__}")
     if transposed:
@@ -85,7 +85,7 @@ def _icnr_transposed_(
 def _check_weight(weight: Tensor) -> None:
     if torch.nn.parameter.is_lazy(weight):
         raise ValueError("weight: expected one that has a shape, got a lazy parameter; call its module first")
-    _arguments.check_tensor("weight", weight)
+    checks.check_tensor("weight", weight)
     if not (weight.is_floating_point() or weight.is_complex()):
         raise TypeError(f"weight: expected a floating-point dtype, got {weight.dtype}")
     if any(size > 1 and step == 0 for size, step in zip(weight.shape, weight.stride(), strict=True)):

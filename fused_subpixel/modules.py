@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import _arguments
-from ._arguments import ACTIVATIONS, CHANNEL_ORDERS, DTYPES
+from .dispatch import checks
 from .functional import conv_transpose2d, subpixel_conv2d
 from .init import icnr_
+from .ops.geometry import ACTIVATIONS, CHANNEL_ORDERS, DTYPES
 
 _DEFAULTS = {
     "stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros",
@@ -75,23 +75,23 @@ class SubpixelConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_channels = _arguments.integer("in_channels", in_channels, 1)
-        self.out_channels = _arguments.integer("out_channels", out_channels, 1)
-        self.kernel_size = _arguments.pair("kernel_size", kernel_size, 1)
-        self.upscale_factor = _arguments.pair("upscale_factor", upscale_factor, 1)
-        self.stride = _arguments.pair("stride", stride, 1)
-        self.dilation = _arguments.pair("dilation", dilation, 1)
-        self.groups = _arguments.integer("groups", groups, 1)
+        self.in_channels = checks.integer("in_channels", in_channels, 1)
+        self.out_channels = checks.integer("out_channels", out_channels, 1)
+        self.kernel_size = checks.pair("kernel_size", kernel_size, 1)
+        self.upscale_factor = checks.pair("upscale_factor", upscale_factor, 1)
+        self.stride = checks.pair("stride", stride, 1)
+        self.dilation = checks.pair("dilation", dilation, 1)
+        self.groups = checks.integer("groups", groups, 1)
         # (top, left, bottom, right), "same" resolved: the kernel's size is known here.
-        self.padding = _arguments.four_paddings(padding, self.stride, self.dilation, self.kernel_size)
-        _arguments.lookup("padding_mode", padding_mode, _PADDING_MODES)
+        self.padding = checks.four_paddings(padding, self.stride, self.dilation, self.kernel_size)
+        checks.lookup("padding_mode", padding_mode, _PADDING_MODES)
         self.padding_mode = padding_mode
-        _arguments.lookup("activation", activation, ACTIVATIONS)
+        checks.lookup("activation", activation, ACTIVATIONS)
         self.activation = activation
-        self.negative_slope = _arguments.number("negative_slope", negative_slope)
-        lowest, highest = _arguments.clamp_bounds(clamp)
+        self.negative_slope = checks.number("negative_slope", negative_slope)
+        lowest, highest = checks.clamp_bounds(clamp)
         self.clamp = None if (lowest, highest) == (-math.inf, math.inf) else (lowest, highest)
-        _arguments.lookup("channel_order", channel_order, CHANNEL_ORDERS)
+        checks.lookup("channel_order", channel_order, CHANNEL_ORDERS)
         self.channel_order = channel_order
         self.icnr = bool(icnr)
 
@@ -151,7 +151,7 @@ class SubpixelConv2d(nn.Module):
         """
         if not isinstance(conv, nn.Conv2d) or not isinstance(conv.weight, nn.Parameter):
             raise TypeError(f"conv: expected an nn.Conv2d whose weight is a Parameter, got {conv}")
-        factor_h, factor_w = _arguments.pair("upscale_factor", upscale_factor, 1)
+        factor_h, factor_w = checks.pair("upscale_factor", upscale_factor, 1)
         if conv.out_channels % (factor_h * factor_w):
             raise ValueError(
                 f"conv: expected out_channels divisible by {factor_h}*{factor_w}, got {conv.out_channels}"

@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _arguments
-from ._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, Problem
-from ._layout import is_channels_last, memory_format
+from . import torch_compat
+from .dispatch import checks
+from .dispatch.resolve import resolve_subpixel_conv2d
+from .ops.geometry import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, Problem
+from .ops.layout import is_channels_last, memory_format
 
 _DCR = CHANNEL_ORDERS["dcr"]
 
@@ -44,12 +46,12 @@ def subpixel_conv2d(
 
     ``crop``: (top, left, bottom, right) high-resolution pixels taken off the output.
     """
-    problem = _arguments.resolve(
+    problem = resolve_subpixel_conv2d(
         (input.shape, input.dtype, input.device),
         (weight.shape, weight.dtype, weight.device),
-        _arguments.describe(bias),
-        _arguments.describe(activation_weight),
-        _arguments.describe(residual),
+        checks.describe(bias),
+        checks.describe(activation_weight),
+        checks.describe(residual),
         upscale_factor, stride, padding, dilation, groups, activation, negative_slope, clamp, channel_order,
         crop,
     )  # fmt: skip
@@ -135,10 +137,10 @@ def fractionally_strided_conv2d(
     convolution arithmetic for deep learning", arXiv 1603.07285.
     """
     (stride_h, stride_w), (pad_h, pad_w) = (
-        _arguments.pair("stride", stride, minimum=1),
-        _arguments.pair("padding", padding, minimum=0),
+        checks.pair("stride", stride, minimum=1),
+        checks.pair("padding", padding, minimum=0),
     )
-    extra_h, extra_w = _arguments.pair("output_padding", output_padding, minimum=0)
+    extra_h, extra_w = checks.pair("output_padding", output_padding, minimum=0)
     n, channels, height, width = input.shape
     spread = input.new_zeros(n, channels, (height - 1) * stride_h + 1, (width - 1) * stride_w + 1)
     spread[:, :, ::stride_h, ::stride_w] = input
@@ -153,8 +155,8 @@ def fractionally_strided_conv2d(
 
 def pixel_shuffle(input: Tensor, upscale_factor: Any, channel_order: str = "crd") -> Tensor:
     """[..., C*r_h*r_w, H, W] -> [..., C, H*r_h, W*r_w], in the input's memory format."""
-    upscale_h, upscale_w = _arguments.pair("upscale_factor", upscale_factor, minimum=1)
-    order = _arguments.lookup("channel_order", channel_order, CHANNEL_ORDERS)
+    upscale_h, upscale_w = checks.pair("upscale_factor", upscale_factor, minimum=1)
+    order = checks.lookup("channel_order", channel_order, CHANNEL_ORDERS)
     if input.dim() == 4:
         return shuffle(input, upscale_h, upscale_w, order)
     flat = input.reshape(math.prod(input.shape[:-3]), *input.shape[-3:])
@@ -164,8 +166,8 @@ def pixel_shuffle(input: Tensor, upscale_factor: Any, channel_order: str = "crd"
 
 def pixel_unshuffle(input: Tensor, downscale_factor: Any, channel_order: str = "crd") -> Tensor:
     """[..., C, H*r_h, W*r_w] -> [..., C*r_h*r_w, H, W], in the input's memory format."""
-    factor_h, factor_w = _arguments.pair("downscale_factor", downscale_factor, minimum=1)
-    order = _arguments.lookup("channel_order", channel_order, CHANNEL_ORDERS)
+    factor_h, factor_w = checks.pair("downscale_factor", downscale_factor, minimum=1)
+    order = checks.lookup("channel_order", channel_order, CHANNEL_ORDERS)
     if input.dim() == 4:
         return unshuffle(input, factor_h, factor_w, order)
     flat = input.reshape(math.prod(input.shape[:-3]), *input.shape[-3:])
@@ -199,7 +201,7 @@ def shuffle(input: Tensor, upscale_h: int, upscale_w: int, channel_order: int) -
     n, low_channels, p, q = input.shape
     c = low_channels // (upscale_h * upscale_w)
     # TorchScript, which the older exporter traces to, has no such symbols.
-    if torch.onnx.is_in_onnx_export() and torch._C._get_tracing_state() is None and upscale_h == upscale_w:
+    if torch.onnx.is_in_onnx_export() and torch_compat.jit_tracing_state() is None and upscale_h == upscale_w:
         return torch.onnx.ops.symbolic(
             "DepthToSpace",
             (input,),
@@ -248,7 +250,7 @@ def shuffle_and_crop(low: Tensor, geometry: Geometry) -> Tensor:
     """[N, C*r_h*r_w, P, Q] -> [N, C, P*r_h - crops, Q*r_w - crops]."""
     g = geometry
     output = shuffle(low, g.upscale_h, g.upscale_w, g.channel_order)
-    if not any(g[11:15]):
+    if not any(g.crop):
         return output
     return output[
         :, :, g.crop_top : output.shape[2] - g.crop_bottom, g.crop_left : output.shape[3] - g.crop_right
@@ -258,7 +260,7 @@ def shuffle_and_crop(low: Tensor, geometry: Geometry) -> Tensor:
 def uncrop_and_unshuffle(output: Tensor, geometry: Geometry) -> Tensor:
     """The adjoint of :func:`shuffle_and_crop`: what was cropped away gets zeros."""
     g = geometry
-    if any(g[11:15]):
+    if any(g.crop):
         output = F.pad(output, (g.crop_left, g.crop_right, g.crop_top, g.crop_bottom))
     return unshuffle(output, g.upscale_h, g.upscale_w, g.channel_order)
 

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from . import _library, backends, reference
-from ._arguments import DTYPES
-from ._layout import memory_format
+from . import reference
+from .dispatch import backends
 from .functional import subpixel_conv2d
+from .ops.geometry import DTYPES
+from .ops.layout import memory_format
+from .ops.library import libraries
 
 
 class Row(NamedTuple):
@@ -120,12 +122,12 @@ def table(rows: list[Row]) -> str:
 def unchecked() -> list[Unchecked]:
     """The compiled backends that :func:`run` leaves out, because they cannot run here."""
     found = []
-    for name, library in _library.libraries.items():
+    for name, library in libraries.items():
         if library.problem is not None:
             found.append(Unchecked(name, library.problem, library.remedy, library.expected))
         elif name == "cuda" and not torch.cuda.is_available():
             found.append(Unchecked(name, "torch finds no CUDA GPU", "", False))
-        elif (reason := backends.refusal(name, torch.device(name), torch.float32)) is not None:
+        elif (reason := backends.refusal(name, torch.device(name))) is not None:
             found.append(Unchecked(name, reason, "", True))
     return found
 
@@ -133,7 +135,7 @@ def unchecked() -> list[Unchecked]:
 def _runnable() -> Iterator[tuple[str, torch.device, bool]]:
     """(backend, device, whether float32 may be tf32)."""
     left_out = {backend.backend for backend in unchecked()}
-    for name in _library.libraries:
+    for name in libraries:
         device = torch.device(name)
         if name not in left_out:
             yield name, device, False

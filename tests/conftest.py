@@ -16,7 +16,7 @@ from cases import DTYPES, LAYOUTS
 from torch import Tensor
 
 import fused_subpixel as fs
-from fused_subpixel import _library
+from fused_subpixel.ops import library
 
 # Inductor is stricter where CI is set, as hosted test machines do, and its cache, whose keys know nothing of
 # this package's operators, could answer with what an earlier version compiled.
@@ -25,10 +25,10 @@ os.environ.update(CI="true", TORCHINDUCTOR_FORCE_DISABLE_CACHES="1")
 # One warning per process is right for users; tests must neither depend on who comes first nor drown in it.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    _library.warn_if_missing("cpu")
+    library.warn_if_missing("cpu")
 
 needs_cpu_library = pytest.mark.skipif(
-    not _library.libraries["cpu"].loaded, reason=f"no CPU library: {_library.libraries['cpu'].problem}"
+    not library.libraries["cpu"].loaded, reason=f"no CPU library: {library.libraries['cpu'].problem}"
 )
 
 

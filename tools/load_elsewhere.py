@@ -25,7 +25,7 @@ CHECKS = """
 import pathlib, sys
 import torch
 import fused_subpixel as fs
-from fused_subpixel import _library
+from fused_subpixel.ops import library
 
 print(f"python {sys.version.split()[0]}, torch {torch.__version__}, "
       f"CUDA {torch.version.cuda or 'not built in'}, GPU {'yes' if torch.cuda.is_available() else 'no'}")
@@ -33,14 +33,14 @@ assert pathlib.Path(fs.__file__).parent == pathlib.Path(sys.argv[1]), f"imported
 
 cuda_too = torch.version.cuda is not None and pathlib.Path(sys.argv[1], "fused_subpixel_cuda.so").exists()
 for device in ("cpu", "cuda") if cuda_too else ("cpu",):
-    library = _library.libraries[device]
+    library = library.libraries[device]
     assert library.loaded, library.problem
     for op in ("subpixel_conv2d", "subpixel_conv2d_input_grad", "subpixel_conv2d_weight_grad"):
         has = torch._C._dispatch_has_kernel_for_dispatch_key(f"fused_subpixel::{op}", device.upper())
         assert has, f"{op} has no kernel for {device}"
     print(f"{device} library: loaded, operators registered")
 if not cuda_too:
-    print(f"cuda library: not checked, {_library.libraries['cuda'].problem}")
+    print(f"cuda library: not checked, {library.libraries['cuda'].problem}")
 
 x, weight = torch.randn(2, 5, 6, 7), torch.randn(12, 5, 3, 3)
 expected = torch.pixel_shuffle(torch.nn.functional.conv2d(x, weight, padding=1), 2)

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The CPU implementations of the operators: check, allocate, fill the arguments, launch.
 #include <atomic>
+#include <exception>
+#include <new>
 
 #include "cpu/launch.h"
 #include "torch/op_calls.h"
@@ -10,26 +12,39 @@ namespace {
 
 Pool torch_pool() {
   const auto share = [](int64_t n, const std::function<void(int64_t, int64_t)>& run) {
-    std::atomic<bool> failed{false};  // nothing may be thrown inside the pool
+    // Nothing may be thrown inside the pool: the first error is thrown after it.
+    std::atomic_flag failed = ATOMIC_FLAG_INIT;
+    std::exception_ptr error;
     torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
       try {
         run(begin, end);
       } catch (...) {
-        failed = true;
+        if (!failed.test_and_set()) error = std::current_exception();
       }
     });
-    check(!failed, "out of memory for scratch");
+    if (error) std::rethrow_exception(error);
   };
   return {static_cast<int>(torch::stable::get_num_threads()), share};
+}
+
+// The kernels' scratch comes from the system; the message says what std::bad_alloc does not.
+template <class Launch>
+void launched(Launch launch) {
+  try {
+    launch(torch_pool());
+  } catch (const std::bad_alloc&) {
+    check(false, "out of memory for scratch");
+  }
 }
 
 Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                        const OptionalTensor& activation_weight, const OptionalTensor& residual,
                        std::vector<int64_t> geometry, int64_t activation, double negative_slope,
-                       std::optional<double> clamp_min, std::optional<double> clamp_max) {
+                       std::optional<double> clamp_min, std::optional<double> clamp_max,
+                       bool transposed_weight) {
   const ForwardCall call = forward_call(input, weight, bias, activation_weight, residual, geometry,
-                                        activation, negative_slope, clamp_min, clamp_max);
-  if (call.output.numel() > 0) conv_forward(call.arguments, torch_pool());
+                                        activation, negative_slope, clamp_min, clamp_max, transposed_weight);
+  if (call.output.numel() > 0) launched([&](const Pool& pool) { conv_forward(call.arguments, pool); });
   return call.output;
 }
 
@@ -40,7 +55,7 @@ Tensor input_grad(const Tensor& grad_output, const Tensor& weight, int64_t heigh
                                              output, activation, negative_slope);
   const Geometry& g = call.arguments.geometry;
   check(g.stride_h == 1 && g.stride_w == 1, "the input gradient kernel needs stride 1");
-  if (call.grad_input.numel() > 0) conv_input_grad(call.arguments, torch_pool());
+  if (call.grad_input.numel() > 0) launched([&](const Pool& pool) { conv_input_grad(call.arguments, pool); });
   return call.grad_input;
 }
 
@@ -50,10 +65,11 @@ std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& 
                                        double negative_slope) {
   const WeightGradCall call =
       weight_grad_call(grad_output, input, kernel_h, kernel_w, geometry, output, activation, negative_slope);
-  const Pool pool = torch_pool();
-  Tensor scratch = scratch_of(weight_grad_scratch(call.arguments, pool), grad_output);
-  torch::stable::zero_(scratch);
-  conv_weight_grad(call.arguments, scratch.mutable_data_ptr(), pool);
+  launched([&](const Pool& pool) {
+    Tensor scratch = scratch_of(weight_grad_scratch(call.arguments, pool), grad_output);
+    torch::stable::zero_(scratch);
+    conv_weight_grad(call.arguments, scratch.mutable_data_ptr(), pool);
+  });
   return {call.grad_weight, call.grad_bias};
 }
 
@@ -97,7 +113,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CompositeExplicitAutograd, m) {
-  m.impl("cpu_plan", TORCH_BOX(&fused_subpixel::cpu::cpu_plan));
-  m.impl("cpu_capability", TORCH_BOX(&fused_subpixel::cpu::cpu_capability));
-  m.impl("cpu_select_isa", TORCH_BOX(&fused_subpixel::cpu::cpu_select_isa));
+  m.impl("_cpu_plan", TORCH_BOX(&fused_subpixel::cpu::cpu_plan));
+  m.impl("_cpu_capability", TORCH_BOX(&fused_subpixel::cpu::cpu_capability));
+  m.impl("_cpu_select_isa", TORCH_BOX(&fused_subpixel::cpu::cpu_select_isa));
 }

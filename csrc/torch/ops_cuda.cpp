@@ -57,10 +57,11 @@ struct OnDevice {
 Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                        const OptionalTensor& activation_weight, const OptionalTensor& residual,
                        std::vector<int64_t> geometry, int64_t activation, double negative_slope,
-                       std::optional<double> clamp_min, std::optional<double> clamp_max) {
+                       std::optional<double> clamp_min, std::optional<double> clamp_max,
+                       bool transposed_weight) {
   const OnDevice on(input);
   const ForwardCall call = forward_call(input, weight, bias, activation_weight, residual, geometry,
-                                        activation, negative_slope, clamp_min, clamp_max);
+                                        activation, negative_slope, clamp_min, clamp_max, transposed_weight);
   if (call.output.numel() == 0) return call.output;
   Tensor scratch = scratch_of(forward_scratch(call.arguments, on.device.target), input);
   conv_forward(call.arguments, scratch.mutable_data_ptr(), on.device);
@@ -155,6 +156,6 @@ STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CUDA, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CompositeExplicitAutograd, m) {
-  m.impl("cuda_capability", TORCH_BOX(&fused_subpixel::cuda::cuda_capability));
-  m.impl("cuda_plan", TORCH_BOX(&fused_subpixel::cuda::cuda_plan));
+  m.impl("_cuda_capability", TORCH_BOX(&fused_subpixel::cuda::cuda_capability));
+  m.impl("_cuda_plan", TORCH_BOX(&fused_subpixel::cuda::cuda_plan));
 }

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The operators' schemas, for processes without Python, where nobody else defines them. In schemas.inc the build writes
-// those of fused_subpixel/_schemas.py.
+// The operators' schemas, for processes without Python, where nobody else defines them. The build writes the array
+// kSchemas of schemas.h from the Python package's list.
 #include <torch/csrc/stable/library.h>
 
+#include "schemas.h"
+
 STABLE_TORCH_LIBRARY_FRAGMENT(fused_subpixel, m) {
-  for (const char* schema : {
-#include "schemas.inc"
-       })
-    m.def(schema);
+  for (const char* schema : kSchemas) m.def(schema);
 }

@@ -21,10 +21,11 @@ from torch.nn.functional import (
     threshold,
 )  # PyTorch's own, if F is patched
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.modules.module import _has_any_global_hook
 
-from .._arguments import DTYPES
-from ..functional import subpixel_conv2d, warn_of_dispatching, why_only_reference
+from ..dispatch.tensors import warn_of_dispatching, why_only_reference
+from ..functional import subpixel_conv2d
+from ..ops.geometry import DTYPES
+from ..torch_compat import has_any_global_hook
 
 tanh, sigmoid = torch.tanh, torch.sigmoid  # as the functions above
 
@@ -280,7 +281,7 @@ def runs_fused(input: Any) -> bool:
     if why_only_reference(torch.compiler.is_compiling(), input) is not None:
         warn_of_dispatching(input)
         return False
-    return not _has_any_global_hook()
+    return not has_any_global_hook()
 
 
 # Activations whose gradient the fused call reads from its output, which then must not be overwritten.

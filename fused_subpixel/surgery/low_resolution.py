@@ -26,8 +26,9 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
-from torch.utils._pytree import tree_map
 
+from .. import torch_compat
+from ..torch_compat import tree_map, without_subclass_torch_function
 from .calls import ABOUT_ITSELF, METADATA, REPLACES_DATA, Call, call_of
 from .chain import Activation
 
@@ -137,7 +138,7 @@ class LowResolution(Tensor):
         self: Any = Tensor._make_wrapper_subclass(
             LowResolution, shape, strides=strides, dtype=high.dtype, device=high.device
         )
-        torch._C._set_throw_on_mutable_data_ptr(self)  # rather than give out a null pointer
+        torch_compat.throw_on_mutable_data_ptr(self)  # rather than give out a null pointer
         self.held, self.done, self.memory = held, done, None
         return self
 
@@ -145,7 +146,7 @@ class LowResolution(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Apply ``func``; where torch.compile traces a part behind the convolution, its graph breaks here."""
         if torch.compiler.is_dynamo_compiling():
-            return torch._dynamo.disable(cls.apply)(func, args, kwargs or {})
+            return torch_compat.disabled_in_dynamo(cls.apply)(func, args, kwargs or {})
         return cls.apply(func, args, kwargs or {})
 
     @staticmethod
@@ -153,17 +154,13 @@ class LowResolution(Tensor):
         """Shuffle, or do the next step, if ``func`` is that; else apply ``func`` to the plain output."""
         self = args[0] if args else None
         if func in METADATA or func in ABOUT_ITSELF:
-            with torch._C.DisableTorchFunctionSubclass():
+            with without_subclass_torch_function():
                 return func(*args, **kwargs)
         if func in REPLACES_DATA:
             raise RuntimeError(
                 f"the output of a fused convolution cannot be given other memory. {_WHAT_TO_DO}"
             )
-        if (
-            isinstance(self, LowResolution)
-            and self.memory is None
-            and not torch._C._are_functorch_transforms_active()
-        ):
+        if isinstance(self, LowResolution) and self.memory is None and not torch_compat.has_transforms():
             held = self.held
             if func is torch.pixel_shuffle:
                 factor = args[1] if len(args) > 1 else kwargs.get("upscale_factor")
@@ -235,13 +232,13 @@ class LowResolution(Tensor):
             if self.memory is None:
                 self.memory = self.held.plain(self.done)
             return self.memory
-        with torch._C.DisableTorchFunctionSubclass():
+        with without_subclass_torch_function():
             return self.view_as(self)
 
     def filled(self) -> Tensor:
         """The memory of this tensor, with its values."""
         if self.memory is None:
-            with torch._C.DisableTorchFunctionSubclass():
+            with without_subclass_torch_function():
                 shape, strides = self.shape, self.stride()
             with torch.inference_mode(False), torch.no_grad():
                 values = self.held.plain(self.done)
@@ -316,7 +313,7 @@ class Traced(Tensor):
         self = args[0] if args else None
         if isinstance(self, Traced) and self.high is not None and func not in METADATA:
             if not torch.compiler.is_dynamo_compiling():
-                with torch._C.DisableTorchFunctionSubclass():
+                with without_subclass_torch_function():
                     version, result = self._version, func(*args, **kwargs)
                     if self._version != version or not isinstance(result, _ANSWERS):
                         self.high = None  # it may be out of date, or be some time
@@ -339,12 +336,12 @@ class Traced(Tensor):
                     self.high = activated
                     return self
         args, kwargs = tree_map(_untraced, (args, kwargs))
-        with torch._C.DisableTorchFunctionSubclass():
+        with without_subclass_torch_function():
             return func(*args, **kwargs)
 
     def has_another_history(self) -> bool:
         """Whether a ``torch.autograd.Function`` that is not compiled has returned this tensor."""
-        with torch._C.DisableTorchFunctionSubclass():
+        with without_subclass_torch_function():
             return self.requires_grad != self.plain.requires_grad
 
 

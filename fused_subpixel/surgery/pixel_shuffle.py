@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 from torch.nn.parameter import is_lazy
 
 from .arguments import Model, as_arguments, check_model, copied
-from .operation import Operation
+from .replace import Replacer
 from .report import Report, what_else_finds
 
 
@@ -70,11 +70,11 @@ def replace_pixel_shuffle(
         raise ValueError("model: has uninitialized lazy modules, run it once first")
     model = model if inplace else copied(model)
 
-    operation = Operation(model, fold_batch_norm, unshuffle)
+    replacer = Replacer(model, fold_batch_norm, unshuffle)
     try:
-        report = operation.operate(inputs)
+        report = replacer.replace(inputs)
     except BaseException:
-        operation.undo()
+        replacer.undo()
         raise
     if not report.sites:
         hints = what_else_finds(model, "replace_pixel_shuffle")

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..modules import ConvTranspose2d
 from .arguments import Model, check_model, copied
-from .modules import FusedConv2d, FusedSequential, restore_class
+from .fused_modules import FusedConv2d, FusedSequential, restore_class
 
 
 def restore(model: Model, *, inplace: bool = False) -> Model:

@@ -13,13 +13,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..torch_compat import tree_leaves, tree_map, without_torch_function
 from . import chain as chains
 from .calls import METADATA, Call, call_of
+from .fused_modules import FusedSequential
 from .low_resolution import LowResolution
-from .modules import FusedSequential
 
 Chained = dict[nn.Sequential, set[nn.Conv2d]]  # Sequentials, and the convolutions of their chains
 
@@ -95,7 +95,7 @@ class Recorder(TorchFunctionMode):
         def forward(input: Tensor) -> Any:
             output = type(module).forward(module, input)
             inside = any(module in self._chained[sequential] for sequential in self._sequentials)
-            with torch._C.DisableTorchFunction():  # these questions are ours
+            with without_torch_function():  # these questions are ours
                 in_bytes, out_bytes = (t.numel() * t.element_size() for t in (input, output))
             run = Run(module, in_bytes, out_bytes, inside)
             self.runs.append(run)

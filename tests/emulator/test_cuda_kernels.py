@@ -34,10 +34,14 @@ from gradients import exact as exact_gradients
 from rotation import rotated_without_isa
 from torch import Tensor
 
-from fused_subpixel import _library, backends, functional, reference
-from fused_subpixel._arguments import CHANNEL_ORDERS, Problem, resolve
-from fused_subpixel.autograd import BackwardPlan, plan_backward
-from fused_subpixel.conversion import conv_transpose_weight_to_subpixel, subpixel_weight_to_conv_transpose
+from fused_subpixel import reference
+from fused_subpixel.dispatch import backends, choose
+from fused_subpixel.dispatch.call import BackwardPlan
+from fused_subpixel.dispatch.choose import plan_backward
+from fused_subpixel.dispatch.resolve import resolve_subpixel_conv2d
+from fused_subpixel.ops import library
+from fused_subpixel.ops.geometry import CHANNEL_ORDERS, Problem
+from fused_subpixel.weights import conv_transpose_weight_to_subpixel, subpixel_weight_to_conv_transpose
 
 HALVES = (torch.float16, torch.bfloat16)
 TENSOR_CORE_TYPES = (*HALVES, torch.float32)  # as tf32
@@ -657,7 +661,7 @@ def conv_problem(input: tuple[int, ...], weight: tuple[int, ...], dtype: torch.d
         return torch.Size(shape), dtype, torch.device("cuda", 0)
 
     options = (2, 1, "same", 1, 1, None, 0.01, None, "crd")
-    problem = resolve(info(input), info(weight), None, None, None, *options)
+    problem = resolve_subpixel_conv2d(info(input), info(weight), None, None, None, *options)
     return problem._replace(geometry=problem.geometry._replace(tf32=int(tf32)))
 
 
@@ -692,10 +696,12 @@ def test_what_auto_leaves_to_pytorch(
     monkeypatch.setattr(backends, "has_tensor_cores", lambda device: True)
     monkeypatch.setattr(backends, "multiprocessors", lambda device: 132)
     problem = conv_problem(input, weight, dtype, tf32)
-    found = functional.why_pytorch_is_faster(problem)
+    found = choose.why_pytorch_is_faster(problem)
     assert found is None if reason is None else reason in str(found)
     # sizes must not tie a traced graph to them
-    assert functional.why_pytorch_is_faster(problem, tracing=True) == functional.why_no_tensor_cores(problem)
+    assert choose.why_pytorch_is_faster(problem, tracing=True) == choose.why_no_tensor_cores(
+        problem.geometry, problem.dtype, problem.device
+    )
 
 
 def test_gradients_of_narrow_heads_are_ours() -> None:
@@ -733,17 +739,17 @@ def test_tf32_follows_torchs_settings() -> None:
 def test_a_gpu_that_cannot_is_refused_in_words(
     capability: list[int], message: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library = torch.library.Library("fused_subpixel", "IMPL")
-    library.impl("cuda_capability", lambda device: capability, "CompositeExplicitAutograd")
-    monkeypatch.setitem(_library.libraries, "cuda", _library.LoadedLibrary())
+    registration = torch.library.Library("fused_subpixel", "IMPL")
+    registration.impl("_cuda_capability", lambda device: capability, "CompositeExplicitAutograd")
+    monkeypatch.setitem(library.libraries, "cuda", library.LoadedLibrary())
     backends._capability.cache_clear()
     torch.compiler.reset()
     try:
-        reason = backends.refusal("cuda", torch.device("cuda", 0), torch.float16)
+        reason = backends.refusal("cuda", torch.device("cuda", 0))
         answer = torch.compile(lambda x: (x, ask()), backend="eager", fullgraph=True)(torch.ones(1))[1]
     finally:
         backends._capability.cache_clear()
-        library._destroy()
+        registration._destroy()
     assert reason is None if message is None else message in str(reason)
     assert answer == (reason, True)
 
@@ -751,4 +757,4 @@ def test_a_gpu_that_cannot_is_refused_in_words(
 def ask() -> tuple[str | None, bool]:
     """What a call on a GPU asks for, traced by torch.compile too."""
     device = torch.device("cuda", 0)
-    return backends.refusal("cuda", device, torch.float16), backends.allows_tf32()
+    return backends.refusal("cuda", device), backends.allows_tf32()

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import fused_subpixel as fs
-from fused_subpixel import _library, backends
-from fused_subpixel._arguments import ACTIVATIONS, Epilogue, Geometry
-from fused_subpixel.graphs import pattern
+from fused_subpixel.dispatch import backends
+from fused_subpixel.dispatch.choose import why_not_in_graph
+from fused_subpixel.fx import match
+from fused_subpixel.ops import library
+from fused_subpixel.ops.geometry import ACTIVATIONS, Epilogue, Geometry
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -519,7 +521,7 @@ def test_on_a_gpu_only_what_has_tensor_cores(monkeypatch: pytest.MonkeyPatch) ->
 
     def why_not(dtype: torch.dtype, **geometry: int) -> str | None:
         like = types.SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype)
-        return pattern._why_not_here(Geometry(2, 2, **geometry), like)  # type: ignore[arg-type]
+        return why_not_in_graph(Geometry(2, 2, **geometry), like)  # type: ignore[arg-type]
 
     assert why_not(torch.float16) is None and why_not(torch.float32, tf32=1) is None
     assert "exact float32 has no tensor-core kernel" in str(why_not(torch.float32))
@@ -548,7 +550,7 @@ def test_unflattened() -> None:
 
 def test_nearest_upsampling_repeats_pixels_where_it_is_said_to() -> None:
     x = torch.arange(4096.0).view(1, 1, 1, -1)
-    repeats = [factor for factor in range(2, 65) if pattern._nearest_repeats(factor)]
+    repeats = [factor for factor in range(2, 65) if match._nearest_repeats(factor)]
     assert {2, 3, 4, 8, 16} < set(repeats)
     for factor in repeats:
         assert nearest(x, factor)[0, 0, 0].equal(x.flatten().repeat_interleave(factor))
@@ -693,7 +695,7 @@ def test_ways_out_of_odd_geometries(way: str, channels_last: bool, dynamic: bool
             model, (x,), {"residual": residual}, dynamic_shapes=sizes if dynamic else None
         )
     if way == "unfused":
-        if _library.libraries["cpu"].loaded:
+        if library.libraries["cpu"].loaded:
             assert len(ours(program)) == 4
         held, program = program, fs.unfuse(program)
         assert outside(program) == outside(held)
@@ -725,7 +727,7 @@ def test_unfuse_of_what_control_flow_and_preserved_modules_hold(fresh_dynamo: An
     model, x, flag = Either().eval(), torch.randn(2, 3, 5, 6), torch.ones(1)
     program = torch.export.export(model, (x, flag), preserve_module_call_signature=("up",))
     plain = fs.unfuse(program)
-    if _library.libraries["cpu"].loaded:
+    if library.libraries["cpu"].loaded:
         assert len(ours(program)) == 3
     assert not ours(plain)
     for given in (flag, -flag):

@@ -11,8 +11,9 @@ from conftest import conv_tensors, needs_cpu_library
 from torch import Tensor
 
 import fused_subpixel as fs
-from fused_subpixel import autograd, reference
-from fused_subpixel._arguments import ACTIVATIONS, Epilogue, Geometry
+from fused_subpixel import reference
+from fused_subpixel.dispatch.choose import plan_backward
+from fused_subpixel.ops.geometry import ACTIVATIONS, Epilogue, Geometry
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -240,13 +241,13 @@ def test_shuffles(factor: Any, order: str, leading: tuple[int, ...]) -> None:
     assert gradient.equal(leaf)
 
 
-def test_recoverable() -> None:
-    names = {name for name, number in ACTIVATIONS.items() if autograd.recoverable(Epilogue(number), False)}
+def test_gradients_from_the_output() -> None:
+    names = {name for name, number in ACTIVATIONS.items() if Epilogue(number).has_grad_from_output(False)}
     assert names == {None, "relu", "leaky_relu", "tanh", "sigmoid"}
-    assert autograd.recoverable(Epilogue(), has_residual=True)
-    assert not autograd.recoverable(Epilogue(ACTIVATIONS["relu"]), has_residual=True)
-    assert not autograd.recoverable(Epilogue(ACTIVATIONS["leaky_relu"], -0.1), has_residual=False)
-    assert not autograd.recoverable(Epilogue(clamp_max=1.0), has_residual=False)
+    assert Epilogue().has_grad_from_output(has_residual=True)
+    assert not Epilogue(ACTIVATIONS["relu"]).has_grad_from_output(has_residual=True)
+    assert not Epilogue(ACTIVATIONS["leaky_relu"], -0.1).has_grad_from_output(has_residual=False)
+    assert not Epilogue(clamp_max=1.0).has_grad_from_output(has_residual=False)
 
 
 # ---- where PyTorch's own gradients are wrong ---------------------------------------------------------------
@@ -288,7 +289,7 @@ def test_bfloat16_on_images_of_few_columns(width: int, options: dict[str, Any]) 
     padding = options["padding"] * 2
     stride = (options.get("stride", 1),) * 2
     geometry = Geometry(2, 2, *stride, *padding, groups=groups)
-    plan = autograd.plan_backward("cpu", geometry, tensors[0].shape, tensors[1].shape, torch.bfloat16)
+    plan = plan_backward("cpu", geometry, tensors[0].shape, tensors[1].shape, torch.bfloat16)
     assert plan == (stride == (1, 1), True)
 
 

@@ -17,7 +17,7 @@ from conftest import conv_tensors, needs_cpu_library
 from torch import Tensor, nn
 
 import fused_subpixel as fs
-from fused_subpixel._arguments import ACTIVATIONS, Epilogue, Geometry
+from fused_subpixel.ops.geometry import ACTIVATIONS, Epilogue, Geometry
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -503,7 +503,8 @@ class Undecorated(Tensor):
 @pytest.fixture
 def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A list that gets an entry for each call of the operator, with its tensors' types."""
-    from fused_subpixel import autograd, functional
+    from fused_subpixel import functional
+    from fused_subpixel.ops import autograd
 
     calls: list[Any] = []
     operator = functional._operator
@@ -604,9 +605,9 @@ def test_tensor_subclasses_in_a_replaced_model(kind: type[Tensor], kernel_calls:
 def test_what_cannot_be_unwrapped_warns_once(kernel_calls: list[Any], monkeypatch: Any) -> None:
     from torch.testing._internal.two_tensor import TwoTensor
 
-    from fused_subpixel import _library
+    from fused_subpixel.ops import library
 
-    monkeypatch.setattr(_library, "_told", set())
+    monkeypatch.setattr(library, "_told", set())
     x, weight, bias = conv_tensors(dtype=torch.float32)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -651,7 +652,7 @@ def test_jit_trace() -> None:
 def test_use_backend_holds_for_its_thread() -> None:
     import threading
 
-    from fused_subpixel import backends
+    from fused_subpixel.dispatch import backends
 
     seen: list[str] = []
     with fs.use_backend("reference"):
@@ -763,7 +764,7 @@ def test_opcheck_forward(
 def test_opcheck_forward_of_a_transposed_weight(channels_last: bool) -> None:
     """As it lies; its kernel of 4x3 is extended to two taps of 3x2 phases."""
     x, weight, bias = operator_tensors(PLAIN, channels_last)[0], torch.randn(1, 2, 5, 4, 3), torch.randn(5)
-    geometry = Geometry(3, 2, pad_top=1, pad_left=1, extension_h=2, extension_w=1)
+    geometry = Geometry(3, 2, pad_top=1, pad_left=1, kernel_pad_h=2, kernel_pad_w=1)
     arguments = (x, weight, bias, None, None, tuple(geometry), *Epilogue())
     torch.library.opcheck(ops.subpixel_conv2d, arguments, test_utils=("test_schema", "test_faketensor"))
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import fused_subpixel as fs
 from fused_subpixel import reference
+from fused_subpixel.dispatch.resolve import resolve_conv_transpose2d
 
 
 class Configuration(NamedTuple):
@@ -217,12 +218,11 @@ def test_three_faces(name: str) -> None:
 
 def test_no_more_pixels_than_needed() -> None:
     """The common layers are convolutions without wasted taps, and nothing of their input is unused."""
-    from fused_subpixel._arguments import resolve_transposed
 
     def geometry(kernel: int, stride: int, padding: int, extra: int = 0) -> Any:
         info = (torch.float32, torch.device("cpu"))
         options = (stride, padding, extra, 1, 1, None, 0.01, None)
-        found = resolve_transposed(
+        found = resolve_conv_transpose2d(
             ((1, 8, 10, 10), *info), ((8, 4, kernel, kernel), *info), None, None, None, *options
         )
         g = found.geometry
@@ -377,7 +377,7 @@ def test_dilation_is_left_to_pytorch() -> None:
     x, weight = torch.randn(1, 2, 4, 5), torch.randn(2, 3, 3, 3)
     found = fs.conv_transpose2d(x, weight, None, 2, 1, 2, 1, 3)
     assert found.equal(F.conv_transpose2d(x, weight, None, 2, 1, 2, 1, 3))
-    told = fs.explain_conv_transpose2d(x, weight, dilation=2)
+    told = fs.explain(fs.conv_transpose2d, x, weight, dilation=2)
     assert told.backend == "reference"
     assert told.forward == "PyTorch's conv_transpose2d"
     assert "a transposed convolution with dilation is no sub-pixel convolution" in str(told)
@@ -387,7 +387,7 @@ def test_dilation_is_left_to_pytorch() -> None:
 
 def test_explain(backend: str) -> None:
     x, weight = torch.randn(1, 64, 40, 50), torch.randn(64, 3, 4, 4)
-    told = fs.explain_conv_transpose2d(x, weight, None, 2, 1)
+    told = fs.explain(fs.conv_transpose2d, x, weight, None, 2, 1)
     assert told.backend == backend
     assert ("cpu library" in told.forward) == (backend == "cpu")
 
@@ -641,6 +641,6 @@ def test_strides_far_larger_than_the_kernel(stride: Any, size: int) -> None:
     x, weight = torch.randint(-3, 4, (1, 3, size, size)).float(), torch.randint(-3, 4, (3, 2, 3, 3)).float()
     assert fs.conv_transpose2d(x, weight, stride=stride).equal(F.conv_transpose2d(x, weight, stride=stride))
     if size > 1:  # over a single pixel nothing strides
-        assert "have no tap" in str(fs.explain_conv_transpose2d(x, weight, stride=stride))
+        assert "have no tap" in str(fs.explain(fs.conv_transpose2d, x, weight, stride=stride))
         with pytest.raises(ValueError, match="have no tap of a 3x3 kernel"):
             fs.conv_transpose2d(x, weight, stride=stride, backend="cpu")

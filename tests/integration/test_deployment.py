@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import fused_subpixel as fs
-from fused_subpixel import _library
+from fused_subpixel.ops import library
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples/aot_inductor_cpp"
@@ -156,7 +156,7 @@ def test_onnx_of_an_exported_program_with_unequal_factors(tmp_path: Path) -> Non
     model = fs.SubpixelConv2d(3, 2, 3, (3, 2), padding=(1, 0, 2, 1), activation="relu").eval()
     x = torch.randn(2, 3, 5, 6)
     program = torch.export.export(model, (x,))
-    if _library.libraries["cpu"].loaded:
+    if library.libraries["cpu"].loaded:
         assert any(node.target is OPERATOR for node in program.graph.nodes)
     path = tmp_path / "program.onnx"
     torch.onnx.export(program, (), path, dynamo=True, verbose=False)

@@ -14,7 +14,7 @@ from gradients import exact as exact_gradients
 from torch import Tensor
 
 import fused_subpixel as fs
-from fused_subpixel import backends
+from fused_subpixel.dispatch import backends
 
 HERE = torch.device("cuda", 0)
 
@@ -151,7 +151,7 @@ def test_shuffle_alone(factors: tuple[int, int], order: str, dtype: torch.dtype,
 def test_emulator_matches_hardware(case: Case, channels_last: bool) -> None:
     """Bit for bit, with the same plan, on sums that are exact: within an instruction the order differs."""
     emulated = pytest.importorskip("emulated")
-    _, _, sm, multiprocessors, shared_bytes, _ = cases.operators.cuda_capability(0)
+    _, _, sm, multiprocessors, shared_bytes, _ = cases.operators._cuda_capability(0)
     target = emulated.Target(sm, multiprocessors, shared_bytes)
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         tensors = cases.integers(case).to(dtype, layout_of(channels_last))
@@ -247,12 +247,13 @@ def test_threads_with_different_sizes() -> None:
 
 def test_auto_leaves_exact_float32_to_pytorch() -> None:
     x, weight = torch.randn(1, 8, 9, 11, device=HERE).double(), torch.randn(12, 8, 3, 3, device=HERE).double()
-    assert fs.explain(x, weight).backend == "reference"
-    assert fs.explain(x, weight, backend="cuda").backend == "cuda"
+    assert fs.explain(fs.subpixel_conv2d, x, weight).backend == "reference"
+    assert fs.explain(fs.subpixel_conv2d, x, weight, backend="cuda").backend == "cuda"
 
 
 def test_explain_names_the_kernels() -> None:
     x = torch.ones(1, 64, 64, 64, device=HERE, dtype=torch.float16)
-    text = str(fs.explain(x, torch.ones(48, 64, 3, 3, device=HERE, dtype=torch.float16), None, 4, padding=1))
+    weight = torch.ones(48, 64, 3, 3, device=HERE, dtype=torch.float16)
+    text = str(fs.explain(fs.subpixel_conv2d, x, weight, None, 4, padding=1))
     assert "backend cuda" in text
     assert ("tensor cores" in text) == (torch.cuda.get_device_capability()[0] >= 8)

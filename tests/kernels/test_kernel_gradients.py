@@ -35,8 +35,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_subpixel as fs
-from fused_subpixel import autograd
-from fused_subpixel._arguments import ACTIVATIONS
+from fused_subpixel.ops import fallback
+from fused_subpixel.ops.geometry import ACTIVATIONS
 
 pytestmark = [needs_cpu_library, pytest.mark.usefixtures("one_thread", "poisoned_outputs")]
 
@@ -129,14 +129,14 @@ def test_activation_without_a_library(activation: str) -> None:
     tensors, grad, output = cases.integers(case), integer_gradient(case), quarters(case)
     rest = saved(case, output)
     found = (
-        autograd._plain_input_grad(grad, tensors.weight, *case.input[2:], case.geometry, True, *rest),
-        *autograd._plain_weight_grad(grad, tensors.input, *case.weight[2:], case.geometry, *rest),
+        fallback._plain_input_grad(grad, tensors.weight, *case.input[2:], case.geometry, True, *rest),
+        *fallback._plain_weight_grad(grad, tensors.input, *case.weight[2:], case.geometry, *rest),
     )
     assert all(a.equal(b) for a, b in zip(found, exact(case), strict=True))
     with pytest.raises(ValueError, match="differs in shape"):
-        autograd._plain_input_grad(grad[:1], tensors.weight, *case.input[2:], case.geometry, True, *rest)
+        fallback._plain_input_grad(grad[:1], tensors.weight, *case.input[2:], case.geometry, True, *rest)
     with pytest.raises(ValueError, match="goes with an activation"):
-        autograd._plain_weight_grad(grad, tensors.input, *case.weight[2:], case.geometry, output)
+        fallback._plain_weight_grad(grad, tensors.input, *case.weight[2:], case.geometry, output)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_pytorch_applies_an_activation_only_for_itself(rows: int, needed: str, p
     plain = cases.plain(variant(case, activation="relu"), cases.Tensors(*leaves))
     expected = torch.autograd.grad(plain, [t for t in leaves if t.requires_grad], torch.ones_like(output))
     assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
-    text = str(fs.explain(*leaves, 2, padding=1, activation="relu", backend="cpu"))
+    text = str(fs.explain(fs.subpixel_conv2d, *leaves, 2, padding=1, activation="relu", backend="cpu"))
     assert ("as they load that of the output" in text) == (rows == 12)
 
 

@@ -173,7 +173,7 @@ def test_the_cases_take_every_way_through_the_plan(isa: int) -> None:
     assert {plan.kernel for plan in plans} == set(cases.KERNELS.values())
     assert any(plan.block_n > 1 for plan in plans)
     assert any(plan.panel_tiles > 1 for plan in plans)
-    if cases.operators.cpu_capability()[2] <= 2 << 20:
+    if cases.operators._cpu_capability()[2] <= 2 << 20:
         rows_stay = {plan.kernel for case, plan in planned if plan.blocks_h > 1 and cases.shared_rows(case)}
         assert rows_stay == set(cases.KERNELS.values())
         assert any(plan.blocks_w > 1 for plan in plans)
@@ -435,4 +435,4 @@ def test_threads_and_repetition_change_nothing(dtype: torch.dtype, layout: str, 
 
 def test_a_missing_instruction_set_is_refused() -> None:
     with pytest.raises(RuntimeError, match="lacks instruction set"):
-        cases.operators.cpu_select_isa(3)
+        cases.operators._cpu_select_isa(3)

@@ -25,7 +25,7 @@ from tiers import tiered
 from torch import Tensor
 
 import fused_subpixel as fs
-from fused_subpixel._arguments import _transposed_side
+from fused_subpixel.dispatch.resolve import _transposed_side
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_outputs")
 
@@ -91,7 +91,7 @@ def transposed_case(number: int, vertical: Side, horizontal: Side) -> tuple[Case
         torch.randint(-3, 4, shape, generator=generator).double()
         for shape in ((1 + number % 2, channels_in, *size), (channels_in, channels, *kernel), (channels,))
     )
-    # Not by resolve_transposed, which never asks the operators for a stride past an image of one pixel.
+    # Not by resolve_conv_transpose2d, which never asks the operators for a stride past an image of one pixel.
     rows, columns = (_transposed_side(*side, 1) for side in (vertical, horizontal))
     x = F.pad(x, (*columns.unused, *rows.unused))
     phases = stride[0] * stride[1]
@@ -100,7 +100,7 @@ def transposed_case(number: int, vertical: Side, horizontal: Side) -> tuple[Case
         (channels * phases, channels_in, rows.taps, columns.taps), stride,
         padding=(rows.before, columns.before, rows.after, columns.after),
         crop=(rows.crop_before, columns.crop_before, rows.crop_after, columns.crop_after),
-        extension=(rows.extension, columns.extension),
+        extension=(rows.kernel_pad, columns.kernel_pad),
     )  # fmt: skip
     return case, Tensors(x, weight.unsqueeze(0), bias)
 
@@ -190,9 +190,11 @@ def test_cpu(transposed: bool) -> None:
         case = run.case
         output, grad, gradients = truths(run)
         with cases.instruction_set(isas[run.number // 3 % len(isas)]):
-            check(
-                run, "output", operators.subpixel_conv2d(*run.operands, case.geometry, *case.epilogue), output
-            )
+            operands = run.operands
+            if transposed:
+                operands = operands._replace(weight=operands.weight[0])
+            found = operators.subpixel_conv2d(*operands, case.geometry, *case.epilogue, transposed)
+            check(run, "output", found, output)
             x, weight, grad = run.operands.input, run.rows.weight.to(run.dtype), run.typed(grad, run.other)
             saved = saved_of(run, output)
             rest = [] if saved is None else [saved, case.epilogue.activation, cases.SLOPE]

@@ -14,7 +14,9 @@ import pytest
 import torch
 
 import fused_subpixel
-from fused_subpixel import __main__, _library, backends, verification
+from fused_subpixel import __main__, verification
+from fused_subpixel.dispatch import backends
+from fused_subpixel.ops import library
 
 ROOT = Path(__file__).resolve().parents[2]
 ISA_OBJECTS = sorted((ROOT / "build/ninja/csrc/cpu/kernels").glob("kernels.cpp.*.o"))
@@ -138,11 +140,11 @@ def test_in_another_folder_the_installed_package_runs(clone_and_site, tmp_path):
     assert done.returncode == 0
 
 
-def problem_of(monkeypatch, folder: Path, stem: str = "fused_subpixel_cpu") -> _library.LoadedLibrary:
+def problem_of(monkeypatch, folder: Path, stem: str = "fused_subpixel_cpu") -> library.LoadedLibrary:
     """What becomes of a library of the package in ``folder``."""
-    monkeypatch.setattr(_library, "FOLDER", folder / "fused_subpixel")
+    monkeypatch.setattr(library, "FOLDER", folder / "fused_subpixel")
     monkeypatch.setattr(sys, "path", [str(folder)])
-    return _library._load(stem)
+    return library._load(stem)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libraries are built on Linux only")
@@ -165,8 +167,8 @@ def test_a_missing_library_is_expected_where_the_package_is_installed(monkeypatc
 
 @pytest.mark.parametrize("expected", [False, True])
 def test_verify_names_what_it_did_not_check(monkeypatch, capsys, expected):
-    missing = _library.LoadedLibrary(problem="it is gone", remedy="Build it", expected=expected)
-    monkeypatch.setitem(_library.libraries, "cpu", missing)
+    missing = library.LoadedLibrary(problem="it is gone", remedy="Build it", expected=expected)
+    monkeypatch.setitem(library.libraries, "cpu", missing)
     monkeypatch.setattr(verification, "CASES", verification.CASES[:1])
     assert __main__.main(["verify"]) == int(expected)
     *_, last = output = capsys.readouterr().out.splitlines()
@@ -175,7 +177,7 @@ def test_verify_names_what_it_did_not_check(monkeypatch, capsys, expected):
 
 
 def test_verify_fails_where_a_gpu_refuses_the_library(monkeypatch):
-    monkeypatch.setitem(_library.libraries, "cuda", _library.LoadedLibrary())
+    monkeypatch.setitem(library.libraries, "cuda", library.LoadedLibrary())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert [u for u in verification.unchecked() if u.backend == "cuda"] == [
         ("cuda", "torch finds no CUDA GPU", "", False)
@@ -235,7 +237,7 @@ def check(function):
     expected = torch.pixel_shuffle(torch.nn.functional.conv2d(x, w), 2).relu()
     gradients = torch.autograd.grad(expected.sum(), (x, w))
     operator = torch.ops.fused_subpixel.subpixel_conv2d
-    geometry = list(fs._arguments.Geometry(2, 2, 1, 1))
+    geometry = list(fs.ops.geometry.Geometry(2, 2, 1, 1))
     for found in (
         function(x, w, activation="relu"),
         operator(x, w, None, None, None, geometry, 1, 0.0, None, None),
@@ -249,14 +251,14 @@ def check(function):
 
 first = fs.subpixel_conv2d
 for _ in range(2):
-    problem = fs._library.libraries["cpu"].problem
+    problem = fs.library.libraries["cpu"].problem
     for name in [name for name in sys.modules if name.startswith("fused_subpixel")]:
         del sys.modules[name]
     del fs
     gc.collect()
     import fused_subpixel as fs
     gc.collect()
-    assert fs.subpixel_conv2d is not first and fs._library.libraries["cpu"].problem == problem
+    assert fs.subpixel_conv2d is not first and fs.library.libraries["cpu"].problem == problem
     check(fs.subpixel_conv2d)
     check(first)
 for name in [name for name in sys.modules if name.startswith("fused_subpixel")]:  # as autoreload does
@@ -265,7 +267,7 @@ check(fs.subpixel_conv2d)
 
 fs._schemas.SCHEMAS = (fs._schemas.SCHEMAS[0].replace("Tensor? residual, ", ""),)
 try:
-    importlib.reload(fs._library)
+    importlib.reload(fs.ops.library)
 except ImportError as error:
     print(error)
 """
@@ -286,7 +288,8 @@ SOURCES = {
     "csrc/cpu/tile.h": "#pragma once\ninline int tile() { return 2; }\n",
     "csrc/cpu/kernels/kernels.cpp": '#include "cpu/tile.h"\n'
     "namespace fused_subpixel::cpu::FS_ISA { int dot(int n) { return n * tile(); } }\n",
-    "csrc/torch/ops_cpu.cpp": '#include "cpu/plan.h"\n#include "cpu/tile.h"\nint op() { return plan() + tile(); }\n',
+    "csrc/torch/ops_cpu.cpp": '#include "cpu/plan.h"\n#include "cpu/tile.h"\n'
+    "int op() { return plan() + tile(); }\n",
     "fused_subpixel/__init__.py": '__version__ = "1.2.3"\n',
 }
 

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 import fused_subpixel as fs
-from fused_subpixel import _library, reference
-from fused_subpixel._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, low_size, output_size
+from fused_subpixel import reference
+from fused_subpixel.ops import library
+from fused_subpixel.ops.geometry import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, low_size, output_size
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -61,10 +62,10 @@ class Case:
     @property
     def geometry(self) -> Geometry:
         order = CHANNEL_ORDERS[self.order]
-        extension_h, extension_w = self.extension
+        kernel_pad_h, kernel_pad_w = self.extension
         return Geometry(
             *self.upscale, *self.stride, *self.padding, *self.dilation, self.groups, *self.crop, order,
-            extension_h=extension_h, extension_w=extension_w,
+            kernel_pad_h=kernel_pad_h, kernel_pad_w=kernel_pad_w,
         )  # fmt: skip
 
     @property
@@ -223,24 +224,24 @@ def plan_of(case: Case, dtype: torch.dtype, layout: str, which: int = FORWARD) -
     """The plan for a case with the current instruction set and number of threads."""
     sizes = (*case.input, case.weight[0], *case.weight[2:])
     problem = [which, DTYPES.index(dtype), layout == "channels_last", *sizes, *case.geometry]
-    return Plan(*operators.cpu_plan(problem)[: len(Plan._fields)])
+    return Plan(*operators._cpu_plan(problem)[: len(Plan._fields)])
 
 
 def usable_isas() -> list[int]:
     """Instruction sets (0 portable, 1 AVX2, 2 AVX-512) that can run here; none without the library."""
-    if not _library.libraries["cpu"].loaded:
+    if not library.libraries["cpu"].loaded:
         return []
-    mask = operators.cpu_capability()[1]
+    mask = operators._cpu_capability()[1]
     return [isa for isa in range(3) if mask >> isa & 1]
 
 
 @contextlib.contextmanager
 def instruction_set(isa: int) -> Iterator[int]:
     """Run the kernels of one instruction set inside."""
-    before = operators.cpu_capability()[0]
-    operators.cpu_select_isa(isa)
+    before = operators._cpu_capability()[0]
+    operators._cpu_select_isa(isa)
     yield isa
-    operators.cpu_select_isa(before)
+    operators._cpu_select_isa(before)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ import torch
 from cases import SAME3, Case, Tensors
 from torch import Tensor
 
-from fused_subpixel._arguments import ACTIVATIONS
-from fused_subpixel._layout import is_channels_last
+from fused_subpixel.ops.geometry import ACTIVATIONS
+from fused_subpixel.ops.layout import is_channels_last
 
 RESIDUALS = (None, "high", "nearest", "low")
 GENERIC, MMA, WGMMA = 0, 1, 2
@@ -55,7 +55,7 @@ def geometry(case: Case, tf32: bool = False) -> list[int]:
     return [
         *case.input, case.channels, *case.weight[2:], g.upscale_h, g.upscale_w, g.stride_h, g.stride_w,
         g.pad_top, g.pad_left, g.pad_bottom, g.pad_right, g.dilation_h, g.dilation_w, g.groups, *case.low,
-        g.crop_top, g.crop_left, *case.output[2:], g.channel_order, int(tf32), g.extension_h, g.extension_w,
+        g.crop_top, g.crop_left, *case.output[2:], g.channel_order, int(tf32), g.kernel_pad_h, g.kernel_pad_w,
     ]  # fmt: skip
 
 

@@ -12,8 +12,8 @@ import torch
 from cases import BASES, GEOMETRIES, Case
 from torch import Tensor
 
-from fused_subpixel import autograd
-from fused_subpixel._arguments import ACTIVATIONS
+from fused_subpixel.ops import gradients
+from fused_subpixel.ops.geometry import ACTIVATIONS
 
 
 def saved(case: Case, output: Tensor | None) -> list[Any]:
@@ -94,4 +94,4 @@ def before_activation(name: str | None, grad: Tensor, output: Tensor) -> Tensor:
 def applied_once(grad: Tensor, output: Tensor, case: Case) -> Tensor:
     """By PyTorch, half types computed in float32 and rounded once, as on GPUs."""
     wide = torch.promote_types(grad.dtype, torch.float32)
-    return autograd.activation_gradient(grad.to(wide), output.to(wide), case.epilogue).to(grad.dtype)
+    return gradients.activation_gradient(grad.to(wide), output.to(wide), case.epilogue).to(grad.dtype)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import fused_subpixel as fs
-from fused_subpixel import _arguments
+from fused_subpixel.dispatch import checks
+from fused_subpixel.ops.geometry import Geometry
 
 X = torch.zeros(2, 3, 5, 6)
 W = torch.zeros(8, 3, 3, 2)
@@ -182,7 +183,7 @@ def test_same_padding_is_conv2ds(kernel: tuple[int, int], dilation: Any) -> None
 
 @pytest.mark.parametrize("clamp", [None, (None, None), (None, 0.5), (-0.25, None), (0, 0)])
 def test_clamp_bounds(clamp: Any) -> None:
-    lowest, highest = _arguments.clamp_bounds(clamp)
+    lowest, highest = checks.clamp_bounds(clamp)
     assert lowest == (-float("inf") if clamp is None or clamp[0] is None else clamp[0])
     assert highest == (float("inf") if clamp is None or clamp[1] is None else clamp[1])
 
@@ -267,7 +268,7 @@ def test_helpers_refuse_tensors_that_are_not_dense(kind: str) -> None:
 
 def test_raw_operator_refuses_a_sparse_residual() -> None:
     """PyTorch would add it."""
-    arguments = (X, W, B, None, torch.ones(2, 2, 6, 10).to_sparse(), tuple(_arguments.Geometry(2, 2)))
+    arguments = (X, W, B, None, torch.ones(2, 2, 6, 10).to_sparse(), tuple(Geometry(2, 2)))
     with pytest.raises(TypeError, match="residual: expected a dense tensor"):
         torch.ops.fused_subpixel.subpixel_conv2d(*arguments, 0, 0.01, None, None)
 

@@ -213,7 +213,7 @@ def test_icnr_takes_an_initializer_and_refuses_what_does_not_divide() -> None:
 
 def test_explain_names_the_backend_and_the_reasons(backend: str) -> None:
     module = fs.SubpixelConv2d(4, 3, 3)
-    explanation = fs.explain(X, module.weight, module.bias, activation="silu")
+    explanation = fs.explain(fs.subpixel_conv2d, X, module.weight, module.bias, activation="silu")
     assert explanation.backend == backend
     refused = {c.name: c.reason for c in explanation.candidates if not c.accepted}
     assert refused["cuda"] == "the tensors are on cpu"
@@ -229,14 +229,14 @@ def test_explain_names_the_backend_and_the_reasons(backend: str) -> None:
 
 def test_explain_refuses_as_the_function_does() -> None:
     with pytest.raises(ValueError, match="input: expected 4 channels"):
-        fs.explain(X[:, :3], torch.zeros(4, 4, 1, 1))
+        fs.explain(fs.subpixel_conv2d, X[:, :3], torch.zeros(4, 4, 1, 1))
 
 
 def test_explain_tells_of_transforms() -> None:
     reasons: list[str] = []
 
     def function(x: torch.Tensor) -> torch.Tensor:
-        explanation = fs.explain(x, torch.zeros(4, 4, 1, 1))
+        explanation = fs.explain(fs.subpixel_conv2d, x, torch.zeros(4, 4, 1, 1))
         reasons.extend(c.reason for c in explanation.candidates)
         return x
 

@@ -242,12 +242,13 @@ def test_without_a_library_there_is_one_warning(monkeypatch: pytest.MonkeyPatch)
     """And it names the file of the caller, not one of ours."""
     import warnings
 
-    from fused_subpixel import _library, functional
+    from fused_subpixel import functional
+    from fused_subpixel.ops import library
 
     monkeypatch.setitem(
-        _library.libraries, "cpu", _library.LoadedLibrary(problem="x.so does not exist: not built")
+        library.libraries, "cpu", library.LoadedLibrary(problem="x.so does not exist: not built")
     )
-    monkeypatch.setattr(_library, "_told", set())
+    monkeypatch.setattr(library, "_told", set())
     functional._prepare_cached.cache_clear()
     module = fs.SubpixelConv2d(3, 2, 3)
     with warnings.catch_warnings(record=True) as caught:
@@ -260,12 +261,12 @@ def test_without_a_library_there_is_one_warning(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_library_folder_from_the_environment(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fused_subpixel import _library
+    from fused_subpixel.ops import library
 
     monkeypatch.setenv("FUSED_SUBPIXEL_LIBRARY_DIR", str(tmp_path))
     assert (
-        _library._load("fused_subpixel_cpu").problem
+        library._load("fused_subpixel_cpu").problem
         == f"{tmp_path}/fused_subpixel_cpu.so does not exist: not built"
     )
     (tmp_path / "fused_subpixel_cpu.so").write_bytes(b"not a library")
-    assert "does not load" in str(_library._load("fused_subpixel_cpu").problem)
+    assert "does not load" in str(library._load("fused_subpixel_cpu").problem)

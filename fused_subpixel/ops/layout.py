@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
+
+from .. import torch_compat
 
 
 def is_channels_last(tensor: Tensor) -> bool:
@@ -15,10 +16,10 @@ def is_channels_last(tensor: Tensor) -> bool:
     kernels apply the function of the same name.
     """
     if (
-        torch._C._get_tracing_state() is not None
+        torch_compat.jit_tracing_state() is not None
     ):  # torch.jit.trace: sizes are tensors here, which that function does not take
         return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
-    return suggest_memory_format(tensor) is torch.channels_last
+    return torch_compat.suggest_memory_format(tensor) is torch.channels_last
 
 
 def memory_format(channels_last: bool) -> torch.memory_format:

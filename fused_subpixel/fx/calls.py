@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
+from .. import torch_compat
+
 aten = torch.ops.aten
 
 VIEWS = frozenset(("view", "reshape", "_unsafe_view", "unflatten", "flatten"))
@@ -30,7 +32,7 @@ CONVOLUTIONS = frozenset(("conv2d", "convolution"))
 _READ = VIEWS | COPIES | EPILOGUES | UPSAMPLINGS | CONVOLUTIONS | {"pixel_shuffle", "permute"}
 
 # Where the callables of a Dynamo graph come from, if they are PyTorch's.
-_HOMES = (torch, F, torch._C._nn, operator, math)
+_HOMES = (torch, F, torch_compat.builtin_nn_functions, operator, math)
 
 
 class Call(NamedTuple):
@@ -71,7 +73,7 @@ def _name(node: Node) -> str | None:
         return str(node.target)
     if node.op != "call_function":
         return None
-    if isinstance(node.target, torch._ops.OpOverload):
+    if isinstance(node.target, torch_compat.OpOverload):
         namespace, _, name = node.target._schema.name.partition("::")
         return name if namespace == "aten" else None
     name = getattr(node.target, "__name__", "")
@@ -92,7 +94,7 @@ def _bind(node: Node, base: str) -> dict[str, Any] | None:
         bound.apply_defaults()
         return bound.arguments
     overload = node.target
-    if not isinstance(overload, torch._ops.OpOverload):
+    if not isinstance(overload, torch_compat.OpOverload):
         packet = getattr(aten, base)
         overload = packet.Tensor if base == "add" else packet.default
     given = dict(node.kwargs)
@@ -153,7 +155,7 @@ def has_side_effects(node: Node) -> bool:
     """Whether a node may write into a tensor or change a mode, such as autocast. What is unknown may."""
     if node.op in ("placeholder", "get_attr", "output"):
         return False
-    if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+    if node.op == "call_function" and isinstance(node.target, torch_compat.OpOverload):
         return node.target._schema.is_mutable
     name = _name(node)
     if name is None or name.endswith("_") or name == "setitem" or "out" in node.kwargs:
@@ -171,6 +173,6 @@ def spelled(node: Any) -> str:
     if not isinstance(node, Node):
         return repr(node)
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
-    if isinstance(node.target, torch._ops.OpOverload):
+    if isinstance(node.target, torch_compat.OpOverload):
         target = str(node.target)
     return f"{node.name} ({target})" if node.op.startswith("call") else f"{node.name} ({node.op})"

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which implementation runs: ``cuda``, ``cpu`` (compiled libraries) or ``reference`` (plain PyTorch).
+"""Which implementations are available: ``cuda``, ``cpu`` (compiled libraries) and ``reference`` (plain
+PyTorch).
 
 ``auto`` takes the compiled library of the tensors' device if it can run, else the reference; on a GPU also
-where PyTorch's kernels are the faster (functional.py). Naming ``cuda``
-or ``cpu`` is a demand: where it cannot be met, ValueError says why.
+the reference where PyTorch's kernels are faster (choose.py). ``cuda`` and ``cpu`` are demands: where one
+cannot be met, ValueError says why.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any
 
 import torch
 
-from . import _library
-from ._arguments import BACKENDS
+from .. import torch_compat
+from ..ops.library import libraries
+from .checks import BACKENDS
 
 
 def _check_name(name: Any, origin: str) -> str:
@@ -74,20 +76,12 @@ class use_backend:
 
 def allows_tf32() -> bool:
     """Whether torch's settings let convolutions compute float32 as tf32 on CUDA."""
-    return torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32"
-
-
-def _constant_when_compiled(function: Any) -> None:
-    """Let torch.compile call a function instead of tracing it, and keep its result.
-
-    As torch.compiler.assume_constant_result, which would import the whole of Dynamo along with this package.
-    """
-    function._dynamo_marked_constant = True
+    return torch_compat.cudnn_conv_precision() == "tf32"
 
 
 @functools.cache
 def _capability(index: int) -> tuple[int, ...]:
-    return tuple(torch.ops.fused_subpixel.cuda_capability(index))
+    return tuple(torch.ops.fused_subpixel._cuda_capability(index))
 
 
 def cuda_versions() -> tuple[str, str]:
@@ -130,18 +124,18 @@ def _gpu_refusal(index: int) -> str | None:
 
 
 for _function in (allows_tf32, has_tensor_cores, _gpu_refusal):
-    _constant_when_compiled(_function)
+    torch_compat.constant_when_compiled(_function)
 
 
 def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def refusal(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a compiled backend cannot run tensors of this device and dtype, in words; None if it can."""
+def refusal(backend: str, device: torch.device) -> str | None:
+    """Why a compiled backend cannot run tensors of this device, in words; None if it can."""
     if device.type != backend:
         return f"the tensors are on {device}"
-    library = _library.libraries[backend]
+    library = libraries[backend]
     if not library.loaded:
         return library.problem
     if backend == "cuda":
@@ -149,16 +143,16 @@ def refusal(backend: str, device: torch.device, dtype: torch.dtype) -> str | Non
     return None
 
 
-def choose(requested: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend for tensors of this device and dtype: ``cuda``, ``cpu`` or ``reference``."""
+def choose(requested: str, device: torch.device) -> str:
+    """The backend for tensors of this device: ``cuda``, ``cpu`` or ``reference``."""
     _check_name(requested, "backend")
     if requested == "reference":
         return requested
     if requested != "auto":
-        reason = refusal(requested, device, dtype)
+        reason = refusal(requested, device)
         if reason is not None:
             raise ValueError(f"backend {requested!r} cannot run here: {reason}")
         return requested
-    if device.type in _library.libraries and refusal(device.type, device, dtype) is None:
+    if device.type in libraries and refusal(device.type, device) is None:
         return device.type
     return "reference"

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from .._layout import memory_format
-from ..autograd import PLAIN_KERNELS
+from .. import torch_compat
+from ..ops.fallback import PLAIN_KERNELS
+from ..ops.layout import memory_format
 from ..surgery.report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site
 from .calls import call_of, has_side_effects, known, spelled, tensor_of
-from .pattern import Match, Refusal, Shuffle, match, shuffles
+from .match import Match, Refusal, Shuffle, match, shuffles
 
 aten = torch.ops.aten
 _operator = torch.ops.fused_subpixel.subpixel_conv2d.default
@@ -134,7 +135,7 @@ def fusing_backend(backend: str | Callable[..., Any] = "inductor") -> Callable[.
     ``mode`` and ``options`` of ``torch.compile`` reach the other backend. In training, an epilogue is taken
     into the call only where its gradient can be read from the output. The backend of :class:`use_backend`
     counts when the graph is compiled. What was done is logged for each graph by the logger
-    ``fused_subpixel.graphs.passes``, with level INFO.
+    ``fused_subpixel.fx.rewrite``, with level INFO.
 
     Args:
         backend: a name from ``torch.compiler.list_backends()``, or a callable.
@@ -148,21 +149,17 @@ class _FusingBackend:
 
     def __call__(self, graph_module: GraphModule, inputs: list[Any], **options: Any) -> Any:
         """Fuse in the graph that Dynamo captured, then compile it."""
-        from torch._dynamo import lookup_backend
-
         report = _fuse_all(graph_module, training=True)
         if len(report):
             _log.info("%s", report)
         if self.backend == "inductor":
             options = {"config_patches": _inductor_options(**options)}
-        return lookup_backend(self.backend)(graph_module, inputs, **options)
+        return torch_compat.compiler_backend(self.backend)(graph_module, inputs, **options)
 
 
 def _inductor_options(mode: str | None = None, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """The settings of Inductor that ``mode`` and ``options`` of torch.compile stand for."""
-    from torch._inductor import list_mode_options
-
-    settings = {**list_mode_options(mode or "default"), **(options or {})}
+    settings = {**torch_compat.inductor_mode_options(mode or "default"), **(options or {})}
     return {name.replace("-", "_"): value for name, value in settings.items()}
 
 
@@ -262,7 +259,7 @@ def _laid_out_for(graph: Graph, input: Node | None, output: Tensor) -> Node | No
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
-    """As :func:`.._layout.is_channels_last`, without asking for the values of symbolic sizes."""
+    """As :func:`..ops.layout.is_channels_last`, without asking for the values of symbolic sizes."""
     return known(tensor.stride(1) == 1) and known(tensor.stride(3) != 1)
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Replacing convolutions and pixel shuffles in graphs: exported programs and torch.compile."""
 
-from .passes import fuse, fusing_backend, unfuse
+from .rewrite import fuse, fusing_backend, unfuse
 
 __all__ = ["fuse", "fusing_backend", "unfuse"]

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from .. import _arguments, _library, backends, functional
-from .._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry
-from ..autograd import recoverable
+from ..dispatch import backends
+from ..dispatch.checks import four_paddings
+from ..dispatch.choose import why_not_in_graph
+from ..ops.geometry import ACTIVATIONS, CHANNEL_ORDERS, DTYPES, Epilogue, Geometry
 from .calls import (
     CLAMPS,
     CONVOLUTIONS,
@@ -234,7 +235,7 @@ def _geometry(node: Node, call: Call, shuffle: Shuffle) -> Geometry:
         raise Refusal(f"{spelled(node)} is a transposed convolution")
     if input.dim() != 4 or weight.dim() != 4:
         raise Refusal(f"{spelled(node)} is not a 2-d convolution of a batch")
-    if output.dtype not in _arguments.DTYPES:
+    if output.dtype not in DTYPES:
         raise Refusal(f"no kernel for {output.dtype}")
     if not all(isinstance(size, int) for size in weight.shape):
         raise Refusal(f"the shape of the weight of {spelled(node)} is not constant")
@@ -242,7 +243,7 @@ def _geometry(node: Node, call: Call, shuffle: Shuffle) -> Geometry:
     padding = arguments["padding"]
     if not isinstance(padding, str):  # else "same" or "valid"
         padding = _pair(call, "padding")
-    top, left, bottom, right = _arguments.four_paddings(padding, stride, dilation, weight.shape[2:])
+    top, left, bottom, right = four_paddings(padding, stride, dilation, weight.shape[2:])
     geometry = Geometry(
         shuffle.factor_h,
         shuffle.factor_w,
@@ -256,7 +257,7 @@ def _geometry(node: Node, call: Call, shuffle: Shuffle) -> Geometry:
         channel_order=CHANNEL_ORDERS[shuffle.channel_order],
         tf32=int(input.device.type == "cuda" and backends.allows_tf32()),
     )
-    reason = _why_not_here(geometry, output)
+    reason = why_not_in_graph(geometry, output)
     if reason is not None:
         raise Refusal(reason)
     return geometry
@@ -269,22 +270,6 @@ def _pair(call: Call, name: str) -> tuple[int, int]:
     if not all(isinstance(number, int) for number in numbers):
         raise Refusal(f"the convolution's {name} is not a constant of the graph")
     return int(numbers[0] or 0), int(numbers[-1] or 0)
-
-
-def _why_not_here(geometry: Geometry, like: Tensor) -> str | None:
-    """Why the operator is not to run on this device, in words.
-
-    A library that is not built is no reason: the operator is then as fast as what it replaces.
-    """
-    device, requested = like.device, backends.requested()
-    if requested == "reference":
-        return "the backend asked for is the reference"
-    if device.type not in _library.libraries:
-        return f"there are no kernels for {device.type}"
-    if device.type == "cuda" and requested == "auto" and backends.refusal("cuda", device, like.dtype) is None:
-        problem = _arguments.Problem(geometry, Epilogue(), (), (), (), like.dtype, device)
-        return functional.why_no_tensor_cores(problem)
-    return None
 
 
 def _check_quiet(nodes: tuple[Node, ...], until: Node) -> None:
@@ -326,7 +311,7 @@ def _extend(found: Match, step: Node, shuffle: Shuffle, training: bool) -> Match
         found = dataclasses.replace(found, epilogue=_clamped(found.epilogue, *_bounds(call)))
     else:
         found = _activated(found, call, before)
-    if training and not recoverable(found.epilogue, found.residual is not None):
+    if training and not found.epilogue.has_grad_from_output(found.residual is not None):
         raise Refusal("its gradient needs the values before it, which the operator does not keep")
     return dataclasses.replace(found, nodes=(*found.nodes, step))
 

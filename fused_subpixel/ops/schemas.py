@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The operators' schemas, the one place where they are written.
 
-_library.py defines them. The build writes them into fused_subpixel_schemas.so too, for processes without
+library.py defines them. The build writes them into fused_subpixel_schemas.so too, for processes without
 Python (csrc/torch/schemas.cpp): this file is run by setup.py and imports nothing.
 """
+
+NAMESPACE = "fused_subpixel"
 
 # The fields of Geometry. One list, for its ints one by one would cost a small call a good part of its time.
 GEOMETRY_SCHEMA = "int[] geometry"
 EPILOGUE_SCHEMA = "int activation, float negative_slope, float? clamp_min, float? clamp_max"
 # Of the gradients: with the forward pass's output, in any strides, they apply the gradient of its activation,
-# which must be one that autograd.recoverable accepts, to grad_output as they read it.
+# which must be one with a gradient from the output, to grad_output as they read it.
 SAVED_SCHEMA = "Tensor? output=None, int activation=0, float negative_slope=0.0"
 
 SCHEMAS = (
+    # transposed_weight: weight and bias are a transposed convolution's, [Ci, C, K_h, K_w] and [C], of one group,
+    # whose stride is the upscale factor, in crd order. Kernels read the weight where it is, without a copy.
     "subpixel_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? activation_weight, Tensor? residual, "
-    f"{GEOMETRY_SCHEMA}, {EPILOGUE_SCHEMA}) -> Tensor",
+    f"{GEOMETRY_SCHEMA}, {EPILOGUE_SCHEMA}, bool transposed_weight=False) -> Tensor",
     "subpixel_conv2d_input_grad(Tensor grad_output, Tensor weight, SymInt height, SymInt width, "
     f"{GEOMETRY_SCHEMA}, bool channels_last, {SAVED_SCHEMA}) -> Tensor",
     "subpixel_conv2d_weight_grad(Tensor grad_output, Tensor input, int kernel_h, int kernel_w, "
@@ -22,14 +26,14 @@ SCHEMAS = (
     # pixel_shuffle alone, or its inverse; a kernel on CUDA, plain PyTorch elsewhere.
     "shuffle(Tensor input, int factor_h, int factor_w, int channel_order, bool inverse) -> Tensor",
     # The CPU library's plan for a problem, for explain() and for choosing the backward; see csrc/cpu/plan.h.
-    "cpu_plan(int[] problem) -> int[]",
+    "_cpu_plan(int[] problem) -> int[]",
     # Current instruction set (0 portable, 1 AVX2, 2 AVX-512), bit mask of the usable ones, bytes of L2 cache.
-    "cpu_capability() -> int[]",
-    "cpu_select_isa(int isa) -> ()",
-    # Driver's and library's CUDA version, then, if there is such a GPU, what cuda_plan must know of it -
+    "_cpu_capability() -> int[]",
+    "_cpu_select_isa(int isa) -> ()",
+    # Driver's and library's CUDA version, then, if there is such a GPU, what _cuda_plan must know of it -
     # compute capability, multiprocessors, shared memory - and the error of looking for its kernels.
-    "cuda_capability(int device) -> int[]",
+    "_cuda_capability(int device) -> int[]",
     # The CUDA library's plan for a problem on a GPU: kernel, refusal, pixels and rows of a tile, blocks.
     # activated: a gradient's operator gets the output.
-    "cuda_plan(int[] problem, int[] target, bool activated) -> int[]",
+    "_cuda_plan(int[] problem, int[] target, bool activated) -> int[]",
 )

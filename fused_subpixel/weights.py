@@ -18,8 +18,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _arguments
-from ._arguments import CHANNEL_ORDERS, Problem
+from .dispatch import checks
+from .ops.geometry import CHANNEL_ORDERS, Geometry, Problem, Transposed
 
 _DCR = CHANNEL_ORDERS["dcr"]
 
@@ -45,13 +45,13 @@ def conv_transpose_weight_to_subpixel(
         TypeError, ValueError: a shape or option does not fit.
     """
     _check_weight("weight", weight, "[Ci, C/groups, K_h, K_w]")
-    factor = _arguments.pair("stride", stride, minimum=1)
+    factor = checks.pair("stride", stride, minimum=1)
     groups = _check_groups(groups, weight)
-    order = _arguments.lookup("channel_order", channel_order, CHANNEL_ORDERS)
-    extension = (-weight.shape[2] % factor[0], -weight.shape[3] % factor[1])
-    height, width = weight.shape[2] + extension[0], weight.shape[3] + extension[1]
-    _arguments.check_count("stride", (*weight.shape[:2], height, width))
-    return _to_rows(_split_phases(weight, factor, extension, groups), order)
+    order = checks.lookup("channel_order", channel_order, CHANNEL_ORDERS)
+    kernel_pad = (-weight.shape[2] % factor[0], -weight.shape[3] % factor[1])
+    height, width = weight.shape[2] + kernel_pad[0], weight.shape[3] + kernel_pad[1]
+    checks.check_count("stride", (*weight.shape[:2], height, width))
+    return _to_rows(_split_phases(weight, factor, kernel_pad, groups), order)
 
 
 def subpixel_weight_to_conv_transpose(
@@ -69,7 +69,7 @@ def subpixel_weight_to_conv_transpose(
         upscale_factor: r, or (r_h, r_w); the transposed convolution's stride.
         groups: of both.
         channel_order: of the rows of ``weight``, see :func:`fused_subpixel.subpixel_conv2d`.
-        kernel_size: K, or (K_h, K_w), with ceil(K / r) = k: undoes an extension by zeros; by default k*r.
+        kernel_size: K, or (K_h, K_w), with ceil(K / r) = k: undoes an kernel_pad by zeros; by default k*r.
 
     Returns:
         [Ci, C/groups, K_h, K_w], contiguous.
@@ -78,8 +78,8 @@ def subpixel_weight_to_conv_transpose(
         TypeError, ValueError: a shape or option does not fit.
     """
     _check_weight("weight", weight, "[C*r_h*r_w, Ci/groups, k_h, k_w]")
-    factor_h, factor_w = _arguments.pair("upscale_factor", upscale_factor, minimum=1)
-    order = _arguments.lookup("channel_order", channel_order, CHANNEL_ORDERS)
+    factor_h, factor_w = checks.pair("upscale_factor", upscale_factor, minimum=1)
+    order = checks.lookup("channel_order", channel_order, CHANNEL_ORDERS)
     groups = _check_groups(groups, weight)
     rows, per_group, taps_h, taps_w = weight.shape
     channels, rest = divmod(rows, factor_h * factor_w)
@@ -87,8 +87,8 @@ def subpixel_weight_to_conv_transpose(
         expected = f"a first size divisible by {factor_h}*{factor_w} and, over that, by groups={groups}"
         raise ValueError(f"weight: expected {expected}, got {list(weight.shape)}")
     full = (taps_h * factor_h, taps_w * factor_w)
-    _arguments.check_count("upscale_factor", (groups * per_group, channels // groups, *full))
-    size = full if kernel_size is None else _arguments.pair("kernel_size", kernel_size, minimum=1)
+    checks.check_count("upscale_factor", (groups * per_group, channels // groups, *full))
+    size = full if kernel_size is None else checks.pair("kernel_size", kernel_size, minimum=1)
     if (-(-size[0] // factor_h), -(-size[1] // factor_w)) != (taps_h, taps_w):
         least = f"{full[0] - factor_h + 1}x{full[1] - factor_w + 1}"
         expected = f"at least {least} and at most {full[0]}x{full[1]}"
@@ -97,10 +97,10 @@ def subpixel_weight_to_conv_transpose(
         split = weight.view(factor_h, factor_w, channels, per_group, taps_h, taps_w).permute(2, 0, 1, 3, 4, 5)
     else:
         split = weight.view(channels, factor_h, factor_w, per_group, taps_h, taps_w)
-    turned = split.flip(4, 5)
+    flipped = split.flip(4, 5)
     # [g, C/g, r_h, r_w, Ci/g, k_h, k_w]. Batched gradients come here too, and have no rule for unflatten, nor
     # for an index that leaves everything as it is.
-    grouped = turned.reshape(groups, channels // groups, *turned.shape[1:])
+    grouped = flipped.reshape(groups, channels // groups, *flipped.shape[1:])
     merged = grouped.permute(0, 4, 1, 5, 2, 6, 3).reshape(groups * per_group, channels // groups, *full)
     return merged.narrow(2, 0, size[0]).narrow(3, 0, size[1]).contiguous()
 
@@ -113,10 +113,10 @@ def conv_transpose_bias_to_subpixel(
     Raises TypeError or ValueError where an argument does not fit.
     """
     _check_vector(bias)
-    factor_h, factor_w = _arguments.pair("stride", stride, minimum=1)
-    order = _arguments.lookup("channel_order", channel_order, CHANNEL_ORDERS)
+    factor_h, factor_w = checks.pair("stride", stride, minimum=1)
+    order = checks.lookup("channel_order", channel_order, CHANNEL_ORDERS)
     phases = factor_h * factor_w
-    _arguments.check_count("stride", (bias.shape[0] * phases,))
+    checks.check_count("stride", (bias.shape[0] * phases,))
     return bias.repeat(phases) if order == _DCR else bias.repeat_interleave(phases)
 
 
@@ -133,8 +133,8 @@ def subpixel_bias_to_conv_transpose(
         ValueError: the size does not divide, or the phases of some channel differ.
     """
     _check_vector(bias)
-    factor_h, factor_w = _arguments.pair("upscale_factor", upscale_factor, minimum=1)
-    order = _arguments.lookup("channel_order", channel_order, CHANNEL_ORDERS)
+    factor_h, factor_w = checks.pair("upscale_factor", upscale_factor, minimum=1)
+    order = checks.lookup("channel_order", channel_order, CHANNEL_ORDERS)
     phases = factor_h * factor_w
     if bias.numel() % phases:
         found = list(bias.shape)
@@ -152,35 +152,41 @@ def subpixel_bias_to_conv_transpose(
 
 
 def subpixel_operands(
-    problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None, as_it_lies: bool
+    problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(input, weight, bias) of the sub-pixel convolution, crd order, from a transposed convolution's.
+    """(input, weight, bias) of the sub-pixel convolution, crd order, from a transposed convolution's."""
+    assert problem.transposed is not None
+    weight, bias = subpixel_weight_and_bias(weight, bias, problem.geometry)
+    return used_input(problem.transposed, input), weight, bias
 
-    With ``as_it_lies`` the weight may be the view [1, Ci, C, K_h, K_w] that the operators read, with its
-    phases together, taps turned and no extension, instead of a copy; to it belongs the bias as it is.
+
+def used_input(transposed: Transposed, input: Tensor) -> Tensor:
+    """The pixels of a transposed convolution's input that reach its output; a view."""
+    return F.pad(input, transposed.unused) if any(transposed.unused) else input  # negative paddings
+
+
+def subpixel_weight_and_bias(
+    weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> tuple[Tensor, Tensor | None]:
+    """(weight, bias) of the sub-pixel convolution, crd order, from a transposed convolution's."""
+    g = geometry
+    channels = weight.shape[1] * g.groups
+    factor, kernel_pad = (g.upscale_h, g.upscale_w), (g.kernel_pad_h, g.kernel_pad_w)
+    weight = _to_rows(_split_phases(weight, factor, kernel_pad, g.groups), CHANNEL_ORDERS["crd"])
+    if bias is not None and channels != weight.shape[0]:
+        bias = bias.repeat_interleave(weight.shape[0] // channels)
+    return weight, bias
+
+
+def _split_phases(
+    weight: Tensor, factor: tuple[int, int], kernel_pad: tuple[int, int], groups: int
+) -> Tensor:
+    """[Ci, C/g, K_h, K_w] as [g, C/g, r_h, r_w, Ci/g, k_h, k_w], taps still flipped.
+
+    A view, if the kernel needs no padding.
     """
-    transposed, geometry = problem.transposed, problem.geometry
-    assert transposed is not None
-    if any(transposed.unused):
-        input = F.pad(input, transposed.unused)  # negative: a view
-    if as_it_lies and geometry.groups == 1:
-        return input, weight.unsqueeze(0), bias
-    phases = _split_phases(
-        weight, transposed.stride, (geometry.extension_h, geometry.extension_w), geometry.groups
-    )
-    weight = _to_rows(phases, CHANNEL_ORDERS["crd"])
-    if bias is not None and problem.output_shape[1] != problem.weight_shape[0]:
-        bias = bias.repeat_interleave(problem.weight_shape[0] // problem.output_shape[1])
-    return input, weight, bias
-
-
-def _split_phases(weight: Tensor, factor: tuple[int, int], extension: tuple[int, int], groups: int) -> Tensor:
-    """[Ci, C/g, K_h, K_w] as [g, C/g, r_h, r_w, Ci/g, k_h, k_w], taps still turned.
-
-    A view, if the kernel need not be extended.
-    """
-    if any(extension):
-        weight = F.pad(weight, (0, extension[1], 0, extension[0]))
+    if any(kernel_pad):
+        weight = F.pad(weight, (0, kernel_pad[1], 0, kernel_pad[0]))
     channels, per_group, height, width = weight.shape
     split = weight.view(
         groups, channels // groups, per_group, height // factor[0], factor[0], width // factor[1], factor[1]
@@ -189,27 +195,27 @@ def _split_phases(weight: Tensor, factor: tuple[int, int], extension: tuple[int,
 
 
 def _to_rows(phases: Tensor, order: int) -> Tensor:
-    """[g, C/g, r_h, r_w, Ci/g, k_h, k_w] to [C*r_h*r_w, Ci/g, k_h, k_w], the taps turned back."""
-    turned = phases.flip(5, 6).flatten(0, 1)  # [C, r_h, r_w, Ci/g, k_h, k_w]
+    """[g, C/g, r_h, r_w, Ci/g, k_h, k_w] to [C*r_h*r_w, Ci/g, k_h, k_w], the taps flipped back."""
+    flipped = phases.flip(5, 6).flatten(0, 1)  # [C, r_h, r_w, Ci/g, k_h, k_w]
     if order == _DCR:
-        turned = turned.permute(1, 2, 0, 3, 4, 5)
-    return turned.reshape(-1, *turned.shape[3:])
+        flipped = flipped.permute(1, 2, 0, 3, 4, 5)
+    return flipped.reshape(-1, *flipped.shape[3:])
 
 
 def _check_weight(name: str, weight: Tensor, shape: str) -> None:
-    _arguments.check_tensor(name, weight)
+    checks.check_tensor(name, weight)
     if weight.dim() != 4:
         raise ValueError(f"{name}: expected {shape}, got {list(weight.shape)}")
 
 
 def _check_vector(bias: Tensor) -> None:
-    _arguments.check_tensor("bias", bias)
+    checks.check_tensor("bias", bias)
     if bias.dim() != 1:
         raise ValueError(f"bias: expected one dimension, got {list(bias.shape)}")
 
 
 def _check_groups(groups: int, weight: Tensor) -> int:
-    groups = _arguments.integer("groups", groups, minimum=1)
+    groups = checks.integer("groups", groups, minimum=1)
     if weight.shape[0] % groups:
         raise ValueError(
             f"weight: expected a first size divisible by groups={groups}, got {list(weight.shape)}"

@@ -14,13 +14,13 @@ from torch.nn.utils.weight_norm import WeightNorm
 from . import chain as chains
 from . import trace
 from .chain import Activation, Chain, Downward
-from .modules import FusedConv2d, FusedSequential, Plan, fuse_class
+from .fused_modules import FusedConv2d, FusedSequential, Plan, fuse_class
 from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site
 
 Pair = tuple[nn.Module, nn.Module | None]  # a convolution and the shuffle (or an unshuffle and a convolution)
 
 
-class Operation:
+class Replacer:
     """One call of :func:`replace_pixel_shuffle`: finds the sites, changes classes, checks, reports."""
 
     def __init__(self, model: nn.Module, fold: bool, unshuffle: bool) -> None:
@@ -33,7 +33,7 @@ class Operation:
         self.convs: dict[nn.Conv2d, Plan] = {}
         self.on_meta = False
 
-    def operate(self, inputs: Any) -> Report:
+    def replace(self, inputs: Any) -> Report:
         """Do all of it."""
         self.look_at_sequentials()
         self.look_at_replaced()

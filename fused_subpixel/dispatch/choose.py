@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Who computes a call and its gradients, and why: the one place where this is decided.
+
+Every reason is a sentence, for errors and for :func:`fused_subpixel.explain`.
+"""
+
+from __future__ import annotations
+
+import functools
+import marshal
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops.geometry import Epilogue, Geometry, Problem
+from ..ops.library import libraries
+from . import backends
+from .call import BackwardPlan, Call
+from .checks import TensorInfo
+
+
+def prepare(
+    requested: str,
+    tf32: bool,
+    resolve: Callable[..., Problem],
+    input: TensorInfo,
+    weight: TensorInfo,
+    bias: TensorInfo | None,
+    activation_weight: TensorInfo | None,
+    residual: TensorInfo | None,
+    *options: Any,
+) -> Call:
+    """Check a call and choose its backend; ``options`` in the order that ``resolve`` takes them."""
+    problem = resolve(input, weight, bias, activation_weight, residual, *options)
+    if tf32:
+        problem = problem._replace(geometry=problem.geometry._replace(tf32=1))
+    backend = backends.choose(requested, problem.device)
+    if backend != "reference" and (reason := why_no_kernel(problem)) is not None:
+        if requested != "auto":
+            raise ValueError(f"backend {requested!r} cannot run here: {reason}")
+        backend = "reference"
+    tracing = torch.compiler.is_compiling()
+    if requested == "auto" and backend == "cuda" and why_pytorch_is_faster(problem, tracing) is not None:
+        backend = "reference"
+    if tracing:  # the operator plans by itself; to ask would tie the graph to sizes
+        plan = BackwardPlan(False, False)
+    else:
+        plan = plan_backward(
+            backend, problem.geometry, problem.input_shape, problem.weight_shape, problem.dtype,
+            problem.transposed is not None,
+        )  # fmt: skip
+    linear = None
+    if not problem.epilogue.has_grad_from_output(residual is not None):
+        without = problem._replace(epilogue=Epilogue())
+        linear = Call(without, backend, (tuple(without.geometry), *without.epilogue.numbers), plan)
+    return Call(problem, backend, (tuple(problem.geometry), *problem.epilogue.numbers), plan, linear)
+
+
+@functools.lru_cache(maxsize=4096)
+def prepare_cached(*arguments: Any) -> Call:
+    """:func:`prepare`, its options written by marshal, which keeps 1, 1.0 and True apart in tuples too."""
+    *others, options = arguments
+    return prepare(*others, *marshal.loads(options))
+
+
+def why_no_kernel(problem: Problem) -> str | None:
+    """Why no compiled backend can compute a problem, whatever its dtype and device; in words."""
+    if problem.transposed is not None and problem.transposed.dilation != (1, 1):
+        return "a transposed convolution with dilation is no sub-pixel convolution"
+    if problem.transposed is not None and (problem.output_shape[2] < 1 or problem.output_shape[3] < 1):
+        return "the output has no pixel"
+    if problem.transposed is not None:
+        stride, kernel = problem.transposed.stride, problem.transposed.weight_shape[2:]
+        if math.prod(stride) > _MOST_IDLE_PHASES * math.prod(kernel) and math.prod(stride) > _MANY_PHASES:
+            return (
+                f"most of the {stride[0]}*{stride[1]} phases have no tap of a {kernel[0]}x{kernel[1]} kernel"
+            )
+    return None
+
+
+# Phases of a transposed convolution for each tap, past which tables of them take more than the output does.
+_MOST_IDLE_PHASES, _MANY_PHASES = 4, 256
+
+
+def why_no_tensor_cores(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why a call on a GPU would get the generic CUDA kernel, slower than PyTorch's convolution; in words.
+
+    For any shape, so that torch.compile can ask. The plan may find more reasons, in odd geometries.
+    """
+    if dtype == torch.float64:
+        return "float64 has no tensor-core kernel"
+    if dtype == torch.float32 and not geometry.tf32:
+        return "exact float32 has no tensor-core kernel, and PyTorch's settings do not allow tf32"
+    if geometry.groups != 1:
+        return "the tensor-core kernels know one group only"
+    if not backends.has_tensor_cores(device):
+        return "the tensor-core kernels need compute capability 8.0"
+    return None
+
+
+# Rows of the weight, products in a sum, and low-resolution pixels in the batch for each multiprocessor.
+_WIDE_ROWS, _LONG_SUM, _FEW_PIXELS = 128, 256, 62
+
+
+def why_pytorch_is_faster(problem: Problem, tracing: bool = False) -> str | None:
+    """Why a call is better left to PyTorch on a GPU; in words. While tracing, whatever the sizes."""
+    reason = why_no_tensor_cores(problem.geometry, problem.dtype, problem.device)
+    if reason is not None or tracing:
+        return reason
+    batch, _, height, width = problem.input_shape
+    rows, channels, kernel_h, kernel_w = problem.weight_shape
+    pixels = batch * height * width // (problem.geometry.stride_h * problem.geometry.stride_w)
+    # Measured on an H100: 0.35 to 0.75 of PyTorch's speed below these limits, 1.1 and more above.
+    few = pixels < _FEW_PIXELS * backends.multiprocessors(problem.device)
+    if few and rows >= _WIDE_ROWS and channels * kernel_h * kernel_w >= _LONG_SUM:
+        return (
+            f"{pixels} pixels before the shuffle are too few to give every multiprocessor tiles of a wide "
+            "layer; PyTorch's kernels share one sum among several"
+        )
+    return None
+
+
+_NARROW_ROWS, _LARGE_IMAGE, _TINY_WORK = 48, 1024, 1_000_000
+_NARROW_ROWS_CUDA, _SMALL_IMAGES_CUDA = 16, 1 << 17
+# On images of few columns the bfloat16 gradients of PyTorch's convolutions (2.13, on CPUs) hold uninitialised
+# memory: of a weight, and of a transposed convolution's input. With up to 4 columns that was seen.
+_SAFE_WIDTH = 8
+
+
+def plan_backward(
+    backend: str,
+    geometry: Geometry,
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    transposed: bool = False,
+) -> BackwardPlan:
+    """Decide who computes the gradients of a call that runs on ``backend``."""
+    g = geometry
+    pixels = input_shape[2] * input_shape[3]
+    if backend == "cuda":
+        # float64 has no tensor-core kernels, nor has exact float32; groups are left to those who are made for
+        # them. Measured on an H100: forward and backward together take 0.7 to 0.99 times as long with ours
+        # where PyTorch pads narrow layers and starts many small kernels; elsewhere 1.06 to 3.1 times.
+        tensor_cores = g.groups == 1 and (dtype.itemsize == 2 or (dtype == torch.float32 and g.tf32 == 1))
+        ours = (
+            tensor_cores
+            and not transposed
+            and weight_shape[0] <= _NARROW_ROWS_CUDA
+            # of a traced graph sizes are not asked, which would tie it to them
+            and all(isinstance(size, int) for size in input_shape)
+            and input_shape[0] * pixels <= _SMALL_IMAGES_CUDA
+        )
+        return BackwardPlan(ours and (g.stride_h, g.stride_w) == (1, 1), ours)
+    unit_stride = (g.stride_h, g.stride_w) == (1, 1)
+    if backend == "cpu" and dtype == torch.bfloat16 and input_shape[3] <= _SAFE_WIDTH:
+        return BackwardPlan(unit_stride, True)
+    if backend == "reference" or not unit_stride or g.groups != 1:
+        return BackwardPlan(False, False)
+    # Measured on AVX-512: up to 48 rows of weight over images of some size, ours take 0.6 to 1.1 times what
+    # PyTorch does with its unshuffled copy; on wider layers and small images its blocked kernels win. In
+    # float16 it has none on CPUs and takes seconds where float32 takes milliseconds.
+    narrow = weight_shape[0] <= _NARROW_ROWS and pixels >= _LARGE_IMAGE
+    # Tiny problems wait for Python: two operators are called sooner than PyTorch's three.
+    tiny = input_shape[0] * pixels * math.prod(weight_shape) <= _TINY_WORK
+    ours = narrow or tiny or dtype == torch.float16
+    return BackwardPlan(ours, ours)
+
+
+def why_not_in_graph(geometry: Geometry, like: Tensor) -> str | None:
+    """Why a convolution of a graph, with a result as ``like``, is not to become the operator; in words.
+
+    A library that is not built is no reason: the operator is then as fast as what it replaces.
+    """
+    device, requested = like.device, backends.requested()
+    if requested == "reference":
+        return "the backend asked for is the reference"
+    if device.type not in libraries:
+        return f"there are no kernels for {device.type}"
+    if device.type == "cuda" and requested == "auto" and backends.refusal("cuda", device) is None:
+        return why_no_tensor_cores(geometry, like.dtype, device)
+    return None

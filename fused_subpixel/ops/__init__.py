@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The operators ``torch.ops.fused_subpixel.*``: schemas, libraries, shape functions, gradients, fallback."""

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Formulas of the gradients.
+
+*Epilogue.* The operator keeps no intermediate. Where the gradient of the epilogue can be computed from its
+output (:meth:`Epilogue.has_grad_from_output`), the output is all that is saved. Elsewhere functional.py
+stores the pre-activation and applies the epilogue as ordinary PyTorch.
+
+*Convolution.* Either the operators ``subpixel_conv2d_input_grad`` and ``subpixel_conv2d_weight_grad``, which
+apply the activation's gradient as they read that of the output, or PyTorch's convolution backward on the
+unshuffled gradient. PyTorch's serves wherever ours are not faster, do not exist, or must be differentiated.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..dispatch.call import BackwardPlan
+from ..weights import subpixel_weight_and_bias, subpixel_weight_to_conv_transpose
+from .fakes import counting
+from .geometry import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, Problem
+from .layout import is_channels_last
+
+aten = torch.ops.aten
+_input_grad_operator = torch.ops.fused_subpixel.subpixel_conv2d_input_grad.default
+_weight_grad_operator = torch.ops.fused_subpixel.subpixel_conv2d_weight_grad.default
+_RELU, _LEAKY_RELU = ACTIVATIONS["relu"], ACTIVATIONS["leaky_relu"]
+_TANH, _SIGMOID = ACTIVATIONS["tanh"], ACTIVATIONS["sigmoid"]
+_CRD, _DCR = CHANNEL_ORDERS["crd"], CHANNEL_ORDERS["dcr"]
+
+
+def activation_gradient(grad: Tensor, output: Tensor, epilogue: Epilogue) -> Tensor:
+    """The gradient before an activation, from the one after it and the output; differentiable again."""
+    if epilogue.activation == _RELU:
+        return aten.threshold_backward(grad, output, 0)
+    if epilogue.activation == _LEAKY_RELU:
+        return aten.leaky_relu_backward(grad, output, epilogue.negative_slope, True)
+    if epilogue.activation == _TANH:
+        return aten.tanh_backward(grad, output)
+    return aten.sigmoid_backward(grad, output)
+
+
+def residual_gradient(grad: Tensor, residual_shape: torch.Size, geometry: Geometry) -> Tensor:
+    """The gradient of the residual, whose shape tells how it was added."""
+    if residual_shape == grad.shape:
+        return grad
+    if residual_shape[1] != grad.shape[1]:
+        return reference.uncrop_and_unshuffle(grad, geometry)
+    unshuffled = reference.uncrop_and_unshuffle(grad, geometry._replace(channel_order=0))
+    n, c, p, q = residual_shape
+    return unshuffled.view(n, c, geometry.upscale_h * geometry.upscale_w, p, q).sum(2)
+
+
+def convolution_gradients(
+    grad: Tensor,
+    output: Tensor | None,
+    epilogue: Epilogue,
+    input: Tensor | None,
+    weight: Tensor | None,
+    geometry: Geometry,
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    channels_last: bool,
+    needed: tuple[bool, bool, bool],
+    plan: BackwardPlan,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of (input, weight, bias), each where ``needed``, from the one of the output.
+
+    ``output`` is that of the forward pass if the gradient of its activation is still to be applied, else
+    None. ``input`` may be None where the weight's gradient is not needed, ``weight`` where the input's is
+    not.
+    """
+    need_input, need_weight, need_bias = needed
+    # Gradients that are to be differentiated again are PyTorch's: our operators cannot be.
+    ours = BackwardPlan(False, False) if torch.is_grad_enabled() else plan
+    our_input, our_weight = need_input and ours.input_grad, need_weight and ours.weight_grad
+    rest = (need_input and not our_input, need_weight and not our_weight, need_bias and not our_weight)
+    grad_input = grad_weight = grad_bias = None
+    if output is not None and any(rest):
+        grad, output = activation_gradient(grad, output, epilogue), None
+    if any(rest):
+        grad_input, grad_weight, grad_bias = pytorch_convolution_gradients(
+            grad, input, weight, geometry, input_shape, weight_shape, rest
+        )
+    saved = () if output is None else (output, epilogue.activation, epilogue.negative_slope)
+    if our_input:
+        assert weight is not None
+        grad_input = _input_grad_operator(
+            grad, weight, input_shape[2], input_shape[3], tuple(geometry), channels_last, *saved
+        )
+    if our_weight:
+        assert input is not None
+        grad_weight, grad_bias = _weight_grad_operator(
+            grad, input, weight_shape[2], weight_shape[3], tuple(geometry), *saved
+        )
+    return grad_input, grad_weight, grad_bias if need_bias else None
+
+
+def transposed_convolution_gradients(
+    grad: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    problem: Problem,
+    channels_last: bool,
+    needed: tuple[bool, bool, bool],
+    plan: BackwardPlan,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """:func:`convolution_gradients` of a transposed convolution, in the shapes of its own operands.
+
+    PyTorch's own transposed backward needs no unshuffled gradient: the input's gradient is a strided
+    convolution of the output's.
+    """
+    transposed, groups = problem.transposed, problem.geometry.groups
+    assert transposed is not None
+    need_input, need_weight, need_bias = needed
+    grad_input = grad_weight = grad_bias = None
+    if not torch.is_grad_enabled() and not any(transposed.unused):
+        numbers = tuple(problem.geometry)
+        if need_input and plan.input_grad:
+            assert weight is not None
+            rows, _ = subpixel_weight_and_bias(weight, None, problem.geometry)
+            height, width = problem.input_shape[2:]
+            with counting(transposed):
+                grad_input = _input_grad_operator(grad, rows, height, width, numbers, channels_last)
+            need_input = False
+        if need_weight and plan.weight_grad:
+            assert input is not None
+            with counting(transposed):
+                grad_rows, grad_phases = _weight_grad_operator(
+                    grad, input, *problem.weight_shape[2:], numbers
+                )
+            grad_weight = subpixel_weight_to_conv_transpose(
+                grad_rows, transposed.stride, groups=groups, kernel_size=transposed.weight_shape[2:]
+            )
+            need_weight = False
+            if need_bias and grad.element_size() > 2:  # in half types the phases would be rounded one by one
+                grad_bias = grad_phases.view(grad.shape[1], -1).sum(1)
+                need_bias = False
+    if need_input or need_weight or need_bias:
+        input = grad.new_empty(()).expand(transposed.input_shape) if input is None else input
+        weight = (
+            grad.new_empty(()).expand(transposed.weight_shape)
+            if weight is None
+            else reference.grouped_weight(weight, groups)
+        )
+        rest = aten.convolution_backward(
+            grad, input, weight, [grad.shape[1]], transposed.stride, transposed.padding,
+            transposed.dilation, True, transposed.output_padding, groups,
+            (need_input, need_weight, need_bias),
+        )  # fmt: skip
+        grad_input, grad_weight, grad_bias = (
+            rest[0] if need_input else grad_input,
+            rest[1] if need_weight else grad_weight,
+            rest[2] if need_bias else grad_bias,
+        )
+    return grad_input, grad_weight, grad_bias
+
+
+def pytorch_convolution_gradients(
+    grad: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    geometry: Geometry,
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    needed: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The same by PyTorch: unshuffle the gradient, then its convolution backward. Differentiable again."""
+    g = geometry
+    channels, cell = grad.shape[1], g.upscale_h * g.upscale_w
+    # In channels_last, dcr order unshuffles by whole pixels, several times as fast as the interleaving of
+    # crd. Then the weight's rows follow, and its gradient's go back: small tensors both.
+    reorder = g.channel_order == _CRD and g.groups == 1 and channels > 1 and is_channels_last(grad)
+    low_grad = reference.uncrop_and_unshuffle(grad, g._replace(channel_order=_DCR) if reorder else g)
+    if weight is not None:
+        weight = reference.grouped_weight(weight, g.groups)
+        weight = _transpose_rows(weight, channels, cell) if reorder else weight
+    # A tensor that is not needed stands in with its shape only.
+    input = grad.new_empty(()).expand(input_shape) if input is None else input
+    weight = grad.new_empty(()).expand(weight_shape) if weight is None else weight
+    padded, padding = reference.symmetric_padding(input, g)
+    grad_input, grad_weight, grad_bias = aten.convolution_backward(
+        low_grad, padded, weight, [weight_shape[0]], (g.stride_h, g.stride_w), padding,
+        (g.dilation_h, g.dilation_w), False, (0, 0), g.groups, needed,
+    )  # fmt: skip
+    if needed[0] and padded is not input:
+        height, width = input_shape[2:]
+        grad_input = grad_input[:, :, g.pad_top : g.pad_top + height, g.pad_left : g.pad_left + width]
+    if reorder:
+        grad_weight = _transpose_rows(grad_weight, cell, channels) if needed[1] else None
+        grad_bias = _transpose_rows(grad_bias, cell, channels) if needed[2] else None
+    return grad_input, grad_weight, grad_bias
+
+
+def _transpose_rows(tensor: Tensor, rows: int, columns: int) -> Tensor:
+    """[rows*columns, ...] -> [columns*rows, ...], the first axis transposed, in the same memory format."""
+    in_memory = (0, 2, 3, 1) if tensor.dim() == 4 and is_channels_last(tensor) else range(tensor.dim())
+    ordered = tensor.permute(*in_memory)
+    # With batched gradients, flatten and unflatten have no batching rule; reshape has one.
+    rest = ordered.shape[1:]
+    turned = ordered.reshape(rows, columns, *rest).transpose(0, 1).reshape(columns * rows, *rest)
+    return turned.permute(*(list(in_memory).index(axis) for axis in range(tensor.dim())))
