@@ -10,6 +10,7 @@ from typing import Any
 
 import cases
 import pytest
+import rotation
 import torch
 from cases import DTYPES, LAYOUTS
 from torch import Tensor
@@ -31,6 +32,21 @@ needs_cpu_library = pytest.mark.skipif(
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-combinations", action="store_true",
+        help="run each case with all dtypes and layouts on all instruction sets (support/rotation.py)",
+    )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before test files are imported, whose tests are made by what is set here."""
+    if config.option.all_combinations:
+        rotation.turns = 10**6
+    elif config.option.markexpr == "not full":
+        rotation.turns = 1  # none is collected to be deselected
+
+
 @pytest.fixture(params=["reference", pytest.param("cpu", marks=needs_cpu_library)])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once per backend that can compute on CPU tensors."""
@@ -38,7 +54,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture(params=cases.usable_isas(), ids=lambda isa: ("portable", "avx2", "avx512")[isa])
+@pytest.fixture(params=cases.usable_isas(), ids=rotation.ISA_NAMES.__getitem__)
 def isa(request: pytest.FixtureRequest) -> Iterator[int]:
     """Runs the test once per instruction set that can run here."""
     with cases.instruction_set(request.param):

@@ -7,12 +7,17 @@ arrays lie between guards. What is checked is what test_kernels.py checks of the
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import zlib
+from collections.abc import Iterable
+from typing import Any
 
 import cases
 import emulated
 import pytest
+import rotation
 import torch
 from cases import BASES, DTYPES, EPILOGUES, GEOMETRIES, SAME3, Case, variant
 from emulated import GENERIC, HOPPER, LARGE, MMA, OLD, SMALL, TARGETS, WGMMA, WIDE, Target, error
@@ -26,6 +31,7 @@ from gradients import (
     quarters,
 )
 from gradients import exact as exact_gradients
+from rotation import rotated_without_isa
 from torch import Tensor
 
 from fused_subpixel import reference
@@ -86,11 +92,66 @@ def channels_last(request: pytest.FixtureRequest) -> bool:
     return request.param
 
 
+DTYPES_AND_LAYOUTS = (["dtype", "channels_last"], list(itertools.product(DTYPES, (False, True))))
+TENSOR_CORE_TYPES_AND_LAYOUTS = (
+    ["of_type", "channels_last"], list(itertools.product(TENSOR_CORE_TYPES, (False, True)))
+)  # fmt: skip
+COMBINATIONS = list(itertools.product(DTYPES, (False, True), TARGETS))
+
+
+@functools.cache
+def signature(
+    case: Case, which: int, dtype: torch.dtype, channels_last: bool, target: str
+) -> tuple[Any, ...]:
+    """What of a plan chooses the code that runs: kernel, tile, and how many bytes are loaded at a time."""
+    plan = emulated.plan(case, dtype, channels_last, TARGETS[target], which=which, tf32=True)
+    kernel, _, _, columns, _ = plan
+    if kernel == GENERIC:
+        return kernel, dtype, channels_last, case.groups > 1
+    vector = math.gcd(16, (case.input[1] if channels_last else case.input[3]) * dtype.itemsize)
+    return kernel, dtype, channels_last, target, columns, vector
+
+
+def long(case: Case, which: int, *combination: Any) -> bool:
+    """Whether the emulator takes long for what others show too: gradients by the generic kernel."""
+    most = {cases.FORWARD: LITTLE, cases.INPUT_GRAD: 300_000, cases.WEIGHT_GRAD: 30_000}[which]
+    return signature(case, which, *combination)[0] == GENERIC and not small(case, most)
+
+
+def by_plan(some: Iterable[Case], which: int) -> pytest.MarkDecorator:
+    """Parametrize ``case``, ``dtype``, ``channels_last`` and ``target``.
+
+    Each case meets one combination, which rotates; to these come the pairs of a case and a combination whose
+    plan has a signature that no other has.
+    """
+    some = list(some)
+    chosen: dict[tuple[Case, Any], int] = {}  # the turn; the first is the fast tier
+    for turn in range(min(rotation.turns, len(COMBINATIONS))):
+        for index, _, combination in rotation.rotation(len(some), [0], COMBINATIONS, 7 * turn):
+            if not long(some[index], which, *combination):
+                chosen.setdefault((some[index], combination), turn)
+    seen = {signature(case, which, *choice) for (case, choice), turn in chosen.items() if turn == 0}
+    for case, choice in itertools.product(some, COMBINATIONS):
+        found = signature(case, which, *choice)
+        if found not in seen and not long(case, which, *choice):
+            seen.add(found)
+            chosen[case, choice] = 0
+    names = ("case", "dtype", "channels_last", "target")
+    layout_names = ("contiguous", "channels_last")
+    parameters = [
+        pytest.param(
+            case, dtype, last, TARGETS[target], marks=[pytest.mark.full] if turn else [],
+            id="-".join((case.name, rotation.label(dtype), layout_names[last], target)),
+        )
+        for (case, (dtype, last, target)), turn in chosen.items()
+    ]  # fmt: skip
+    return pytest.mark.parametrize(names, parameters)
+
+
 # ---- exact on integers ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-@pytest.mark.parametrize("case", [case for case in (*ALL, *EPILOGUES) if small(case)], ids=str)
+@by_plan([case for case in (*ALL, *EPILOGUES) if small(case)], cases.FORWARD)
 def test_forward(case: Case, dtype: torch.dtype, channels_last: bool, target: Target) -> None:
     seed = seed_of(case.name, dtype, channels_last, target)
     tensors = cases.integers(case).to(dtype, layouts(channels_last))
@@ -100,20 +161,19 @@ def test_forward(case: Case, dtype: torch.dtype, channels_last: bool, target: Ta
     assert found.equal(cases.exact(case).to(dtype))
 
 
-@pytest.mark.parametrize("case", (*WIDE, WIDE_LATE), ids=str)
-@pytest.mark.parametrize("of_type", TENSOR_CORE_TYPES, ids=str)
+@rotated_without_isa("case", (*WIDE, WIDE_LATE), *TENSOR_CORE_TYPES_AND_LAYOUTS)
 def test_hopper(case: Case, of_type: torch.dtype, channels_last: bool) -> None:
     """Forward with and without an epilogue, and the input gradient, in both layouts of what is written."""
     last = torch.channels_last
     assert emulated.plan(case, of_type, True, HOPPER, tf32=True)[0] == WGMMA
-    for changes in ({}, {"activation": "relu", "residual": "high", "clamp": (-9.0, 30.0)}):
+    epilogue = {"activation": "relu", "residual": "high", "clamp": (-9.0, 30.0)}
+    for seed, changes in enumerate(({}, epilogue, {})):
         changed = variant(case, **changes)
         tensors, expected = cases.integers(changed).to(of_type, last), cases.exact(changed).to(of_type)
-        for seed in range(3):
-            found = emulated.forward(
-                changed, tensors, channels_last, HOPPER, tf32=True, seed=seed, guard_start=bool(seed % 2)
-            )
-            assert found.equal(expected)
+        found = emulated.forward(
+            changed, tensors, channels_last, HOPPER, tf32=True, seed=seed, guard_start=bool(seed % 2)
+        )
+        assert found.equal(expected)
     grad = integer_gradient(case).to(of_type).contiguous(memory_format=last)
     weight = cases.integers(case).weight.to(of_type)
     found = emulated.input_grad(case, grad, weight, channels_last, HOPPER, tf32=True)
@@ -139,8 +199,9 @@ TRANSPOSED = (
 )
 
 
-@pytest.mark.parametrize("case", TRANSPOSED, ids=str)
-@pytest.mark.parametrize("target", (HOPPER, LARGE, OLD), ids=str)
+@rotated_without_isa(
+    "case, target", itertools.product(TRANSPOSED, (HOPPER, LARGE, OLD)), ["dtype"], [(t,) for t in DTYPES]
+)
 def test_forward_reads_a_transposed_weight(case: Case, dtype: torch.dtype, target: Target) -> None:
     """As it is: without a copy that splits its phases or turns its taps, and with a bias per channel."""
     tensors = cases.integers(case).to(dtype, torch.channels_last)
@@ -174,8 +235,9 @@ EXTENDED = (
 )
 
 
-@pytest.mark.parametrize("case", EXTENDED, ids=str)
-@pytest.mark.parametrize("target", (HOPPER, LARGE, SMALL, OLD), ids=str)
+@rotated_without_isa(
+    "case, target", itertools.product(EXTENDED, (HOPPER, LARGE, SMALL, OLD)), *DTYPES_AND_LAYOUTS
+)
 def test_forward_of_an_extended_kernel(
     case: Case, dtype: torch.dtype, channels_last: bool, target: Target
 ) -> None:
@@ -209,7 +271,9 @@ def test_forward_of_an_extended_kernel(
     assert mixed or found[~infinite].isfinite().all(), "what is not there was multiplied"
 
 
-@pytest.mark.parametrize("case", [case for case in (*ALL, *EPILOGUES) if small(case, 300_000)], ids=str)
+@rotated_without_isa(
+    "case", [case for case in (*ALL, *EPILOGUES) if small(case, 300_000)], *DTYPES_AND_LAYOUTS
+)
 def test_generic_forward(case: Case, dtype: torch.dtype, channels_last: bool) -> None:
     """What runs on older GPUs, and float32 where tf32 is not allowed."""
     tensors = cases.integers(case).to(dtype, layouts(channels_last))
@@ -217,16 +281,12 @@ def test_generic_forward(case: Case, dtype: torch.dtype, channels_last: bool) ->
     assert found.equal(cases.exact(case).to(dtype))
 
 
-@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-@pytest.mark.parametrize("case", [case for case in ALL if small(case)], ids=str)
+@by_plan([case for case in ALL if small(case)], cases.INPUT_GRAD)
 def test_input_gradient(case: Case, dtype: torch.dtype, channels_last: bool, target: Target) -> None:
     """The gradient in both layouts, read and written."""
     weight = cases.integers(case).weight.to(dtype)
     for grad_channels_last in (False, True):
         grad = integer_gradient(case).to(dtype).contiguous(memory_format=layouts(grad_channels_last))
-        kernel = emulated.plan(case, dtype, channels_last, target, which=1, tf32=True)[0]
-        if kernel == GENERIC and not small(case, 300_000):
-            continue
         seed = seed_of(case.name, dtype, channels_last, grad_channels_last, target)
         found = emulated.input_grad(
             case, grad, weight, channels_last, target, tf32=True, seed=seed, guard_start=bool(seed % 2)
@@ -234,13 +294,9 @@ def test_input_gradient(case: Case, dtype: torch.dtype, channels_last: bool, tar
         assert found.equal(exact_gradients(case)[0].to(dtype))
 
 
-@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-@pytest.mark.parametrize("case", [case for case in ALL if small(case)], ids=str)
+@by_plan([case for case in ALL if small(case)], cases.WEIGHT_GRAD)
 def test_weight_gradient(case: Case, dtype: torch.dtype, channels_last: bool, target: Target) -> None:
     """With the input in the gradient's layout, and in the other one."""
-    kernel = emulated.plan(case, dtype, channels_last, target, which=2, tf32=True)[0]
-    if kernel == GENERIC and not small(case, 30_000):
-        pytest.skip("long, and like the others")
     grad = integer_gradient(case).to(dtype).contiguous(memory_format=layouts(channels_last))
     for input_channels_last in (False, True):
         seed = seed_of(case.name, dtype, channels_last, input_channels_last, target)
@@ -276,8 +332,11 @@ def check_activation(
         assert gradient.equal(expected.to(dtype))
 
 
-@pytest.mark.parametrize("activation", RECOVERABLE)
-@pytest.mark.parametrize("base", [case for case in (*ACTIVATED, *LOADED) if small(case)], ids=str)
+@rotated_without_isa(
+    "base, activation",
+    itertools.product([case for case in (*ACTIVATED, *LOADED) if small(case)], RECOVERABLE),
+    *DTYPES_AND_LAYOUTS,
+)
 def test_activation_is_applied_on_load(
     base: Case, activation: str, dtype: torch.dtype, channels_last: bool
 ) -> None:
@@ -290,15 +349,17 @@ def test_activation_is_applied_on_load(
     check_activation(case, dtype, channels_last, channels_last, SMALL)
 
 
-@pytest.mark.parametrize("activation", RECOVERABLE)
-@pytest.mark.parametrize("case", [case for case in ACTIVATED if small(case, 30_000)], ids=str)
+@rotated_without_isa(
+    "case, activation",
+    itertools.product([case for case in ACTIVATED if small(case, 30_000)], RECOVERABLE),
+    *DTYPES_AND_LAYOUTS,
+)
 def test_generic_activation(case: Case, activation: str, dtype: torch.dtype, channels_last: bool) -> None:
     for output_last in (False, True):
         check_activation(variant(case, activation=activation), dtype, channels_last, output_last, OLD, False)
 
 
-@pytest.mark.parametrize("case", WIDE, ids=str)
-@pytest.mark.parametrize("of_type", TENSOR_CORE_TYPES, ids=str)
+@rotated_without_isa("case", WIDE, ["of_type"], [(of_type,) for of_type in TENSOR_CORE_TYPES])
 def test_hopper_activation(case: Case, of_type: torch.dtype) -> None:
     changed = variant(case, activation="tanh" if of_type == torch.float16 else "relu")
     weight = cases.integers(changed).weight.to(of_type)
@@ -320,21 +381,32 @@ def test_hopper_activation(case: Case, of_type: torch.dtype) -> None:
 def test_activation_from_any_output(base: Case) -> None:
     case = variant(base, activation="tanh")
     tensors = cases.integers(case).to(torch.float16)
-    for last in (False, True):
+    for number, (view, output) in enumerate(cases.views(quarters(case).half()).items()):
+        last = number % 2 == 1
         grad = integer_gradient(case).half().contiguous(memory_format=layouts(last))
-        for view, output in cases.views(quarters(case).half()).items():
-            applied = before_activation(case.activation, grad.double(), output.double())
-            expected = by_autograd(base, applied, cases.integers(case))
-            found = (
-                emulated.input_grad(case, grad, tensors.weight, last, output=output),
-                *emulated.weight_grad(case, grad, tensors.input, output=output),
-            )
-            for gradient, true in zip(found, expected, strict=True):
-                assert gradient.equal(true.half()), view
+        applied = before_activation(case.activation, grad.double(), output.double())
+        expected = by_autograd(base, applied, cases.integers(case))
+        found = (
+            emulated.input_grad(case, grad, tensors.weight, last, output=output),
+            *emulated.weight_grad(case, grad, tensors.input, output=output),
+        )
+        for gradient, true in zip(found, expected, strict=True):
+            assert gradient.equal(true.half()), view
 
 
 @pytest.mark.parametrize("activation", RECOVERABLE)
-@pytest.mark.parametrize("base", BASES[:2], ids=str)
+@pytest.mark.parametrize(
+    ("base", "dtype"),
+    [
+        *((base, dtype) for base in BASES[:2] for dtype in HALVES),
+        *((cases.NARROW, dtype) for dtype in (torch.float32, torch.float64)),
+        *(
+            pytest.param(cases.WIDE, dtype, marks=pytest.mark.full)
+            for dtype in (torch.float32, torch.float64)
+        ),
+    ],
+    ids=str,
+)
 def test_activation_rounds_as_pytorchs_pass(base: Case, activation: str, dtype: torch.dtype) -> None:
     """Once, to the element type, from float32; bit for bit, but for tanh, where 1 - y * y is fused here."""
     case = variant(base, activation=activation)
@@ -374,8 +446,7 @@ def test_activation_and_special_values(channels_last: bool) -> None:
         assert emulated.input_grad(case, grad, weight, True, target, output=output).equal(expected)
 
 
-@pytest.mark.parametrize("view", cases.views(torch.zeros(1, 2, 3, 4)))
-@pytest.mark.parametrize("base", BASES, ids=str)
+@rotated_without_isa("view", cases.views(torch.zeros(1, 2, 3, 4)), ["base"], [(base,) for base in BASES])
 def test_views(base: Case, view: str) -> None:
     """Inputs, residuals and gradients of any strides and alignment."""
     case = variant(base, residual="high", activation="relu")

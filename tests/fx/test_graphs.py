@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import re
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tiers import tiered
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -197,8 +199,9 @@ def check_arguments(
 
 
 @pytest.mark.filterwarnings("ignore:fuse. nothing was replaced")
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", PATTERNS)
+@tiered(
+    ("name", "form"), itertools.product(PATTERNS, FORMS), fast=list(zip(PATTERNS, itertools.cycle(FORMS)))
+)
 def test_pattern(name: str, form: str) -> None:
     """One call remains, with the whole epilogue; the numbers are the model's, exactly where possible."""
     function, *expected = PATTERNS[name]
@@ -623,7 +626,7 @@ def not_core(program: ExportedProgram) -> set[str]:
     return {str(operator) for operator in operators if torch.Tag.core not in operator.tags}
 
 
-@pytest.mark.parametrize("name", ["all", "prelu before", "views, dcr"])
+@tiered("name", ["all", "prelu before", "views, dcr"], fast=["views, dcr"])
 def test_unfuse_undoes_fuse(name: str) -> None:
     """All inputs, outputs, parameters and sizes stay; nothing of this package does."""
     model = Model(PATTERNS[name][0]).double()
@@ -670,9 +673,10 @@ class Layers(nn.Module):
         }
 
 
-@pytest.mark.parametrize(
+@tiered(
     ("way", "channels_last", "dynamic"),
     [("unfused", False, True), ("unfused", True, False), ("exported as reference", False, True)],
+    fast=[("unfused", True, False)],
 )
 def test_ways_out_of_odd_geometries(way: str, channels_last: bool, dynamic: bool) -> None:
     model = Layers().eval()
@@ -705,6 +709,7 @@ def test_ways_out_of_odd_geometries(way: str, channels_last: bool, dynamic: bool
         assert [t.stride() for t in found.values()] == [t.stride() for t in expected.values()]
 
 
+@pytest.mark.full
 def test_unfuse_of_what_control_flow_and_preserved_modules_hold(fresh_dynamo: Any) -> None:
     class Either(nn.Module):
         def __init__(self) -> None:
@@ -776,8 +781,11 @@ class Keep:
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("name", PATTERNS)
+@tiered(
+    ("name", "dynamic"),
+    itertools.product(PATTERNS, (False, True)),
+    fast=list(zip(PATTERNS, itertools.cycle((False, True))))[::3],
+)
 def test_compiled_pattern(name: str, dynamic: bool) -> None:
     """As in exported programs, in Dynamo's spelling; without gradients, so that all of the epilogue fuses."""
     function, *expected = PATTERNS[name]
@@ -823,8 +831,12 @@ def outcomes(function: Any, x: Tensor, module: nn.Module) -> list[Tensor]:
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("name", IN_TRAINING)
+@tiered(
+    ("name", "dynamic"),
+    itertools.product(IN_TRAINING, (False, True)),
+    fast=[("leaky relu in place", False), ("residual before the shuffle", True), ("views, dcr", False),
+          ("all before the shuffle", False)],
+)  # fmt: skip
 def test_compiled_training(name: str, dynamic: bool) -> None:
     expected = IN_TRAINING[name]
     model = Model(PATTERNS[name][0]).double()
@@ -874,6 +886,7 @@ def test_slopes_that_dynamo_makes_variable(caplog: pytest.LogCaptureFixture) -> 
     assert "1 site: 1 left alone" in caplog.text
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_compiled_by_inductor(caplog: pytest.LogCaptureFixture) -> None:
     """The default, by name, with options; in channels_last, with gradients; and it says what it did."""

@@ -358,7 +358,7 @@ def test_runtimes_that_cannot_run_are_left_out(
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_compiled_contenders(tmp_path: Path) -> None:
     assert bench("--only", "tiny", "--peers", "compile", "--out", tmp_path / "a.csv") == 0
     assert sum(row["contender"].startswith("compile ") for row in rows_of(tmp_path / "a.csv")) == 4

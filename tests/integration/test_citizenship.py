@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import conv_tensors, needs_cpu_library
+from tiers import tiered
 from torch import Tensor, nn
 
 import fused_subpixel as fs
@@ -62,14 +63,14 @@ def fresh_dynamo() -> Any:
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("options", OPTIONS)
+@tiered("options", OPTIONS, fast=OPTIONS[2:3])
 @needs_cpu_library
 def test_compile(options: dict[str, Any]) -> None:
     check_compiled(options, dynamic=True)
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("dynamic", [False, True])
+@tiered("dynamic", [False, True], fast=[False])
 def test_compile_on_each_backend(backend: str, dynamic: bool) -> None:
     check_compiled(OPTIONS[-1], dynamic=dynamic)
 
@@ -85,6 +86,7 @@ def check_compiled(options: dict[str, Any], *, dynamic: bool) -> None:
             torch.testing.assert_close(compiled(x), module(x))
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_compile_by_inductor() -> None:
     module = Head(activation="silu").to(memory_format=torch.channels_last)
@@ -178,15 +180,15 @@ def test_export(options: dict[str, Any], strict: bool) -> None:
 # ---- ONNX --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "mode"),
-    [
-        ({}, b"CRD"),
-        ({"channel_order": "dcr", "activation": "silu"}, b"DCR"),
-        ({"activation": "prelu", "clamp": (-0.5, 1), "residual": True, "channel_order": "dcr"}, b"DCR"),
-        ({"upscale_factor": (2, 1)}, None),
-    ],
-)
+ONNX_OPTIONS: list[tuple[dict[str, Any], bytes | None]] = [
+    ({}, b"CRD"),
+    ({"channel_order": "dcr", "activation": "silu"}, b"DCR"),
+    ({"activation": "prelu", "clamp": (-0.5, 1), "residual": True, "channel_order": "dcr"}, b"DCR"),
+    ({"upscale_factor": (2, 1)}, None),
+]
+
+
+@tiered(("options", "mode"), ONNX_OPTIONS, fast=ONNX_OPTIONS[1:2])
 def test_onnx(tmp_path: Path, options: dict[str, Any], mode: bytes | None) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
@@ -349,7 +351,7 @@ def test_autocast_as_conv2d(backend: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("activation", [None, "silu", "prelu"])
+@tiered("activation", [None, "silu", "prelu"], fast=[None])
 @pytest.mark.parametrize("residual_dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_autocast_with_a_residual_as_pytorchs_chain(
@@ -743,7 +745,7 @@ def operator_tensors(geometry: Geometry, channels_last: bool) -> tuple[Tensor, T
     return conv_tensors(*shapes, dtype=torch.float32, channels_last=channels_last)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize(
+@tiered(
     ("geometry", "channels_last", "activation", "clamp_max"),
     [
         (PLAIN, False, None, 1.0),
@@ -751,6 +753,7 @@ def operator_tensors(geometry: Geometry, channels_last: bool) -> tuple[Tensor, T
         (UNEVEN, True, None, float("inf")),
         (STRIDED, True, "relu", float("inf")),
     ],
+    fast=[(PLAIN, False, None, 1.0), (UNEVEN, True, None, float("inf"))],
 )
 def test_opcheck_forward(
     geometry: Geometry, channels_last: bool, activation: str | None, clamp_max: float

@@ -13,10 +13,12 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cases
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import DTYPES, LAYOUTS
+from tiers import tiered
 from torch import Tensor, nn
 
 import fused_subpixel as fs
@@ -120,10 +122,17 @@ def to(tensors: list[Tensor], dtype: torch.dtype, layout: str) -> list[Tensor]:
 ALL = [*FAMOUS.values(), *CONFIGURATIONS]
 
 
-@pytest.mark.parametrize("part", range(10))
-@pytest.mark.parametrize("layout", LAYOUTS)
+BACKENDS = ("reference", *(["cpu"] if cases.usable_isas() else []))
+# Of the fast tier, each problem meets one layout; of the full tier, the other one.
+every_problem = pytest.mark.parametrize(
+    ("part", "turn"),
+    [(part, 0) for part in range(10)] + [pytest.param(part, 1, marks=pytest.mark.full) for part in range(10)],
+)
+
+
+@every_problem
 @pytest.mark.usefixtures("poisoned_outputs")
-def test_as_accurate_as_pytorch(part: int, layout: str, backend: str, one_thread: None) -> None:
+def test_as_accurate_as_pytorch(part: int, turn: int, one_thread: None) -> None:
     """Output and all gradients: at most twice PyTorch's own error against float64, and one rounding of its.
 
     That rounding grows like a random walk with the number of products, of the size of the largest value, for
@@ -134,6 +143,7 @@ def test_as_accurate_as_pytorch(part: int, layout: str, backend: str, one_thread
     """
     for number, c in enumerate(ALL[part::10]):
         dtype = DTYPES[number % len(DTYPES)]
+        layout = tuple(LAYOUTS)[(number // len(DTYPES) + part + turn) % 2]
         exact = tensors_of(c)
         rounded = to(exact, dtype, layout)
         grad = torch.randn(c.batch, c.channels, *c.output_size, dtype=torch.float64)
@@ -146,40 +156,47 @@ def test_as_accurate_as_pytorch(part: int, layout: str, backend: str, one_thread
                 F.conv_transpose2d, c, [t.to(arithmetic) for t in rounded], grad.to(arithmetic)
             )
         ]
-        found = forward_and_gradients(fs.conv_transpose2d, c, rounded, grad)
         products = [
             c.channels_in // c.groups * math.prod(c.kernel),
             c.channels // c.groups * math.prod(c.kernel),
             c.batch * math.prod(c.size),
             c.batch * math.prod(c.output_size),
         ]
-        pytorchs = backend == "reference" and dtype.itemsize == 2
-        for truth, ours, theirs, terms in zip(truths, found, plain, products, strict=False):
-            assert ours.dtype == dtype
-            assert ours.shape == theirs.shape
-            walk = (torch.finfo(dtype).eps + torch.finfo(arithmetic).eps * max(2, terms**0.5)) * float(
-                truth.abs().max()
-            )
-            if pytorchs and (dtype == torch.float16 or ours is not found[0]):
-                continue
-            error, allowed = ((t.double() - truth).abs().max() for t in (ours, theirs))
-            assert error <= 2 * allowed + walk, (c, dtype)
-        assert found[0].is_contiguous(memory_format=LAYOUTS[layout]) or rounded[0].is_contiguous()
+        for backend in BACKENDS:
+            with fs.use_backend(backend):
+                found = forward_and_gradients(fs.conv_transpose2d, c, rounded, grad)
+            pytorchs = backend == "reference" and dtype.itemsize == 2
+            for truth, ours, theirs, terms in zip(truths, found, plain, products, strict=False):
+                assert ours.dtype == dtype
+                assert ours.shape == theirs.shape
+                walk = (torch.finfo(dtype).eps + torch.finfo(arithmetic).eps * max(2, terms**0.5)) * float(
+                    truth.abs().max()
+                )
+                if pytorchs and (dtype == torch.float16 or ours is not found[0]):
+                    continue
+                error, allowed = ((t.double() - truth).abs().max() for t in (ours, theirs))
+                assert error <= 2 * allowed + walk, (c, dtype, layout, backend)
+            assert found[0].is_contiguous(memory_format=LAYOUTS[layout]) or rounded[0].is_contiguous()
 
 
-@pytest.mark.parametrize("part", range(10))
-@pytest.mark.parametrize("layout", LAYOUTS)
+@every_problem
 @pytest.mark.usefixtures("poisoned_outputs")
-def test_exact_on_integers(part: int, layout: str, backend: str, isa: int, one_thread: None) -> None:
-    """In float32, whose 24 bits hold every sum; output and gradients."""
-    for c in ALL[part::10]:
+def test_exact_on_integers(part: int, turn: int, one_thread: None) -> None:
+    """In float32, whose 24 bits hold every sum; output and gradients; by the reference and by all kernels."""
+    for number, c in enumerate(ALL[part::10]):
+        layout = tuple(LAYOUTS)[(number + turn) % 2]
         tensors = to(tensors_of(c, integers=True), torch.float32, layout)
         grad = torch.randint(-2, 3, (c.batch, c.channels, *c.output_size)).float()
         grad = grad.contiguous(memory_format=LAYOUTS[layout])
         truth = forward_and_gradients(F.conv_transpose2d, c, [t.double() for t in tensors], grad.double())
-        found = forward_and_gradients(fs.conv_transpose2d, c, tensors, grad)
-        for ours, theirs in zip(found, truth, strict=True):
-            assert ours.double().equal(theirs), c
+        with fs.use_backend("reference"):
+            results = [forward_and_gradients(fs.conv_transpose2d, c, tensors, grad)]
+        for isa in cases.usable_isas():
+            with fs.use_backend("cpu"), cases.instruction_set(isa):
+                results.append(forward_and_gradients(fs.conv_transpose2d, c, tensors, grad))
+        for number_of_result, found in enumerate(results):
+            for ours, theirs in zip(found, truth, strict=True):
+                assert ours.double().equal(theirs), (c, layout, number_of_result)
 
 
 @pytest.mark.parametrize("name", FAMOUS)
@@ -323,7 +340,7 @@ def test_unusual_inputs(backend: str) -> None:
     )
 
 
-def test_under_transforms_compile_and_autocast() -> None:
+def test_under_transforms_and_autocast() -> None:
     c = FAMOUS["DCGAN"]
     x, weight, bias = tensors_of(c)
 
@@ -332,6 +349,19 @@ def test_under_transforms_compile_and_autocast() -> None:
 
     expected = F.conv_transpose2d(x, weight, bias, *c.options).relu()
     torch.testing.assert_close(torch.vmap(run, (0, None, None))(x, weight, bias), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run(x.float(), weight.float(), bias.float()).dtype == torch.bfloat16
+
+
+@pytest.mark.full
+def test_under_compile() -> None:
+    c = FAMOUS["DCGAN"]
+    x, weight, bias = tensors_of(c)
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return fs.conv_transpose2d(x, weight, bias, *c.options, activation="relu")
+
+    expected = F.conv_transpose2d(x, weight, bias, *c.options).relu()
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=True)
     torch.testing.assert_close(compiled(x, weight, bias), expected)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
@@ -341,8 +371,6 @@ def test_under_transforms_compile_and_autocast() -> None:
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert run(x.float(), weight.float(), bias.float()).dtype == torch.bfloat16
 
 
 def test_dilation_is_left_to_pytorch() -> None:
@@ -525,7 +553,7 @@ def test_output_size_in_compiled_and_traced_code() -> None:
     torch.testing.assert_close(graph(*others), plain(*others))
 
 
-@pytest.mark.parametrize("dynamo", [False, True])
+@tiered("dynamo", [False, True], fast=[False])
 def test_onnx_of_output_size(dynamo: bool, tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package)
@@ -591,6 +619,7 @@ def test_converters_refuse() -> None:
         fs.conv_transpose_weight_to_subpixel(torch.zeros(3), 2)
 
 
+@pytest.mark.full
 def test_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Prints three equal results, draws both pictures."""
     for package in ("matplotlib", "skimage"):

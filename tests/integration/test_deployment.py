@@ -185,7 +185,7 @@ compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++
 needs_compiler = pytest.mark.skipif(compiler is None, reason="no C++ compiler: install g++ or clang++")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @needs_compiler
 @needs_cpu_library
 def test_aot_inductor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def test_aot_inductor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @needs_compiler
 @needs_cpu_library
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")

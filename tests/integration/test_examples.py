@@ -521,13 +521,13 @@ def test_espcn_options(tmp_path, few_photographs, options):
     assert all(value.isfinite().all() for value in state["model"].values())
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_espcn_compiled(tmp_path, few_photographs):
     eager, compiled = (espcn(tmp_path, "--steps", 3, *options) for options in ([], ["--compile"]))
     torch.testing.assert_close(compiled["model"], eager["model"], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_espcn_in_two_processes(tmp_path):
     """The batches are those of one process, so the weights are too, but for the order of sums."""
     one = espcn(tmp_path / "one", "--steps", 4)

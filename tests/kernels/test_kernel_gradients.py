@@ -30,6 +30,7 @@ from gradients import (
     saved,
     weight_grad,
 )
+from rotation import rotated, rotated_without_isa
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -46,8 +47,7 @@ NAMES = ("input", "weight", "bias")
 # ---- activations -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("activation", RECOVERABLE)
-@pytest.mark.parametrize("base", ACTIVATED, ids=str)
+@rotated("base, activation", itertools.product(ACTIVATED, RECOVERABLE))
 def test_activation_is_applied_on_load(
     base: Case, activation: str, isa: int, dtype: torch.dtype, layout: str
 ) -> None:
@@ -83,8 +83,7 @@ def test_activation_from_any_output(base: Case) -> None:
                     assert gradient.equal(true.to(torch.bfloat16)), view
 
 
-@pytest.mark.parametrize("activation", RECOVERABLE)
-@pytest.mark.parametrize("base", BASES, ids=str)
+@rotated("base, activation", itertools.product(BASES, RECOVERABLE))
 def test_activation_as_accurate_as_pytorch(
     base: Case, activation: str, isa: int, dtype: torch.dtype, layout: str
 ) -> None:
@@ -219,7 +218,7 @@ def test_pytorch_applies_an_activation_only_for_itself(rows: int, needed: str, p
 # ---- right -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", STRIDE_1, ids=str)
+@rotated("case", STRIDE_1)
 def test_input_gradient_is_exact_on_integers(case: Case, isa: int, dtype: torch.dtype, layout: str) -> None:
     grad = integer_gradient(case).to(dtype).contiguous(memory_format=LAYOUTS[layout])
     weight = cases.integers(case).weight.to(dtype)
@@ -229,7 +228,7 @@ def test_input_gradient_is_exact_on_integers(case: Case, isa: int, dtype: torch.
         assert found.is_contiguous(memory_format=LAYOUTS["channels_last" if channels_last else "contiguous"])
 
 
-@pytest.mark.parametrize("case", GEOMETRIES, ids=str)
+@rotated("case", GEOMETRIES)
 def test_weight_gradient_is_exact_on_integers(case: Case, isa: int, dtype: torch.dtype, layout: str) -> None:
     """With the input in the gradient's layout, and in the other one."""
     grad = integer_gradient(case).to(dtype).contiguous(memory_format=LAYOUTS[layout])
@@ -264,28 +263,37 @@ def precise(case: Case) -> tuple[np.ndarray, ...]:
 RANDOM_CASES = [case for case in GEOMETRIES if cases.multiply_adds(case) < 5e6]
 
 
-@pytest.mark.parametrize("case", [*RANDOM_CASES, LARGE], ids=str)
+@functools.lru_cache(maxsize=4)  # of the instruction sets of one case
+def truths_and_pytorchs(
+    case: Case, dtype: torch.dtype, layout: str
+) -> tuple[tuple[np.ndarray, ...], tuple[Tensor, ...]]:
+    """The gradients in float64 or longer, and PyTorch's in ``dtype``."""
+    tensors, grad = cases.randoms(case, dtype), random_gradient(case).to(dtype)
+    if dtype == torch.float64:  # whose own truth needs more digits
+        truths = precise(case)
+    else:
+        truths = tuple(t.numpy() for t in by_autograd(case, grad.double(), tensors))
+    grad = grad.contiguous(memory_format=LAYOUTS[layout])
+    return truths, by_autograd(case, grad, tensors.to(dtype, LAYOUTS[layout]))
+
+
+@rotated("case", [*RANDOM_CASES, LARGE], together=True)
 def test_as_accurate_as_pytorch(case: Case, isa: int, dtype: torch.dtype, layout: str) -> None:
     """At most twice the error of PyTorch's autograd in the same dtype, against float64.
 
     Plus a rounding for every doubling of the number of products, of the size of the largest gradient: as many
     as the best order of summation can take, and PyTorch happens to do better than that on small problems.
     """
-    tensors = cases.randoms(case, dtype)
-    grad = random_gradient(case).to(dtype)
-    if dtype == torch.float64:  # whose own truth needs more digits
-        truths = precise(case)
-    else:
-        truths = tuple(t.numpy() for t in by_autograd(case, grad.double(), tensors))
-    tensors = tensors.to(dtype, LAYOUTS[layout])
-    grad = grad.contiguous(memory_format=LAYOUTS[layout])
+    truths, pytorchs = truths_and_pytorchs(case, dtype, layout)
+    tensors = cases.randoms(case, dtype).to(dtype, LAYOUTS[layout])
+    grad = random_gradient(case).to(dtype).contiguous(memory_format=LAYOUTS[layout])
     found = dict(zip(NAMES[1:], weight_grad(case, grad, tensors.input), strict=True))
     if case.stride == (1, 1):
         found["input"] = input_grad(case, grad, tensors.weight)
     eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
     pixels = case.input[0] * math.prod(case.low)
     products = {"input": math.prod(case.weight) // case.weight[1], "weight": pixels, "bias": pixels}
-    for name, truth, plain in zip(NAMES, truths, by_autograd(case, grad, tensors), strict=True):
+    for name, truth, plain in zip(NAMES, truths, pytorchs, strict=True):
         if name in found:
             rounding = eps * (2 + math.log2(products[name])) * float(np.abs(truth).max())
             assert error(found[name], truth) <= 2 * error(plain, truth) + rounding, name
@@ -340,9 +348,9 @@ VIEWED = tuple(
 )
 
 
-@pytest.mark.parametrize("case", VIEWED, ids=str)
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@rotated_without_isa(
+    "case, view", itertools.product(VIEWED, VIEWS), ["dtype"], [(torch.float32,), (torch.bfloat16,)]
+)
 def test_views(case: Case, view: str, dtype: torch.dtype) -> None:
     """Every tensor in turn as a view; "one value" is what `.sum().backward()` sends."""
     tensors = cases.integers(case).to(dtype)
@@ -366,7 +374,7 @@ def test_offsets_past_32_bits(isa: int, dim: int) -> None:
     """Images, channels, rows or columns that lie 2**31 elements apart, in memory that is hardly touched."""
     case = Case("far", (2, 3, 4, 37), (12, 3, 3, 3), padding=cases.SAME3)
     tensors, grad = cases.integers(case).to(torch.bfloat16), integer_gradient(case).to(torch.bfloat16)
-    room = torch.empty(2**31 + 2**26, dtype=torch.bfloat16)
+    room = cases.untouched(2**31 + 2**26, torch.bfloat16)
 
     def far(tensor: Tensor) -> Tensor:
         strides = [1, 1 << 7, 1 << 14]
@@ -417,7 +425,7 @@ def test_nothing_left_of_the_output(isa: int) -> None:
         assert gradient.abs().sum() == 0
 
 
-@pytest.mark.parametrize("base", [NARROW, WIDE], ids=str)
+@rotated("base", [NARROW, WIDE])
 def test_nan_in_the_gradient_stays_where_it_belongs(
     isa: int, dtype: torch.dtype, layout: str, base: Case
 ) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from cases import BASES, CURVED, EPILOGUES, GEOMETRIES, LARGE, LAYOUTS, NARROW, WIDE, Case, Tensors, variant
 from conftest import needs_cpu_library
+from rotation import rotated, rotated_layouts, rotated_without_isa
 from torch import Tensor
 
 from fused_subpixel import reference
@@ -53,7 +55,7 @@ def test_oracle_is_the_reference(case: Case) -> None:
 # ---- right -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", (*GEOMETRIES, *EPILOGUES), ids=str)
+@rotated("case", (*GEOMETRIES, *EPILOGUES))
 def test_exact_on_integers(case: Case, isa: int, dtype: torch.dtype, layout: str) -> None:
     """Sums are exact, so only the one rounding to the output's dtype is allowed; all pixels are written."""
     tensors = cases.integers(case).to(dtype, LAYOUTS[layout])
@@ -82,22 +84,29 @@ CURVED_CASES = tuple(
 RANDOM_CASES = [case for case in GEOMETRIES if cases.multiply_adds(case) < 5e6]
 
 
-@pytest.mark.parametrize("case", [*RANDOM_CASES, LARGE, *CURVED_CASES], ids=str)
+@functools.lru_cache(maxsize=4)  # of the instruction sets of one case
+def truth_and_error(case: Case, dtype: torch.dtype, layout: str) -> tuple[np.ndarray, float]:
+    """The result in float64 or longer, and the largest error of conv2d and pixel_shuffle."""
+    tensors = cases.randoms(case, dtype)
+    if dtype == torch.float64:  # whose own truth needs more digits
+        truth = cases.by_oracle(case, tensors, np.longdouble)
+    else:
+        truth = cases.plain(case, tensors).numpy()
+    return truth, error(cases.plain(case, tensors.to(dtype, LAYOUTS[layout])), truth)
+
+
+@rotated("case", [*RANDOM_CASES, LARGE, *CURVED_CASES], together=True)
 def test_as_accurate_as_pytorch(case: Case, isa: int, dtype: torch.dtype, layout: str) -> None:
     """At most twice the error of conv2d and pixel_shuffle in the same dtype.
 
     Plus what the order of summation may do: one rounding per product, in the arithmetic type, adds up like a
     random walk; PyTorch's happens to be short where there are few outputs.
     """
-    tensors = cases.randoms(case, dtype)
-    if dtype == torch.float64:  # whose own truth needs more digits
-        truth = cases.by_oracle(case, tensors, np.longdouble)
-    else:
-        truth = cases.plain(case, tensors).numpy()
-    tensors = tensors.to(dtype, LAYOUTS[layout])
+    truth, pytorchs = truth_and_error(case, dtype, layout)
+    tensors = cases.randoms(case, dtype).to(dtype, LAYOUTS[layout])
     arithmetic = torch.promote_types(dtype, torch.float32)
     walk = max(2, cases.products(case) ** 0.5 / 4) * torch.finfo(arithmetic).eps * float(np.abs(truth).max())
-    assert error(cases.run(case, tensors), truth) <= 2 * error(cases.plain(case, tensors), truth) + walk
+    assert error(cases.run(case, tensors), truth) <= 2 * pytorchs + walk
 
 
 @pytest.mark.parametrize("rows", [12, 64])
@@ -202,10 +211,11 @@ VIEWED = tuple(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("case", VIEWED, ids=str)
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("name", ["input", "weight", "residual"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@rotated_without_isa(
+    "case, view, name",
+    itertools.product(VIEWED, VIEWS, ("input", "weight", "residual")),
+    ["dtype"], [(torch.float32,), (torch.bfloat16,)],
+)  # fmt: skip
 def test_views(case: Case, name: str, view: str, dtype: torch.dtype) -> None:
     """Around every view lies NaN, and nothing that is not in it counts."""
     tensors = cases.integers(case).to(dtype)
@@ -235,8 +245,7 @@ def test_views_of_vectors(case: Case, isa: int) -> None:
     assert cases.run(case, same).equal(cases.run(case, same._replace(bias=same.bias.clone())))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", VIEWED, ids=str)
+@rotated_layouts("case", VIEWED)
 def test_residual_in_the_other_layout(case: Case, isa: int, layout: str) -> None:
     tensors = cases.integers(case).to(torch.float32, LAYOUTS[layout])
     other = next(format for name, format in LAYOUTS.items() if name != layout)
@@ -249,7 +258,7 @@ def test_offsets_past_32_bits(isa: int, dim: int) -> None:
     """Images, channels, rows or columns that lie 2**31 elements apart, in memory that is hardly touched."""
     case = variant(NARROW, residual="high")
     tensors = cases.integers(case).to(torch.bfloat16)
-    room = torch.empty(2**31 + 2**26, dtype=torch.bfloat16)
+    room = cases.untouched(2**31 + 2**26, torch.bfloat16)
     expected = cases.exact(case).to(torch.bfloat16)
     for name in ("input", "weight", "residual"):
         tensor = getattr(tensors, name)
@@ -260,7 +269,7 @@ def test_offsets_past_32_bits(isa: int, dim: int) -> None:
         assert cases.run(case, tensors._replace(**{name: far})).equal(expected), name
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_output_past_32_bits() -> None:
     """The last images of a batch whose output has more than 2**31 elements; all images are the same one."""
     if available_bytes() < 6 << 30:
@@ -283,8 +292,7 @@ def available_bytes() -> int:
 # ---- edges -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("base", [NARROW, WIDE], ids=str)
+@rotated("base, value", itertools.product((NARROW, WIDE), (math.nan, math.inf, -math.inf)))
 def test_special_values_go_where_a_window_covers_them(
     isa: int, dtype: torch.dtype, layout: str, base: Case, value: float
 ) -> None:
@@ -362,17 +370,23 @@ INFINITE = (
 )
 
 
-@pytest.mark.parametrize("value", [math.inf, math.nan])
-@pytest.mark.parametrize("case", INFINITE, ids=str)
-def test_padding_does_not_meet_infinite_weights(
-    isa: int, dtype: torch.dtype, layout: str, case: Case, value: float
-) -> None:
-    """Nor do Winograd's transforms subtract them. Of rows whose weights are finite, nothing changes."""
+@functools.lru_cache(maxsize=2)  # of the instruction sets of one case
+def infinite_weights(case: Case, value: float) -> tuple[Tensors, Tensor]:
+    """Integers with weights that are not finite, and their result."""
     tensors = cases.integers(case)
     tensors.input[tensors.input == 0] = 1  # no 0 * inf but those of the padding
     for row, channel, a, b in ((1, 2, 0, 0), (3, 0, -1, -1), (case.weight[0] - 1, 1, -1, 0)):
         tensors.weight[row, channel, a, b] = value
-    expected = without_padding(case, tensors).to(dtype)
+    return tensors, without_padding(case, tensors)
+
+
+@rotated("case, value", itertools.product(INFINITE, (math.inf, math.nan)), together=True)
+def test_padding_does_not_meet_infinite_weights(
+    isa: int, dtype: torch.dtype, layout: str, case: Case, value: float
+) -> None:
+    """Nor do Winograd's transforms subtract them. Of rows whose weights are finite, nothing changes."""
+    tensors, expected = infinite_weights(case, value)
+    expected = expected.to(dtype)
     found = cases.run(case, tensors.to(dtype, LAYOUTS[layout]))
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     assert found.isfinite().any()

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from cases import DTYPES, LAYOUTS, Case, Tensors
 from conftest import needs_cpu_library
 from emulated import HOPPER, LARGE, OLD, SMALL
+from tiers import tiered
 from torch import Tensor
 
 import fused_subpixel as fs
@@ -208,9 +209,11 @@ def test_cpu(transposed: bool) -> None:
 
 
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "sub-pixel"])
-def test_emulated_gpu(transposed: bool) -> None:
+@tiered("start", range(3), fast=[0])
+def test_emulated_gpu(transposed: bool, start: int) -> None:
     """In memory between guards. Of the gradients, some: they take long here."""
-    for run in itertools.islice(runs(transposed, 1), 0, None, 1 if transposed else 17):
+    step = 1 if transposed else 17
+    for run in itertools.islice(runs(transposed, 1), start * step, None, 3 * step):
         case, channels_last = run.case, run.layout == "channels_last"
         target = TARGETS[run.number // 2 % len(TARGETS)]
         options: dict[str, Any] = {

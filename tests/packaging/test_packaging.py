@@ -557,7 +557,7 @@ def test_make_gpu_refuses_in_one_line():
     assert done.returncode == 2 and "unknown step 'rest'; known are build, test" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(not LIBRARIES, reason="no compiled library beside the package")
 def test_the_libraries_load_from_another_folder():
     done = run(sys.executable, "tools/load_elsewhere.py", sys.executable)

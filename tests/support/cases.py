@@ -263,6 +263,15 @@ def outputs_start_as_nan() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
+def untouched(elements: int, dtype: torch.dtype) -> Tensor:
+    """Memory that no poison fills, for tensors that lie far apart: its pages are not touched."""
+    poisoned = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    room = torch.empty(elements, dtype=dtype)
+    torch.utils.deterministic.fill_uninitialized_memory = poisoned
+    return room
+
+
 # ---- views -------------------------------------------------------------------------------------------------
 
 

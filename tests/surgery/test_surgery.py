@@ -15,6 +15,7 @@ import torch
 from conftest import needs_cpu_library
 from surgery_checks import SHAPE, fused_calls, image, outcomes, replace, types
 from surgery_models import IN_PLACE_PATTERNS, PATTERNS, Chained, Compact, Pattern, Shared, conv, norm, pair
+from tiers import tiered
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, weight_norm
 from torch.utils.checkpoint import checkpoint
@@ -245,7 +246,6 @@ NEIGHBOURS = [
     "edsr x4", "srresnet", "basicvsr", "compact", "dc-ae", "duc", "duc, chained", "relu, chained", "wrapped",
     "ReLU before", "prelu, chained", "unshuffle", "own conv, chained",
 ]  # fmt: skip
-neighbours = pytest.mark.parametrize("name", NEIGHBOURS)
 
 
 def replaced_pair(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module, Tensor]:
@@ -254,7 +254,7 @@ def replaced_pair(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Mod
     return replace(model, x, **pattern.options)[0], model, x
 
 
-@neighbours
+@tiered("name", NEIGHBOURS, fast=("relu, chained", "unshuffle"))
 @needs_cpu_library
 def test_compile(name: str) -> None:
     """In one graph, which holds the fused operator; gradients too; with dynamic sizes.
@@ -310,7 +310,7 @@ INTERRUPTIONS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("interruption", INTERRUPTIONS)
+@tiered("interruption", INTERRUPTIONS, fast=("only the convolution", "only the rest"))
 @pytest.mark.filterwarnings("ignore:.*requires_grad=True:UserWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # which torch.compile asks for
 def test_graph_breaks_between_convolution_and_shuffle(interruption: str) -> None:
@@ -341,8 +341,11 @@ def test_graph_breaks_between_convolution_and_shuffle(interruption: str) -> None
     torch._dynamo.reset()
 
 
-@neighbours
-@pytest.mark.parametrize("strict", [False, True])
+EXPORTS = [(name, strict) for name in NEIGHBOURS for strict in (False, True)]
+STRICT = ("relu, chained", "compact", "duc, chained")
+
+
+@tiered(("name", "strict"), EXPORTS, fast=[e for e in EXPORTS if not e[1] or e[0] in STRICT])
 @needs_cpu_library
 def test_export(name: str, strict: bool) -> None:
     replaced, model, _ = replaced_pair(name)
@@ -356,7 +359,7 @@ def test_export(name: str, strict: bool) -> None:
     torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-@neighbours
+@tiered("name", NEIGHBOURS, fast=("relu, chained",))
 def test_onnx_is_that_of_the_original(name: str, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
@@ -375,7 +378,7 @@ def test_onnx_is_that_of_the_original(name: str, tmp_path: Path) -> None:
         assert "Conv" in operators[0] and "DepthToSpace" in operators[0]
 
 
-@neighbours
+@pytest.mark.parametrize("name", NEIGHBOURS)
 @pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated, and warns of every size
 def test_traced_transformed_and_faked(name: str) -> None:
     """What knows PyTorch's own modules only finds these."""
@@ -402,7 +405,7 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-@neighbours
+@pytest.mark.parametrize("name", NEIGHBOURS)
 @pytest.mark.usefixtures("process_group")
 def test_distributed_data_parallel(name: str) -> None:
     replaced, model, x = replaced_pair(name)

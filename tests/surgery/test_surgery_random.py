@@ -20,6 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from surgery_models import OwnConv2d, Squared, norm
+from tiers import tiered
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, weight_norm
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
@@ -491,7 +492,7 @@ def check(seed: int) -> bool:
     return "state" in expected
 
 
-@pytest.mark.parametrize("batch", range(BATCHES))
+@tiered("batch", range(BATCHES), fast=range(5))
 def test_generated_models(batch: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
