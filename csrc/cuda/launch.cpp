@@ -50,7 +50,7 @@ ShuffledChannels plain(int64_t channels) {
 }
 
 // Rows side by side in a row of fine pixels of a dense output.
-int64_t run_of(int64_t channels, int64_t r_w, bool channels_last) {
+int64_t interleave_of(int64_t channels, int64_t r_w, bool channels_last) {
   return channels_last ? r_w * channels : r_w;
 }
 
@@ -73,27 +73,27 @@ Extension skipped_extension(const Geometry& g) {
 Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, int vector) {
   Problem p{};
   p.dtype = dtype, p.batch = g.batch, p.groups = g.groups;
-  p.channels = g.in_channels / g.groups, p.rows = g.lr_channels() / g.groups;
+  p.ic = g.in_channels / g.groups, p.oc = g.lr_channels() / g.groups;
   p.lr_h = g.lr_h, p.lr_w = g.lr_w, p.kernel_h = g.kernel_h, p.kernel_w = g.kernel_w;
   p.stride_h = g.stride_h, p.stride_w = g.stride_w, p.dilation_h = g.dilation_h, p.dilation_w = g.dilation_w;
-  p.run = run_of(g.channels, g.r_w, channels_last);
+  p.interleave = interleave_of(g.channels, g.r_w, channels_last);
   p.tf32 = g.tf32, p.vector = vector, p.wgmma = kHaveWgmma;
-  const int64_t late_h = (g.out_h + g.r_h - 1) / g.r_h, late_w = (g.out_w + g.r_w - 1) / g.r_w;
-  const bool fewer = (late_h < g.lr_h || late_w < g.lr_w) && late_h > 0 && late_w > 0 && g.crop_top < g.r_h &&
+  const int64_t phase_h = (g.out_h + g.r_h - 1) / g.r_h, phase_w = (g.out_w + g.r_w - 1) / g.r_w;
+  const bool fewer = (phase_h < g.lr_h || phase_w < g.lr_w) && phase_h > 0 && phase_w > 0 && g.crop_top < g.r_h &&
                      g.crop_left < g.r_w;
   const Extension extension = skipped_extension(g);
   if (!channels_last || !(fewer || extension.h + extension.w > 0)) return p;
-  p.phase_rows = g.channels;
-  p.late_h = fewer ? late_h : g.lr_h, p.late_w = fewer ? late_w : g.lr_w;
+  p.phase_oc = g.channels;
+  p.phase_h = fewer ? phase_h : g.lr_h, p.phase_w = fewer ? phase_w : g.lr_w;
   p.least_taps = (g.kernel_h - (extension.h > 0)) * (g.kernel_w - (extension.w > 0));
-  const auto share = [](int64_t taps, int64_t phases, int64_t lacking) {
-    return 1 - static_cast<double>(lacking) / static_cast<double>(taps * phases);
+  const auto share = [](int64_t taps, int64_t phases, int64_t missing_taps_of) {
+    return 1 - static_cast<double>(missing_taps_of) / static_cast<double>(taps * phases);
   };
-  p.phase_taps = share(g.kernel_h, g.r_h, extension.h) * share(g.kernel_w, g.r_w, extension.w);
+  p.mean_taps_share = share(g.kernel_h, g.r_h, extension.h) * share(g.kernel_w, g.r_w, extension.w);
   return p;
 }
 
-// The convolution of the low-resolution gradient with the kernel turned by 180 degrees.
+// The convolution of the low-resolution gradient with the kernel flipped by 180 degrees.
 Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last, const PixelSource& gradient) {
   return {dtype,
           g.batch,
@@ -108,7 +108,7 @@ Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last, c
           1,
           g.dilation_h,
           g.dilation_w,
-          run_of(g.in_channels, 1, channels_last),
+          interleave_of(g.in_channels, 1, channels_last),
           g.tf32,
           gradient.vector,
           kHaveWgmma,
@@ -205,8 +205,8 @@ PixelLoad pixel_load(const PixelSource& source, int64_t batch, const Steps& s, i
 void set_output(MmaParams& m, void* data, const Strides& s, const ShuffledChannels& map, int64_t rows,
                 int64_t run) {
   m.output = data;
-  m.out_batch_stride = s.n, m.out_row_stride = s.h, m.out_unit_stride = s.c;
-  m.map = map, m.rows = static_cast<int>(rows), m.run = static_cast<int>(run);
+  m.out_batch_stride = s.n, m.out_row_stride = s.h, m.out_group_stride = s.c;
+  m.map = map, m.oc = static_cast<int>(rows), m.interleave = static_cast<int>(run);
   m.per_column = static_cast<int>(run / map.r_w);
 }
 
@@ -216,8 +216,8 @@ void set_plan(MmaParams& m, const Geometry& g, const Plan& plan, const void* pac
   m.plan = plan, m.packed = packed;
   m.taps = static_cast<int>(g.kernel_h) * m.kernel_w;
   m.tiles = plan.tiles_n * plan.tiles_h * plan.tiles_w;
-  const Extension skipped = plan.phased ? skipped_extension(g) : Extension{};
-  m.short_h = skipped.h, m.short_w = skipped.w;
+  const Extension skipped = plan.single_phase ? skipped_extension(g) : Extension{};
+  m.kernel_pad_h = skipped.h, m.kernel_pad_w = skipped.w;
   for (int lacks = 0; lacks < 4; ++lacks) {
     const int a = lacks / 2, b = lacks % 2, across = m.kernel_w - b;
     const int taps = (static_cast<int>(g.kernel_h) - a) * across;
@@ -228,18 +228,18 @@ void set_plan(MmaParams& m, const Geometry& g, const Plan& plan, const void* pac
 
   const int64_t vector = 16 / element_bytes(dtype);
   const auto slots = [&](int64_t length) { return (length + vector - 1) / vector + 1; };
-  m.whole_units = m.rows <= plan.columns || plan.columns % m.run == 0;
-  const int64_t most = m.rows < plan.columns ? m.rows : plan.columns;
-  if (m.whole_units) {
-    m.store_slots = SmallDivisor(slots(int64_t{plan.tile_w} * m.run)), m.store_pieces = SmallDivisor(1);
-    m.store_units = SmallDivisor(most / m.run);
+  m.whole_groups = m.oc <= plan.block_oc || plan.block_oc % m.interleave == 0;
+  const int64_t most = m.oc < plan.block_oc ? m.oc : plan.block_oc;
+  if (m.whole_groups) {
+    m.store_slots = SmallDivisor(slots(int64_t{plan.tile_w} * m.interleave)), m.store_segments = SmallDivisor(1);
+    m.store_groups = SmallDivisor(most / m.interleave);
   } else {
-    m.store_slots = SmallDivisor(slots(most < m.run ? most : m.run)),
-    m.store_pieces = SmallDivisor(plan.tile_w);
+    m.store_slots = SmallDivisor(slots(most < m.interleave ? most : m.interleave)),
+    m.store_segments = SmallDivisor(plan.tile_w);
     // a block's rows begin in the middle of a unit where its number of rows does not divide the unit's
-    m.store_units = SmallDivisor(m.run % plan.columns == 0 ? 1 : (most + m.run - 2) / m.run + 1);
+    m.store_groups = SmallDivisor(m.interleave % plan.block_oc == 0 ? 1 : (most + m.interleave - 2) / m.interleave + 1);
   }
-  m.store_run = SmallDivisor(m.run);
+  m.store_interleave = SmallDivisor(m.interleave);
 }
 
 // Builds for older GPUs only leave the tensor-core kernels out; their target says so (target_of in ops_cuda.cpp).
@@ -270,15 +270,15 @@ ConstTensorRef dense(int64_t channels, int64_t h, int64_t w, bool channels_last)
 }
 
 // The filter of a pass: rows are the convolution's channels, or, for the input gradient, those of the input.
-PackParams pack_params(const Geometry& g, const ConstTensorRef& weight, const PhaseStrides& conv_stride,
-                       bool turned, void* packed, const Plan& plan, const ShuffledChannels& map, Pass pass) {
+PackParams pack_params(const Geometry& g, const ConstTensorRef& weight, const PhaseStrides& lr_channel_stride,
+                       bool flipped, void* packed, const Plan& plan, const ShuffledChannels& map, Pass pass) {
   const Strides& s = weight.stride;
   const auto low = static_cast<int>(g.lr_channels()), in = static_cast<int>(g.in_channels);
   const auto kernel_h = static_cast<int>(g.kernel_h), kernel_w = static_cast<int>(g.kernel_w);
   const bool forward = pass == Pass::kForward;
   return {weight.data,
           packed,
-          conv_stride,
+          lr_channel_stride,
           s.c,
           s.h,
           s.w,
@@ -286,15 +286,15 @@ PackParams pack_params(const Geometry& g, const ConstTensorRef& weight, const Ph
           forward ? in : low,
           kernel_h,
           kernel_w,
-          plan.columns,
-          plan.chunks,
+          plan.block_oc,
+          plan.k_blocks,
           plan.grid_y,
           map,
           forward,
-          turned,
+          flipped,
           forward ? static_cast<int>(g.kernel_pad_h) : 0,
           forward ? static_cast<int>(g.kernel_pad_w) : 0,
-          plan.phased && skipped_extension(g).h + skipped_extension(g).w > 0};
+          plan.single_phase && skipped_extension(g).h + skipped_extension(g).w > 0};
 }
 
 // What the forward kernels read: the input, or a copy of it.
@@ -403,7 +403,7 @@ void conv_forward(const ForwardArguments& a, void* scratch, const Device& device
   m.load = pixel_load(plain_source(input.view, a.dtype, g.in_channels, g.in_h, g.in_w, input.stored), g.batch,
                       {g.stride_h, g.stride_w, g.pad_top, g.pad_left}, plan.tile_n, plan.halo_h, plan.halo_w);
   set_output(m, a.output.data, a.output.stride, map, g.lr_channels(),
-             run_of(g.channels, g.r_w, channels_last));
+             interleave_of(g.channels, g.r_w, channels_last));
   m.lr_h = static_cast<int>(g.lr_h), m.lr_w = static_cast<int>(g.lr_w);
   m.crop_top = static_cast<int>(g.crop_top), m.crop_left = static_cast<int>(g.crop_left);
   m.out_h = static_cast<int>(g.out_h), m.out_w = static_cast<int>(g.out_w);
@@ -435,7 +435,7 @@ void conv_input_grad(const InputGradArguments& a, void* scratch, const Device& d
   const PackParams pack = pack_params(g, a.weight, phase_strides(g, a.weight.stride.n), true, scratch, plan,
                                       m.load.source.map, Pass::kInputGrad);
   set_output(m, a.grad_input.data, a.grad_input.stride, plain(g.in_channels), g.in_channels,
-             run_of(g.in_channels, 1, channels_last));
+             interleave_of(g.in_channels, 1, channels_last));
   m.lr_h = m.out_h = static_cast<int>(g.in_h), m.lr_w = m.out_w = static_cast<int>(g.in_w);
   m.epilogue = no_epilogue();
   set_plan(m, g, plan, scratch, a.dtype);
@@ -466,7 +466,7 @@ void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Device&
                           plan.tile_n, plan.tile_h, plan.tile_w);
   w.partial = static_cast<float*>(scratch), w.grad_weight = a.grad_weight, w.grad_bias = a.grad_bias;
   w.map = w.gradient.source.map;
-  w.rows = static_cast<int>(g.lr_channels()), w.channels = static_cast<int>(g.in_channels);
+  w.oc = static_cast<int>(g.lr_channels()), w.ic = static_cast<int>(g.in_channels);
   w.kernel_h = static_cast<int>(g.kernel_h), w.kernel_w = static_cast<int>(g.kernel_w);
   w.dilation_h = static_cast<int>(g.dilation_h), w.dilation_w = static_cast<int>(g.dilation_w);
   w.plan = plan;
@@ -486,8 +486,8 @@ PassPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last
   if (pass == Pass::kWeightGrad) {
     const WeightGradPlan p = weight_grad_plan(g, dtype, target);
     return {p.kernel, p.refusal, int64_t{p.tile_n} * p.tile_h * p.tile_w,
-            int64_t{p.row_warps} * kGradWarpRows,
-            int64_t{p.row_blocks} * p.channel_blocks * p.tap_blocks * p.splits};
+            int64_t{p.oc_warps} * kGradWarpOc,
+            int64_t{p.oc_blocks} * p.ic_blocks * p.tap_blocks * p.splits};
   }
   const ConstTensorRef input = dense(g.in_channels, g.in_h, g.in_w, channels_last);
   const ConstTensorRef output = dense(g.channels, g.out_h, g.out_w, channels_last);
@@ -496,7 +496,7 @@ PassPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last
       pass == Pass::kForward
           ? forward_plan(g, dtype, kernel_input(g, dtype, input, target), channels_last, target)
           : input_grad_plan(g, dtype, gradient_source(g, output, saved, dtype), channels_last, target);
-  return {p.kernel, p.refusal, int64_t{p.tile_n} * p.tile_h * p.tile_w, p.columns,
+  return {p.kernel, p.refusal, int64_t{p.tile_n} * p.tile_h * p.tile_w, p.block_oc,
           int64_t{p.grid_x} * p.grid_y};
 }
 

@@ -37,7 +37,7 @@ void pixel_shuffle(const ShuffleArguments& a, const Device& device);
 struct PassPlan {
   Kernel kernel;
   Refusal refusal;
-  int64_t pixels, columns, blocks;
+  int64_t pixels, block_oc, blocks;
 };
 PassPlan plan_pass(Pass pass, const Geometry& geometry, DType dtype, bool channels_last, bool activated,
                    const Target& target);

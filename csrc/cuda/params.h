@@ -78,28 +78,28 @@ struct PixelLoad {
   SmallDivisor channels, r_h, r_w;           // of source.map
 };
 
-// The reordered filter: [row block][chunk][tap] and then columns x chunk_bytes as they lie in shared memory: kMma:
-// [column][chunk_bytes], 16-byte pieces swizzled; kWgmma: [piece][column][16 bytes].
+// The reordered filter: [row block][k_block][tap] and then columns x block_k_bytes as they lie in shared memory: kMma:
+// [column][block_k_bytes], 16-byte vectors swizzled; kWgmma: [vector][column][16 bytes].
 struct PackParams {
   const void* weight;
   void* packed;
-  PhaseStrides conv_stride;  // of the weight, by channels of the convolution
+  PhaseStrides lr_channel_stride;  // of the weight, by channels of the convolution
   int64_t in_stride;         // and by those of the input
   int64_t tap_h_stride, tap_w_stride;
-  int rows, channels, kernel_h, kernel_w;
-  int columns, chunks, row_blocks;
+  int oc, ic, kernel_h, kernel_w;
+  int block_oc, k_blocks, oc_blocks;
   ShuffledChannels map;  // of the convolution's channels: the rows (forward) or the channels (input gradient)
-  bool map_rows, turned;  // turned: by 180 degrees
+  bool map_rows, flipped;  // flipped: by 180 degrees
   // Of the rows, the last so many phases lack the first row (column) of taps: zeros, never read.
-  int short_h, short_w;
-  bool skips;  // a row block is of one phase, and begins with the taps that it has
+  int kernel_pad_h, kernel_pad_w;
+  bool skips_missing_taps;  // a row block is of one phase, and begins with the taps that it has
 };
 
 // The taps that the rows of a block have: all from (first_a, first_b) on.
 struct TapRange {
   int first_a, first_b;
   SmallDivisor across;  // taps of a row
-  int taps, steps;      // steps: per chunk
+  int taps, steps;      // steps: per k_block
 };
 
 struct MmaParams {
@@ -108,20 +108,20 @@ struct MmaParams {
   void* output;
   // Rows come in units of `run` that are one stretch of a fine row per pixel: unit u is channel block u / r_h,
   // fine row u % r_h.
-  int64_t out_batch_stride, out_row_stride, out_unit_stride;  // fine rows; u / r_h
-  int rows, run, per_column;  // per_column: elements of one fine column, run / r_w
+  int64_t out_batch_stride, out_row_stride, out_group_stride;  // fine rows; u / r_h
+  int oc, interleave, per_column;  // per_column: elements of one fine column, run / r_w
   ShuffledChannels map;       // of the rows
   int lr_h, lr_w;
   int crop_top, crop_left, out_h, out_w;
   int kernel_w, taps, dilation_h, dilation_w;
-  int short_h, short_w;  // as PackParams have them, where blocks leave taps out
-  TapRange ranges[4];    // of blocks that lack none; and, where they are of one phase each, see lacking()
+  int kernel_pad_h, kernel_pad_w;  // as PackParams have them, where blocks leave taps out
+  TapRange ranges[4];    // of blocks that lack none; and, where they are of one phase each, see missing_taps_of()
   int tiles;
   EpilogueParams epilogue;
   Plan plan;
   SmallDivisor tile_w, tile_h;
-  SmallDivisor store_slots, store_pieces, store_units, store_run;  // divisors and counts of the store loop
-  bool whole_units;  // every block has whole units, so that a tile row of a unit is one stretch of memory
+  SmallDivisor store_slots, store_segments, store_groups, store_interleave;  // divisors and counts of the store loop
+  bool whole_groups;  // every block has whole units, so that a tile row of a unit is one stretch of memory
 };
 
 struct ShuffleParams {
@@ -151,7 +151,7 @@ struct WeightGradParams {
   void* grad_weight;
   void* grad_bias;
   ShuffledChannels map;  // of the rows
-  int rows, channels, kernel_h, kernel_w, dilation_h, dilation_w;
+  int oc, ic, kernel_h, kernel_w, dilation_h, dilation_w;
   WeightGradPlan plan;
   SmallDivisor tile_w, tile_h;
 };

@@ -142,7 +142,7 @@ std::vector<int64_t> cuda_plan(std::vector<int64_t> problem, std::vector<int64_t
   const Target t{static_cast<int>(target[0]), static_cast<int>(target[1]), target[2]};
   const PassPlan p = plan_pass(static_cast<Pass>(problem[0]), g, static_cast<DType>(problem[1]),
                                problem[2] != 0, activated, t);
-  return {static_cast<int64_t>(p.kernel), static_cast<int64_t>(p.refusal), p.pixels, p.columns, p.blocks};
+  return {static_cast<int64_t>(p.kernel), static_cast<int64_t>(p.refusal), p.pixels, p.block_oc, p.blocks};
 }
 
 }  // namespace

@@ -164,7 +164,7 @@ std::vector<int64_t> plan(int pass, const std::vector<int64_t>& geometry, int dt
                           bool activated, const std::vector<int64_t>& target) {
   const PassPlan p = plan_pass(static_cast<Pass>(pass), geometry_of(geometry), static_cast<DType>(dtype),
                                channels_last, activated, device_of(target).target);
-  return {static_cast<int64_t>(p.kernel), static_cast<int64_t>(p.refusal), p.pixels, p.columns, p.blocks};
+  return {static_cast<int64_t>(p.kernel), static_cast<int64_t>(p.refusal), p.pixels, p.block_oc, p.blocks};
 }
 
 }  // namespace

@@ -54,21 +54,21 @@ FS_DEVICE S before_activation(Activation activation, S slope, S gradient, S outp
 }
 
 template <class T>
-FS_DEVICE Compute<T> bias_of(const EpilogueParams& e, int64_t c, int64_t conv_channel) {
+FS_DEVICE Compute<T> bias_of(const EpilogueParams& e, int64_t c, int64_t lr_channel) {
   if (!e.bias) return Compute<T>(0);
-  return widen(static_cast<const T*>(e.bias)[e.bias_c * c + e.bias_o * conv_channel]);
+  return widen(static_cast<const T*>(e.bias)[e.bias_c * c + e.bias_o * lr_channel]);
 }
 
 template <class T>
-FS_DEVICE Compute<T> slope_of(const EpilogueParams& e, int64_t c, int64_t conv_channel) {
+FS_DEVICE Compute<T> slope_of(const EpilogueParams& e, int64_t c, int64_t lr_channel) {
   if (!e.prelu)
     return sizeof(Compute<T>) == 8 ? Compute<T>(e.negative_slope) : Compute<T>(e.negative_slope_f);
-  return widen(static_cast<const T*>(e.prelu)[e.prelu_c * c + e.prelu_o * conv_channel]);
+  return widen(static_cast<const T*>(e.prelu)[e.prelu_c * c + e.prelu_o * lr_channel]);
 }
 
 // Where a value lies: image, high-resolution channel and pixel, low-resolution pixel, convolution channel.
 struct Place {
-  int64_t n, c, y, x, h, w, conv_channel;
+  int64_t n, c, y, x, h, w, lr_channel;
 };
 
 template <class T>
@@ -78,7 +78,7 @@ FS_DEVICE Compute<T> residual_at(const EpilogueParams& e, const Place& p) {
   if (e.residual_kind == ResidualKind::kHighRes)
     at += p.c * s.c + p.y * s.h + p.x * s.w;
   else
-    at += (e.residual_kind == ResidualKind::kLowRes ? p.conv_channel : p.c) * s.c + p.h * s.h + p.w * s.w;
+    at += (e.residual_kind == ResidualKind::kLowRes ? p.lr_channel : p.c) * s.c + p.h * s.h + p.w * s.w;
   return widen(static_cast<const T*>(e.residual)[at]);
 }
 
