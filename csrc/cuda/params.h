@@ -75,7 +75,7 @@ struct PixelLoad {
   PixelSource source;
   int batch, stride_h, stride_w, pad_top, pad_left;
   SmallDivisor halo_w, halo_h, halo_pixels;  // halo_pixels: of all images of the tile
-  SmallDivisor channels, r_h, r_w;           // of source.map
+  ShuffleSizes<SmallDivisor> shuffle;        // of source.map
 };
 
 // The reordered filter: [row block][k_block][tap] and then columns x block_k_bytes as they lie in shared memory: kMma:
@@ -84,12 +84,12 @@ struct PackParams {
   const void* weight;
   void* packed;
   PhaseStrides lr_channel_stride;  // of the weight, by channels of the convolution
-  int64_t in_stride;         // and by those of the input
+  int64_t in_stride;               // and by those of the input
   int64_t tap_h_stride, tap_w_stride;
   int oc, ic, kernel_h, kernel_w;
   int block_oc, k_blocks, oc_blocks;
   ShuffledChannels map;  // of the convolution's channels: the rows (forward) or the channels (input gradient)
-  bool map_rows, flipped;  // flipped: by 180 degrees
+  bool map_oc, flipped;  // flipped: by 180 degrees
   // Of the rows, the last so many phases lack the first row (column) of taps: zeros, never read.
   int kernel_pad_h, kernel_pad_w;
   bool skips_missing_taps;  // a row block is of one phase, and begins with the taps that it has
@@ -110,18 +110,20 @@ struct MmaParams {
   // fine row u % r_h.
   int64_t out_batch_stride, out_row_stride, out_group_stride;  // fine rows; u / r_h
   int oc, interleave, per_column;  // per_column: elements of one fine column, run / r_w
-  ShuffledChannels map;       // of the rows
+  ShuffledChannels map;            // of the rows
   int lr_h, lr_w;
   int crop_top, crop_left, out_h, out_w;
   int kernel_w, taps, dilation_h, dilation_w;
   int kernel_pad_h, kernel_pad_w;  // as PackParams have them, where blocks leave taps out
-  TapRange ranges[4];    // of blocks that lack none; and, where they are of one phase each, see missing_taps_of()
+  TapRange
+      ranges[4];  // of blocks that lack none; and, where they are of one phase each, see missing_taps_of()
   int tiles;
   EpilogueParams epilogue;
   Plan plan;
   SmallDivisor tile_w, tile_h;
-  SmallDivisor store_slots, store_segments, store_groups, store_interleave;  // divisors and counts of the store loop
-  bool whole_groups;  // every block has whole units, so that a tile row of a unit is one stretch of memory
+  SmallDivisor store_slots, store_segments, store_groups,
+      store_interleave;  // divisors and counts of the store loop
+  bool whole_groups;     // every block has whole units, so that a tile row of a unit is one stretch of memory
 };
 
 struct ShuffleParams {
@@ -130,7 +132,7 @@ struct ShuffleParams {
   Strides input_stride;
   int64_t lines, line_length, line_slots;  // rows of the output; elements and 16-byte slots of each
   Divisor slots, channels, rows;           // line_slots; of the output
-  Divisor hr_channels, r_h, r_w;
+  ShuffleSizes<Divisor> shuffle;           // its channels: of high resolution
   ChannelOrder order;
   bool channels_last, inverse;
 };

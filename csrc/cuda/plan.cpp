@@ -52,14 +52,16 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
   const int64_t tiles = int64_t{plan.tiles_n} * plan.tiles_h * plan.tiles_w;
   const int64_t oc_blocks = ceil_div(p.oc, plan.block_oc);
   plan.k_blocks = static_cast<int>(ceil_div(p.ic * element_bytes(p.dtype), plan.block_k_bytes));
-  if (pixels * (plan.block_k_bytes / 16) >= kSmallNumber || int64_t{plan.tile_w} * p.interleave >= kSmallNumber)
+  if (pixels * (plan.block_k_bytes / 16) >= kSmallNumber ||
+      int64_t{plan.tile_w} * p.interleave >= kSmallNumber)
     return false;
   constexpr int64_t kMost = int64_t{1} << 31;  // the kernels count pixels in 32 bits
   if (tiles >= kMost || oc_blocks >= 1 << 16 || p.batch >= kMost) return false;
   if (p.lr_h * p.stride_h >= kMost || p.lr_w * p.stride_w >= kMost) return false;
   plan.threads = plan.block_oc == 128 ? 256 : 128;
   plan.grid_y = static_cast<int>(oc_blocks);
-  const int64_t tap_bytes = int64_t{plan.block_oc} * plan.block_k_bytes, filter = plan.k_blocks * taps * tap_bytes;
+  const int64_t tap_bytes = int64_t{plan.block_oc} * plan.block_k_bytes,
+                filter = plan.k_blocks * taps * tap_bytes;
   plan.packed_bytes = oc_blocks * filter;
   plan.pixel_stage_bytes = round_up(pixels * plan.block_k_bytes, 128);
   const int64_t staging = int64_t{kMmaPixels} * (plan.block_oc + kStagingPad) * 4;
@@ -118,7 +120,8 @@ bool lay_out_wgmma(const Problem& p, const Target& t, Plan& plan) {
   const int64_t all_tiles = tiles(plan.tile_n, plan.tile_h), oc_blocks = ceil_div(p.oc, plan.block_oc);
   const int64_t halo_h = plan.tile_h + (p.kernel_h - 1) * p.dilation_h;
   const int64_t halo_w = plan.tile_w + (p.kernel_w - 1) * p.dilation_w;
-  if (halo_h * halo_w >= kSmallNumber / 8 / plan.tile_n || plan.tile_w * p.interleave >= kSmallNumber) return false;
+  if (halo_h * halo_w >= kSmallNumber / 8 / plan.tile_n || plan.tile_w * p.interleave >= kSmallNumber)
+    return false;
   if (all_tiles >= int64_t{1} << 31 || oc_blocks >= 1 << 16) return false;
   plan.tiles_n = static_cast<int>(ceil_div(p.batch, plan.tile_n));
   plan.tiles_h = static_cast<int>(ceil_div(p.lr_h, plan.tile_h));
@@ -159,6 +162,23 @@ bool lay_out_wgmma(const Problem& p, const Target& t, Plan& plan) {
 
 }  // namespace
 
+const char* words_of(Refusal refusal) {
+  switch (refusal) {
+    case Refusal::kNone: return "";
+    case Refusal::kOldGpu: return "the tensor-core kernels need compute capability 8.0";
+    case Refusal::kFloat64: return "float64 is summed in float64, which the tensor-core kernels cannot";
+    case Refusal::kExactFloat32:
+      return "float32 is exact: torch.backends.cudnn.conv.fp32_precision does not allow tf32";
+    case Refusal::kGroups: return "the tensor-core kernels know one group only";
+    case Refusal::kManyChannels:
+      return "more channels, or a larger filter, than the tensor-core kernels count";
+    case Refusal::kLargeTile: return "what one tile reads does not fit into shared memory";
+    case Refusal::kStridedInputGrad:
+      return "the input gradient of a strided convolution is no convolution of the gradient";
+  }
+  return "";
+}
+
 Refusal refusal_of(const Problem& p, const Target& t) {
   if (t.sm < 80) return Refusal::kOldGpu;
   if (p.dtype == DType::kFloat64) return Refusal::kFloat64;
@@ -193,7 +213,7 @@ Plan plan_conv(const Problem& p, const Target& t) {
   // Columns by the work of the busiest multiprocessor; cut units cost their stores something.
   Plan best{};
   double least = -1;
-  for (int block_oc : kMmaBlockOc) {
+  for (int block_oc : MmaBlockOc::values) {
     if (p.activated && block_oc > kActivatedBlockOc) continue;
     const Problem& problem = of_one_phase(block_oc) ? one_phase : p;
     Plan candidate = of_one_phase(block_oc) ? one_phase_plan : plan;
@@ -233,21 +253,19 @@ WeightGradPlan plan_weight_grad(const Problem& p, const Target& t) {
   const int64_t bytes = element_bytes(p.dtype);
   choose_tile(p, grad_pixels(bytes), plan);
   const int64_t taps = p.kernel_h * p.kernel_w, pixels = int64_t{plan.tile_n} * plan.halo_h * plan.halo_w;
-  plan.taps = taps == 1 ? 1 : taps <= 4 ? 4 : 9;
+  plan.taps = taps == 1 ? 1 : taps <= 4 ? 4 : 9;  // see WeightGradTaps
   plan.tap_blocks = static_cast<int>(ceil_div(taps, plan.taps));
   plan.gradient_block_bytes = grad_pixels(bytes) * (kGradWarpOc * bytes + grad_padding(bytes));
   plan.input_block_bytes = round_up(pixels * (kGradWarpIc * bytes + grad_padding(bytes)), 128);
   const int64_t tiles = int64_t{plan.tiles_n} * plan.tiles_h * plan.tiles_w;
   constexpr int64_t kMost = int64_t{1} << 31;
   const bool countable = tiles < kMost && p.batch < kMost && p.lr_h * p.stride_h < kMost &&
-                         p.lr_w * p.stride_w < kMost &&
-                         pixels * (kGradWarpIc * bytes / 16) < kSmallNumber;
+                         p.lr_w * p.stride_w < kMost && pixels * (kGradWarpIc * bytes / 16) < kSmallNumber;
   // The shape of the block's tile that computes least in vain.
   int64_t least = -1;
   for (int oc_warps : {4, 2, 1}) {
     const int64_t rows = oc_warps * kGradWarpOc, ic_warps = kGradWarps / oc_warps;
-    const int64_t oc_blocks = ceil_div(p.oc, rows),
-                  ic_blocks = ceil_div(p.ic, ic_warps * kGradWarpIc);
+    const int64_t oc_blocks = ceil_div(p.oc, rows), ic_blocks = ceil_div(p.ic, ic_warps * kGradWarpIc);
     const int64_t stage = oc_warps * plan.gradient_block_bytes + ic_warps * plan.input_block_bytes;
     const int64_t table = 2 * stage, shared = table + grad_pixels(bytes) * 4;
     const int64_t blocks = oc_blocks * ic_blocks * plan.tap_blocks;

@@ -10,6 +10,7 @@
 
 #define FS_HAVE_SM80 1
 #define FS_HAVE_SM90 1
+#include "cuda/fill_params.cpp"
 #include "cuda/instances/generic.cu"
 #include "cuda/instances/nchw_to_nhwc.cu"
 #include "cuda/instances/pixel_shuffle.cu"
@@ -23,6 +24,7 @@
 #include "cuda/instances/sm90_conv_half.cu"
 #include "cuda/instances/sm90_conv_tf32.cu"
 #include "cuda/launch.cpp"
+#include "cuda/problem.cpp"
 
 namespace py = pybind11;
 using namespace fused_subpixel;
@@ -108,7 +110,8 @@ void forward(const std::vector<int64_t>& geometry, int dtype, const Array& input
   a.epilogue = {static_cast<Activation>(activation), slope, low, high,
                 static_cast<ResidualKind>(residual_kind)};
   const Device device = device_of(target);
-  conv_forward(a, m.take("scratch", static_cast<size_t>(forward_scratch(a, device.target))), device);
+  const ForwardPlan plan = plan_forward(a, device.target);
+  conv_forward(a, plan, m.take("scratch", static_cast<size_t>(plan.scratch_bytes)), device);
   m.check();
   m.back(output, a.output.data);
 }
@@ -124,7 +127,8 @@ void input_grad(const std::vector<int64_t>& geometry, int dtype, const Array& gr
                              m.out("the input's gradient", grad_input),
                              {m.in("the output", output), static_cast<Activation>(activation), slope}};
   const Device device = device_of(target);
-  conv_input_grad(a, m.take("scratch", static_cast<size_t>(input_grad_scratch(a, device.target))), device);
+  const Plan plan = plan_input_grad(a, device.target);
+  conv_input_grad(a, plan, m.take("scratch", static_cast<size_t>(plan.packed_bytes)), device);
   m.check();
   m.back(grad_input, a.grad_input.data);
 }
@@ -141,7 +145,8 @@ void weight_grad(const std::vector<int64_t>& geometry, int dtype, const Array& g
   a.grad_bias = m.take("the bias's gradient", std::get<1>(grad_bias));
   a.saved = {m.in("the output", output), static_cast<Activation>(activation), slope};
   const Device device = device_of(target);
-  conv_weight_grad(a, m.take("scratch", static_cast<size_t>(weight_grad_scratch(a, device.target))), device);
+  const WeightGradPlan plan = plan_weight_grad(a, device.target);
+  conv_weight_grad(a, plan, m.take("scratch", static_cast<size_t>(plan.partial_bytes)), device);
   m.check();
   m.back(grad_weight, a.grad_weight), m.back(grad_bias, a.grad_bias);
 }

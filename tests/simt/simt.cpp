@@ -899,8 +899,7 @@ void group_wait(int pending, Site site) {
         next->saved = std::move(g.saved);
         continue;
       }
-      for (int l = 0; l < kWarp; ++l)
-        std::memcpy(g.d[l], &g.saved[l * cuda::kWgmmaAcc], cuda::kWgmmaAcc * 4);
+      for (int l = 0; l < kWarp; ++l) std::memcpy(g.d[l], &g.saved[l * cuda::kWgmmaAcc], cuda::kWgmmaAcc * 4);
     }
   });
 }

@@ -81,9 +81,9 @@ FS_DEVICE Compute<T> low_gradient(const GenericParams& p, int64_t n, int64_t o, 
   if (p.saved.activation != Activation::kNone) {
     const ConstTensorRef& output = p.saved.output;
     const T result = static_cast<const T*>(output.data)[offset(output.stride, n, at.c, y, x)];
-    narrow(before_activation(p.saved.activation, S(p.saved.negative_slope), S(widen(gradient)),
-                             S(widen(result))),
-           gradient);
+    narrow(
+        grad_from_output(p.saved.activation, S(p.saved.negative_slope), S(widen(gradient)), S(widen(result))),
+        gradient);
   }
   return widen(gradient);
 }

@@ -19,14 +19,6 @@ FS_DEVICE uint32_t word_of_ones(Float16) { return 0x3c003c00u; }
 FS_DEVICE uint32_t word_of_ones(BFloat16) { return 0x3f803f80u; }
 FS_DEVICE uint32_t word_of_ones(TF32) { return 0x3f800000u; }
 
-// For tf32, in place of XorSwizzled: four pixels of eight neighbours each, which a warp reads at once, lie in 32 banks.
-template <int kBytes>
-struct Padded {
-  static constexpr int kVectors = kBytes / 16, kPitch = kBytes + grad_padding(4);
-  static_assert(kPitch % 64 == 32, "8 or 24 banks from one pixel to the next");
-  FS_DEVICE explicit Padded(int) {}
-  FS_DEVICE int at(int row, int vec) const { return row * kPitch + vec * 16; }
-};
 template <class T, int kBytes>
 struct GradLayout {
   using type = XorSwizzled<kBytes>;
@@ -55,8 +47,7 @@ struct WeightGradBlock {
     const WeightGradPlan& plan = p.plan;
     const int warp = thread_index() / 32;
     lane = thread_index() % 32;
-    oc_warp = warp % plan.oc_warps, ic_warp = warp / plan.oc_warps,
-    ic_warps = kGradWarps / plan.oc_warps;
+    oc_warp = warp % plan.oc_warps, ic_warp = warp / plan.oc_warps, ic_warps = kGradWarps / plan.oc_warps;
     oc_block = block_y() % plan.oc_blocks;
     ic_block = block_y() / plan.oc_blocks % plan.ic_blocks;
     tap_block = block_y() / plan.oc_blocks / plan.ic_blocks;
@@ -174,15 +165,12 @@ struct WeightGradBlock {
         if (first_tap + tap >= all_taps) break;
         FS_UNROLL
         for (int c = 0; c < kTiles; ++c) {
-          const int channel =
-              ((ic_block * ic_warps + ic_warp) * kTiles + c) * 8 + lane % 4 * 2;
+          const int channel = ((ic_block * ic_warps + ic_warp) * kTiles + c) * 8 + lane % 4 * 2;
           if (channel < p.ic) to[channel * all_taps + first_tap + tap] = acc[tap][c][2 * half];
-          if (channel + 1 < p.ic)
-            to[(channel + 1) * all_taps + first_tap + tap] = acc[tap][c][2 * half + 1];
+          if (channel + 1 < p.ic) to[(channel + 1) * all_taps + first_tap + tap] = acc[tap][c][2 * half + 1];
         }
       }
-      if (ic_block == 0 && ic_warp == 0 && tap_block == 0 && lane % 4 == 0)
-        to[columns] = bias[2 * half];
+      if (ic_block == 0 && ic_warp == 0 && tap_block == 0 && lane % 4 == 0) to[columns] = bias[2 * half];
     }
   }
 

@@ -22,15 +22,6 @@
 
 namespace fused_subpixel::cuda {
 
-// A matrix in planes of 16 bytes of each row.
-template <int kRowVectors>
-struct KPlanes {
-  static constexpr int kVectors = kRowVectors;
-  int rows;  // of a plane
-  FS_DEVICE explicit KPlanes(int plane_rows) : rows(plane_rows) {}
-  FS_DEVICE int at(int row, int vec) const { return (vec * rows + row) * 16; }
-};
-
 template <class T, int kVectors>
 struct WgmmaBlock {
   static constexpr int kBlockOc = kWgmmaBlockOc, kTapBytes = kBlockOc * kVectors * 16;
@@ -44,14 +35,14 @@ struct WgmmaBlock {
   int lane, warp, group;  // warp of the warpgroup, warpgroup
   int range;              // of taps
   int base;               // halo index, at tap 0, of the warpgroup's first pixel
-  float acc[kWgmmaAcc];  // as wgmma has them
+  float acc[kWgmmaAcc];   // as wgmma has them
 
   FS_DEVICE explicit WgmmaBlock(const MmaParams& params) : p(params), shared(shared_memory()), store{params} {
     const int thread = thread_index();
     lane = thread % 32, warp = thread / 32 % 4, group = thread / 128;
     arrived = reinterpret_cast<uint64_t*>(shared + p.plan.barrier_offset);
-    packed =
-        static_cast<const unsigned char*>(p.packed) + int64_t{block_y()} * p.plan.k_blocks * p.taps * kTapBytes;
+    packed = static_cast<const unsigned char*>(p.packed) +
+             int64_t{block_y()} * p.plan.k_blocks * p.taps * kTapBytes;
     origin = tile_origin(p, block_x());
     range = p.plan.single_phase ? missing_taps_of(p, block_y() * kBlockOc) : 0;
     base = group * (p.plan.tile_n == 2 ? p.plan.halo_h : 8) * p.plan.halo_w;

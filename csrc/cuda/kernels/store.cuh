@@ -82,8 +82,9 @@ struct TileStore {
     const Activation activation = p.epilogue.activation;
     FS_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const float left = activate_straight(activation, acc[2 * half] + at.left.bias, at.left.slope);
-      const float right = activate_straight(activation, acc[2 * half + 1] + at.right.bias, at.right.slope);
+      const float left = activate_piecewise_linear(activation, acc[2 * half] + at.left.bias, at.left.slope);
+      const float right =
+          activate_piecewise_linear(activation, acc[2 * half + 1] + at.right.bias, at.right.slope);
       store_8(staging() + (pixel + half * 8) * kPitch + column, bits_of(left), bits_of(right));
     }
   }
@@ -101,7 +102,7 @@ struct TileStore {
   // is a stretch of memory: a tile row of a oc_group, or, where units are cut, one pixel of it.
   FS_DEVICE void store(const TileOrigin& origin) const {
     sync_threads();  // all staged are staged
-    if (!is_straight(p.epilogue.activation)) {
+    if (!is_piecewise_linear(p.epilogue.activation)) {
       apply_transcendental();
       sync_threads();
     }
@@ -147,12 +148,14 @@ struct TileStore {
       const int first = begin - misaligned + slot * kVector;
       if (first >= high || first + kVector <= low) continue;
       int e = first > begin ? first : begin, w = p.store_interleave.divide(e), q = e - w * p.interleave;
-      const float* staged = staging() + (line * plan.tile_w + w) * kPitch + oc_group * p.interleave - first_oc;
+      const float* staged =
+          staging() + (line * plan.tile_w + w) * kPitch + oc_group * p.interleave - first_oc;
       Packed16 packed = {};
       const bool whole = first >= low && first + kVector <= high;
       if (whole && !p.epilogue.residual) {
         float value[kVector];
-        if (q + kVector <= p.interleave && reinterpret_cast<uintptr_t>(staged + q) % 16 == 0) {  // one pixel's
+        if (q + kVector <= p.interleave &&
+            reinterpret_cast<uintptr_t>(staged + q) % 16 == 0) {  // one pixel's
           FS_UNROLL
           for (int four = 0; four < kVector; four += 4) {
             const Packed16 part = load_16(staged + q + four);
