@@ -44,7 +44,7 @@ struct ShuffleArguments {
 };
 void pixel_shuffle(const ShuffleArguments& a, const Device& device);
 
-// What runs for tensors in the default strides of their layout, and on how many pixels and rows at a time. activated: a
+// What runs for tensors in the default strides of their layout, and on how many pixels and output channels at a time. activated: a
 // gradient applies that of an activation.
 struct PassPlan {
   Kernel kernel;

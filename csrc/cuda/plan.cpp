@@ -11,11 +11,11 @@ namespace {
 constexpr int64_t kSmallNumber = 1 << 16;  // what the kernels divide by a multiplication; see SmallDivisor
 constexpr int64_t kStepBytes = 16 << 10;   // of filter that is fetched at a time
 constexpr int64_t kResidentBytes = 72 << 10;
-// Overheads, in the unit of a column of the tile: reading the pixels costs about as much as a dozen block_oc.
+// Loading the pixels costs about as much as computing a dozen output channels of the tile.
 constexpr int64_t kPixelCostInOc = 12;
 
-// A tile of at most `most` pixels. Of all widths, and the greatest heights that go with them, the one that computes least
-// in vain and reads the smallest halo.
+// A tile of at most `most` pixels. Of all widths, and the greatest heights that go with them, the one with the least padding
+// work and the smallest halo.
 template <class AnyPlan>
 void choose_tile(const Problem& p, int64_t most, AnyPlan& plan) {
   double best = -1;
@@ -32,8 +32,11 @@ void choose_tile(const Problem& p, int64_t most, AnyPlan& plan) {
         tiles * (1 + 0.3 * static_cast<double>(n * halo_h * halo_w) / static_cast<double>(most));
     if (best >= 0 && cost >= best) return;
     best = cost;
-    plan.tile_n = static_cast<int>(n), plan.tile_h = static_cast<int>(h), plan.tile_w = static_cast<int>(w);
-    plan.tiles_n = static_cast<int>(tiles_n), plan.tiles_h = static_cast<int>(down);
+    plan.tile_n = static_cast<int>(n);
+    plan.tile_h = static_cast<int>(h);
+    plan.tile_w = static_cast<int>(w);
+    plan.tiles_n = static_cast<int>(tiles_n);
+    plan.tiles_h = static_cast<int>(down);
     plan.tiles_w = static_cast<int>(tiles_w);
     plan.halo_h = static_cast<int>(std::min(halo_h, kSmallNumber));
     plan.halo_w = static_cast<int>(std::min(halo_w, kSmallNumber));
@@ -70,7 +73,9 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
   // A filter that stays pays where blocks have several tiles each.
   plan.resident = filter <= kResidentBytes && tiles * oc_blocks > 2 * t.multiprocessors;
   if (plan.resident) {
-    plan.steps = 1, plan.step_taps = static_cast<int>(taps), plan.filter_step_bytes = 0;
+    plan.steps = 1;
+    plan.step_taps = static_cast<int>(taps);
+    plan.filter_step_bytes = 0;
     plan.stages = plan.pixel_stages = 2;
     plan.filter_offset = plan.pixel_stages * plan.pixel_stage_bytes;
     plan.staging_offset = plan.filter_offset + filter;
@@ -112,11 +117,14 @@ bool lay_out_wgmma(const Problem& p, const Target& t, Plan& plan) {
   if (!p.wgmma || t.sm != 90 || p.vector * element_bytes(p.dtype) != 16) return false;
   if (p.stride_h != 1 || p.stride_w != 1 || p.oc < kWgmmaBlockOc || bytes < 128) return false;
   plan.kernel = Kernel::kWgmma;
-  plan.block_oc = kWgmmaBlockOc, plan.tile_w = kWgmmaTileWidth, plan.threads = 256;
+  plan.block_oc = kWgmmaBlockOc;
+  plan.tile_w = kWgmmaTileWidth;
+  plan.threads = 256;
   const auto tiles = [&](int64_t n, int64_t h) {
     return ceil_div(p.batch, n) * ceil_div(p.lr_h, h) * ceil_div(p.lr_w, kWgmmaTileWidth);
   };
-  plan.tile_n = tiles(2, 8) < tiles(1, 16) ? 2 : 1, plan.tile_h = plan.tile_n == 2 ? 8 : 16;
+  plan.tile_n = tiles(2, 8) < tiles(1, 16) ? 2 : 1;
+  plan.tile_h = plan.tile_n == 2 ? 8 : 16;
   const int64_t all_tiles = tiles(plan.tile_n, plan.tile_h), oc_blocks = ceil_div(p.oc, plan.block_oc);
   const int64_t halo_h = plan.tile_h + (p.kernel_h - 1) * p.dilation_h;
   const int64_t halo_w = plan.tile_w + (p.kernel_w - 1) * p.dilation_w;
@@ -126,25 +134,30 @@ bool lay_out_wgmma(const Problem& p, const Target& t, Plan& plan) {
   plan.tiles_n = static_cast<int>(ceil_div(p.batch, plan.tile_n));
   plan.tiles_h = static_cast<int>(ceil_div(p.lr_h, plan.tile_h));
   plan.tiles_w = static_cast<int>(ceil_div(p.lr_w, plan.tile_w));
-  plan.halo_h = static_cast<int>(halo_h), plan.halo_w = static_cast<int>(halo_w);
-  plan.grid_x = static_cast<int>(all_tiles), plan.grid_y = static_cast<int>(oc_blocks);
+  plan.halo_h = static_cast<int>(halo_h);
+  plan.halo_w = static_cast<int>(halo_w);
+  plan.grid_x = static_cast<int>(all_tiles);
+  plan.grid_y = static_cast<int>(oc_blocks);
 
   const int64_t small_waste = round_up(bytes, 64);
   plan.block_k_bytes = round_up(bytes, 128) > small_waste + small_waste / 8 ? 64 : 128;
   plan.k_blocks = static_cast<int>(ceil_div(bytes, plan.block_k_bytes));
-  // Threads copy the vectors of a pixel next to each other: planes lie so that these hit different banks.
+  // Threads copy the vectors of a pixel next to each other: planes are placed so that these hit different banks.
   const int64_t vectors = plan.block_k_bytes / 16, pixels = plan.tile_n * halo_h * halo_w;
   plan.pixel_plane = static_cast<int>(round_up(pixels, 8) + 8 / vectors);
   plan.pixel_stage_bytes = round_up(plan.pixel_plane * int64_t{plan.block_k_bytes}, 128);
   const int64_t taps = p.kernel_h * p.kernel_w, tap_bytes = int64_t{plan.block_oc} * plan.block_k_bytes;
   plan.packed_bytes = oc_blocks * plan.k_blocks * taps * tap_bytes;
-  plan.step_taps = 1, plan.steps = static_cast<int>(taps), plan.filter_step_bytes = tap_bytes;
+  plan.step_taps = 1;
+  plan.steps = static_cast<int>(taps);
+  plan.filter_step_bytes = tap_bytes;
   const int64_t staging = int64_t{kMmaPixels} * (plan.block_oc + kStagingPad) * 4;
   const int64_t table = round_up(int64_t{plan.block_oc} * kOcInfoBytes, 16);
   const int64_t least_steps = plan.single_phase ? p.least_taps : plan.steps;
   const auto fits = [&](int stages, int64_t limit) {
     // a step is fetched while the one before the last is still read: stages steps in a row are in use
-    plan.stages = stages, plan.pixel_stages = static_cast<int>(1 + ceil_div(stages - 1, least_steps));
+    plan.stages = stages;
+    plan.pixel_stages = static_cast<int>(1 + ceil_div(stages - 1, least_steps));
     plan.filter_offset = plan.pixel_stages * plan.pixel_stage_bytes;
     plan.table_offset = std::max(plan.filter_offset + plan.stages * plan.filter_step_bytes, staging);
     plan.barrier_offset = plan.table_offset + table;
@@ -203,14 +216,16 @@ Plan plan_conv(const Problem& p, const Target& t) {
   Problem one_phase = p;
   Plan one_phase_plan = plan;
   if (p.phase_oc > 0) {
-    one_phase.lr_h = p.phase_h, one_phase.lr_w = p.phase_w, one_phase_plan.single_phase = true;
+    one_phase.lr_h = p.phase_h;
+    one_phase.lr_w = p.phase_w;
+    one_phase_plan.single_phase = true;
     choose_tile(one_phase, kMmaPixels, one_phase_plan);
   }
   const auto of_one_phase = [&](int block_oc) { return p.phase_oc > 0 && p.phase_oc % block_oc == 0; };
 
   const auto taps_share = [&](const Plan& made) { return made.single_phase ? p.mean_taps_share : 1.0; };
 
-  // Columns by the work of the busiest multiprocessor; cut units cost their stores something.
+  // By the work of the busiest multiprocessor. Groups that blocks cut cost their stores something.
   Plan best{};
   double least = -1;
   for (int block_oc : MmaBlockOc::values) {
@@ -261,7 +276,7 @@ WeightGradPlan plan_weight_grad(const Problem& p, const Target& t) {
   constexpr int64_t kMost = int64_t{1} << 31;
   const bool countable = tiles < kMost && p.batch < kMost && p.lr_h * p.stride_h < kMost &&
                          p.lr_w * p.stride_w < kMost && pixels * (kGradWarpIc * bytes / 16) < kSmallNumber;
-  // The shape of the block's tile that computes least in vain.
+  // The shape of the block's tile with the least padding work.
   int64_t least = -1;
   for (int oc_warps : {4, 2, 1}) {
     const int64_t rows = oc_warps * kGradWarpOc, ic_warps = kGradWarps / oc_warps;
@@ -273,8 +288,11 @@ WeightGradPlan plan_weight_grad(const Problem& p, const Target& t) {
       continue;
     least = blocks;
     plan.oc_warps = oc_warps;
-    plan.oc_blocks = static_cast<int>(oc_blocks), plan.ic_blocks = static_cast<int>(ic_blocks);
-    plan.stage_bytes = stage, plan.table_offset = table, plan.shared_bytes = shared;
+    plan.oc_blocks = static_cast<int>(oc_blocks);
+    plan.ic_blocks = static_cast<int>(ic_blocks);
+    plan.stage_bytes = stage;
+    plan.table_offset = table;
+    plan.shared_bytes = shared;
   }
   if (least < 0) {
     plan.refusal = Refusal::kLargeTile;

@@ -33,19 +33,19 @@ struct Target {
   int64_t shared_bytes;  // that a block may have at most
 };
 
-// A convolution as the kernels see it, forward or input gradient: `rows` outputs for each low-resolution pixel, summed
+// A convolution as the kernels see it, forward or input gradient: `oc` outputs for each low-resolution pixel, summed
 // over `channels` and taps.
 struct Problem {
   DType dtype;
   int64_t batch, ic, oc, groups;
   int64_t lr_h, lr_w;
   int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
-  int64_t interleave;  // rows that lie side by side in memory for one row of fine pixels
+  int64_t interleave;  // output channels that are contiguous in one high-resolution row
   bool tf32;           // float32 may be computed as tf32
   int vector;          // neighbouring channels of a pixel that can be copied at once
   bool wgmma;          // Hopper's kernels were compiled
   bool activated;      // an activation's gradient is applied to what is loaded
-  // Where rows of the weight are sorted by phase, phase_oc to each, tiles of one phase may do with less: low-resolution
+  // If output channels are sorted by phase, phase_oc to each, single-phase tiles may do with less: low-resolution
   // pixels that suffice if the phases that the crop takes off the first row or column begin a pixel later; and taps, where
   // phases lack the first row or column of them: the fewest of a phase, and what share of them all an average one has.
   // Else phase_oc is 0.
@@ -53,10 +53,10 @@ struct Problem {
   double mean_taps_share;
 };
 
-// mma.sync tile: kMmaPixels pixels by `columns` rows of the weight; the weight's rows are the columns of the GEMM.
+// mma.sync tile: kMmaPixels pixels (M) by block_oc output channels (N).
 constexpr int kMmaPixels = 128;
 // Of the store: floats between rows of the staging area, so that rows start in different banks; and what it must know
-// of each row of the weight.
+// of each output channel.
 constexpr int kStagingPad = 8, kOcInfoBytes = 20;
 // The tile shapes that are compiled, for the planner and for the launch.
 using MmaBlockOc = IntList<16, 32, 48, 64, 128>;
@@ -98,9 +98,9 @@ const char* words_of(Refusal refusal);
 Refusal refusal_of(const Problem& problem, const Target& target);
 Plan plan_conv(const Problem& problem, const Target& target);
 
-// Weight gradient: rows x (channels, taps), summed over pixels that are shared among blocks.
+// Weight gradient: output channels by (input channel, tap), summed over pixels that are shared among blocks.
 constexpr int kGradWarps = 4, kGradWarpOc = 16, kGradWarpIc = 32;
-// Pixels of a tile: what fits into shared memory of all GPUs. Of tf32, pixels lie that many bytes apart.
+// Pixels of a tile: what fits into shared memory of all GPUs. For tf32, so many bytes of padding are between pixels.
 constexpr int grad_pixels(int64_t element_bytes) { return kMmaPixels * 2 / static_cast<int>(element_bytes); }
 constexpr int grad_padding(int64_t element_bytes) { return element_bytes == 4 ? 32 : 0; }
 

@@ -76,13 +76,16 @@ Geometry geometry_of(const std::vector<int64_t>& v) {
                              &g.dilation_h, &g.dilation_w,  &g.groups,   &g.lr_h,       &g.lr_w,
                              &g.crop_top,   &g.crop_left,   &g.out_h,    &g.out_w};
   for (size_t i = 0; i < 24; ++i) *fields[i] = v[i];
-  g.order = static_cast<ChannelOrder>(v[24]), g.tf32 = v[25] != 0;
-  g.kernel_pad_h = v[26], g.kernel_pad_w = v[27];
+  g.order = static_cast<ChannelOrder>(v[24]);
+  g.tf32 = v[25] != 0;
+  g.kernel_pad_h = v[26];
+  g.kernel_pad_w = v[27];
   return g;
 }
 // As in op_calls.h: of five dimensions, a transposed convolution's.
 void set_weight(ForwardArguments& a, const ConstTensorRef& weight, const std::vector<int64_t>& s) {
-  a.weight = weight, a.weight_flipped = s.size() == 5;
+  a.weight = weight;
+  a.weight_flipped = s.size() == 5;
   a.weight_rows = phase_strides(a.geometry, weight.stride.n);
   const Geometry& g = a.geometry;
   if (a.weight_flipped)
@@ -101,10 +104,13 @@ void forward(const std::vector<int64_t>& geometry, int dtype, const Array& input
              double high, const Array& output, const std::vector<int64_t>& target, bool guard_start) {
   Memory m = memory(guard_start);
   ForwardArguments a{};
-  a.geometry = geometry_of(geometry), a.dtype = static_cast<DType>(dtype);
-  a.input = m.in("the input", input), a.residual = m.in("the residual", residual);
+  a.geometry = geometry_of(geometry);
+  a.dtype = static_cast<DType>(dtype);
+  a.input = m.in("the input", input);
+  a.residual = m.in("the residual", residual);
   set_weight(a, m.in("the weight", weight), std::get<3>(weight));
-  a.bias = m.in("the bias", bias).data, a.prelu = m.in("activation_weight", prelu).data,
+  a.bias = m.in("the bias", bias).data;
+  a.prelu = m.in("activation_weight", prelu).data;
   a.prelu_size = prelu_size;
   a.output = m.out("the output", output);
   a.epilogue = {static_cast<Activation>(activation), slope, low, high,
@@ -139,8 +145,10 @@ void weight_grad(const std::vector<int64_t>& geometry, int dtype, const Array& g
                  bool guard_start) {
   Memory m = memory(guard_start);
   WeightGradArguments a{};
-  a.geometry = geometry_of(geometry), a.dtype = static_cast<DType>(dtype);
-  a.grad_output = m.in("the gradient", grad_output), a.input = m.in("the input", input);
+  a.geometry = geometry_of(geometry);
+  a.dtype = static_cast<DType>(dtype);
+  a.grad_output = m.in("the gradient", grad_output);
+  a.input = m.in("the input", input);
   a.grad_weight = m.take("the weight's gradient", std::get<1>(grad_weight));
   a.grad_bias = m.take("the bias's gradient", std::get<1>(grad_bias));
   a.saved = {m.in("the output", output), static_cast<Activation>(activation), slope};

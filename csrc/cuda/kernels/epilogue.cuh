@@ -38,7 +38,7 @@ FS_DEVICE Compute<T> slope_of(const EpilogueParams& e, int64_t c, int64_t lr_cha
   return widen(static_cast<const T*>(e.prelu)[e.prelu_c * c + e.prelu_o * lr_channel]);
 }
 
-// Where a value lies: image, high-resolution channel and pixel, low-resolution pixel, convolution channel.
+// The place of a value: image, high-resolution channel and pixel, low-resolution pixel and channel.
 struct Place {
   int64_t n, c, y, x, h, w, lr_channel;
 };

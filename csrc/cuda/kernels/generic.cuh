@@ -16,8 +16,10 @@ struct Index4 {
 FS_DEVICE Index4 index4(int64_t i, int64_t channels, int64_t rows, int64_t columns, bool channels_last) {
   Index4 at;
   if (channels_last) at.c = i % channels, i /= channels;
-  at.x = i % columns, i /= columns;
-  at.y = i % rows, i /= rows;
+  at.x = i % columns;
+  i /= columns;
+  at.y = i % rows;
+  i /= rows;
   if (!channels_last) at.c = i % channels, i /= channels;
   at.n = i;
   return at;

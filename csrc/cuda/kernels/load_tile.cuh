@@ -8,7 +8,7 @@
 
 namespace fused_subpixel::cuda {
 
-// Offset of a channel from a low-resolution pixel, and the fine pixel of the cell that it belongs to.
+// Offset of a channel from a low-resolution pixel, and the high-resolution pixel of its sub-pixel block.
 struct ChannelPlace {
   int64_t offset;
   int row, column;
@@ -21,7 +21,7 @@ FS_DEVICE ChannelPlace channel_place(const PixelLoad& p, const PixelStrides& by,
   const int row = at.i - from.crop_top, column = at.j - from.crop_left;
   return {at.c * by.channel + row * by.hr_row + column * by.hr_col, row, column, s < from.total};
 }
-// Whether it exists at this pixel. What lies before the first row or column wraps to behind the last.
+// Whether it exists at this pixel. A negative row or column wraps to a large one.
 FS_DEVICE bool exists_at(const PixelSource& from, const ChannelPlace& channel, int row, int column) {
   return channel.exists &&
          static_cast<unsigned>(row * from.map.r_h + channel.row) < static_cast<unsigned>(from.hr_h) &&
@@ -41,7 +41,7 @@ FS_DEVICE int64_t pixel_offset(const PixelStrides& by, const PixelPlace& at) {
   return at.n * by.batch + at.row * by.row + at.column * by.col;
 }
 
-// Neighbouring threads take neighbouring vectors of a pixel or, where these do not lie side by side in memory,
+// Neighbouring threads take neighbouring vectors of a pixel or, if these are not neighbours in memory,
 // neighbouring pixels.
 struct VectorPlace {
   int pixel, vec;
@@ -80,7 +80,7 @@ FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int k_b
   }
 }
 
-// The same where elements that lie side by side in shared memory do not in the source, or not at even addresses: four
+// The same for elements that are no neighbours in the source, or that are misaligned there: four
 // at a time, all read before the first is needed. More would take too many registers.
 template <class T, class Layout>
 FS_DEVICE void gather_pixels(const PixelLoad& p, const TileOrigin& origin, int k_block, unsigned char* stage,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The periodic shuffle and its inverse alone: a copy of elements of 1, 2, 4 or 8 bytes. Neighbouring threads write
-// neighbouring 16 bytes of the output; what they read lies in a few neighbouring stretches of the input.
+// neighbouring 16 bytes of the output; they read from a few neighbouring stretches of the input.
 #pragma once
 
 #include "cuda/device.cuh"

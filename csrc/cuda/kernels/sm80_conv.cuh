@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Convolution on the tensor cores, sm_80 and up: an implicit GEMM of pixels by rows of the weight, forward and input
-// gradient alike. One block makes a tile of up to 128 pixels by kBlockOc rows.
+// Convolution on the tensor cores, sm_80 and up: an implicit GEMM of pixels (M) by output channels (N), summed over k =
+// (input channel, tap); for the forward pass and the input gradient. A block computes a tile of up to 128 pixels by kBlockOc
+// output channels.
 //
-//   pixels   The tile's input with its halo, a k_block of kBlockKBytes of its channels at a time, lies in shared memory
-//            once and serves all taps: a tap only moves the address at which a pixel's row of the matrix is read.
-//   filter   Reordered by pack_filter_kernel to the very image that shared memory needs. Small ones stay there while
-//            the block goes from tile to tile, others come in steps of a few taps.
-//   sums     Four warps share the pixels, 32 each; kOcWarps share the rows of the weight.
-//   store    Sums, with bias and activation, meet in shared memory; from there go 16 bytes at a time to their
-//            shuffled places, with residual and clamp.
+//   load     The input tile with its halo is in shared memory once for all taps, one block of k (kBlockKBytes of its
+//            channels) at a time. A tap only moves the address from which a pixel's row is read.
+//   weight   pack_filter_kernel packs it in the layout of shared memory. A small one stays there while the block goes from
+//            tile to tile. Others come in steps of a few taps.
+//   gemm     Four warps share the pixels, 32 each. kOcWarps share the output channels.
+//   store    The accumulators, with bias and activation, are staged in shared memory. From there they go 16 bytes at a
+//            time to their shuffled places, with residual and clamp.
 //
-// A matrix row in shared memory is one pixel's (or one filter row's) k_block. Its 16-byte vectors are permuted by the
-// index of the row, so that the eight rows that ldmatrix reads at once lie in different banks. A step of the sum is 32
+// A row of a matrix in shared memory is the block of k of one pixel or one output channel. Its 16-byte vectors are permuted
+// by the index of the row, so that the eight rows that ldmatrix reads at once are in different banks. One mma sums over 32
 // bytes of channels: 16 elements of half types, 8 of tf32.
 #pragma once
 
@@ -36,7 +37,7 @@ struct MmaBlock {
   TileStore<T, kBlockOc> store;
   int range;                  // of taps
   int base[2];                // halo index, at tap 0, of the pixels whose rows this lane reads
-  float acc[2][kOcTiles][4];  // 16 pixels x 8 columns each
+  float acc[2][kOcTiles][4];  // 16 pixels x 8 output channels each
 
   // Found opaque where they are needed: registers are short.
   static FS_DEVICE unsigned char* shared() { return shared_memory(); }
@@ -57,7 +58,7 @@ struct MmaBlock {
     FS_UNROLL
     for (int m = 0; m < 2; ++m) {
       int pixel = pixel_warp() * kPixelsPerWarp + m * 16 + lane() % 16;
-      if (pixel >= p.plan.tile_n * p.plan.tile_h * p.plan.tile_w) pixel = 0;  // computed in vain
+      if (pixel >= p.plan.tile_n * p.plan.tile_h * p.plan.tile_w) pixel = 0;  // padding work
       const int line = p.tile_w.divide(pixel), image = p.tile_h.divide(line);
       const int row = (line - image * p.plan.tile_h) * p.load.stride_h;
       base[m] =
@@ -118,7 +119,7 @@ struct MmaBlock {
         }
         FS_UNROLL
         for (int c = 0; c < kOcTiles; c += 2) {
-          uint32_t w[4];  // two tiles of eight columns
+          uint32_t w[4];  // two tiles of eight output channels
           ldmatrix_x4(w, filter + (oc_warp() * kOcTiles + c) * 8 * kBlockKBytes +
                              swizzled<kBlockKBytes>(lane() / 16 * 8 + lane() % 8, 2 * k + lane() / 8 % 2));
           const uint32_t left[2] = {w[0], w[1]}, right[2] = {w[2], w[3]};
@@ -160,7 +161,8 @@ struct MmaBlock {
     if (p.plan.stages == 4) cp_async_wait<2>();
   }
 
-  // fetch() stands here once: twice, the kernel is twice as long, and waits for instructions.
+  // The prologue, which only fetches, is part of the loop, because a second copy of fetch() would double the kernel's
+  // length, and it would wait for instructions.
   FS_DEVICE void run() {
     const Plan& plan = p.plan;
     store.fill_oc_info();
@@ -168,7 +170,7 @@ struct MmaBlock {
     Cursor ahead = {block_x(), 0, 0, 0, 0};
     if (plan.resident)
       copy_bytes(packed(), shared() + plan.filter_offset, plan.k_blocks * p.taps * kTapBytes);
-    int pixel_stage = 0, before = plan.stages - 1;  // rounds that only fetch
+    int pixel_stage = 0, before = plan.stages - 1;  // iterations of the prologue
     for (int tile = block_x(); tile < p.tiles; tile += grid_x()) {
       clear();
       for (int k_block = 0; k_block < plan.k_blocks; ++k_block) {
@@ -191,7 +193,7 @@ struct MmaBlock {
         }
         if (++pixel_stage == plan.pixel_stages) pixel_stage = 0;
       }
-      if (!plan.resident) sync_threads();  // the staging area lies over pixels and filter
+      if (!plan.resident) sync_threads();  // the staging area overlaps pixels and weight
       stage_acc();
       store.store(tile_origin(p, tile));  // the next tile's first barrier keeps its sums from overtaking
     }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Weight gradient on the tensor cores, sm_80 and up: a GEMM of rows of the weight by (channels, taps), summed over
-// pixels. Blocks in x share the pixels, blocks in y the weight. A block has four warps; each sums 16 rows by 32
-// channels for up to kTaps taps.
+// Weight gradient on the tensor cores, sm_80 and up: a GEMM of output channels (M) by (input channel, tap) (N), summed over
+// pixels (k). Blocks in x share the pixels, blocks in y the weight. A block has four warps. Each computes 16 output channels
+// by 32 input channels for up to kTaps taps.
 //
-//   pixels   A tile's gradient and its input with halo lie in shared memory pixel by pixel, as they do for the
-//            convolution (sm80_conv.cuh); ldmatrix transposes them on the way to the registers - tf32 not, whose lanes
-//            read their elements one by one. A tap moves the address at which the input's pixels are read. The next tile
-//            is fetched meanwhile.
-//   bias     A column of ones.
-//   sums     Every block writes its own; weight_grad_finish_kernel adds them in the order of the blocks.
+//   load     A tile's gradient, and its input with the halo, are in shared memory pixel by pixel, as for the convolution
+//            (sm80_conv.cuh). ldmatrix transposes them on the way to the registers. For tf32 it cannot, and lanes read
+//            their elements one by one. A tap moves the address from which the input's pixels are read. The next tile is
+//            fetched meanwhile.
+//   gemm     The bias is one more column, of ones.
+//   store    Every block writes partial sums. weight_grad_finish_kernel adds them in the order of the blocks.
 #pragma once
 
 #include "cuda/kernels/sm80_conv.cuh"
@@ -47,7 +47,9 @@ struct WeightGradBlock {
     const WeightGradPlan& plan = p.plan;
     const int warp = thread_index() / 32;
     lane = thread_index() % 32;
-    oc_warp = warp % plan.oc_warps, ic_warp = warp / plan.oc_warps, ic_warps = kGradWarps / plan.oc_warps;
+    oc_warp = warp % plan.oc_warps;
+    ic_warp = warp / plan.oc_warps;
+    ic_warps = kGradWarps / plan.oc_warps;
     oc_block = block_y() % plan.oc_blocks;
     ic_block = block_y() / plan.oc_blocks % plan.ic_blocks;
     tap_block = block_y() / plan.oc_blocks / plan.ic_blocks;

@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Convolution on Hopper's tensor cores (wgmma, sm_90a), for wide layers: the implicit GEMM of sm80_conv.cuh, with other
-// hands. One block, two warpgroups of four warps, makes a tile of 128 pixels by 128 rows of the weight.
+// Convolution on Hopper's tensor cores (wgmma, sm_90a), for wide layers: the implicit GEMM of sm80_conv.cuh with Hopper's
+// instructions. A block of two warpgroups computes a tile of 128 pixels by 128 output channels.
 //
-//   pixels   A k_block of channels of the tile's input with its halo lies in shared memory once and serves all taps, in
-//            planes of 16 bytes of channels: [vec][pixel of the halo][16 bytes]. Eight pixels of a row are 128 bytes in a
-//            row, which is what wgmma calls a core matrix; the tile is 8 pixels wide, so the next eight of its rows lie
-//            halo_w pixels on, and the next channels a plane on. A tap only moves the start, by whole pixels:
-//            any multiple of 16 bytes is allowed, for nothing is swizzled (see wgmma_operand).
-//   filter   Packed as [vec][row of the weight][16 bytes] for each tap, fetched by the copy engine, one bulk copy for
-//            a tap, which completes on an mbarrier.
-//   sums     Warpgroup g has pixels 64g to 64g + 63, that is 8 x 8, and all 128 columns: 64 registers a thread.
-//   store    As in sm80_conv.cuh. One tile to a block; two blocks share a multiprocessor, and one computes while the
-//            other stores.
+//   load     A block of k of the input tile with its halo is in shared memory once for all taps, in planes of 16 bytes
+//            of channels: [vector][pixel of the halo][16 bytes]. Eight pixels of a row are 128 contiguous bytes, which
+//            wgmma calls a core matrix. The tile is 8 pixels wide, so its next eight pixels start halo_w pixels later, and
+//            the next channels start one plane later. A tap only moves the start by whole pixels: any multiple of 16
+//            bytes is allowed, because nothing is swizzled (see wgmma_operand).
+//   weight   Packed as [vector][output channel][16 bytes] for each tap. The copy engine fetches it, one bulk copy for a
+//            tap, which completes on an mbarrier.
+//   gemm     Warpgroup g has pixels 64g to 64g + 63, that is 8 x 8, and all 128 output channels: 64 registers a thread.
+//   store    As in sm80_conv.cuh. A block computes one tile. Two blocks share a multiprocessor, and one computes while
+//            the other stores.
 //
-// A step of the sum is one tap of one k_block. Step s is computed in the background while the threads prepare step
-// s + 1. They come to its barrier after they have waited for step s - 1, whose stage is then free for step
-// s + stages - 2.
+// A step is one tap of one block of k. Step s is computed in the background while the threads prepare step s + 1. They
+// reach its barrier after they have waited for step s - 1, whose stage is then free for step s + stages - 2.
 #pragma once
 
 #include "cuda/kernels/sm80_conv.cuh"
@@ -39,7 +38,9 @@ struct WgmmaBlock {
 
   FS_DEVICE explicit WgmmaBlock(const MmaParams& params) : p(params), shared(shared_memory()), store{params} {
     const int thread = thread_index();
-    lane = thread % 32, warp = thread / 32 % 4, group = thread / 128;
+    lane = thread % 32;
+    warp = thread / 32 % 4;
+    group = thread / 128;
     arrived = reinterpret_cast<uint64_t*>(shared + p.plan.barrier_offset);
     packed = static_cast<const unsigned char*>(p.packed) +
              int64_t{block_y()} * p.plan.k_blocks * p.taps * kTapBytes;
@@ -70,7 +71,8 @@ struct WgmmaBlock {
       }
       if (++at.filter_stage == plan.stages) at.filter_stage = 0;
       if (++at.step == taps().steps) {
-        at.step = 0, ++at.k_block;
+        at.step = 0;
+        ++at.k_block;
         if (++at.pixel_stage == plan.pixel_stages) at.pixel_stage = 0;
       }
     }
@@ -151,7 +153,7 @@ struct WgmmaBlock {
       if (++pixel_stage == plan.pixel_stages) pixel_stage = 0;
     }
     wgmma_wait_for(acc);
-    sync_threads();  // the staging area lies over pixels and filter
+    sync_threads();  // the staging area overlaps pixels and weight
     stage_acc();
     store.store(origin);
   }

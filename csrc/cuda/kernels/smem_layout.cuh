@@ -8,7 +8,7 @@
 
 namespace fused_subpixel::cuda {
 
-// Where vec `vec` of matrix row `row` lies.
+// Offset in bytes of vector `vec` of matrix row `row`, XOR-swizzled.
 template <int kBlockKBytes>
 FS_DEVICE unsigned swizzled(unsigned row, unsigned vec) {
   constexpr unsigned kVectors = kBlockKBytes / 16, kRowsPerLine = 128 / kBlockKBytes;
@@ -16,8 +16,7 @@ FS_DEVICE unsigned swizzled(unsigned row, unsigned vec) {
                 "eight rows on, all is the same again: multiply() counts on it");
   return row * kBlockKBytes + (vec ^ (row / kRowsPerLine % kVectors)) * 16;
 }
-// The same as a placement, which packing and loading take as a parameter: kVectors, and at(). Made of the matrix's
-// rows; sm90_conv.cuh has another one, for which they matter.
+// The same as a layout. Layouts are constructed with the number of matrix rows, which this one does not need.
 template <int kBlockKBytes>
 struct XorSwizzled {
   static constexpr int kVectors = kBlockKBytes / 16;
@@ -31,7 +30,7 @@ FS_DEVICE uint32_t to_operand(uint32_t word, T) {
   return word;
 }
 
-// A matrix in planes of 16 bytes of each row.
+// K-planes: the first 16 bytes of all rows, then the next 16 bytes of all rows. Not swizzled.
 template <int kRowVectors>
 struct KPlanes {
   static constexpr int kVectors = kRowVectors;
@@ -40,7 +39,7 @@ struct KPlanes {
   FS_DEVICE int at(int row, int vec) const { return (vec * rows + row) * 16; }
 };
 
-// For tf32, in place of XorSwizzled: four pixels of eight neighbours each, which a warp reads at once, lie in 32 banks.
+// For tf32, in place of XorSwizzled: four pixels of eight neighbours each, which a warp reads at once, are in 32 banks.
 template <int kBytes>
 struct Padded {
   static constexpr int kVectors = kBytes / 16, kPitch = kBytes + grad_padding(4);

@@ -30,7 +30,7 @@ FS_DEVICE TileOrigin tile_origin(const AnyPlan& plan, int tile) {
   return {rest / plan.tiles_h * plan.tile_n, rest % plan.tiles_h * plan.tile_h, w * plan.tile_w};
 }
 
-// Of the rows of the weight that this block has: where these are of one phase, it may begin a pixel later.
+// A block whose output channels are of one phase may start one pixel later.
 FS_DEVICE TileOrigin tile_origin(const MmaParams& p, int tile) {
   TileOrigin origin = tile_origin(p.plan, tile);
   if (p.plan.single_phase) {
@@ -73,7 +73,7 @@ struct TileStore {
   }
 
   // Of the 16 x 8 staged from (pixel, column) on, those that a lane holds in the order of mma's d; `column` and `pixel`
-  // are the lane's first. What it needs of the rows of the weight is the same for all pixels.
+  // are the lane's first. What it needs of the output channels is the same for all pixels.
   struct Columns {
     OcInfo left, right;
   };
@@ -89,7 +89,7 @@ struct TileStore {
     }
   }
 
-  // Applied where the staged leave the registers, a curve would stand in the kernel once for each of them.
+  // On the staged values, because in the registers the compiler would unroll a transcendental activation for each.
   FS_DEVICE void apply_transcendental() const {
     FS_NO_UNROLL
     for (int i = thread_index(); i < kMmaPixels * kBlockOc; i += block_threads()) {
@@ -98,8 +98,8 @@ struct TileStore {
     }
   }
 
-  // Slots of 16 bytes, by (row of the tile, oc_group, segment, slot): neighbouring threads write neighbouring memory. A segment
-  // is a stretch of memory: a tile row of a oc_group, or, where units are cut, one pixel of it.
+  // Slots of 16 bytes, by (row of the tile, interleave group, segment, slot): neighbouring threads write neighbouring
+  // memory. A segment is a stretch of memory: a tile row of a group, or one pixel of it if blocks cut groups.
   FS_DEVICE void store(const TileOrigin& origin) const {
     sync_threads();  // all staged are staged
     if (!is_piecewise_linear(p.epilogue.activation)) {
@@ -113,7 +113,7 @@ struct TileStore {
               end_oc = first_oc + kBlockOc < p.oc ? first_oc + kBlockOc : p.oc;
     const int first_group = first_oc / p.interleave;
     const int width = plan.tile_w < p.lr_w - origin.w ? plan.tile_w : p.lr_w - origin.w;
-    const int x0 = origin.w * m.r_w - p.crop_left;  // fine column of the tile's first pixel
+    const int x0 = origin.w * m.r_w - p.crop_left;  // high-resolution column of the tile's first pixel
     // Elements of a tile row that the crop leaves; columns are bounded before they are multiplied.
     const int columns = width * m.r_w, columns_before = x0 < 0 ? (-x0 < columns ? -x0 : columns) : 0;
     const int64_t columns_left = int64_t{p.out_w} - x0;
