@@ -42,7 +42,12 @@ try:
     missing = ""
 except fetch_weights.WeightsError as error:
     missing = str(error)
-needs_weights = pytest.mark.skipif(bool(missing), reason=missing)
+
+
+def needs_weights(test):
+    """Of the full tier, for `make test` downloads no weights."""
+    return pytest.mark.full(pytest.mark.skipif(bool(missing), reason=missing)(test))
+
 
 GRAPH = """7767517
 9 10
