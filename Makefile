@@ -17,7 +17,8 @@ workers := -n auto --dist worksteal
 cuda_library := $(wildcard fused_subpixel/fused_subpixel_cuda.so)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build compile demo test test-full test-clients mutants mutants-smoke lint format bench bench-clients gpu wheel clean
+.PHONY: help venv build compile demo test test-full test-clients mutants mutants-smoke lint format docs docs-links \
+        bench bench-clients gpu wheel clean
 .NOTPARALLEL: # pip must not run twice at once; ninja uses all cores anyway
 
 help:  ## this list
@@ -89,6 +90,13 @@ format: $(call extras,dev)  ## let ruff and clang-format rewrite
 	$(VENV)/bin/ruff format .
 	git ls-files -co --exclude-standard '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -r $(VENV)/bin/clang-format -i
 
+docs: compile $(call extras,docs)  ## the documentation as a site: build/docs/index.html
+	$(py) -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "written: build/docs/index.html"
+
+docs-links: compile $(call extras,docs)  ## follow the external links of the documentation (needs a network)
+	$(py) -m sphinx -q -b linkcheck docs build/docs-links
+
 bench: compile $(call extras,bench)  ## measure against PyTorch
 	$(py) -m bench.run --peers all $(ARGS)
 	$(if $(findstring --only,$(ARGS)),,$(py) -m bench.run --growth $(ARGS))
@@ -105,5 +113,5 @@ wheel: compile  ## dist/*.whl, for any Python and torch it supports
 	@ls dist/*.whl
 
 clean:  ## remove all that was built; .venv and downloads stay
-	rm -rf build/demo build/ninja build/tests build/lib* build/bdist* build/__editable__* dist *.egg-info fused_subpixel/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build/demo build/mutants build/ninja build/tests build/lib* build/bdist* build/__editable__* dist *.egg-info fused_subpixel/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -11,7 +11,7 @@ The decoders are one function of the same parameters, computed in three ways:
     transposed  nn.ConvTranspose2d with the equivalent kernel, and a crop
 
 They start from the same numbers and see the same batches in the same order, in turns epoch by epoch, so that
-both their losses and their times can be compared. docs/autoencoder.md has the results.
+both their losses and their times can be compared. docs/examples/autoencoder.md has the results.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
     torchrun --nproc-per-node 2 examples/train_espcn.py                      data parallel: the same numbers
 
 W. Shi et al., CVPR 2016: three convolutions on the luminance at low resolution, then the pixel shuffle; the
-last convolution and the shuffle are one SubpixelConv2d. docs/espcn.md has the results, and how they are
-measured.
+last convolution and the shuffle are one SubpixelConv2d. docs/examples/espcn.md has the results, and how they
+are measured.
 """
 
 from __future__ import annotations

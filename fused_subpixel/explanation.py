@@ -184,14 +184,14 @@ def _epilogue_gradient(call: Call, has_residual: bool) -> str:
 
 
 def _kernels(call: Call, channels_last: bool) -> list[str]:
-    """The kernels of a compiled library for (forward, input gradient, weight gradient), in words."""
+    """The kernels of a compiled library for (forward, input gradient, weight gradient)."""
     problem = call.problem
-    low_channels, _, kernel_h, kernel_w = problem.weight_shape
+    lr_channels, _, kernel_h, kernel_w = problem.weight_shape
     described = []
     for direction in range(3):
         numbers = [
             direction, KERNEL_DTYPES.index(problem.dtype), channels_last, *problem.input_shape,
-            low_channels, kernel_h, kernel_w, *problem.geometry,
+            lr_channels, kernel_h, kernel_w, *problem.geometry,
         ]  # fmt: skip
         described.append(
             _cuda_kernel(call, numbers) if call.backend == "cuda" else _cpu_kernel(call, numbers)

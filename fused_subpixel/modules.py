@@ -95,18 +95,18 @@ class SubpixelConv2d(nn.Module):
         self.channel_order = channel_order
         self.icnr = bool(icnr)
 
-        low_channels = self.out_channels * self.upscale_factor[0] * self.upscale_factor[1]
-        if self.in_channels % self.groups or low_channels % self.groups:
+        lr_channels = self.out_channels * self.upscale_factor[0] * self.upscale_factor[1]
+        if self.in_channels % self.groups or lr_channels % self.groups:
             raise ValueError(
                 f"groups: expected a divisor of in_channels={self.in_channels} and of "
-                f"out_channels*r_h*r_w={low_channels}, got {self.groups}"
+                f"out_channels*r_h*r_w={lr_channels}, got {self.groups}"
             )
-        weight_shape = (low_channels, self.in_channels // self.groups, *self.kernel_size)
+        weight_shape = (lr_channels, self.in_channels // self.groups, *self.kernel_size)
         self.weight = nn.Parameter(torch.empty(weight_shape, device=device, dtype=dtype))
-        self._register("bias", low_channels if bias else 0, device, dtype)
-        if activation == "prelu" and prelu_parameters not in (1, self.out_channels, low_channels):
+        self._register("bias", lr_channels if bias else 0, device, dtype)
+        if activation == "prelu" and prelu_parameters not in (1, self.out_channels, lr_channels):
             raise ValueError(
-                f"prelu_parameters: expected 1, {self.out_channels} or {low_channels}, got {prelu_parameters}"
+                f"prelu_parameters: expected 1, {self.out_channels} or {lr_channels}, got {prelu_parameters}"
             )
         self._register("activation_weight", prelu_parameters if activation == "prelu" else 0, device, dtype)
         self.reset_parameters()

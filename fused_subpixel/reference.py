@@ -130,7 +130,7 @@ def fractionally_strided_conv2d(
 ) -> Tensor:
     """The third face of a transposed convolution: insert zeros between the pixels, then convolve.
 
-    Between neighbouring pixels come stride-1 zeros, around them K-1-padding, and the kernel, turned by 180
+    Between neighbouring pixels come stride-1 zeros, around them K-1-padding, and the kernel, flipped by 180
     degrees, moves one output pixel at a time: a fraction 1/stride of an input pixel. Most of its products are
     with zeros; it is here to be understood and to test the others. Arguments and result as of
     :func:`torch.nn.functional.conv_transpose2d`, for a batched input; V. Dumoulin and F. Visin, "A guide to
@@ -198,8 +198,8 @@ def _native_is_better_known(factor_h: int, factor_w: int, channel_order: int) ->
 
 def shuffle(input: Tensor, upscale_h: int, upscale_w: int, channel_order: int) -> Tensor:
     """[N, C*r_h*r_w, P, Q] -> [N, C, P*r_h, Q*r_w]."""
-    n, low_channels, p, q = input.shape
-    c = low_channels // (upscale_h * upscale_w)
+    n, lr_channels, p, q = input.shape
+    c = lr_channels // (upscale_h * upscale_w)
     # TorchScript, which the older exporter traces to, has no such symbols.
     if torch.onnx.is_in_onnx_export() and torch_compat.jit_tracing_state() is None and upscale_h == upscale_w:
         return torch.onnx.ops.symbolic(
@@ -231,7 +231,7 @@ def unshuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: int) -
     """[N, C, P*r_h, Q*r_w] -> [N, C*r_h*r_w, P, Q], the inverse (and the gradient) of :func:`shuffle`."""
     n, c, height, width = input.shape
     p, q = height // factor_h, width // factor_w
-    low_channels = c * factor_h * factor_w
+    lr_channels = c * factor_h * factor_w
     if _native_is_faster(input, factor_h, factor_w, channel_order):
         return F.pixel_unshuffle(input, factor_h)
     if _native_is_better_known(factor_h, factor_w, channel_order):
@@ -241,9 +241,9 @@ def unshuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: int) -
     if is_channels_last(input):
         order = (0, 2, 4, 3, 5, 1) if channel_order == _DCR else (0, 2, 4, 1, 3, 5)
         pixels = blocks.permute(order).clone(memory_format=torch.contiguous_format)
-        return pixels.view(n, p, q, low_channels).permute(0, 3, 1, 2)
+        return pixels.view(n, p, q, lr_channels).permute(0, 3, 1, 2)
     order = (0, 3, 5, 1, 2, 4) if channel_order == _DCR else (0, 1, 3, 5, 2, 4)
-    return blocks.permute(order).clone(memory_format=torch.contiguous_format).view(n, low_channels, p, q)
+    return blocks.permute(order).clone(memory_format=torch.contiguous_format).view(n, lr_channels, p, q)
 
 
 def shuffle_and_crop(low: Tensor, geometry: Geometry) -> Tensor:
@@ -315,7 +315,7 @@ def _prelu(output: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     if weight.numel() in (1, output.shape[1]):
         return F.prelu(output, weight)
     # One slope per channel before the shuffle: shuffle an image of slopes, the same for the whole batch.
-    low = low_size_of(output, geometry)
+    low = lr_size_of(output, geometry)
     slopes = shuffle_and_crop(weight.view(1, -1, 1, 1).expand(1, -1, *low), geometry)
     return torch.where(output > 0, output, slopes * output)
 
@@ -334,7 +334,7 @@ def residual_in_high_resolution(residual: Tensor, output: Tensor, geometry: Geom
     return shuffle_and_crop(repeated, g._replace(channel_order=CHANNEL_ORDERS["crd"]))
 
 
-def low_size_of(output: Tensor, geometry: Geometry) -> tuple[int, int]:
+def lr_size_of(output: Tensor, geometry: Geometry) -> tuple[int, int]:
     """(P, Q) of the convolution whose shuffled, cropped result is ``output``."""
     g = geometry
     return (

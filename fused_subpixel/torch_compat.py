@@ -221,7 +221,7 @@ PROBES: dict[str, Callable[[], None]] = {
 
 @functools.cache
 def problems(compiler: bool = True) -> tuple[str, ...]:
-    """What this version of PyTorch does otherwise than this package expects, in words.
+    """What this version of PyTorch does otherwise than this package expects.
 
     Args:
         compiler: whether to ask torch.compile too, whose import takes seconds.

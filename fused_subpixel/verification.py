@@ -191,10 +191,10 @@ def _bound(name: str, case: Case, dtype: torch.dtype, eps: float, plain: Tensor,
     The sum's share, eps*sqrt(terms) in the type that is summed in, matters where PyTorch's error happens to
     be small: always in float64, against itself.
     """
-    low_channels, channels, kernel_h, kernel_w = case.weight_shape
+    lr_channels, channels, kernel_h, kernel_w = case.weight_shape
     taps = kernel_h * kernel_w
     pixels = case.input_shape[0] * case.input_shape[2] * case.input_shape[3]
-    terms = {"output": channels * taps, "input gradient": low_channels * taps}.get(name, pixels)
+    terms = {"output": channels * taps, "input gradient": lr_channels * taps}.get(name, pixels)
     summed_in = torch.float64 if dtype == torch.float64 else torch.float32
     rounding = eps + torch.finfo(summed_in).eps * terms**0.5
     return 2 * _distance(plain, truth) + rounding * float(truth.abs().max())

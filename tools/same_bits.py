@@ -77,8 +77,8 @@ def compute(case: dict[str, Any], dtype: str, layout: str) -> list[Tensor]:
 
     kernel, r = ([size] * 2 if isinstance(size, int) else size for size in (case["k"], case["r"]))
     groups, ci, c = case.get("groups", 1), case["ci"], case["c"]
-    low_channels = c * r[0] * r[1]
-    shape = (ci, c // groups, *kernel) if case["transposed"] else (low_channels, ci // groups, *kernel)
+    lr_channels = c * r[0] * r[1]
+    shape = (ci, c // groups, *kernel) if case["transposed"] else (lr_channels, ci // groups, *kernel)
     generator = torch.Generator().manual_seed(0)
 
     def leaf(*size: int) -> Tensor:
@@ -87,7 +87,7 @@ def compute(case: dict[str, Any], dtype: str, layout: str) -> list[Tensor]:
         return (tensor.contiguous(memory_format=format) if len(size) == 4 else tensor).requires_grad_()
 
     input, weight = leaf(case["n"], ci, case["h"], case["w"]), leaf(*shape)
-    bias = leaf(c if case["transposed"] else low_channels) if case["bias"] else None
+    bias = leaf(c if case["transposed"] else lr_channels) if case["bias"] else None
     options = {"activation": case["activation"], "groups": groups, "padding": case["padding"]}
     options |= {"clamp": case.get("clamp")}
     if case["transposed"]:

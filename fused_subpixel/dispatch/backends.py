@@ -105,7 +105,7 @@ def _index(device: torch.device) -> int:
 
 
 def _gpu_refusal(index: int) -> str | None:
-    """Why the CUDA library cannot run on a GPU, in words; None if it can."""
+    """Why the CUDA library cannot run on a GPU; None if it can."""
     driver, built_with, *gpu = _capability(index)
     if driver // 1000 < built_with // 1000:  # such a driver does not even count the GPUs for the library
         return (
@@ -132,7 +132,7 @@ def _version(number: int) -> str:
 
 
 def refusal(backend: str, device: torch.device) -> str | None:
-    """Why a compiled backend cannot run tensors of this device, in words; None if it can."""
+    """Why a compiled backend cannot run tensors of this device; None if it can."""
     if device.type != backend:
         return f"the tensors are on {device}"
     library = libraries[backend]

@@ -155,7 +155,7 @@ def lookup(name: str, value: Any, known: dict[Any, int]) -> int:
 
 
 def _name_of(value: Any, known: dict[Any, int]) -> str:
-    """What to write instead of an activation that is a module, its class or a function; in words."""
+    """What to write instead of an activation that is a module, its class or a function."""
     if not callable(value):
         return ""
     spelled = getattr(value, "__name__", type(value).__name__).lower()

@@ -67,7 +67,7 @@ def prepare_cached(*arguments: Any) -> Call:
 
 
 def why_no_kernel(problem: Problem) -> str | None:
-    """Why no compiled backend can compute a problem, whatever its dtype and device; in words."""
+    """Why no compiled backend can compute a problem, whatever its dtype and device."""
     if problem.transposed is not None and problem.transposed.dilation != (1, 1):
         return "a transposed convolution with dilation is no sub-pixel convolution"
     if problem.transposed is not None and (problem.output_shape[2] < 1 or problem.output_shape[3] < 1):
@@ -86,7 +86,7 @@ _MOST_IDLE_PHASES, _MANY_PHASES = 4, 256
 
 
 def why_no_tensor_cores(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why a call on a GPU would get the generic CUDA kernel, slower than PyTorch's convolution; in words.
+    """Why a call on a GPU would get the generic CUDA kernel, slower than PyTorch's convolution.
 
     For any shape, so that torch.compile can ask. The plan may find more reasons, in odd geometries.
     """
@@ -106,7 +106,7 @@ _WIDE_ROWS, _LONG_SUM, _FEW_PIXELS = 128, 256, 62
 
 
 def why_pytorch_is_faster(problem: Problem, tracing: bool = False) -> str | None:
-    """Why a call is better left to PyTorch on a GPU; in words. While tracing, whatever the sizes."""
+    """Why a call is better left to PyTorch on a GPU. While tracing, whatever the sizes."""
     reason = why_no_tensor_cores(problem.geometry, problem.dtype, problem.device)
     if reason is not None or tracing:
         return reason
@@ -171,7 +171,7 @@ def plan_backward(
 
 
 def why_not_in_graph(geometry: Geometry, like: Tensor) -> str | None:
-    """Why a convolution of a graph, with a result as ``like``, is not to become the operator; in words.
+    """Why a convolution of a graph, with a result as ``like``, is not to become the operator.
 
     A library that is not built is no reason: the operator is then as fast as what it replaces.
     """

@@ -21,7 +21,7 @@ from ..ops.geometry import (
     Geometry,
     Problem,
     Transposed,
-    low_size,
+    lr_size,
     output_size,
 )
 from .checks import (
@@ -94,7 +94,7 @@ def resolve_subpixel_conv2d(
     )
     _check_activation_weight(activation, activation_weight, output_shape[1], weight_shape[0])
     if residual is not None:
-        low = low_size(geometry, shape[2], shape[3], kernel_h, kernel_w)
+        low = lr_size(geometry, shape[2], shape[3], kernel_h, kernel_w)
         _check_residual(residual[0], output_shape, weight_shape[0], low)
     return Problem(geometry, epilogue, tuple(shape), tuple(weight_shape), output_shape, dtype, device)
 
@@ -156,7 +156,7 @@ def resolve_conv_transpose2d(
         vertical.crop_before, horizontal.crop_before, vertical.crop_after, horizontal.crop_after,
         kernel_pad_h=vertical.kernel_pad, kernel_pad_w=horizontal.kernel_pad,
     )  # fmt: skip
-    low_channels = channels * strides[0] * strides[1]
+    lr_channels = channels * strides[0] * strides[1]
     output_shape = (shape[0], channels, vertical.size, horizontal.size)
     _check_output_size(output_shape, vertical.size, horizontal.size)
     epilogue = Epilogue(
@@ -180,7 +180,7 @@ def resolve_conv_transpose2d(
         geometry,
         epilogue,
         (shape[0], shape[1], shape[2] + sum(vertical.unused), shape[3] + sum(horizontal.unused)),
-        (low_channels, shape[1] // count, vertical.taps, horizontal.taps),
+        (lr_channels, shape[1] // count, vertical.taps, horizontal.taps),
         output_shape,
         dtype,
         device,
@@ -286,21 +286,21 @@ def _check_not_empty(shape: Sequence[int]) -> None:
 def _check_channels(
     geometry: Geometry, shape: Sequence[int], weight_shape: Sequence[int], bias: TensorInfo | None
 ) -> None:
-    low_channels, channels_per_group, kernel_h, kernel_w = weight_shape
+    lr_channels, channels_per_group, kernel_h, kernel_w = weight_shape
     phases = geometry.upscale_h * geometry.upscale_w
     groups = geometry.groups
-    if low_channels < 1 or channels_per_group < 1 or kernel_h < 1 or kernel_w < 1:
+    if lr_channels < 1 or channels_per_group < 1 or kernel_h < 1 or kernel_w < 1:
         fail("weight", "sizes of at least 1", shape_of(weight_shape))
     transposed = ""
-    if groups == 1 and shape[1] == low_channels != channels_per_group:
+    if groups == 1 and shape[1] == lr_channels != channels_per_group:
         transposed = "; a weight [Ci, C, K_h, K_w] of nn.ConvTranspose2d is one for conv_transpose2d"
-    if low_channels % phases:
+    if lr_channels % phases:
         fail(
             "weight",
             f"a first size divisible by r_h*r_w = {geometry.upscale_h}*{geometry.upscale_w} = {phases}",
             shape_of(weight_shape) + transposed,
         )
-    if low_channels % groups:
+    if lr_channels % groups:
         fail("weight", f"a first size divisible by groups={groups}", shape_of(weight_shape))
     if shape[1] != channels_per_group * groups:
         hint = transposed or _channels_at_the_end(shape, channels_per_group * groups)
@@ -309,18 +309,18 @@ def _check_channels(
             f"{channels_per_group * groups} channels (weight {shape_of(weight_shape)}, groups={groups})",
             shape_of(shape) + hint,
         )
-    if bias is not None and (len(bias[0]) != 1 or bias[0][0] != low_channels):
-        fail("bias", f"[{low_channels}], one value per row of weight", shape_of(bias[0]))
+    if bias is not None and (len(bias[0]) != 1 or bias[0][0] != lr_channels):
+        fail("bias", f"[{lr_channels}], one value per row of weight", shape_of(bias[0]))
 
 
 def _checked_output_shape(
     geometry: Geometry, shape: Sequence[int], weight_shape: Sequence[int]
 ) -> tuple[int, int, int, int]:
     batch, _, height, width = shape
-    low_channels, _, kernel_h, kernel_w = weight_shape
+    lr_channels, _, kernel_h, kernel_w = weight_shape
     g = geometry
-    low_h, low_w = low_size(g, height, width, kernel_h, kernel_w)
-    if low_h < 1 or low_w < 1:
+    lr_h, lr_w = lr_size(g, height, width, kernel_h, kernel_w)
+    if lr_h < 1 or lr_w < 1:
         fail(
             "weight",
             "a kernel that fits the padded input of "
@@ -329,10 +329,10 @@ def _checked_output_shape(
         )
     out_h, out_w = output_size(g, height, width, kernel_h, kernel_w)
     if out_h < 1 or out_w < 1:
-        fail("crop", f"less than the output's {low_h * g.upscale_h}x{low_w * g.upscale_w} pixels", g.crop)
-    channels = low_channels // (g.upscale_h * g.upscale_w)
+        fail("crop", f"less than the output's {lr_h * g.upscale_h}x{lr_w * g.upscale_w} pixels", g.crop)
+    channels = lr_channels // (g.upscale_h * g.upscale_w)
     output_shape = (batch, channels, out_h, out_w)
-    _check_output_size(output_shape, low_h * g.upscale_h, low_w * g.upscale_w)
+    _check_output_size(output_shape, lr_h * g.upscale_h, lr_w * g.upscale_w)
     return output_shape
 
 
@@ -350,7 +350,7 @@ def _check_output_size(shape: tuple[int, int, int, int], uncropped_h: int, uncro
 
 
 def _check_activation_weight(
-    activation: Any, info: TensorInfo | None, channels: int, low_channels: int
+    activation: Any, info: TensorInfo | None, channels: int, lr_channels: int
 ) -> None:
     if activation != "prelu":
         if info is not None:
@@ -359,19 +359,19 @@ def _check_activation_weight(
     if info is None:
         fail("activation_weight", "a tensor where activation is 'prelu'", None)
     shape = info[0]
-    if len(shape) > 1 or math.prod(shape) not in (1, channels, low_channels):
-        several = f"C={channels} (after the shuffle) or C*r_h*r_w={low_channels} (before it)"
+    if len(shape) > 1 or math.prod(shape) not in (1, channels, lr_channels):
+        several = f"C={channels} (after the shuffle) or C*r_h*r_w={lr_channels} (before it)"
         fail("activation_weight", f"1, {several} values in one dimension", shape_of(shape))
 
 
 def _check_residual(
-    found: Sequence[int], output_shape: Sequence[int], low_channels: int, low: tuple[int, int]
+    found: Sequence[int], output_shape: Sequence[int], lr_channels: int, low: tuple[int, int]
 ) -> None:
     batch, channels = output_shape[:2]
     expected = (
         tuple(output_shape),  # as the output
         (batch, channels, *low),  # low resolution: nearest-neighbour upsampled
-        (batch, low_channels, *low),  # low resolution and channels: shuffled
+        (batch, lr_channels, *low),  # low resolution and channels: shuffled
     )
     if tuple(found) not in expected:
         as_output, upsampled, shuffled = map(shape_of, expected)

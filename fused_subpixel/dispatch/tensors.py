@@ -41,12 +41,12 @@ def plain_tensors(
 
 
 def _dispatches(tensor: Any) -> bool:
-    """Whether a tensor's class computes by ``__torch_dispatch__``: its values may lie anywhere."""
+    """Whether a tensor's class defines ``__torch_dispatch__``: its values may be anywhere."""
     return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 
 def why_only_reference(tracing: bool, *tensors: Tensor | None) -> str | None:
-    """What about a call of these tensors, if anything, only plain PyTorch can handle; in words."""
+    """What about a call of these tensors, if anything, only plain PyTorch can handle."""
     if torch_compat.has_transforms():
         return "under torch.func transforms only the reference runs"
     if tracing:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch.fx import Node
 
 from ..dispatch import backends
 from ..dispatch.checks import four_paddings
@@ -28,38 +27,15 @@ from .calls import (
     COPIES,
     EPILOGUES,
     UPSAMPLINGS,
-    VIEWS,
     Call,
     call_of,
     has_side_effects,
-    known,
     number_of,
     same_shape,
     spelled,
     tensor_of,
 )
-
-
-class Refusal(Exception):
-    """Why a place of the graph is left alone, in words."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Shuffle:
-    """A rearrangement [N, C*r_h*r_w, P, Q] -> [N, C, P*r_h, Q*r_w], of one node or of several views."""
-
-    nodes: tuple[Node, ...]
-    source: Node
-    factor_h: int
-    factor_w: int
-    channel_order: str
-
-    @property
-    def name(self) -> str:
-        """As reports call it."""
-        equal = self.factor_h == self.factor_w
-        text = f"pixel_shuffle({self.factor_h if equal else (self.factor_h, self.factor_w)})"
-        return text if self.channel_order == "crd" else f"{text[:-1]}, {self.channel_order})"
+from .find_shuffle import Refusal, Shuffle, given_tensor, only_user
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,102 +50,6 @@ class Match:
     activation_weight: Node | None = None
     residual: Node | None = None
     stopped: str = ""  # why the step after the last one stays outside, in words
-
-
-# ---- shuffles ----------------------------------------------------------------------------------------------
-
-
-def shuffles(graph: Graph) -> Iterator[tuple[Node, Shuffle | Refusal]]:
-    """All shuffles of a graph: whole ones, and those that were decomposed into views, permutes and copies."""
-    for node in graph.nodes:
-        call = call_of(node)
-        if call is None:
-            continue
-        try:
-            if call.name == "pixel_shuffle":
-                yield node, _whole(node, call)
-            elif call.name in VIEWS and _splits_channels(node, call.arguments["input"]):
-                yield node, _decomposed(node, call.arguments["input"])
-        except Refusal as refusal:
-            yield node, refusal
-
-
-def _whole(node: Node, call: Call) -> Shuffle:
-    factor = number_of(call.arguments["upscale_factor"])
-    if not isinstance(factor, int):
-        raise Refusal("the upscale factor is not a constant of the graph")
-    return Shuffle((node,), call.arguments["input"], factor, factor, "crd")
-
-
-def _splits_channels(view: Node, source: Any) -> bool:
-    """Whether a view turns [N, L, P, Q] into [N, a, b, c, P, Q]."""
-    before, after = tensor_of(source), tensor_of(view)
-    if before is None or after is None or before.dim() != 4 or after.dim() != 6:
-        return False
-    return same_shape((*before.shape[:1], *before.shape[2:]), (*after.shape[:1], *after.shape[4:]))
-
-
-# By channel order, which of the six axes of the view make up each axis of the output, and which of them are
-# (C, r_h, r_w).
-_ORDERS = {
-    "crd": ([[0], [1], [4, 2], [5, 3]], (1, 2, 3)),
-    "dcr": ([[0], [3], [4, 1], [5, 2]], (3, 1, 2)),
-}
-
-
-def _decomposed(view: Node, source: Node) -> Shuffle:
-    """Follow the axes of the view until they are those of a shuffled image."""
-    shape = _tensor(view).shape
-    axes, nodes = [[axis] for axis in range(6)], [view]
-    while not (order := next((name for name, (found, _) in _ORDERS.items() if found == axes), None)):
-        step = _only_user(nodes[-1])
-        call = call_of(step)
-        if call is not None and call.name == "permute":
-            axes = [axes[int(axis)] for axis in call.arguments["sizes"]]
-        elif call is not None and call.name in VIEWS:
-            axes = _merge(axes, shape, _tensor(step).shape)
-        elif call is None or call.name not in COPIES:
-            raise Refusal(f"the split channels come to {spelled(step)}, not to a shuffle")
-        nodes.append(step)
-    if _tensor(nodes[-1]).dtype != _tensor(source).dtype:
-        raise Refusal(f"{spelled(nodes[-1])} changes the dtype")
-    _, factor_h, factor_w = (shape[axis] for axis in _ORDERS[order][1])
-    if not isinstance(factor_h, int) or not isinstance(factor_w, int):
-        raise Refusal("the upscale factor is not a constant of the graph")
-    return Shuffle(tuple(nodes), source, factor_h, factor_w, order)
-
-
-def _merge(axes: list[list[int]], shape: torch.Size, wanted: torch.Size) -> list[list[int]]:
-    """The axes after a view that merges neighbours; ``shape`` has the sizes of the single axes."""
-    merged: list[list[int]] = []
-    rest = iter(axes)
-    for size in wanted:
-        group: list[int] = []
-        while not group or not known(math.prod(shape[axis] for axis in group) == size):
-            more = next(rest, None)
-            if more is None:
-                raise Refusal("the split channels are viewed in another way than a shuffle does")
-            group = group + more
-        merged.append(group)
-    if next(rest, None) is not None:
-        raise Refusal("the split channels are viewed in another way than a shuffle does")
-    return merged
-
-
-def _only_user(node: Node) -> Node:
-    if len(node.users) != 1:
-        raise Refusal(f"{spelled(node)} is used elsewhere too")
-    return next(iter(node.users))
-
-
-def _tensor(node: Any) -> Tensor:
-    tensor = tensor_of(node)
-    if tensor is None:
-        raise Refusal(f"the graph does not say what {spelled(node)} is")
-    return tensor
-
-
-# ---- the match ---------------------------------------------------------------------------------------------
 
 
 def match(shuffle: Shuffle, training: bool) -> Match:
@@ -187,7 +67,7 @@ def match(shuffle: Shuffle, training: bool) -> Match:
     convolution = call_of(before[0])
     assert convolution is not None
     found = Match((before[0],), convolution, shuffle, _geometry(before[0], convolution, shuffle))
-    training = training and _tensor(before[0]).requires_grad
+    training = training and given_tensor(before[0]).requires_grad
     for step in before[1:]:
         try:
             found = _extend(found, step, shuffle, training)
@@ -196,7 +76,7 @@ def match(shuffle: Shuffle, training: bool) -> Match:
     found = dataclasses.replace(found, nodes=found.nodes + shuffle.nodes)
     _check_quiet(found.nodes, shuffle.nodes[-1])
     while len(found.nodes[-1].users) == 1:
-        step = _only_user(found.nodes[-1])
+        step = only_user(found.nodes[-1])
         call = call_of(step)
         if call is None or call.name not in EPILOGUES | COPIES:
             break
@@ -230,7 +110,7 @@ def _path_to_convolution(node: Any, user: Node) -> list[Node]:
 def _geometry(node: Node, call: Call, shuffle: Shuffle) -> Geometry:
     """The operator's geometry for a convolution; every refusal that has to do with it."""
     arguments = call.arguments
-    input, weight, output = (_tensor(n) for n in (arguments["input"], arguments["weight"], node))
+    input, weight, output = (given_tensor(n) for n in (arguments["input"], arguments["weight"], node))
     if arguments.get("transposed"):
         raise Refusal(f"{spelled(node)} is a transposed convolution")
     if input.dim() != 4 or weight.dim() != 4:
@@ -299,7 +179,7 @@ def _extend(found: Match, step: Node, shuffle: Shuffle, training: bool) -> Match
     last = found.nodes[-1]
     if call.in_place and call.arguments["input"] is not last:
         raise Refusal("it writes into its other operand")
-    before, after = _tensor(last), _tensor(step)
+    before, after = given_tensor(last), given_tensor(step)
     if before.dtype != after.dtype or not same_shape(before.shape, after.shape):
         raise Refusal("it changes the shape or the dtype")
     _check_quiet(found.nodes, step)
@@ -333,7 +213,7 @@ def _activated(found: Match, call: Call, operand: Tensor) -> Match:
         raise Refusal("the operator has the exact gelu, not its approximation by tanh")
     elif call.name == "prelu":
         weight = call.arguments["weight"]
-        slopes = _tensor(weight)
+        slopes = given_tensor(weight)
         if slopes.dim() > 1 or slopes.dtype != operand.dtype:
             raise Refusal("its slopes have another dtype or more than one dimension")
     return dataclasses.replace(found, epilogue=epilogue, activation_weight=weight)
@@ -377,7 +257,7 @@ def _residual(found: Match, step: Node, call: Call, shuffle: Shuffle) -> Node:
         raise Refusal("it adds a value to itself")
     if number_of(call.arguments["alpha"]) != 1:
         raise Refusal("it scales what it adds")
-    operand, tensor = _tensor(last), _tensor(other)
+    operand, tensor = given_tensor(last), given_tensor(other)
     if tensor.dtype != operand.dtype or tensor.device != operand.device:
         raise Refusal("its operands differ in dtype or device")
     if not same_shape(tensor.shape, operand.shape):
@@ -386,7 +266,7 @@ def _residual(found: Match, step: Node, call: Call, shuffle: Shuffle) -> Node:
         )
     if shuffle.nodes[-1] not in found.nodes:
         return other
-    source = _before_upsampling(other, _tensor(found.nodes[0]), shuffle)
+    source = _before_upsampling(other, given_tensor(found.nodes[0]), shuffle)
     if source is None or _first_with_effects(other, step, found.nodes) is not None:
         return other
     return source
@@ -409,7 +289,7 @@ def _before_upsampling(node: Node, low: Tensor, shuffle: Shuffle) -> Node | None
     source = call.arguments.get("input")
     if call.name not in UPSAMPLINGS or not isinstance(source, Node):
         return None
-    before, after = _tensor(source), _tensor(node)
+    before, after = given_tensor(source), given_tensor(node)
     if before.dim() != 4 or before.dtype != after.dtype or call.arguments.get("antialias"):
         return None
     if not str(call.arguments.get("mode", "nearest")).startswith("nearest"):

@@ -20,7 +20,8 @@ from ..ops.fallback import PLAIN_KERNELS
 from ..ops.layout import memory_format
 from ..surgery.report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site
 from .calls import call_of, has_side_effects, known, spelled, tensor_of
-from .match import Match, Refusal, Shuffle, match, shuffles
+from .find_shuffle import Refusal, Shuffle, shuffles
+from .match import Match, match
 
 aten = torch.ops.aten
 _operator = torch.ops.fused_subpixel.subpixel_conv2d.default
@@ -36,7 +37,7 @@ def fuse(program: Any, *, return_report: bool = False) -> Any:
     Every ``conv2d -> pixel_shuffle``, with activation, residual and clamp before or after the shuffle in the
     order of :func:`fused_subpixel.subpixel_conv2d`, becomes one call of
     ``torch.ops.fused_subpixel.subpixel_conv2d``. What is not provably that, for all sizes the program allows,
-    is left alone. docs/graphs.md lists what is recognised.
+    is left alone. docs/export.md lists what is recognised.
 
     Args:
         program: what ``torch.export.export`` returns, also after ``run_decompositions``.

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from .. import torch_compat
-from .geometry import Geometry, Transposed, low_size, output_size, subpixel_weight_shape
+from .geometry import Geometry, Transposed, lr_size, output_size, subpixel_weight_shape
 from .layout import is_channels_last, memory_format
 from .library import has_kernel
 
@@ -66,9 +66,9 @@ def fake_subpixel_conv2d(
     shape: Sequence[int] = weight.shape
     if transposed_weight:
         shape = subpixel_weight_shape(shape, geometry)
-    low_channels, _, kernel_h, kernel_w = shape
+    lr_channels, _, kernel_h, kernel_w = shape
     size = output_size(geometry, height, width, kernel_h, kernel_w)
-    channels = low_channels // (geometry.upscale_h * geometry.upscale_w)
+    channels = lr_channels // (geometry.upscale_h * geometry.upscale_w)
     return _empty(input, (batch, channels, *size), is_channels_last(input))
 
 
@@ -92,9 +92,9 @@ def _(
     grad_output: Tensor, input: Tensor, kernel_h: int, kernel_w: int, numbers: Sequence[int], *saved: Any
 ) -> tuple[Tensor, Tensor]:
     geometry = Geometry(*numbers)
-    low_channels = grad_output.shape[1] * geometry.upscale_h * geometry.upscale_w
-    weight_shape = (low_channels, input.shape[1] // geometry.groups, kernel_h, kernel_w)
-    return grad_output.new_empty(weight_shape), grad_output.new_empty(low_channels)
+    lr_channels = grad_output.shape[1] * geometry.upscale_h * geometry.upscale_w
+    weight_shape = (lr_channels, input.shape[1] // geometry.groups, kernel_h, kernel_w)
+    return grad_output.new_empty(weight_shape), grad_output.new_empty(lr_channels)
 
 
 @_register_fake("shuffle")
@@ -102,9 +102,11 @@ def fake_shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: int
     """The output, without values."""
     torch_compat.keep_call_in_inductor("fused_subpixel::shuffle")
     n, c, h, w = input.shape
-    cell = factor_h * factor_w
+    phases = factor_h * factor_w
     shape = (
-        (n, c * cell, h // factor_h, w // factor_w) if inverse else (n, c // cell, h * factor_h, w * factor_w)
+        (n, c * phases, h // factor_h, w // factor_w)
+        if inverse
+        else (n, c // phases, h * factor_h, w * factor_w)
     )
     return _empty(input, shape, is_channels_last(input))
 
@@ -160,5 +162,5 @@ def _flops(geometry: Geometry, batch: int, size: tuple[int, int], weight: Sequen
     if (transposed := _counted.transposed) is not None:
         batch, _, *size_before = transposed.input_shape
         return 2 * batch * math.prod(size_before) * math.prod(transposed.weight_shape)
-    low_h, low_w = low_size(geometry, *size, weight[2], weight[3])
-    return 2 * batch * low_h * low_w * math.prod(weight)
+    lr_h, lr_w = lr_size(geometry, *size, weight[2], weight[3])
+    return 2 * batch * lr_h * lr_w * math.prod(weight)

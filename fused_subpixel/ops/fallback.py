@@ -84,8 +84,8 @@ def _plain_weight_grad(
     grad: Tensor, input: Tensor, kernel_h: int, kernel_w: int, numbers: Sequence[int], *saved: Any
 ) -> tuple[Tensor, Tensor]:
     geometry = Geometry(*numbers)
-    low_channels = grad.shape[1] * geometry.upscale_h * geometry.upscale_w
-    weight_shape = (low_channels, input.shape[1] // geometry.groups, kernel_h, kernel_w)
+    lr_channels = grad.shape[1] * geometry.upscale_h * geometry.upscale_w
+    weight_shape = (lr_channels, input.shape[1] // geometry.groups, kernel_h, kernel_w)
     _, grad_weight, grad_bias = pytorch_convolution_gradients(
         _before_activation(grad, *saved),
         input,

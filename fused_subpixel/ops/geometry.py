@@ -125,7 +125,7 @@ class Problem(NamedTuple):
     transposed: Transposed | None = None
 
 
-def low_size(geometry: Geometry, height: int, width: int, kernel_h: int, kernel_w: int) -> tuple[int, int]:
+def lr_size(geometry: Geometry, height: int, width: int, kernel_h: int, kernel_w: int) -> tuple[int, int]:
     """(P, Q): the size of the convolution's output before the shuffle."""
     g = geometry
     padded_h, padded_w = height + g.pad_top + g.pad_bottom, width + g.pad_left + g.pad_right
@@ -138,16 +138,16 @@ def low_size(geometry: Geometry, height: int, width: int, kernel_h: int, kernel_
 def output_size(geometry: Geometry, height: int, width: int, kernel_h: int, kernel_w: int) -> tuple[int, int]:
     """The size of the shuffled and cropped output."""
     g = geometry
-    low_h, low_w = low_size(g, height, width, kernel_h, kernel_w)
+    lr_h, lr_w = lr_size(g, height, width, kernel_h, kernel_w)
     return (
-        low_h * g.upscale_h - g.crop_top - g.crop_bottom,
-        low_w * g.upscale_w - g.crop_left - g.crop_right,
+        lr_h * g.upscale_h - g.crop_top - g.crop_bottom,
+        lr_w * g.upscale_w - g.crop_left - g.crop_right,
     )
 
 
 def subpixel_weight_shape(weight: Sequence[int], geometry: Geometry) -> tuple[int, int, int, int]:
     """The shape of the sub-pixel convolution's weight from a transposed convolution's, [Ci, C, K_h, K_w]."""
     g, (channels_in, channels, height, width) = geometry, weight
-    low_channels = channels * g.upscale_h * g.upscale_w
+    lr_channels = channels * g.upscale_h * g.upscale_w
     kernel_h, kernel_w = (height + g.kernel_pad_h) // g.upscale_h, (width + g.kernel_pad_w) // g.upscale_w
-    return low_channels, channels_in, kernel_h, kernel_w
+    return lr_channels, channels_in, kernel_h, kernel_w

@@ -168,28 +168,28 @@ def pytorch_convolution_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The same by PyTorch: unshuffle the gradient, then its convolution backward. Differentiable again."""
     g = geometry
-    channels, cell = grad.shape[1], g.upscale_h * g.upscale_w
+    channels, phases = grad.shape[1], g.upscale_h * g.upscale_w
     # In channels_last, dcr order unshuffles by whole pixels, several times as fast as the interleaving of
     # crd. Then the weight's rows follow, and its gradient's go back: small tensors both.
     reorder = g.channel_order == _CRD and g.groups == 1 and channels > 1 and is_channels_last(grad)
-    low_grad = reference.uncrop_and_unshuffle(grad, g._replace(channel_order=_DCR) if reorder else g)
+    lr_grad = reference.uncrop_and_unshuffle(grad, g._replace(channel_order=_DCR) if reorder else g)
     if weight is not None:
         weight = reference.grouped_weight(weight, g.groups)
-        weight = _transpose_rows(weight, channels, cell) if reorder else weight
+        weight = _transpose_rows(weight, channels, phases) if reorder else weight
     # A tensor that is not needed stands in with its shape only.
     input = grad.new_empty(()).expand(input_shape) if input is None else input
     weight = grad.new_empty(()).expand(weight_shape) if weight is None else weight
     padded, padding = reference.symmetric_padding(input, g)
     grad_input, grad_weight, grad_bias = aten.convolution_backward(
-        low_grad, padded, weight, [weight_shape[0]], (g.stride_h, g.stride_w), padding,
+        lr_grad, padded, weight, [weight_shape[0]], (g.stride_h, g.stride_w), padding,
         (g.dilation_h, g.dilation_w), False, (0, 0), g.groups, needed,
     )  # fmt: skip
     if needed[0] and padded is not input:
         height, width = input_shape[2:]
         grad_input = grad_input[:, :, g.pad_top : g.pad_top + height, g.pad_left : g.pad_left + width]
     if reorder:
-        grad_weight = _transpose_rows(grad_weight, cell, channels) if needed[1] else None
-        grad_bias = _transpose_rows(grad_bias, cell, channels) if needed[2] else None
+        grad_weight = _transpose_rows(grad_weight, phases, channels) if needed[1] else None
+        grad_bias = _transpose_rows(grad_bias, phases, channels) if needed[2] else None
     return grad_input, grad_weight, grad_bias
 
 

@@ -58,7 +58,7 @@ _BUILD_IN_PLACE = "'pip install --no-build-isolation -e .'"
 
 
 def is_source_folder() -> bool:
-    """Whether the package lies in its source folder, where only an in-place build leaves libraries."""
+    """Whether the package is in its source folder, where only an in-place build leaves libraries."""
     return (FOLDER.parent / "setup.py").exists() and (FOLDER.parent / "csrc").exists()
 
 
@@ -67,7 +67,7 @@ class LoadedLibrary:
     """What became of one compiled library."""
 
     path: pathlib.Path | None = None  # None where it does not exist
-    problem: str | None = None  # why it did not load, in words; None if it did
+    problem: str | None = None  # why it did not load; None if it did
     remedy: str = f"Build it with {_BUILD_IN_PLACE} in the source folder"  # what to do, in words
     expected: bool = False  # a library that did not load was expected to: it lies here or is installed
 

@@ -15,8 +15,8 @@ EPILOGUE_SCHEMA = "int activation, float negative_slope, float? clamp_min, float
 SAVED_SCHEMA = "Tensor? output=None, int activation=0, float negative_slope=0.0"
 
 SCHEMAS = (
-    # transposed_weight: weight and bias are a transposed convolution's, [Ci, C, K_h, K_w] and [C], of one group,
-    # whose stride is the upscale factor, in crd order. Kernels read the weight where it is, without a copy.
+    # transposed_weight: weight and bias of a transposed convolution, one group, [Ci, C, K_h, K_w] and [C].
+    # Its stride is the upscale factor, the order crd. Kernels read the weight where it is, without a copy.
     "subpixel_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? activation_weight, Tensor? residual, "
     f"{GEOMETRY_SCHEMA}, {EPILOGUE_SCHEMA}, bool transposed_weight=False) -> Tensor",
     "subpixel_conv2d_input_grad(Tensor grad_output, Tensor weight, SymInt height, SymInt width, "

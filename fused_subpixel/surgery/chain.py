@@ -70,7 +70,7 @@ class Chain(NamedTuple):
     after: Activation | None
 
 
-class Downward(NamedTuple):
+class UnshuffleConv(NamedTuple):
     """A pixel unshuffle and the convolution behind it, neighbours in an ``nn.Sequential``."""
 
     modules: tuple[nn.Module, ...]
@@ -82,7 +82,7 @@ class Downward(NamedTuple):
 
 
 def why_altered(module: nn.Module, base: type[nn.Module]) -> str | None:
-    """What, if anything, makes a call of ``module`` more than ``base.forward``; in words."""
+    """What, if anything, makes a call of ``module`` more than ``base.forward``."""
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return f"{type(module).__name__} is not initialised yet; run the model once first"
     return why_own_forward(module, base) or (
@@ -91,7 +91,7 @@ def why_altered(module: nn.Module, base: type[nn.Module]) -> str | None:
 
 
 def why_own_forward(module: nn.Module, base: type[nn.Module]) -> str | None:
-    """Why the forward of ``module`` is not ``base.forward``, if it is not; in words."""
+    """Why the forward of ``module`` is not ``base.forward``, if it is not."""
     kind: Any = type(module)
     forward = module.__dict__.get("forward", kind.forward)
     original = getattr(kind, "original_class", kind)  # of a replaced module, see modules.py
@@ -163,7 +163,7 @@ def flatten(sequential: nn.Sequential) -> list[nn.Module]:
 
 def match(
     modules: Sequence[nn.Module], start: int, fold: bool, unshuffle: bool
-) -> Chain | Downward | str | None:
+) -> Chain | UnshuffleConv | str | None:
     """What begins at ``start``, or the reason why what looks like a chain is none, or None.
 
     ``fold``: whether a batch norm in eval mode may belong to it. ``unshuffle``: whether to look for
@@ -171,7 +171,7 @@ def match(
     """
     conv = modules[start]
     if unshuffle and isinstance(conv, nn.PixelUnshuffle):
-        return _match_downward(modules, start, conv, fold)
+        return _match_unshuffle_conv(modules, start, conv, fold)
     if not isinstance(conv, nn.Conv2d):
         return None
     position, module = behind(modules, start)
@@ -208,9 +208,9 @@ def match(
     return Chain(tuple(modules[start : end + 1]), conv, norm, before, shuffle, after)
 
 
-def _match_downward(
+def _match_unshuffle_conv(
     modules: Sequence[nn.Module], start: int, unshuffle: nn.PixelUnshuffle, fold: bool
-) -> Downward | str | None:
+) -> UnshuffleConv | str | None:
     """As :func:`match`, for a pixel unshuffle followed by a convolution."""
     position, conv = behind(modules, start)
     if not isinstance(conv, nn.Conv2d):
@@ -231,7 +231,7 @@ def _match_downward(
         return "padding 'same' is not the same on all sides"
     if conv.in_channels // conv.groups % factor**2:
         return "a group of the convolution sees less than all phases of a channel"
-    return Downward(tuple(modules[start : position + 1]), unshuffle, conv)
+    return UnshuffleConv(tuple(modules[start : position + 1]), unshuffle, conv)
 
 
 def behind(modules: Sequence[nn.Module], position: int) -> tuple[int, nn.Module | None]:
@@ -244,7 +244,7 @@ def behind(modules: Sequence[nn.Module], position: int) -> tuple[int, nn.Module 
 
 
 def why_not_folded(norm: nn.BatchNorm2d, fold: bool) -> str | None:
-    """Why a batch norm cannot be folded into the convolution before it; in words."""
+    """Why a batch norm cannot be folded into the convolution before it."""
     if not fold:
         return "a batch norm stands in between; fold_batch_norm=True folds it, in eval mode"
     if norm.running_mean is None or norm.running_var is None:
@@ -253,7 +253,7 @@ def why_not_folded(norm: nn.BatchNorm2d, fold: bool) -> str | None:
 
 
 def why_unfit(conv: nn.Conv2d, factor: int, before: Activation | None) -> str | None:
-    """Why a convolution does not fit a shuffle and the activation between them; in words."""
+    """Why a convolution does not fit a shuffle and the activation between them."""
     if not isinstance(factor, int) or factor < 2:
         return f"a shuffle by {factor} rearranges nothing"
     if conv.out_channels % factor**2:
@@ -346,7 +346,7 @@ def run(
 def folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that does what a convolution and a batch norm in eval mode do.
 
-    Computed anew in every call: it is little work, differentiable, and cannot go stale.
+    Computed in every call: it is little work, differentiable, and cannot go stale.
     """
     assert norm.running_mean is not None and norm.running_var is not None
     scale = torch.rsqrt(norm.running_var + norm.eps)
@@ -360,7 +360,7 @@ def folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[T
     return weight * scale.to(weight.dtype).view(-1, 1, 1, 1), shift.to(weight.dtype)
 
 
-def run_downward(input: Tensor, unshuffle: nn.PixelUnshuffle, conv: nn.Conv2d) -> Tensor:
+def run_unshuffle_conv(input: Tensor, unshuffle: nn.PixelUnshuffle, conv: nn.Conv2d) -> Tensor:
     """conv(unshuffle(input)) as a strided convolution, whose kernel is the weight shuffled."""
     factor = unshuffle.downscale_factor
     if isinstance(conv.padding, str):

@@ -58,7 +58,7 @@ def replace_conv_transpose(model: nn.Module, *, inplace: bool = False, return_re
 
 
 def _why_not(module: nn.ConvTranspose2d) -> str | None:
-    """Why a module is left alone, in words; None if it can be replaced."""
+    """Why a module is left alone; None if it can be replaced."""
     if type(module) not in (nn.ConvTranspose2d, ConvTranspose2d):
         if isinstance(module, LazyModuleMixin):
             return "it is not initialised yet; run the model once first"

@@ -23,8 +23,8 @@ from torch.nn.utils import parametrize
 
 from . import chain as chains
 from . import originals
-from .chain import Activation, Chain, Downward
-from .low_resolution import Held, LowResolution, Traced, with_versions
+from .chain import Activation, Chain, UnshuffleConv
+from .low_resolution import LowResolution, PendingOutput, Traced, with_versions
 
 # ---- changing a module's class ----------------------------------------------------------------------------
 
@@ -104,7 +104,7 @@ class FusedSequential(Fused, nn.Sequential):
         modules = chains.flatten(self)
         position = 0
         while position < len(modules):
-            found: Chain | Downward | str | None = None
+            found: Chain | UnshuffleConv | str | None = None
             if isinstance(modules[position], (nn.Conv2d, nn.PixelUnshuffle)) and chains.runs_fused(input):
                 found = chains.match(modules, position, self.fold_batch_norm, self.unshuffle)
             if found is None or isinstance(found, str):
@@ -115,10 +115,10 @@ class FusedSequential(Fused, nn.Sequential):
                 position += len(found.modules)
         return input
 
-    def run(self, found: Chain | Downward, input: Tensor) -> Any:
+    def run(self, found: Chain | UnshuffleConv, input: Tensor) -> Any:
         """Apply a chain as one call."""
-        if isinstance(found, Downward):
-            return chains.run_downward(input, found.unshuffle, found.conv)
+        if isinstance(found, UnshuffleConv):
+            return chains.run_unshuffle_conv(input, found.unshuffle, found.conv)
         factor = found.shuffle.upscale_factor
         output = chains.run(input, found.conv, factor, found.norm, found.before, found.after)
         if output is None:
@@ -216,7 +216,7 @@ class FusedConv2d(Fused, nn.Conv2d):
         if compiling:
             return Traced.of(high, plan.factor)
         steps = tuple(step for step in (norm, before) if step is not None)
-        return LowResolution.of(high, Held(plan.factor, steps, self, input if steps else None))
+        return LowResolution.of(high, PendingOutput(plan.factor, steps, self, input if steps else None))
 
 
 functools.update_wrapper(FusedConv2d.__init__, nn.Conv2d.__init__)  # skip_init reads the signature

@@ -10,10 +10,10 @@ something reads it:
 - ``__torch_dispatch__`` sees what reads or writes this tensor below autograd, including code that bypasses
   ``__torch_function__``, and gives it the memory.
 
-The held tensor has no history in autograd. Instead, the shuffled output is a differentiable function of the
-:class:`LowResolution`, which is a differentiable function of the convolution's result. Gradients therefore
-flow through the tensor itself, whatever gave it its history: the convolution, a ``torch.autograd.Function``
-that returned it (a checkpoint, a reversible block), or ``requires_grad_()``.
+The pending tensor has no history in autograd. Instead, the shuffled output is a differentiable function of
+the :class:`LowResolution`, which is a differentiable function of the convolution's result. Gradients
+therefore flow through the tensor itself, whatever gave it its history: the convolution, a
+``torch.autograd.Function`` that returned it (a checkpoint, a reversible block), or ``requires_grad_()``.
 
 :class:`Traced` is its counterpart in code that torch.compile traces.
 """
@@ -45,7 +45,7 @@ def with_versions(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
         return function(*args, **kwargs)
 
 
-class Held:
+class PendingOutput:
     """The output of a fused convolution, shuffled, with all ``steps`` done that are to come before that."""
 
     high: Tensor  # [N, C, P*r, Q*r]
@@ -89,7 +89,7 @@ class Held:
             output = step.apply(output) if isinstance(step, Activation) else step(output)
         return output
 
-    def low_shape(self) -> tuple[int, ...]:
+    def lr_shape(self) -> tuple[int, ...]:
         """[N, C*r*r, P, Q], without N where the input has none."""
         *batch, channels, height, width = self.high.shape
         r = self.factor
@@ -114,24 +114,24 @@ def _version(tensor: Tensor) -> int | None:
 class LowResolution(Tensor):
     """What a :class:`FusedConv2d` returns; it stands for the convolution's output [N, C*r*r, P, Q]."""
 
-    held: Held
-    done: int  # how many of the steps held this tensor stands for
+    pending: PendingOutput
+    done: int  # how many of the steps pending this tensor stands for
     memory: Tensor | None  # the plain output, once something has asked for it: from then on the only truth
 
     @staticmethod
-    def of(high: Tensor, held: Held) -> Tensor:
+    def of(high: Tensor, pending: PendingOutput) -> Tensor:
         """The tensor whose shuffled output is ``high``, as a differentiable function of ``high``."""
         if high.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            held.high = high.detach()
-            low: Tensor = _Unshuffle.apply(high, held, None)
+            pending.high = high.detach()
+            low: Tensor = _Unshuffle.apply(high, pending, None)
             return low
-        held.high = high
-        return LowResolution.holding(held, 0)
+        pending.high = high
+        return LowResolution.holding(pending, 0)
 
     @staticmethod
-    def holding(held: Held, done: int) -> LowResolution:
+    def holding(pending: PendingOutput, done: int) -> LowResolution:
         """A tensor without history that stands for the convolution's output after ``done`` steps."""
-        high, shape, strides = held.high, held.low_shape(), None
+        high, shape, strides = pending.high, pending.lr_shape(), None
         if len(shape) == 4 and not high.is_contiguous():  # as nn.Conv2d would return it
             _, channels, height, width = shape
             strides = (channels * height * width, 1, width * channels, channels)
@@ -139,7 +139,7 @@ class LowResolution(Tensor):
             LowResolution, shape, strides=strides, dtype=high.dtype, device=high.device
         )
         torch_compat.throw_on_mutable_data_ptr(self)  # rather than give out a null pointer
-        self.held, self.done, self.memory = held, done, None
+        self.pending, self.done, self.memory = pending, done, None
         return self
 
     @classmethod
@@ -161,11 +161,11 @@ class LowResolution(Tensor):
                 f"the output of a fused convolution cannot be given other memory. {_WHAT_TO_DO}"
             )
         if isinstance(self, LowResolution) and self.memory is None and not torch_compat.has_transforms():
-            held = self.held
+            pending = self.pending
             if func is torch.pixel_shuffle:
                 factor = args[1] if len(args) > 1 else kwargs.get("upscale_factor")
-                if self.done == len(held.steps) and factor == held.factor:
-                    return self.shuffled(held.take())
+                if self.done == len(pending.steps) and factor == pending.factor:
+                    return self.shuffled(pending.take())
             elif (call := call_of(func, args, kwargs)) is not None and (moved := self.move(call)) is not None:
                 return moved
         plain: list[tuple[Tensor, LowResolution]] = []
@@ -204,33 +204,33 @@ class LowResolution(Tensor):
 
     def move(self, call: Call) -> Tensor | None:
         """This tensor after a step, or None if the step cannot be done to it."""
-        held, done = self.held, self.done
-        if done < len(held.steps):
-            if not call.does(held.steps[done]) or (torch.is_grad_enabled() and self.requires_grad):
+        pending, done = self.pending, self.done
+        if done < len(pending.steps):
+            if not call.does(pending.steps[done]) or (torch.is_grad_enabled() and self.requires_grad):
                 return None
             if not call.in_place:
-                return LowResolution.holding(held, done + 1)
+                return LowResolution.holding(pending, done + 1)
             self.done += 1
             return self
         if call.activation is None or not call.activation.commutes():
             return None
-        high = with_versions(call.activation.apply, self.shuffled(held.unchanged()))
-        held = Held(held.factor)
+        high = with_versions(call.activation.apply, self.shuffled(pending.unchanged()))
+        pending = PendingOutput(pending.factor)
         if not call.in_place:
-            return LowResolution.of(high, held)
+            return LowResolution.of(high, pending)
         if not (torch.is_grad_enabled() and high.requires_grad):
-            held.high = high
-            self.held, self.done = held, 0
+            pending.high = high
+            self.pending, self.done = pending, 0
             return self
-        held.high = high.detach()
-        low: Tensor = _Unshuffle.apply(high, held, self)
+        pending.high = high.detach()
+        low: Tensor = _Unshuffle.apply(high, pending, self)
         return low
 
     def plain(self) -> Tensor:
         """The convolution's output after the steps that this tensor stands for: a view of this tensor."""
-        if torch.compiler.is_compiling():  # for an export: see of(), the held tensor has the history
+        if torch.compiler.is_compiling():  # for an export: see of(), the pending tensor has the history
             if self.memory is None:
-                self.memory = self.held.plain(self.done)
+                self.memory = self.pending.plain(self.done)
             return self.memory
         with without_subclass_torch_function():
             return self.view_as(self)
@@ -241,7 +241,7 @@ class LowResolution(Tensor):
             with without_subclass_torch_function():
                 shape, strides = self.shape, self.stride()
             with torch.inference_mode(False), torch.no_grad():
-                values = self.held.plain(self.done)
+                values = self.pending.plain(self.done)
                 if values.stride() != strides:  # on which autograd relies for the gradients of views
                     values = values.new_empty_strided(shape, strides).copy_(values)
             self.memory = values
@@ -255,12 +255,12 @@ class _Unshuffle(torch.autograd.Function):
     """:class:`LowResolution` as a function of the shuffled output."""
 
     @staticmethod
-    def forward(ctx: Any, high: Tensor, held: Held, overwritten: LowResolution | None) -> Tensor:
-        ctx.factor = held.factor
+    def forward(ctx: Any, high: Tensor, pending: PendingOutput, overwritten: LowResolution | None) -> Tensor:
+        ctx.factor = pending.factor
         if overwritten is None:
-            return LowResolution.holding(held, 0)
+            return LowResolution.holding(pending, 0)
         ctx.mark_dirty(overwritten)
-        overwritten.held, overwritten.done = held, 0
+        overwritten.pending, overwritten.done = pending, 0
         return overwritten
 
     @staticmethod
@@ -273,14 +273,14 @@ class _Shuffle(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, low: LowResolution, high: Tensor) -> Tensor:
-        ctx.factor = low.held.factor
+        ctx.factor = low.pending.factor
         return high.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         ((origin, _), *_) = ctx.next_functions
         if isinstance(origin, _Unshuffle._backward_cls):  # which shuffles it back, without any work
-            return LowResolution.of(grad, Held(ctx.factor)), None
+            return LowResolution.of(grad, PendingOutput(ctx.factor)), None
         return pixel_unshuffle(grad, ctx.factor), None
 
 
@@ -308,7 +308,7 @@ class Traced(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Give a pixel shuffle what is held, and do activations to that."""
+        """Give a pixel shuffle what is pending, and do activations to that."""
         kwargs = kwargs or {}
         self = args[0] if args else None
         if isinstance(self, Traced) and self.high is not None and func not in METADATA:

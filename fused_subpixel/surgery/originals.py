@@ -52,6 +52,6 @@ def intact() -> bool:
     """Whether all that PyTorch's layers are made of is PyTorch's own at this moment."""
     if nn.Module.__call__ is not _CALL and not _is_pytorchs(nn.Module.__call__):
         return False  # PyTorch's own tracers replace it, too, while they trace
-    if torch.compiler.is_dynamo_compiling():  # guards the attributes, and compiles anew when one has changed
+    if torch.compiler.is_dynamo_compiling():  # guards the attributes, and recompiles when one has changed
         return all(getattr(owner, name) is original for owner, name, original in _ATTRIBUTES)
     return [table.get(name) for table, name in _TABLES] == _ORIGINALS

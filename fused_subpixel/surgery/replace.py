@@ -13,7 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from . import chain as chains
 from . import trace
-from .chain import Activation, Chain, Downward
+from .chain import Activation, Chain, UnshuffleConv
 from .fused_modules import FusedConv2d, FusedSequential, Plan, fuse_class
 from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site
 
@@ -28,7 +28,7 @@ class Replacer:
         self.names = {module: name or "(the model)" for name, module in model.named_modules()}
         self.changed: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]] = []
         self.sites: dict[Pair, Site] = {}
-        self.sequentials: dict[nn.Sequential, list[Chain | Downward]] = {}
+        self.sequentials: dict[nn.Sequential, list[Chain | UnshuffleConv]] = {}
         self.bytes: dict[nn.Module, int] = {}  # of the outputs of each convolution, in a run
         self.convs: dict[nn.Conv2d, Plan] = {}
         self.on_meta = False
@@ -109,9 +109,9 @@ class Replacer:
                     self.sequentials.setdefault(sequential, []).append(found)
                     self.sites[pair] = self.site(pair, REPLACED, _how(found))
 
-    def is_done(self, sequential: FusedSequential, found: Chain | Downward) -> bool:
+    def is_done(self, sequential: FusedSequential, found: Chain | UnshuffleConv) -> bool:
         """Whether a Sequential that was replaced before runs this chain as one call."""
-        if isinstance(found, Downward):
+        if isinstance(found, UnshuffleConv):
             return sequential.unshuffle
         return found.norm is None or sequential.fold_batch_norm
 
@@ -142,7 +142,7 @@ class Replacer:
     def look_at_run(self, recorder: trace.Recorder) -> None:
         """Find pairs in what was recorded of a run."""
         found_ones = (found for chain in self.sequentials.values() for found in chain)
-        unshuffles = {found.conv: found.unshuffle for found in found_ones if isinstance(found, Downward)}
+        unshuffles = {found.conv: found.unshuffle for found in found_ones if isinstance(found, UnshuffleConv)}
         runs: dict[nn.Conv2d, list[trace.Run]] = {}
         for run in recorder.runs:
             self.bytes[run.conv] = self.bytes.get(run.conv, 0) + run.output_size
@@ -320,7 +320,7 @@ def _only_reparametrising_hooks(conv: nn.Conv2d) -> bool:
     )
 
 
-def _pair(found: Chain | Downward) -> Pair:
+def _pair(found: Chain | UnshuffleConv) -> Pair:
     return (found.conv, found.shuffle) if isinstance(found, Chain) else (found.unshuffle, found.conv)
 
 
@@ -330,9 +330,9 @@ def _looks_like(modules: list[nn.Module], start: int) -> Pair:
     return modules[start], next(module for module in modules[start + 1 :] if isinstance(module, ends))
 
 
-def _how(found: Chain | Downward | Plan) -> str:
-    """How a site runs, in words."""
-    if isinstance(found, Downward):
+def _how(found: Chain | UnshuffleConv | Plan) -> str:
+    """How a site runs."""
+    if isinstance(found, UnshuffleConv):
         return "one strided convolution"
     after = found.after if isinstance(found, Chain) else None
     before = found.activation() if isinstance(found, Plan) else found.before

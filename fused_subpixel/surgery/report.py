@@ -19,7 +19,7 @@ class Site:
         path: names of the modules, as in ``named_modules()``, joined by `` -> `` in the order of the data.
         layers: what stands there, with its shape: ``Conv2d(64, 12, 3x3) -> PixelShuffle(2)``.
         status: ``"replaced"``, ``"already replaced"`` or ``"left alone"``.
-        reason: how it is replaced, or why it was left alone, in words.
+        reason: how it is replaced, or why it was left alone.
         saved_bytes: memory that a run of the model on the example inputs need not write and read any more;
             None where the size of the tensors is not known.
         saved_bytes_per_pixel: the same for each pixel of the convolution's output; None where unknown.
@@ -108,7 +108,7 @@ class Report:
         rows += [(site.path, site.layers, site.status, site.saving, site.reason) for site in self.sites]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         lines = [
-            "  ".join((*(cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)), row[4]))
+            "  ".join((*(phases.ljust(width) for phases, width in zip(row[:4], widths, strict=True)), row[4]))
             for row in rows
         ]
         return "\n".join((*(line.rstrip() for line in lines), self.summary))

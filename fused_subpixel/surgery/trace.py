@@ -252,7 +252,7 @@ def tensors_in(output: Any) -> list[Tensor]:
 
 
 def difference(found: Any, expected: Any) -> str | None:
-    """How two outputs of a model differ by more than rounding, in words.
+    """How two outputs of a model differ by more than rounding.
 
     The bound, a relative distance of the square root of the dtype's precision, lies midway between rounding
     errors, some hundred times that precision, and wrong values.

@@ -24,7 +24,7 @@ from torch import Tensor
 import fused_subpixel as fs
 from fused_subpixel import reference
 from fused_subpixel.ops import library
-from fused_subpixel.ops.geometry import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, low_size, output_size
+from fused_subpixel.ops.geometry import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, lr_size, output_size
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -86,7 +86,7 @@ class Case:
     @property
     def low(self) -> tuple[int, int]:
         """(P, Q), the size before the shuffle."""
-        return low_size(self.geometry, *self.input[2:], *self.weight[2:])
+        return lr_size(self.geometry, *self.input[2:], *self.weight[2:])
 
     @property
     def residual_shape(self) -> tuple[int, ...] | None:

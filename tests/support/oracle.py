@@ -39,12 +39,12 @@ def subpixel_conv2d(
     rows, group_channels, kernel_h, kernel_w = weight.shape
     r_h, r_w = upscale
     group_rows = rows // groups
-    low_h = (height + padding[0] + padding[2] - dilation[0] * (kernel_h - 1) - 1) // stride[0] + 1
-    low_w = (width + padding[1] + padding[3] - dilation[1] * (kernel_w - 1) - 1) // stride[1] + 1
-    out_h, out_w = low_h * r_h - crop[0] - crop[2], low_w * r_w - crop[1] - crop[3]
+    lr_h = (height + padding[0] + padding[2] - dilation[0] * (kernel_h - 1) - 1) // stride[0] + 1
+    lr_w = (width + padding[1] + padding[3] - dilation[1] * (kernel_w - 1) - 1) // stride[1] + 1
+    out_h, out_w = lr_h * r_h - crop[0] - crop[2], lr_w * r_w - crop[1] - crop[3]
     c, i, j = places(rows, upscale, channel_order)
     output = np.empty((batch, rows // (r_h * r_w), out_h, out_w), input.dtype)
-    for n, p, q in np.ndindex(batch, low_h, low_w):
+    for n, p, q in np.ndindex(batch, lr_h, lr_w):
         sums = np.zeros(rows, input.dtype) if bias is None else bias.copy()
         for a, b in np.ndindex(kernel_h, kernel_w):
             y = p * stride[0] + a * dilation[0] - padding[0]

@@ -46,7 +46,7 @@ def types(model: nn.Module) -> list[type]:
 def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A list that gets an entry for each fused call that surgery makes from now on."""
     calls: list[Any] = []
-    run, run_downward = chain.run, chain.run_downward
+    run, run_unshuffle_conv = chain.run, chain.run_unshuffle_conv
     monkeypatch.setattr(chain, "run", lambda *a: [run(*a), calls.append(a)][0])
-    monkeypatch.setattr(chain, "run_downward", lambda *a: [run_downward(*a), calls.append(a)][0])
+    monkeypatch.setattr(chain, "run_unshuffle_conv", lambda *a: [run_unshuffle_conv(*a), calls.append(a)][0])
     return calls

@@ -37,9 +37,9 @@ def by_loops(
     rows, group_channels, kernel_h, kernel_w = weight.shape
     r_h, r_w = upscale
     channels, group_rows = rows // (r_h * r_w), rows // groups
-    low_h = (padded.shape[2] - dilation[0] * (kernel_h - 1) - 1) // stride[0] + 1
-    low_w = (padded.shape[3] - dilation[1] * (kernel_w - 1) - 1) // stride[1] + 1
-    output = np.full((x.shape[0], channels, low_h * r_h, low_w * r_w), np.nan)
+    lr_h = (padded.shape[2] - dilation[0] * (kernel_h - 1) - 1) // stride[0] + 1
+    lr_w = (padded.shape[3] - dilation[1] * (kernel_w - 1) - 1) // stride[1] + 1
+    output = np.full((x.shape[0], channels, lr_h * r_h, lr_w * r_w), np.nan)
     for n, c, y, z in np.ndindex(*output.shape):
         (p, i), (q, j) = divmod(y, r_h), divmod(z, r_w)
         row = c * r_h * r_w + i * r_w + j if channel_order == "crd" else (i * r_w + j) * channels + c
@@ -242,20 +242,20 @@ def test_without_a_library_there_is_one_warning(monkeypatch: pytest.MonkeyPatch)
     """And it names the file of the caller, not one of ours."""
     import warnings
 
-    from fused_subpixel import functional
+    from fused_subpixel.dispatch import choose
     from fused_subpixel.ops import library
 
     monkeypatch.setitem(
         library.libraries, "cpu", library.LoadedLibrary(problem="x.so does not exist: not built")
     )
     monkeypatch.setattr(library, "_told", set())
-    functional._prepare_cached.cache_clear()
+    choose.prepare_cached.cache_clear()
     module = fs.SubpixelConv2d(3, 2, 3)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
             module(torch.zeros(1, 3, 4, 5))
-    functional._prepare_cached.cache_clear()
+    choose.prepare_cached.cache_clear()
     assert [(w.category, w.filename) for w in caught] == [(RuntimeWarning, __file__)]
     assert "x.so does not exist: not built. Build it with 'pip install" in str(caught[0].message)
 
