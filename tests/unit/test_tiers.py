@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The fast tier meets all combinations of instruction set, dtype and layout; mutants.toml fits the sources."""
+"""The fast tier meets all combinations of instruction set, dtype and layout; mutants.toml fits the code."""
 
 from __future__ import annotations
 
