@@ -27,6 +27,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -170,8 +171,11 @@ def key_of(mutant: Mutant, sources: str) -> str:
 # ---- the copies --------------------------------------------------------------------------------------------
 
 
-def copy_tree(to: Path) -> None:
-    """The sources without libraries. Files that are the same stay as they are: ninja sees no change."""
+def copy_tree(to: Path, instead: dict[str, str]) -> None:
+    """The sources without libraries, but for the texts of files that are ``instead`` of theirs.
+
+    Files that are the same stay as they are, so that ninja compiles only what has changed.
+    """
     ignored = shutil.ignore_patterns("__pycache__", "*.so", "results")
     for folder in SOURCES:
         wanted = set()
@@ -180,7 +184,8 @@ def copy_tree(to: Path) -> None:
             if not file.is_file() or ignored("", relative.parts):
                 continue
             wanted.add(relative)
-            update(to / relative, file.read_bytes())
+            text = instead.get(str(relative))
+            update(to / relative, file.read_bytes() if text is None else text.encode())
         for file in (to / folder).rglob("*"):
             relative = file.relative_to(to)
             if file.is_file() and relative not in wanted and not ignored("", relative.parts):
@@ -205,11 +210,15 @@ def changed(source: str, mutants: Iterable[Mutant]) -> str:
 
 def build(mutants: Sequence[Mutant], tree: Path) -> None:
     """Libraries and the tests' modules, with all mutants of C++ in them."""
-    copy_tree(tree)
+    files = {mutant.file for mutant in mutants if mutant.compiled}
+    copy_tree(
+        tree,
+        {
+            name: changed((ROOT / name).read_text(), [mutant for mutant in mutants if mutant.file == name])
+            for name in files
+        },
+    )
     update(tree / "mutants.h", HEADER.encode())
-    for name in sorted({mutant.file for mutant in mutants if mutant.compiled}):
-        here = [mutant for mutant in mutants if mutant.file == name]
-        update(tree / name, changed((ROOT / name).read_text(), here).encode())
     env = {
         **os.environ, "FUSED_SUBPIXEL_CUDA": "0", "FUSED_SUBPIXEL_BUILD_TESTS": "1",
         "CXXFLAGS": f"-O1 -include {tree / 'mutants.h'}",
@@ -267,29 +276,39 @@ def run_tests(tree: Path, number: int, tests: Sequence[str], limit: float) -> Re
     return Result("failed", (output.strip().splitlines() or ["no output"])[-1], seconds)
 
 
-def examine(mutant: Mutant, tree: Path) -> Result:
-    """The tests that the row names, then all; of these, one that fails must pass without the mutant."""
+class Rightness:
+    """Whether tests pass where nothing is wrong: else it proves nothing that they fail with a mutant."""
+
+    def __init__(self, tree: Path) -> None:
+        self.tree = tree
+        self.known: dict[tuple[str, ...], bool] = {}
+        self.lock = threading.Lock()
+
+    def of(self, tests: tuple[str, ...]) -> bool:
+        with self.lock:
+            if tests in self.known:
+                return self.known[tests]
+        passed = run_tests(self.tree, 0, tests, LIMIT_OF_ALL).outcome == "survived"
+        with self.lock:
+            self.known[tests] = passed
+        return passed
+
+
+def examine(mutant: Mutant, tree: Path, rightness: Rightness) -> Result:
+    """The tests that the row names, then all of them."""
     wrong = tree if mutant.compiled else overlay(mutant, tree, FOLDER / f"overlay-{mutant.number}")
+    start = time.monotonic()
     try:
-        first = run_tests(wrong, mutant.number, mutant.tests, LIMIT)
-        if first.outcome != "survived":
-            return first
-        every = run_tests(wrong, mutant.number, ["tests"], LIMIT_OF_ALL)
-        if "::" in every.by and (right := run_tests(tree, 0, [every.by], LIMIT)).outcome != "survived":
-            every = Result("failed", f"{every.by} fails without the mutant too", right.seconds)
-        return every._replace(seconds=first.seconds + every.seconds)
+        for tests, limit in ((mutant.tests, LIMIT), (("tests",), LIMIT_OF_ALL)):
+            found = run_tests(wrong, mutant.number, tests, limit)
+            if found.outcome == "killed" and not rightness.of((found.by,) if "::" in found.by else tests):
+                found = Result("failed", f"fails without the mutant too: {found.by}", found.seconds)
+            if found.outcome != "survived":
+                break
+        return found._replace(seconds=time.monotonic() - start)
     finally:
         if wrong != tree:
             shutil.rmtree(wrong, ignore_errors=True)
-
-
-def without_mistake(mutants: Sequence[Mutant], tree: Path) -> None:
-    """The tests that the rows name must pass where nothing is wrong."""
-    tests = sorted({test for mutant in mutants for test in mutant.tests})
-    print(f"without a mutant: {', '.join(tests)}", flush=True)
-    result = run_tests(tree, 0, tests, LIMIT_OF_ALL)
-    if result.outcome != "survived":
-        raise SystemExit(f"mutants: without a mutant the tests fail already: {result.by}")
 
 
 class Progress:
@@ -397,10 +416,10 @@ def main(given: Sequence[str] | None = None) -> int:
             f"{len(todo)} mutants, {len(rows)} known from before; compiling all of them at once", flush=True
         )
         build(every, tree)
-        without_mistake(todo, tree)
+        rightness = Rightness(tree)
         progress = Progress(len(todo))
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-            futures = {pool.submit(examine, mutant, tree): mutant for mutant in todo}
+            futures = {pool.submit(examine, mutant, tree, rightness): mutant for mutant in todo}
             try:
                 for future in concurrent.futures.as_completed(futures):
                     mutant = futures[future]
