@@ -12,7 +12,8 @@ and the exit status is 1.
 All mutants of C++ are compiled at once, into one build, each behind a switch that an environment variable
 turns on when a library is loaded; so their texts are expressions or statements. Mutants of Python are written
 into a copy of the package. build/mutants/results.csv holds the results; a run that was interrupted continues
-where it stopped, as long as neither sources nor tests have changed.
+where it stopped. What was killed before is known as long as the row and the file stay the same; --again
+forgets it.
 """
 
 from __future__ import annotations
@@ -150,22 +151,10 @@ def _mutant(number: int, row: dict[str, Any], tests_of: dict[str, list[str]], ro
     return mutant
 
 
-def fingerprint() -> str:
-    """Of all that a result depends on."""
-    digest = hashlib.sha256()
-    for folder in ("csrc", "fused_subpixel", "tests"):
-        for file in sorted((ROOT / folder).rglob("*")):
-            if (
-                file.suffix in (".py", ".h", ".cpp", ".cu", ".cuh", ".toml")
-                and "__pycache__" not in file.parts
-            ):
-                digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
-    return digest.hexdigest()
-
-
-def key_of(mutant: Mutant, sources: str) -> str:
+def key_of(mutant: Mutant) -> str:
+    """Of the row and the file that it changes."""
     row = (mutant.file, mutant.start, mutant.text, mutant.replacement, mutant.tests)
-    return hashlib.sha256(f"{row}{sources}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{row}{(ROOT / mutant.file).read_text()}".encode()).hexdigest()[:16]
 
 
 # ---- the copies --------------------------------------------------------------------------------------------
@@ -332,7 +321,7 @@ class Progress:
 
 
 def earlier(path: Path) -> dict[str, Result]:
-    """Results of a run with the same sources and tests, by key."""
+    """Results of earlier runs, by key."""
     if not path.exists():
         return {}
     with path.open(newline="") as file:
@@ -404,16 +393,16 @@ def main(given: Sequence[str] | None = None) -> int:
         return 0
     if not mutants:
         raise SystemExit("mutants: no row fits")
-    sources, path = fingerprint(), FOLDER / "results.csv"
-    keys = {mutant: key_of(mutant, sources) for mutant in mutants}
-    known = {} if options.again else earlier(path)
-    rows = {keys[m]: (m, known[keys[m]]) for m in mutants if keys[m] in known}
-    rows = {key: row for key, row in rows.items() if row[1].outcome == "killed"}
-    todo = [mutant for mutant in mutants if keys[mutant] not in rows]
+    path = FOLDER / "results.csv"
+    keys = {mutant: key_of(mutant) for mutant in every}
+    known = {key: r for key, r in earlier(path).items() if r.outcome == "killed"}
+    rows = {keys[m]: (m, known[keys[m]]) for m in every if keys[m] in known}
+    todo = [mutant for mutant in mutants if options.again or keys[mutant] not in rows]
     if todo:
         tree = FOLDER / "tree"
         print(
-            f"{len(todo)} mutants, {len(rows)} known from before; compiling all of them at once", flush=True
+            f"{len(todo)} mutants, {len(mutants) - len(todo)} known from before; compiling all of them at once",
+            flush=True,
         )
         build(every, tree)
         rightness = Rightness(tree)
@@ -429,8 +418,9 @@ def main(given: Sequence[str] | None = None) -> int:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    print("\n" + summary(rows.values()))
-    return int(any(result.outcome != "killed" for _, result in rows.values()))
+    asked = [rows[keys[mutant]] for mutant in mutants]
+    print("\n" + summary(asked))
+    return int(any(result.outcome != "killed" for _, result in asked))
 
 
 if __name__ == "__main__":
