@@ -400,10 +400,8 @@ def main(given: Sequence[str] | None = None) -> int:
     todo = [mutant for mutant in mutants if options.again or keys[mutant] not in rows]
     if todo:
         tree = FOLDER / "tree"
-        print(
-            f"{len(todo)} mutants, {len(mutants) - len(todo)} known from before; compiling all of them at once",
-            flush=True,
-        )
+        before = len(mutants) - len(todo)
+        print(f"{len(todo)} mutants, {before} known from before; compiling all of them at once", flush=True)
         build(every, tree)
         rightness = Rightness(tree)
         progress = Progress(len(todo))
