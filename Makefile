@@ -68,7 +68,7 @@ test-full: compile $(call extras,test) $(weights)  ## pytest: the tests that `te
 mutants: compile $(call extras,test)  ## make mistakes in copies of the sources, which `test` must notice
 	$(py) tools/mutants.py $(ARGS)
 
-mutants-smoke: compile $(call extras,test)  ## a few of these, in a minute or two
+mutants-smoke: compile $(call extras,test)  ## a few of these, of Python, in a minute
 	$(py) tools/mutants.py --smoke $(ARGS)
 
 # In an environment of their own, on top of .venv.
