@@ -30,7 +30,8 @@ def needs(*tools: str):
 
 
 def run(*command, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
-    ours = ("FUSED_SUBPIXEL_CUDA", "FUSED_SUBPIXEL_CUDA_ARCHS")  # of the build under test, not of these
+    # of the build under test, not of these
+    ours = ("FUSED_SUBPIXEL_CUDA", "FUSED_SUBPIXEL_CUDA_ARCHS", "FUSED_SUBPIXEL_BUILD_TESTS")
     environment = {**{name: value for name, value in os.environ.items() if name not in ours}, **env}
     return subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True)
 
