@@ -42,9 +42,7 @@ except ImportError:  # Python 3.10, where pytest brings it
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "tools" / "mutants.toml"
 FOLDER = ROOT / "build" / "mutants"
-SOURCES = ("csrc", "fused_subpixel", "tests", "bench", "examples", "docs", "tools")
 TABLE_TEST = "tests/unit/test_tiers.py::test_the_table_of_mutants_fits_the_sources"  # not of changed ones
-FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "Makefile")
 SWITCH = "FUSED_SUBPIXEL_MUTANT"
 COLUMNS = ("key", "file", "line", "kind", "text", "replacement", "outcome", "by", "seconds")
 LIMIT = 300  # seconds for the tests that a row names; a mutant may run for ever
@@ -161,27 +159,19 @@ def key_of(mutant: Mutant) -> str:
 
 
 def copy_tree(to: Path, instead: dict[str, str]) -> None:
-    """The sources without libraries, but for the texts of files that are ``instead`` of theirs.
+    """The project's files, but for the texts of those that are ``instead`` of theirs.
 
     Files that are the same stay as they are, so that ninja compiles only what has changed.
     """
-    ignored = shutil.ignore_patterns("__pycache__", "*.so", "results")
-    for folder in SOURCES:
-        wanted = set()
-        for file in (ROOT / folder).rglob("*"):
-            relative = file.relative_to(ROOT)
-            if not file.is_file() or ignored("", relative.parts):
-                continue
-            wanted.add(relative)
-            text = instead.get(str(relative))
-            update(to / relative, file.read_bytes() if text is None else text.encode())
-        for file in (to / folder).rglob("*"):
-            relative = file.relative_to(to)
-            if file.is_file() and relative not in wanted and not ignored("", relative.parts):
-                file.unlink()
-    for name in FILES:
-        if (ROOT / name).exists():
-            update(to / name, (ROOT / name).read_bytes())
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = {name for name in listed.split("\0") if name and (ROOT / name).is_file()}
+    for name in names:
+        update(to / name, instead[name].encode() if name in instead else (ROOT / name).read_bytes())
+    for file in to.rglob("*.py"):  # that are gone here
+        name = str(file.relative_to(to))
+        if name not in names and not name.startswith("build/"):
+            file.unlink()
 
 
 def copy_built(to: Path) -> None:

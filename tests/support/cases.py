@@ -395,6 +395,7 @@ def variant(case: Case, **changes: Any) -> Case:
     return dataclasses.replace(case, name=name, **changes)
 
 
+UNEVEN = Case("uneven factors", (2, 3, 5, 21), (12, 3, 3, 3), (3, 2), padding=SAME3)
 KINDS = ("high", "nearest", "low")
 CROP = {"crop": (1, 1, 2, 3), "order": "dcr"}
 EPILOGUES = tuple(
@@ -415,6 +416,7 @@ EPILOGUES = tuple(
     for slopes in (LATE.channels, LATE.weight[0])
     for kind in KINDS
 )
+EPILOGUES += tuple(variant(UNEVEN, residual=kind, **options) for kind in KINDS for options in ({}, CROP))
 
 
 def shared_rows(case: Case) -> int:
