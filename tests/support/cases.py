@@ -417,6 +417,12 @@ EPILOGUES = tuple(
     for kind in KINDS
 )
 EPILOGUES += tuple(variant(UNEVEN, residual=kind, **options) for kind in KINDS for options in ({}, CROP))
+# Whole vectors of a residual's row, of which the crop takes the last lane.
+EPILOGUES += tuple(
+    Case(f"r=({r},1), last column cropped", (1, 3, 4, 48), (4 * r, 3, 3, 3), (r, 1), padding=SAME3,
+         crop=(0, 0, 0, 1), residual="high")
+    for r in (1, 2)
+)  # fmt: skip
 
 
 def shared_rows(case: Case) -> int:
