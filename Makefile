@@ -14,9 +14,11 @@ weights := build/weights/realesr-animevideov3-x4.bin
 clients := build/clients/venv/bin/python
 # A process of pytest for each core; who is done takes tests from the others. ARGS="-n 0" runs all in one.
 workers := -n auto --dist worksteal
+cuda_library := $(wildcard fused_subpixel/fused_subpixel_cuda.so)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build compile demo test test-clients lint format docs docs-links bench bench-clients gpu wheel clean
+.PHONY: help venv build compile demo test test-full test-clients mutants mutants-smoke lint format docs docs-links \
+        bench bench-clients gpu wheel clean
 .NOTPARALLEL: # pip must not run twice at once; ninja uses all cores anyway
 
 help:  ## this list
@@ -30,7 +32,7 @@ $(tools):
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing: install it (apt install python3-venv)"; exit 1; }
 	@command -v $(firstword $(CXX)) >/dev/null || command -v clang++ >/dev/null || { echo "No C++ compiler: install g++ (apt install g++) or clang++"; exit 1; }
 	test -x $(py) || $(PYTHON) -m venv $(VENV)
-	$(py) -m pip install --quiet "$(TORCH)" "setuptools>=77" "ninja>=1.11"
+	$(py) -m pip install --quiet "$(TORCH)" "setuptools>=77" "ninja>=1.11" "pybind11>=2.12"
 	rm -f $(VENV)/.stamp-*
 	touch $@
 
@@ -51,9 +53,23 @@ demo: compile $(call extras,examples) $(weights)  ## upscale a photograph: examp
 $(weights):
 	$(py) examples/fetch_weights.py
 
-test: compile $(call extras,test) $(weights)  ## pytest, C++ included
-	$(py) setup.py --quiet build_host_tests
+# The modules of the tests are compiled with the libraries. A CUDA library is built where there is one already, or
+# where FUSED_SUBPIXEL_CUDA asks for it; test-full builds it, for the architectures whose machine code it reads.
+test test-full: export FUSED_SUBPIXEL_BUILD_TESTS := 1
+test mutants mutants-smoke: export FUSED_SUBPIXEL_CUDA ?= $(if $(cuda_library),auto,0)
+test-full: export FUSED_SUBPIXEL_CUDA_ARCHS ?= $(if $(cuda_library),,80;90a)
+
+test: compile $(call extras,test)  ## pytest: the fast tests, which catch every mutant
 	$(py) -m pytest $(workers) $(ARGS)
+
+test-full: compile $(call extras,test) $(weights)  ## pytest: the tests that `test` leaves out
+	$(py) -m pytest $(workers) -m full $(ARGS)
+
+mutants: compile $(call extras,test)  ## make mistakes in copies of the sources, which `test` must notice
+	$(py) tools/mutants.py $(ARGS)
+
+mutants-smoke: compile $(call extras,test)  ## a few of these, of Python, in a minute
+	$(py) tools/mutants.py --smoke $(ARGS)
 
 # In an environment of their own, on top of .venv.
 test-clients: compile $(clients)  ## pytest on models of other packages, downloaded first
@@ -97,5 +113,5 @@ wheel: compile  ## dist/*.whl, for any Python and torch it supports
 	@ls dist/*.whl
 
 clean:  ## remove all that was built; .venv and downloads stay
-	rm -rf build/demo build/ninja build/tests build/lib* build/bdist* build/__editable__* dist *.egg-info fused_subpixel/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build/demo build/mutants build/ninja build/tests build/lib* build/bdist* build/__editable__* dist *.egg-info fused_subpixel/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -32,6 +32,7 @@ from gradients import (
 )
 from gradients import exact as exact_gradients
 from rotation import rotated_without_isa
+from tiers import tiered
 from torch import Tensor
 
 from fused_subpixel import reference
@@ -377,7 +378,7 @@ def test_hopper_activation(case: Case, of_type: torch.dtype) -> None:
     assert WGMMA in planned
 
 
-@pytest.mark.parametrize("base", BASES, ids=str)
+@tiered("base", BASES, fast=BASES[:2])
 def test_activation_from_any_output(base: Case) -> None:
     case = variant(base, activation="tanh")
     tensors = cases.integers(case).to(torch.float16)

@@ -132,12 +132,12 @@ def test_ldmatrix() -> None:
 
 def stored(type_name: str, x: NDArray[np.float32]) -> NDArray:
     """The bits of x in a storage type that holds x exactly."""
-    if type_name == "Half":
+    if type_name == "Float16":
         return x.astype(np.float16).view(np.uint16)
     return (x.view(np.uint32) >> 16).astype(np.uint16) if type_name == "BFloat16" else x
 
 
-@pytest.mark.parametrize("type_name", ["Half", "BFloat16", "TF32"])
+@pytest.mark.parametrize("type_name", ["Float16", "BFloat16", "TF32"])
 def test_mma(type_name: str, rng: np.random.Generator) -> None:
     k = 8 if type_name == "TF32" else 16
     a, b = integers(rng, 16, k), integers(rng, k, 8)
@@ -145,7 +145,7 @@ def test_mma(type_name: str, rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(got.reshape(16, 8), a @ b)
 
 
-@pytest.mark.parametrize("type_name", ["Half", "BFloat16", "TF32"])
+@pytest.mark.parametrize("type_name", ["Float16", "BFloat16", "TF32"])
 def test_mma_sums_in_float_one_after_another(type_name: str) -> None:
     k = 8 if type_name == "TF32" else 16
     a, b = np.zeros((16, k), np.float32), np.ones((k, 8), np.float32)
@@ -160,7 +160,7 @@ def test_mma_does_not_see_the_low_bits_of_tf32() -> None:
     np.testing.assert_array_equal(got, np.float32(8 * (1 + 2**-10)))
 
 
-GEMMS = [("Half", False), ("Half", True), ("BFloat16", False), ("BFloat16", True), ("TF32", False)]
+GEMMS = [("Float16", False), ("Float16", True), ("BFloat16", False), ("BFloat16", True), ("TF32", False)]
 
 
 @pytest.mark.parametrize("type_name, rows_are_k", GEMMS)
@@ -175,7 +175,7 @@ def test_gemm(type_name: str, rows_are_k: bool, rng: np.random.Generator) -> Non
 
 def test_gemm_of_random_numbers(rng: np.random.Generator) -> None:
     a, b = rng.standard_normal((2, 128, 128)).astype(np.float16)
-    got = simt.gemm("Half", True, a.view(np.uint16), b.view(np.uint16)).reshape(128, 128)
+    got = simt.gemm("Float16", True, a.view(np.uint16), b.view(np.uint16)).reshape(128, 128)
     np.testing.assert_allclose(got, a.astype(np.float64) @ b.astype(np.float64), rtol=0, atol=1e-4)
     assert simt.statistics()["mmas"] == 8 * 16 * 8
 
@@ -305,7 +305,7 @@ def planes(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x.reshape(x.shape[0], 8, -1).transpose(1, 0, 2))
 
 
-@pytest.mark.parametrize("type_name", ["Half", "BFloat16", "TF32"])
+@pytest.mark.parametrize("type_name", ["Float16", "BFloat16", "TF32"])
 @pytest.mark.parametrize("start", [0, 1, 5, 8])
 def test_wgmma(type_name: str, start: int, seed: int, rng: np.random.Generator) -> None:
     """Operands that start at any row: 16 bytes are all the alignment there is without a swizzle."""
@@ -319,7 +319,7 @@ def test_wgmma(type_name: str, start: int, seed: int, rng: np.random.Generator) 
 def test_wgmma_that_lacks_something(lack: str, seed: int, rng: np.random.Generator) -> None:
     a, b = integers(rng, 72, 64), integers(rng, 128, 64)
     try:
-        got = simt.wgmma("Half", stored("Half", planes(a)), stored("Half", planes(b)), 3, lack)
+        got = simt.wgmma("Float16", stored("Float16", planes(a)), stored("Float16", planes(b)), 3, lack)
     except RuntimeError:
         return
     assert not np.array_equal(got.reshape(64, 128), a[3:67] @ b.T)

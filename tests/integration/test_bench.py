@@ -186,6 +186,7 @@ def test_unknown_names_stop_before_a_file_is_made(
     assert not (tmp_path / "a.csv").exists()
 
 
+@pytest.mark.full
 def test_ctrl_c_leaves_the_finished_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     words = (
@@ -235,6 +236,7 @@ def test_limits_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert limits.arithmetic.__wrapped__("float32", threads).by == "matmul"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("backward", [False, True])
 def test_memory_beyond_operands_and_results(backward: bool) -> None:
     tensors = operands(SMALL, torch.float32)
@@ -248,6 +250,7 @@ def test_memory_beyond_operands_and_results(backward: bool) -> None:
         assert memory.extra_bytes(fused, backward, on_gpu=False) == 0
 
 
+@pytest.mark.full
 def test_against_another_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,6 +285,7 @@ def subpixel_conv2d(*arguments, **options):
 """
 
 
+@pytest.mark.full
 def test_wrong_numbers_of_another_build_are_not_timed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -332,6 +336,7 @@ def test_a_further_contender_that_fails_is_left_out(
     assert measured == [*(peer.name for peer in PEERS), "nearest channels_last"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", runtimes.SESSIONS)
 @pytest.mark.parametrize("workload", [SMALL, EVEN, UNBIASED], ids=["3x3", "2x2 relu", "1x1 no bias"])
 def test_runtimes_pass_the_gate(workload: Workload, name: str) -> None:
@@ -533,6 +538,7 @@ def made_up(path: Path, workloads: Sequence[Workload]) -> Path:
     return path
 
 
+@pytest.mark.full
 def test_page_and_pictures(tmp_path: Path) -> None:
     page, plots = pytest.importorskip("bench.page"), pytest.importorskip("bench.plots")
     suite = made_up(tmp_path / "a.csv", SUITE)
@@ -576,6 +582,7 @@ def test_the_page_of_the_docs_has_all_workloads_and_markers() -> None:
         assert text.count(f"<!-- end of {name} -->") == 1
 
 
+@pytest.mark.full
 def test_pictures_beside_a_file(tmp_path: Path) -> None:
     """Of a file that has not all that there can be."""
     plots = pytest.importorskip("bench.plots")
@@ -587,6 +594,7 @@ def test_pictures_beside_a_file(tmp_path: Path) -> None:
     assert all(1000 < size < 100_000 for size in found.values())
 
 
+@pytest.mark.full
 def test_a_run_ends_with_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "a.csv"

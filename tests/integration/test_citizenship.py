@@ -352,7 +352,7 @@ def test_autocast_as_conv2d(backend: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.usefixtures("fresh_dynamo")
 @tiered("activation", [None, "silu", "prelu"], fast=[None])
-@pytest.mark.parametrize("residual_dtype", [torch.float32, torch.bfloat16, torch.float64])
+@tiered("residual_dtype", [torch.float32, torch.bfloat16, torch.float64], fast=[torch.float32])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_autocast_with_a_residual_as_pytorchs_chain(
     backend: str, activation: str | None, residual_dtype: torch.dtype, transposed: bool
@@ -681,8 +681,8 @@ def test_flop_counter(options: dict[str, Any]) -> None:
     assert counts[0] == counts[1] > 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("size", [(1, 1), (5, 6), (40, 30)])
+@tiered("dtype", [torch.float32, torch.bfloat16], fast=[torch.float32])
+@tiered("size", [(1, 1), (5, 6), (40, 30)], fast=[(5, 6)])
 @pytest.mark.parametrize(
     "options",
     [

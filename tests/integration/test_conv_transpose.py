@@ -291,7 +291,7 @@ def test_epilogue(backend: str, activation: Any, clamp: Any) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("name", FAMOUS)
+@tiered("name", FAMOUS, fast=("DCGAN", "kernel 3 stride 2"))
 def test_gradients_of_gradients(name: str, backend: str) -> None:
     c = FAMOUS[name]._replace(
         channels_in=2, channels=2, size=(3, 4) if name != "padding beyond the kernel" else (9, 9)
@@ -524,7 +524,7 @@ def skip_inputs(height: int, width: int) -> tuple[Tensor, Tensor]:
     return torch.randn(1, 3, (height + 1) // 2, (width + 1) // 2), torch.randn(1, 3, height, width)
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@tiered("strict", [False, True], fast=[False])
 def test_output_size_stays_symbolic_in_exported_programs(strict: bool) -> None:
     plain = Skip()
     dims = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}

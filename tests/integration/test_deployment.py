@@ -77,6 +77,7 @@ def run(*command: Any, **env: str) -> subprocess.CompletedProcess[str]:
 # ---- another process ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_saved_and_loaded_by_a_fresh_process(tmp_path: Path) -> None:
     """It imports fused_subpixel and nothing else, and computes the same."""
     model, fused = fused_program(*HEADS)
@@ -96,6 +97,7 @@ torch.testing.assert_close(program.module()(tensors["x"]), tensors["expected"], 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.full
 def test_unfused_for_a_process_without_this_package(tmp_path: Path) -> None:
     model, fused = fused_program(*HEADS[2:4])
     x = torch.randn(1, 3, 7, 8)

@@ -42,7 +42,12 @@ try:
     missing = ""
 except fetch_weights.WeightsError as error:
     missing = str(error)
-needs_weights = pytest.mark.skipif(bool(missing), reason=missing)
+
+
+def needs_weights(test):
+    """Of the full tier, for `make test` downloads no weights."""
+    return pytest.mark.full(pytest.mark.skipif(bool(missing), reason=missing)(test))
+
 
 GRAPH = """7767517
 9 10
@@ -420,6 +425,7 @@ def autoencode(*arguments):
     return mnist_autoencoder.main([str(argument) for argument in arguments])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "options",
     [["--dtype", "float64"], ["--channel-order", "dcr", "--channels-last", "--limit", "20"]],
@@ -495,6 +501,7 @@ def espcn(out, *arguments):
     return torch.load(out / "checkpoint.pt", weights_only=True)
 
 
+@pytest.mark.full
 def test_espcn_goes_on_exactly(capsys, tmp_path, few_photographs):
     at_once = espcn(tmp_path / "at_once", "--steps", 8)
     espcn(tmp_path / "twice", "--steps", 4)
@@ -514,6 +521,7 @@ def test_espcn_goes_on_exactly(capsys, tmp_path, few_photographs):
         espcn(tmp_path / "elsewhere", "--resume")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("options", [["--amp"], ["--minutes", "0"]])
 def test_espcn_options(tmp_path, few_photographs, options):
     state = espcn(tmp_path, "--steps", 6, "--upscale-factor", 2, *options)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from cases import DTYPES, LAYOUTS, Case
 from conftest import needs_cpu_library
+from tiers import tiered
 from torch.profiler import ProfilerActivity, profile
 
 pytestmark = needs_cpu_library
@@ -141,6 +142,7 @@ def test_peak_is_the_output_and_bounded_scratch() -> None:
     assert grown >= 2 * output - 16 * MB, "the measurement sees no intermediate where there is one"
 
 
+@pytest.mark.full
 def test_repeated_calls_keep_nothing() -> None:
     """Whatever the shapes: they differ from call to call."""
     [grown] = measured(RESIDENT + GROWTH, "fused")
@@ -152,13 +154,15 @@ def test_repeated_calls_keep_nothing() -> None:
 MALLOC_CHECK = {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "165"}
 
 
-def test_nothing_outside_the_tensors_is_read_or_written() -> None:
+@tiered("choice", ["some", "all"], fast=["some"])
+def test_nothing_outside_the_tensors_is_read_or_written(choice: str) -> None:
     """Next to every input lies a page that cannot be read; glibc watches the bytes behind every output."""
-    result = child([str(SUPPORT / "guarded.py")], **MALLOC_CHECK)
+    result = child([str(SUPPORT / "guarded.py"), choice], **MALLOC_CHECK)
     assert result.returncode == 0, result.stderr
     assert "done" in result.stdout
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("what", ["read", "write"])
 def test_the_guards_guard(what: str) -> None:
     result = child([str(SUPPORT / "guarded.py"), what], **MALLOC_CHECK)

@@ -18,7 +18,7 @@ import fused_subpixel
 
 LIBRARY = Path(fused_subpixel.__file__).parent / "fused_subpixel_cuda.so"
 MULTIPLY = {  # by element type, which stands as a word in a mangled name
-    "Half": "HMMA.16816.F32",
+    "Float16": "HMMA.16816.F32",
     "BFloat16": "HMMA.16816.F32.BF16",
     "TF32": "HMMA.1688.F32.TF32",
 }
@@ -107,7 +107,7 @@ def test_nothing_is_spilled(arch: str) -> None:
     assert not spilled, "\n".join(spilled)
 
 
-@pytest.mark.parametrize("of_type", ["Half", "BFloat16"])
+@pytest.mark.parametrize("of_type", ["Float16", "BFloat16"])
 def test_hopper_multiplies_by_warpgroups(of_type: str) -> None:
     """In the background, that is: one group of wgmmas to each commit, and 16-byte stores."""
     for instance, kernel in instances("conv_wgmma_kernel", "sm_90a", of_type).items():

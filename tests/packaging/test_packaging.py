@@ -30,7 +30,8 @@ def needs(*tools: str):
 
 
 def run(*command, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
-    ours = ("FUSED_SUBPIXEL_CUDA", "FUSED_SUBPIXEL_CUDA_ARCHS")  # of the build under test, not of these
+    # of the build under test, not of these
+    ours = ("FUSED_SUBPIXEL_CUDA", "FUSED_SUBPIXEL_CUDA_ARCHS", "FUSED_SUBPIXEL_BUILD_TESTS")
     environment = {**{name: value for name, value in os.environ.items() if name not in ours}, **env}
     return subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True)
 
@@ -131,6 +132,7 @@ def test_a_clone_that_hides_the_installed_package_says_so(clone_and_site):
     assert done.returncode == 1
 
 
+@pytest.mark.full
 def test_in_another_folder_the_installed_package_runs(clone_and_site, tmp_path):
     site = clone_and_site[1]
     done = run(sys.executable, "-c", INFO_AND_VERIFY, cwd=tmp_path, PYTHONPATH=str(site))
@@ -273,6 +275,7 @@ except ImportError as error:
 """
 
 
+@pytest.mark.full
 def test_imported_again():
     done = run(sys.executable, "-W", "ignore::RuntimeWarning", "-c", AGAIN)
     assert done.returncode == 0, done.stderr
@@ -310,10 +313,12 @@ def toy(tmp_path_factory):
     return tree
 
 
+@pytest.mark.full
 def test_nothing_changed_nothing_compiled(toy):
     assert compiled(build(toy)) == set()
 
 
+@pytest.mark.full
 def test_a_changed_header_recompiles_its_dependents_only(toy):
     kernels = {p.name for p in (toy / "build/ninja/csrc/cpu/kernels").glob("kernels.cpp.*.o")}
     library = {"fused_subpixel_cpu.so"}
@@ -326,6 +331,7 @@ def test_a_changed_header_recompiles_its_dependents_only(toy):
         assert compiled(build(toy)) == set()
 
 
+@pytest.mark.full
 def test_the_library_of_an_earlier_build_goes_away(toy):
     stale = toy / "fused_subpixel/fused_subpixel_cuda.so"
     stale.touch()
@@ -333,6 +339,7 @@ def test_the_library_of_an_earlier_build_goes_away(toy):
     assert [p.name for p in stale.parent.glob("*.so")] == ["fused_subpixel_cpu.so"]
 
 
+@pytest.mark.full
 @needs("nm")
 def test_a_leaking_kernel_file_would_be_noticed(toy, tmp_path):
     tree = shutil.copytree(toy, tmp_path / "leaking")
@@ -345,6 +352,7 @@ def test_a_leaking_kernel_file_would_be_noticed(toy, tmp_path):
     assert strays(toy / "build/ninja/csrc/cpu/kernels/kernels.cpp.portable.o", "portable") == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("env", "message"),
     [
@@ -365,6 +373,7 @@ def test_mistakes_are_told_in_one_line(toy, env, message):
     assert len(result.stderr.splitlines()) == 1 and message in result.stderr
 
 
+@pytest.mark.full
 def test_without_torch_it_says_what_to_do(toy):
     hide = "import runpy, sys; sys.modules['torch'] = None; sys.argv = ['setup.py', '-q', 'build_ext']; "
     result = run(sys.executable, "-c", hide + "runpy.run_path('setup.py', run_name='__main__')", cwd=toy)
@@ -418,6 +427,7 @@ def compiled_for(tree: Path) -> dict[str, list[str]]:
     return {name: re.findall(r",code=(\w+)", flags) for name, flags in steps}
 
 
+@pytest.mark.full
 @needs("ar", "cc")
 @pytest.mark.parametrize(
     ("asked", "generic", "sm80", "sm90"),
@@ -446,6 +456,7 @@ def test_each_cuda_source_is_compiled_for_its_architectures(cuda_toy, asked, gen
     assert built_for.encode() in (tree / "fused_subpixel/fused_subpixel_cuda.so").read_bytes()
 
 
+@pytest.mark.full
 @needs("ar", "cc")
 @pytest.mark.parametrize(
     ("env", "message"),
@@ -472,6 +483,7 @@ def test_mistakes_about_cuda_are_told_in_one_line(cuda_toy, env, message):
     assert len(result.stderr.splitlines()) == 1 and message in result.stderr
 
 
+@pytest.mark.full
 @needs("ar", "cc", "g++")
 @pytest.mark.parametrize("cxx", ["g++ -DSOME=1", "ccache g++ -DSOME=1"])
 def test_the_named_compiler_is_used_with_its_arguments(cuda_toy, tmp_path, cxx):
@@ -487,6 +499,7 @@ def test_the_named_compiler_is_used_with_its_arguments(cuda_toy, tmp_path, cxx):
     assert " -ccbin g++ -Xcompiler=-DSOME=1\n" in text
 
 
+@pytest.mark.full
 @needs("ar", "cc")
 def test_a_toolkit_folder_without_nvcc_is_told(no_toolkit):
     tree, env = no_toolkit
@@ -517,6 +530,7 @@ def no_toolkit(cuda_toy, tmp_path):
     return tree, {**env, "CUDA_PATH": "", "PIP_CALLS": str(tmp_path / "calls"), "PIP_STATUS": "0"}
 
 
+@pytest.mark.full
 @needs("ar", "cc")
 def test_a_missing_toolkit_is_fetched(no_toolkit):
     tree, env = no_toolkit
@@ -528,6 +542,7 @@ def test_a_missing_toolkit_is_fetched(no_toolkit):
         assert f" {part}==13." in calls
 
 
+@pytest.mark.full
 @needs("ar", "cc")
 def test_without_toolkit_and_network_the_cpu_library_is_built(no_toolkit):
     tree, env = no_toolkit
@@ -537,6 +552,7 @@ def test_without_toolkit_and_network_the_cpu_library_is_built(no_toolkit):
     assert [p.name for p in (tree / "fused_subpixel").glob("*.so")] == ["fused_subpixel_cpu.so"]
 
 
+@pytest.mark.full
 @needs("ar", "cc")
 def test_nothing_is_fetched_where_nothing_is_missing(no_toolkit, cuda_toy):
     tree, env = no_toolkit
@@ -548,6 +564,7 @@ def test_nothing_is_fetched_where_nothing_is_missing(no_toolkit, cuda_toy):
 # ---- programs for other machines ----
 
 
+@pytest.mark.full
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_make_gpu_refuses_in_one_line():
     done = run(sys.executable, "tools/gpu.py")
@@ -598,6 +615,7 @@ def call_backend(tree: Path, hook: str) -> tuple[Path, str]:
     return made, result.stdout
 
 
+@pytest.mark.full
 def test_wheel(project):
     wheel, output = call_backend(project, "build_wheel")
     assert compiled(output) == set()
@@ -612,6 +630,7 @@ def test_wheel(project):
     assert names == python | libraries | {"fused_subpixel/py.typed"}
 
 
+@pytest.mark.full
 def test_sdist_has_all_that_a_build_needs(project, tmp_path):
     sdist, _ = call_backend(project, "build_sdist")
     with tarfile.open(sdist) as archive:

@@ -395,6 +395,7 @@ def variant(case: Case, **changes: Any) -> Case:
     return dataclasses.replace(case, name=name, **changes)
 
 
+UNEVEN = Case("uneven factors", (2, 3, 5, 21), (12, 3, 3, 3), (3, 2), padding=SAME3)
 KINDS = ("high", "nearest", "low")
 CROP = {"crop": (1, 1, 2, 3), "order": "dcr"}
 EPILOGUES = tuple(
@@ -415,6 +416,13 @@ EPILOGUES = tuple(
     for slopes in (LATE.channels, LATE.weight[0])
     for kind in KINDS
 )
+EPILOGUES += tuple(variant(UNEVEN, residual=kind, **options) for kind in KINDS for options in ({}, CROP))
+# Whole vectors of a residual's row, of which the crop takes the last lane.
+EPILOGUES += tuple(
+    Case(f"r=({r},1), last column cropped", (1, 3, 4, 48), (4 * r, 3, 3, 3), (r, 1), padding=SAME3,
+         crop=(0, 0, 0, 1), residual="high")
+    for r in (1, 2)
+)  # fmt: skip
 
 
 def shared_rows(case: Case) -> int:

@@ -4,7 +4,8 @@
 A program of its own, for a stray read ends the process. Under glibc's MALLOC_CHECK_=3 so does a write next to
 an output; see test_memory.py.
 
-    python guarded.py               all cases
+    python guarded.py all           all cases with all dtypes, in all layouts, at both ends of the memory
+    python guarded.py some          all cases, each with one of these combinations, which rotates
     python guarded.py read | write  do what the kernels must not, to show that it would be noticed
 """
 
@@ -16,6 +17,7 @@ import mmap
 import sys
 
 import cases
+import rotation
 import torch
 from torch import Tensor
 
@@ -35,18 +37,26 @@ def guarded(tensor: Tensor, at_end: bool) -> Tensor:
     return flat.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
 
 
-def run_all(dtype: torch.dtype, layout: torch.memory_format, at_end: bool) -> None:
-    for case in (*cases.GEOMETRIES, *cases.EPILOGUES):
-        tensors = cases.integers(case).to(dtype, layout)
-        tensors = cases.Tensors(*(None if t is None else guarded(t, at_end) for t in tensors))
-        output = cases.run(case, tensors)
-        grad = guarded(output, at_end)
-        cases.operators.subpixel_conv2d_weight_grad(grad, tensors.input, *case.weight[2:], case.geometry)
-        if case.stride == (1, 1):
-            channels_last = layout == torch.channels_last
-            cases.operators.subpixel_conv2d_input_grad(
-                grad, tensors.weight, *case.input[2:], case.geometry, channels_last
-            )
+def run(case: cases.Case, dtype: torch.dtype, layout: torch.memory_format, at_end: bool) -> None:
+    tensors = cases.integers(case).to(dtype, layout)
+    tensors = cases.Tensors(*(None if t is None else guarded(t, at_end) for t in tensors))
+    output = cases.run(case, tensors)
+    grad = guarded(output, at_end)
+    cases.operators.subpixel_conv2d_weight_grad(grad, tensors.input, *case.weight[2:], case.geometry)
+    if case.stride == (1, 1):
+        channels_last = layout == torch.channels_last
+        cases.operators.subpixel_conv2d_input_grad(
+            grad, tensors.weight, *case.input[2:], case.geometry, channels_last
+        )
+
+
+def run_all(turns: int) -> None:
+    every = (*cases.GEOMETRIES, *cases.EPILOGUES)
+    choices = list(itertools.product(cases.DTYPES, cases.LAYOUTS.values(), (False, True)))
+    for turn in range(min(turns, len(choices))):
+        for index, isa, choice in rotation.rotation(len(every), cases.usable_isas(), choices, turn):
+            with cases.instruction_set(isa):
+                run(every[index], *choice)
 
 
 if __name__ == "__main__":
@@ -58,8 +68,5 @@ if __name__ == "__main__":
         ctypes.memset(output.data_ptr() + 120, 1, 1)
         del output
     else:
-        for isa in cases.usable_isas():
-            with cases.instruction_set(isa):
-                for choice in itertools.product(cases.DTYPES, cases.LAYOUTS.values(), (False, True)):
-                    run_all(*choice)
+        run_all(1 if "some" in sys.argv else 10**6)
     print("done")

@@ -492,7 +492,7 @@ def check(seed: int) -> bool:
     return "state" in expected
 
 
-@tiered("batch", range(BATCHES), fast=range(5))
+@tiered("batch", range(BATCHES), fast=range(3))
 def test_generated_models(batch: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
