@@ -163,7 +163,7 @@ def _explain(
     )
 
 
-# As the enumerations in csrc: DType of problem.h and CpuKernel of plan.h.
+# As the enumerations in csrc: DType of common/scalar.h and ConvKernel of cpu/plan.h.
 _PLAN_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _CPU_KERNELS = (
     "pixels in the vector lanes",

@@ -57,13 +57,13 @@ std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& 
   return {call.grad_weight, call.grad_bias};
 }
 
-// Takes a problem (op_calls.h); returns the fields of CpuPlan, in order.
+// Takes a problem (op_calls.h); returns fields of ConvPlan.
 std::vector<int64_t> cpu_plan(std::vector<int64_t> problem) {
   const Geometry g = problem_geometry(problem);
-  const CpuPlan p = plan_pass(static_cast<Pass>(problem[0]), g, static_cast<DType>(problem[1]),
-                              problem[2] != 0, static_cast<int>(torch::stable::get_num_threads()));
+  const ConvPlan p = plan_pass(static_cast<Pass>(problem[0]), g, static_cast<DType>(problem[1]),
+                               problem[2] != 0, static_cast<int>(torch::stable::get_num_threads()));
   return {static_cast<int64_t>(p.kernel),
-          p.tile_rows,
+          p.tile_oc,
           p.tile_pixels,
           p.panel_tiles,
           p.block_n,
@@ -73,7 +73,7 @@ std::vector<int64_t> cpu_plan(std::vector<int64_t> problem) {
           p.blocks_h,
           p.blocks_w,
           p.items,
-          p.filter_resident,
+          p.weights_resident,
           p.parallel};
 }
 

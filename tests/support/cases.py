@@ -28,7 +28,7 @@ from fused_subpixel._arguments import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geo
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = range(3)  # passes, as cpu_plan numbers them
-PIXEL_LANES, CHANNEL_LANES, WINOGRAD = range(3)  # kernels, as in csrc/cpu/plan.h
+OW_VECTORISED, OC_VECTORISED, WINOGRAD = range(3)  # kernels, as in csrc/cpu/plan.h
 
 SLOPE = 0.25  # of leaky_relu
 
@@ -202,10 +202,10 @@ def plain(case: Case, tensors: Tensors) -> Tensor:
 
 
 class Plan(NamedTuple):
-    """csrc/cpu/plan.h's CpuPlan, as far as tests care."""
+    """Fields of csrc/cpu/plan.h's ConvPlan."""
 
     kernel: int
-    tile_rows: int
+    tile_oc: int
     tile_pixels: int
     panel_tiles: int
     block_n: int
@@ -215,7 +215,7 @@ class Plan(NamedTuple):
     blocks_h: int
     blocks_w: int
     items: int
-    filter_resident: int
+    weights_resident: int
     parallel: int
 
 
@@ -375,7 +375,7 @@ WIDE = Case("wide", (2, 40, 3, 7), (72, 40, 3, 2), padding=(1, 0, 1, 1))
 LARGE = Case("large", (1, 44, 7, 61), (60, 44, 3, 3), padding=SAME3)
 BASES = (NARROW, WIDE, LARGE)
 LATE = Case("late", (1, 6, 4, 19), (128, 6, 2, 2), padding=SAME3, crop=(1, 1, 1, 1))
-KERNELS = dict(zip(BASES, (PIXEL_LANES, CHANNEL_LANES, WINOGRAD), strict=True))  # float32, in either layout
+KERNELS = dict(zip(BASES, (OW_VECTORISED, OC_VECTORISED, WINOGRAD), strict=True))  # float32, in either layout
 
 
 def variant(case: Case, **changes: Any) -> Case:
