@@ -69,7 +69,7 @@ cxx = {cxx}
 nvcc = {nvcc}
 torch_headers = -isystem {torch}/include -DTORCH_TARGET_VERSION=0x020a000000000000ULL
 common = -Icsrc {defines}
-cxxflags = -O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=fast -Wall -Wextra $common
+cxxflags = -O3 -std=c++20 -fPIC -fvisibility=hidden -ffp-contract=fast -Wall -Wextra $common
 nvccflags = -O3 -std=c++17 -Xcompiler=-fPIC,-fvisibility=hidden,-Wall -Xfatbin=-compress-all $common
 torch = -Wl,--no-as-needed -L{torch}/lib -ltorch -ltorch_cpu
 

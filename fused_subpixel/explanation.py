@@ -150,14 +150,6 @@ def _explain(
     )
 
 
-# In the order of enum CpuKernel of csrc/cpu/plan.h.
-_CPU_KERNELS = (
-    "pixels in the vector lanes",
-    "output channels in the vector lanes",
-    "Winograd F(2x2, 3x3), tiles in the vector lanes",
-)
-
-
 def _epilogue_gradient(call: Call, has_residual: bool) -> str:
     epilogue, plan = call.problem.epilogue, call.plan
     if not epilogue.has_grad_from_output(has_residual):
@@ -190,14 +182,8 @@ def _cpu_kernel(call: Call, problem: list[int]) -> str:
     geometry = call.problem.geometry
     if problem[0] > 0 and (geometry.stride_h, geometry.stride_w) != (1, 1):
         return ""  # the gradients' kernels know stride 1 only
-    kernel, rows, pixels, _, block_n, block_h, block_w, *_, items, _, parallel = (
-        torch.ops.fused_subpixel._cpu_plan(problem)
-    )
-    return (
-        f"cpu library, {_CPU_KERNELS[kernel]}, tile of {rows} x {pixels}, "
-        f"{items} blocks of {block_n} x {block_h} x {block_w} pixels"
-        + ("" if parallel else ", on one thread")
-    )
+    _, words = torch.ops.fused_subpixel._cpu_plan(problem)
+    return f"cpu library, {words}"
 
 
 def _cuda_kernel(call: Call, problem: list[int]) -> str:

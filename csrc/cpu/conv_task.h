@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the CPU launcher hands to the kernels. Forward and input gradient are the same task - a convolution whose
-// output rows are written through the shuffle - over different sources: the input, or a shuffled gradient that is
-// read unshuffled. No torch in here, and no std:: either: kernels.cpp is compiled once per instruction set, and a
-// library template instantiated there could be picked by the linker for every machine.
+// What the CPU launcher hands to the kernels: a plan, tables and pointers. The forward pass and the input gradient are the
+// same task, a convolution whose output is written through the shuffle. Their sources differ: the input, or a shuffled
+// gradient that is read as the low-resolution channels it came from.
+// No torch in here, and no std:: either: kernels.cpp is compiled once per instruction set, and the linker could pick a
+// library template instantiated there for every machine.
 #pragma once
 
 #include <cstddef>
@@ -10,13 +11,14 @@
 
 #include "common/op_arguments.h"
 #include "cpu/plan.h"
+#include "cpu/work_queue.h"
 
 namespace fused_subpixel::cpu {
 
-// A [batch, groups * channels, rows, columns] tensor, as the packer reads it. Element (n, k, h, w) lies at
-// data[n * batch_stride + channel_offset[k] + h * row_stride + w * col_stride], and exists where
+// A [batch, groups * ic, h, w] tensor of low resolution, as the packer reads it. Element (n, k, h, w) lies at
+// data[n * batch_stride + channel_offset[k] + h * row_stride + w * col_stride]. It exists where
 // 0 <= h * row_scale + channel_row[k] < hr_h and 0 <= w * col_scale + channel_col[k] < hr_w.
-// (A plain input has scale 1 and channel_row = channel_col = 0; a shuffled gradient has the upscale factor.)
+// (A plain input has scale 1 and channel_row = channel_col = 0. A shuffled gradient has the upscale factor.)
 struct Source {
   const void* data;
   int64_t batch_stride, row_stride, col_stride;
@@ -24,115 +26,178 @@ struct Source {
   const int32_t* channel_row;
   const int32_t* channel_col;
   int64_t row_scale, col_scale, hr_h, hr_w;
-  int64_t run;  // channels q*run .. q*run+run-1 lie side by side in memory, in the same row of fine pixels
-  // Of a gradient to which that of an activation is applied: the forward pass's output, with the same channels. Or null.
+  // Channels q * interleave .. q * interleave + interleave - 1 are neighbours in memory, in the same high-resolution row.
+  int64_t interleave;
+  // The gradient of an activation is applied as a gradient is read: this is the forward pass's output, with the same
+  // channels. Null: there is nothing to apply.
   const Source* output;
   Activation activation;
   double negative_slope;
 };
 
-// Convolution geometry in low-resolution pixels; output pixel (h, w), tap (a, b) reads source pixel
-// (h * stride_h + a * dilation_h - pad_top, w * stride_w + b * dilation_w - pad_left).
-struct Window {
-  int64_t batch, groups, channels;  // channels: source channels of one group
-  int64_t lr_h, lr_w;
-  int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
-  // 1: rows whose phase the crop takes off the first pixel row (column) are computed one pixel later than the others,
-  // instead of one pixel more for all. lr_h, lr_w are without that pixel.
-  int64_t late_h, late_w;
-  int64_t taps() const { return kernel_h * kernel_w; }
-};
-
-// Weight of (row, channel, tap): data[row_offset[row] + channel_offset[channel] + tap_offset[tap]], where row and
-// channel count through all groups.
-struct Filter {
+// Weight of (oc, ic, tap): data[oc_offset[oc] + ic_offset[ic] + tap_offset[tap]], where oc and ic count through all groups.
+struct Weight {
   const void* data;
-  const int64_t* row_offset;
-  const int64_t* channel_offset;
+  const int64_t* oc_offset;
+  const int64_t* ic_offset;
   const int64_t* tap_offset;
-  // [groups * rows], or null: the taps that a row lacks, 1 the first column + 2 the first row. They count as zero, and are
-  // not read.
-  const uint8_t* lacks;
-  // Which neighbours in k order are neighbours in memory: all of (channel, tap), the channels of one tap
-  // (channels_last weights), or neither. Only a shortcut for packing.
+  // [groups * oc], or null: see missing_taps in conv_geometry.h. Missing taps count as zero and are not read.
+  const uint8_t* missing_taps;
+  // Which neighbours in k order are neighbours in memory: all of (channel, tap), the channels of one tap (channels_last
+  // weights), or neither. Packing takes a shortcut there.
   enum class Dense { kNone, kAll, kChannels } dense;
 };
 
-// Where the rows (output channels of the convolution) go. Rows are sorted so that neighbours in memory are
-// neighbours here; `run` rows fill consecutive elements of one pixel cell row, or run == 0 where they do not.
+// Where each output channel goes, [groups * oc] each. Output channels are sorted so that neighbours in memory are
+// neighbours here.
+struct OcTable {
+  const int64_t* dest;      // element offset of pixel (0, 0) in the output, crop subtracted
+  const int64_t* residual;  // the same in the residual
+  const int64_t*
+      interleave_left;    // output channels from here to the end of the interleave group, or 0 without groups
+  const int32_t* hr_row;  // high-resolution row of low-resolution row 0, crop subtracted
+  const int32_t* hr_col;
+  const int64_t* hr_channel;
+  const int64_t* lr_channel;
+  const uint8_t*
+      first_row;  // first low-resolution row, 0 or 1: 1 if the crop takes the first one off this phase
+  const uint8_t* first_col;
+
+  FS_HOST_DEVICE OcTable from(int64_t oc) const {
+    return {dest + oc,       residual + oc,   interleave_left + oc, hr_row + oc,   hr_col + oc,
+            hr_channel + oc, lr_channel + oc, first_row + oc,       first_col + oc};
+  }
+};
+
 struct Destination {
   void* data;
   Strides stride;
-  const Phase* row_phase;      // [groups * rows]
-  const int64_t* row_channel;  // [groups * rows]: convolution channel of each row
-  int64_t rows;                // of one group
-  int64_t run;
-  bool rows_dense;  // whole vectors of rows lie side by side in memory (channels_last)
-  int64_t r_h, r_w, crop_top, crop_left, out_h, out_w;
+  int64_t
+      interleave;  // output channels that fill consecutive elements of one row of a sub-pixel block; 0: there are none
+  bool oc_contiguous;  // whole vectors of output channels are contiguous (channels_last)
+  int64_t r_h, r_w, out_h, out_w;
+  int64_t crop_left;  // high-resolution columns that the crop takes off the first pixel of all phases
 };
 
+// Which element of a bias or of prelu's slopes belongs to an output channel.
+enum class PerChannel : int32_t { kScalar, kHighRes, kLowRes };
+
 struct TaskEpilogue {
-  const void* bias;        // or null
-  int64_t bias_c, bias_o;  // index = bias_c * c + bias_o * convolution channel
+  const void* bias;  // or null
+  PerChannel bias_index;
   Activation activation;
   double negative_slope, clamp_min, clamp_max;
-  const void* prelu;         // or null
-  int64_t prelu_c, prelu_o;  // prelu slope index = prelu_c * c + prelu_o * convolution channel
-  const void* residual;      // or null; element at n, c (or o), h, w
+  const void* prelu;  // or null
+  PerChannel prelu_index;
+  const void* residual;  // or null
   ResidualKind residual_kind;
   Strides residual_stride;
 };
 
+// The taps that an output channel has, as Weight::tap_offset.
+struct Taps {
+  const int64_t* offset;
+  int64_t count, columns;
+  bool all;
+};
+
+// Addresses of a microkernel. The value of pixel p and k = (channel, tap) is at input[p * column_step + at[k]]; the
+// OW-vectorised microkernel has a column_step of 1. Packed weights move on by weight_step elements with every k.
+// One loop with a table: an inner loop over so few taps would be mispredicted as often as it ends.
+struct KOffsets {
+  const int64_t* at;  // and one more: the OC-vectorised microkernel loads it one k ahead
+  int64_t count, column_step, weight_step;
+  int64_t acc_step;  // from one output channel's accumulators to the next's (OW-vectorised)
+  bool add;          // to the accumulators in memory, instead of replacing them
+};
+
+// What one call of a microkernel sums, and where it begins in the packed weights and in the packed input tile.
+struct KBlock {
+  KOffsets offsets;
+  int64_t weight, input;
+};
+
+// All that is summed for an output channel, by the taps that it has.
+struct KBlocks {
+  Taps taps;
+  const KBlock* blocks;
+  int64_t count;
+};
+
+// Neighbouring low-resolution pixels (n, h, w .. w + count - 1), count <= lanes.
+struct PixelVector {
+  int64_t n, h, w;
+  int count;
+};
+// The pixels of one OC-vectorised tile, and where the first lies in the packed input tile and in the output, all counted
+// from the block's first pixel.
+struct PixelTile {
+  PixelVector pixels;
+  int64_t input, dest;
+};
+
+// Elements of each array in a worker's scratch, and the bytes of all.
+struct ConvScratch {
+  int64_t input_tile, output_row, weights, acc, pixel_tiles, oc;
+  int64_t winograd_input, winograd_packed, winograd_planar;
+  int64_t bytes;
+};
+
 struct ConvTask {
   DType dtype;
-  Window window;
+  ConvPlan plan;
+  bool in_place;           // the source itself serves as packed input tile
+  int64_t deferred_tiles;  // tiles that are computed before they are stored
+  // Winograd's steps, in elements: between channels of the transformed input, and between positions of the weights.
+  int64_t winograd_channel_step, winograd_position_step;
+  ConvScratch scratch;
+
   Source source;
-  Filter filter;
+  Weight weight;
+  OcTable oc;
   Destination dest;
   TaskEpilogue epilogue;
-  CpuPlan plan;
-  // Where the plan does not keep the filter per thread: the panels of all groups, packed once before the items run.
+  // By missing taps if single-phase tiles read as many taps as they have, otherwise k_blocks[0] for all.
+  KBlocks k_blocks[4];
+  bool k_by_missing_taps;
+
+  // If weights are not resident: the panels of all groups, packed once before the items run.
   void* panels;
-  bool* infinite_filter;  // set by whoever packs a weight that is not finite
+  bool* nonfinite_weight;  // set by whoever packs a weight that is not finite
 };
 
-// Weight gradient: partial[slot][row][channel * taps + tap] += sum over pixels of gradient(row) * input(channel).
-// One slot per worker, summed afterwards in order. The gradient is a Source whose channels are the rows.
+// Weight gradient: partial[slot][oc][ic * taps + tap] += sum over pixels of gradient(oc) * input(ic).
+// One slot per worker, summed afterwards in order. The gradient is a Source whose channels are the output channels.
 struct WeightGradTask {
   DType dtype;
-  Window window;
+  ConvPlan plan;
+  ConvShape
+      gradient_shape;  // one tap and stride 1: the gradient is read at the low-resolution pixels themselves
+  InputTile gradient_tile;
+  struct Scratch {
+    int64_t input_tile, gradient_tile, output_row, vectors;
+    int64_t bytes;
+  } scratch;
   Source input;
   Source gradient;
-  int64_t rows;  // of one group
-  CpuPlan plan;
+  const int64_t* tap_offset;  // [taps], in the packed input tile
+  const int64_t* lr_channel;  // [groups * oc]: low-resolution channel of each output channel
   int64_t slots;
-  void* partial;  // arithmetic type: [slots][groups * rows][channels * taps + 1]; the last column is the bias
-  const int64_t* row_channel;  // [groups * rows]: convolution channel of each row
-  void* grad_weight;           // [groups * rows, channels, kernel_h, kernel_w], contiguous
-  void* grad_bias;             // [groups * rows]
+  void* partial;      // arithmetic type: [slots][groups * oc][ic * taps + 1]; the last column is the bias
+  void* grad_weight;  // [groups * oc, ic, kernel_h, kernel_w], contiguous
+  void* grad_bias;    // [groups * oc]
 };
 
-// Items that threads take from one another, for they are not equally fast: a core may be a small one, or busy. Large
-// shares first, so that few are taken, and single items at last, so that nobody waits long for the slowest. Which thread
-// computes an item has no influence on its result.
-class Shares {
- public:
-  struct Share {
-    int64_t begin, end;  // nothing is left if they are equal
-  };
-  Shares(int64_t items, int threads) : items_(items), threads_(threads) {}
-  Share take() {
-    int64_t begin = __atomic_load_n(&next_, __ATOMIC_RELAXED), end;
-    do {
-      const int64_t part = (items_ - begin) / (2 * threads_);
-      end = begin + (part > 0 ? part : begin < items_ ? 1 : 0);
-    } while (!__atomic_compare_exchange_n(&next_, &begin, end, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-    return {begin, end};
+// Cuts one 64-byte aligned allocation into arrays.
+struct Arena {
+  char* at;
+  template <class E>
+  FS_HOST_DEVICE E* take(int64_t n) {
+    E* p = reinterpret_cast<E*>(at);
+    at += bytes(n, sizeof(E));
+    return p;
   }
-
- private:
-  const int64_t items_, threads_;
-  int64_t next_ = 0;
+  FS_HOST_DEVICE static int64_t bytes(int64_t n, int64_t element) { return round_up(n * element, 64); }
 };
 
 // Scratch of the calling thread, kept between calls while it is small; 64-byte aligned.
@@ -141,9 +206,9 @@ void* thread_scratch(size_t bytes);
 struct Kernels {
   const char* name;
   int vector_bytes, registers;
-  void (*conv)(const ConvTask&, Shares& items);          // see plan.h
-  void (*redo_borders)(const ConvTask&, Shares& items);  // where the filter is not finite; after conv
-  void (*pack_panels)(const ConvTask&, Shares& panels);  // of all groups, into task.panels
+  void (*conv)(const ConvTask&, WorkQueue& items);
+  void (*redo_borders)(const ConvTask&, WorkQueue& items);  // after conv, if a weight is not finite
+  void (*pack_panels)(const ConvTask&, WorkQueue& panels);  // of all groups, into task.panels
   void (*weight_grad)(const WeightGradTask&, int64_t slot, int64_t begin, int64_t end);
   void (*finish_weight_grad)(const WeightGradTask&);  // adds the slots in order
 };

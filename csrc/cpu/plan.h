@@ -1,42 +1,55 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Problem -> kernel, tile and blocks: pure host functions, testable without the hardware they plan for.
+// Problem -> kernel, register tile and blocks. These are pure host functions, which the tests call for machines that they
+// do not run on. The kernels include this file, so it names nothing of std:: that could be instantiated there.
 #pragma once
 
 #include <cstdint>
 
+#include "common/dispatch.h"
 #include "common/scalar.h"
 
-namespace fused_subpixel {
+namespace fused_subpixel::cpu {
 
-// ---- CPU ---------------------------------------------------------------------------------------------------------
-enum class CpuKernel : int32_t {
-  kPixelLanes,    // neighbouring pixels in the vector lanes: few output channels
-  kChannelLanes,  // output channels in the vector lanes: wide layers, small images
-  kWinograd,      // 3x3 in float arithmetic: pixel lanes over transformed tiles of 2x2 pixels
+enum class ConvKernel : int32_t {
+  kOwVectorised,  // neighbouring pixels in the vector lanes: few output channels
+  kOcVectorised,  // output channels in the vector lanes: wide layers, small images
+  kWinograd,      // 3x3 in float arithmetic: OW-vectorised over transformed tiles of 2x2 pixels
 };
+constexpr int kConvKernels = 3;
 
-// Tile heights of the pixel-lane kernels, and how many pixel vectors go with each: sums + pixels + one broadcast
-// must fit the register file.
-constexpr int kTileRows[] = {1, 2, 3, 4, 5, 6, 8, 9, 12};
-constexpr int pixel_vectors(int rows, int registers) {
-  const int v = (registers - 1) / (rows + 1);
+// ---- register tiles --------------------------------------------------------------------------------------------
+
+// Output channels of the register tiles of the OW-vectorised and of the weight gradient's microkernels.
+using TileOc = IntList<1, 2, 3, 4, 5, 6, 8, 9, 12>;
+// Vectors of output channels of the OC-vectorised microkernels.
+using TileOcVectors = IntList<1, 2, 3, 4>;
+// Output channels per interleave group that are interleaved in registers.
+using RegisterInterleave = IntList<1, 2, 3, 4, 6, 8, 9, 12, 16>;
+
+// Vectors of pixels that go with a number of output channels: accumulators, pixels and one broadcast weight must fit the
+// register file.
+constexpr int ow_tile_vectors(int oc, int registers) {
+  const int v = (registers - 1) / (oc + 1);
   return v < 1 ? 1 : v > 8 ? 8 : v;
 }
-// Weight-gradient tile: columns per tile, no broadcast needed but T gradient vectors pass through one register.
-constexpr int gradient_columns(int rows, int registers) {
-  const int v = pixel_vectors(rows, registers);
-  return v > 4 ? 4 : v;  // more column pointers than that spill
+constexpr int kMaxTileVectors = 8;
+// Columns (channel, tap) of a weight-gradient tile. More than four pointers to columns would spill.
+constexpr int weight_grad_columns(int oc, int registers) {
+  const int v = ow_tile_vectors(oc, registers);
+  return v > 4 ? 4 : v;
 }
-// Channel-lane tile: the most pixels for a number of row vectors.
-constexpr int channel_pixels(int vectors, int registers) {
+// The most pixels that go with a number of vectors of output channels.
+constexpr int oc_tile_pixels(int vectors, int registers) {
   const int p = (registers - vectors - 1) / vectors;
   return p < 1 ? 1 : p > 14 ? 14 : p;
 }
 
-// The most turns, and, of channel lanes, the most vectors of rows in a panel whose tiles take turns.
-constexpr int kMostTurnVectors = 8;
+// The most tiles that interleave; for OC-vectorised tiles, the most vectors of output channels in such a panel.
+constexpr int kMaxInterleavedVectors = 8;
 
-struct CpuTarget {
+// ---- what is planned -------------------------------------------------------------------------------------------
+
+struct Target {
   int lanes;      // of the arithmetic type
   int registers;  // vector registers
   int64_t l2_bytes;
@@ -44,55 +57,80 @@ struct CpuTarget {
   int element_bytes;  // of the arithmetic type
 };
 
-// What the plan needs to know of a problem; see Window and Destination in cpu/conv_task.h.
-struct CpuProblem {
-  int64_t batch, groups, channels, rows;  // channels, rows: of one group
+// A convolution in low-resolution pixels. Output pixel (h, w), tap (a, b) reads input pixel
+// (h * stride_h + a * dilation_h - pad_top, w * stride_w + b * dilation_w - pad_left).
+struct ConvShape {
+  int64_t batch, groups;
+  int64_t ic, oc;  // input and output channels of one group
   int64_t lr_h, lr_w;
   int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
-  int64_t run;      // rows that interleave into one contiguous run of the output; 0: none
-  bool rows_dense;  // neighbouring rows are neighbours in memory (channels_last output)
-  // What a kernel saves whose tiles hold one phase each. Where a crop takes a pixel off some phases only, it can do with
-  // that many rows and columns of pixels less; and where some phases lack taps, with the taps of an average phase.
-  int64_t late_h, late_w;
-  double phase_taps;
-  // Rows of a phase, which follow one another, or whose neighbours lie phase_turns apart; 0: phases mix.
-  int64_t phase_rows, phase_turns;
-  bool source_dense;   // neighbouring channels of the source are neighbours in memory (channels_last input)
-  bool source_planes;  // its planes may be packed with channels as neighbours all the same
-  bool direct;         // every product is one of a pixel and a weight: no Winograd
+  int64_t pad_top, pad_left;  // the plan does not depend on them
+  FS_HOST_DEVICE int64_t taps() const { return kernel_h * kernel_w; }
 };
 
-// A block is block_n images x block_h rows x block_w columns of low-resolution output, computed from one
-// zero-padded strip of its input. Work items are (block, group) pairs.
-struct CpuPlan {
-  CpuKernel kernel;
-  int tile_rows;    // rows per register tile (kChannelLanes: row vectors * lanes)
-  int tile_pixels;  // vectors of pixels (kWinograd: of tiles); kChannelLanes: the most pixels
-  bool phased;      // each tile holds one phase: the problem's late_h, late_w and phase_taps apply
-  // Row tiles that are stored together. turns > 1: so many, which take neighbouring rows in turns, for phases alternate;
-  // else they follow one another.
-  int panel_tiles, turns;
-  int64_t panels, panel_elements;  // of one group's filter; of the packed filter of a panel
+struct ConvProblem {
+  ConvShape shape;
+  int64_t
+      interleave;  // output channels per interleave group, which are contiguous after the shuffle; 0: there are none
+  bool oc_contiguous;  // whole vectors of output channels are contiguous after the shuffle (channels_last)
+  // What single-phase tiles save. If a crop takes one pixel off some phases only, these start one pixel later, and lr_h,
+  // lr_w can be smaller by so much. If some phases lack taps, a tile has as many taps as its phase.
+  int64_t spared_h, spared_w;  // 0 or 1
+  double mean_taps;            // of all phases
+  // Output channels of one phase, and how many phases interleave in the order of output channels: 1 if the channels of a
+  // phase are neighbours. phase_oc 0: tiles cannot hold a single phase.
+  int64_t phase_oc, phase_interleave;
+  bool ic_contiguous;  // neighbouring input channels are neighbours in memory (channels_last)
+  bool planar_input;   // each input channel is a plane (NCHW)
+  bool no_winograd;    // each weight must be multiplied as it is
+};
+
+// A packed input tile: the zero-padded input of one block with its halo. Its columns are split by stride phase, so that
+// neighbouring output pixels read neighbouring columns. Either columns or channels are neighbours.
+struct InputTile {
+  int64_t rows, stride_phases, phase_columns;
+  int64_t row_step, column_step, channel_step, image_step;  // in elements
+};
+
+// A block is block_n images x block_h rows x block_w columns of low-resolution output, computed from one packed input
+// tile. Work items are pairs of a block and a group.
+struct ConvPlan {
+  ConvShape shape;  // lr_h and lr_w are without spared pixels
+  int64_t spared_h, spared_w;
+  ConvKernel kernel;
+  int tile_oc;      // output channels of a register tile
+  int tile_pixels;  // vectors of pixels (kWinograd: of 2x2 tiles); kOcVectorised: the most pixels
+  bool single_phase;
+  // Register tiles that are stored together form a panel of packed weights. If interleaved_tiles > 1, this is their number,
+  // and their output channels interleave because phases alternate. Otherwise they follow one another.
+  int panel_tiles, interleaved_tiles;
+  int64_t panels, panel_elements;  // panels of one group; elements of one panel
   int64_t block_n, block_h, block_w;
   int64_t blocks_n, blocks_h, blocks_w;
   int64_t items;
-  bool filter_resident;  // every thread packs a group's filter for itself, into its share of the cache
-  bool parallel;         // false: so small that waking threads costs more than it saves
-  bool channels_inner;   // the strip's channels are neighbours, else its columns are
+  bool weights_resident;  // every thread packs the weights of a group for itself, into its share of the cache
+  bool parallel;          // false: so small that waking threads costs more than it saves
+  bool channels_inner;    // the packed input tile's channels are neighbours, otherwise its columns are
+  InputTile input_tile;
+  double
+      cycles[kConvKernels];  // estimate for the best tile of each kernel, or negative: it cannot compute this
 };
 
-CpuPlan plan_cpu_conv(const CpuProblem& problem, const CpuTarget& target);
-CpuPlan plan_cpu_weight_grad(const CpuProblem& problem, const CpuTarget& target);
+ConvPlan plan_conv(const ConvProblem& problem, const Target& target);
+// The weight gradient's tile is tile_oc output channels x tile_pixels columns (channel, tap).
+ConvPlan plan_weight_grad(const ConvShape& shape, const Target& target);
 
-// Strip geometry shared by plan and packer: columns are split by stride phase, so that a tile always reads
-// neighbouring pixels. Pixel lanes want columns side by side, rounded up for whole vectors; channel lanes are content
-// with either, and where channels are neighbours in the source, packing them so is a plain copy.
-struct StripShape {
-  int64_t rows, phases, phase_columns, row_step, column_step, channel_step, image_step;  // steps in elements
-};
-StripShape strip_shape(const CpuProblem& problem, int64_t block_h, int64_t block_w, int lanes,
-                       bool channels_inner);
+InputTile input_tile(const ConvShape& shape, int64_t block_h, int64_t block_w, int lanes,
+                     bool channels_inner);
 // The same for whole 2x2 tiles.
-StripShape winograd_strip(const CpuProblem& problem, int64_t block_h, int64_t block_w, int lanes);
+InputTile winograd_input_tile(const ConvShape& shape, int64_t block_h, int64_t block_w, int lanes);
 
-}  // namespace fused_subpixel
+// From the first pixel of a packed input tile to that of a channel and tap.
+FS_HOST_DEVICE int64_t input_tile_offset(const ConvShape& shape, const InputTile& tile, int64_t channel,
+                                         int64_t a, int64_t b) {
+  const int64_t column = b * shape.dilation_w;
+  return channel * tile.channel_step + a * shape.dilation_h * tile.row_step +
+         (column % shape.stride_w * tile.phase_columns + column / shape.stride_w) * tile.column_step;
+}
+
+}  // namespace fused_subpixel::cpu

@@ -73,24 +73,25 @@ std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& 
   return {call.grad_weight, call.grad_bias};
 }
 
-// Takes a problem (op_calls.h); returns the fields of CpuPlan, in order.
-std::vector<int64_t> cpu_plan(std::vector<int64_t> problem) {
+// Takes a problem (op_calls.h); returns fields of ConvPlan, and the plan in words.
+std::tuple<std::vector<int64_t>, std::string> cpu_plan(std::vector<int64_t> problem) {
   const Geometry g = problem_geometry(problem);
-  const CpuPlan p = plan_pass(static_cast<Pass>(problem[0]), g, static_cast<DType>(problem[1]),
-                              problem[2] != 0, static_cast<int>(torch::stable::get_num_threads()));
-  return {static_cast<int64_t>(p.kernel),
-          p.tile_rows,
-          p.tile_pixels,
-          p.panel_tiles,
-          p.block_n,
-          p.block_h,
-          p.block_w,
-          p.blocks_n,
-          p.blocks_h,
-          p.blocks_w,
-          p.items,
-          p.filter_resident,
-          p.parallel};
+  const ConvPlan p = plan_pass(static_cast<Pass>(problem[0]), g, static_cast<DType>(problem[1]),
+                               problem[2] != 0, static_cast<int>(torch::stable::get_num_threads()));
+  const std::vector<int64_t> numbers{static_cast<int64_t>(p.kernel),
+                                     p.tile_oc,
+                                     p.tile_pixels,
+                                     p.panel_tiles,
+                                     p.block_n,
+                                     p.block_h,
+                                     p.block_w,
+                                     p.blocks_n,
+                                     p.blocks_h,
+                                     p.blocks_w,
+                                     p.items,
+                                     p.weights_resident,
+                                     p.parallel};
+  return {numbers, describe(p)};
 }
 
 // Current instruction set, bit mask of the usable ones, bytes of the L2 cache.

@@ -25,8 +25,8 @@ SCHEMAS = (
     f"{GEOMETRY_SCHEMA}, {SAVED_SCHEMA}) -> (Tensor, Tensor)",
     # pixel_shuffle alone, or its inverse; a kernel on CUDA, plain PyTorch elsewhere.
     "shuffle(Tensor input, int factor_h, int factor_w, int channel_order, bool inverse) -> Tensor",
-    # The CPU library's plan for a problem, for explain() and for choosing the backward; see csrc/cpu/plan.h.
-    "_cpu_plan(int[] problem) -> int[]",
+    # The CPU library's plan for a problem, and the same in words; see csrc/cpu/plan.h.
+    "_cpu_plan(int[] problem) -> (int[], str)",
     # Current instruction set (0 portable, 1 AVX2, 2 AVX-512), bit mask of the usable ones, bytes of L2 cache.
     "_cpu_capability() -> int[]",
     "_cpu_select_isa(int isa) -> ()",

@@ -1,14 +1,32 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The pure host logic of csrc - index map, plan, strip geometry, shares - for pytest.
+// The pure host logic of csrc for pytest: the index map, the CPU's plans, work queue and plan cache.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "common/pixel_shuffle.h"
-#include "cpu/conv_task.h"
-#include "cpu/plan.h"
+#include "common/plan_cache.h"
+#include "cpu/plan_pass.h"
+#include "cpu/work_queue.h"
 
 namespace py = pybind11;
 using namespace fused_subpixel;
+using namespace fused_subpixel::cpu;
+
+namespace {
+
+// What the tests keep in a PlanCache.
+struct CachedNumber {
+  int64_t number, size;
+  int64_t bytes() const { return size; }
+};
+
+PlanKey key_from(const std::vector<int64_t>& numbers) {
+  PlanKey key;
+  for (int64_t n : numbers) key.add(n);
+  return key;
+}
+
+}  // namespace
 
 PYBIND11_MODULE(fused_subpixel_host, m) {
   py::enum_<ChannelOrder>(m, "ChannelOrder")
@@ -24,81 +42,105 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
           return channel_of_phase(Phase{c, i, j}, shuffle_sizes(channels, r_h, r_w), order);
         });
 
-  m.attr("TILE_ROWS") = std::vector<int>(std::begin(kTileRows), std::end(kTileRows));
-  m.def("pixel_vectors", &pixel_vectors);
-  m.def("channel_pixels", &channel_pixels);
-  m.def("gradient_columns", &gradient_columns);
+  m.attr("TILE_OC") = std::vector<int>(std::begin(TileOc::values), std::end(TileOc::values));
+  m.attr("REGISTER_INTERLEAVE") =
+      std::vector<int>(std::begin(RegisterInterleave::values), std::end(RegisterInterleave::values));
+  m.def("ow_tile_vectors", &ow_tile_vectors);
+  m.def("oc_tile_pixels", &oc_tile_pixels);
+  m.def("weight_grad_columns", &weight_grad_columns);
 
-  m.attr("PIXEL_LANES") = static_cast<int>(CpuKernel::kPixelLanes);
-  m.attr("CHANNEL_LANES") = static_cast<int>(CpuKernel::kChannelLanes);
-  m.attr("WINOGRAD") = static_cast<int>(CpuKernel::kWinograd);
+  m.attr("OW_VECTORISED") = static_cast<int>(ConvKernel::kOwVectorised);
+  m.attr("OC_VECTORISED") = static_cast<int>(ConvKernel::kOcVectorised);
+  m.attr("WINOGRAD") = static_cast<int>(ConvKernel::kWinograd);
 
 #define FS_FIELD(Class, field) def_readwrite(#field, &Class::field)
-  py::class_<CpuTarget>(m, "CpuTarget")
+  py::class_<Target>(m, "Target")
       .def(py::init<>())
-      .FS_FIELD(CpuTarget, lanes)
-      .FS_FIELD(CpuTarget, registers)
-      .FS_FIELD(CpuTarget, l2_bytes)
-      .FS_FIELD(CpuTarget, threads)
-      .FS_FIELD(CpuTarget, element_bytes);
-  py::class_<CpuProblem>(m, "CpuProblem")
+      .FS_FIELD(Target, lanes)
+      .FS_FIELD(Target, registers)
+      .FS_FIELD(Target, l2_bytes)
+      .FS_FIELD(Target, threads)
+      .FS_FIELD(Target, element_bytes);
+  py::class_<ConvShape>(m, "ConvShape")
       .def(py::init<>())
-      .FS_FIELD(CpuProblem, batch)
-      .FS_FIELD(CpuProblem, groups)
-      .FS_FIELD(CpuProblem, channels)
-      .FS_FIELD(CpuProblem, rows)
-      .FS_FIELD(CpuProblem, lr_h)
-      .FS_FIELD(CpuProblem, lr_w)
-      .FS_FIELD(CpuProblem, kernel_h)
-      .FS_FIELD(CpuProblem, kernel_w)
-      .FS_FIELD(CpuProblem, stride_h)
-      .FS_FIELD(CpuProblem, stride_w)
-      .FS_FIELD(CpuProblem, dilation_h)
-      .FS_FIELD(CpuProblem, dilation_w)
-      .FS_FIELD(CpuProblem, run)
-      .FS_FIELD(CpuProblem, rows_dense)
-      .FS_FIELD(CpuProblem, late_h)
-      .FS_FIELD(CpuProblem, late_w)
-      .FS_FIELD(CpuProblem, phase_taps)
-      .FS_FIELD(CpuProblem, phase_rows)
-      .FS_FIELD(CpuProblem, phase_turns)
-      .FS_FIELD(CpuProblem, source_dense)
-      .FS_FIELD(CpuProblem, source_planes)
-      .FS_FIELD(CpuProblem, direct);
-  py::class_<CpuPlan>(m, "CpuPlan")
-      .def_property_readonly("kernel", [](const CpuPlan& p) { return static_cast<int>(p.kernel); })
-      .FS_FIELD(CpuPlan, tile_rows)
-      .FS_FIELD(CpuPlan, tile_pixels)
-      .FS_FIELD(CpuPlan, phased)
-      .FS_FIELD(CpuPlan, panel_tiles)
-      .FS_FIELD(CpuPlan, turns)
-      .FS_FIELD(CpuPlan, block_n)
-      .FS_FIELD(CpuPlan, block_h)
-      .FS_FIELD(CpuPlan, block_w)
-      .FS_FIELD(CpuPlan, blocks_n)
-      .FS_FIELD(CpuPlan, blocks_h)
-      .FS_FIELD(CpuPlan, blocks_w)
-      .FS_FIELD(CpuPlan, items)
-      .FS_FIELD(CpuPlan, filter_resident)
-      .FS_FIELD(CpuPlan, parallel)
-      .FS_FIELD(CpuPlan, panels)
-      .FS_FIELD(CpuPlan, panel_elements)
-      .FS_FIELD(CpuPlan, channels_inner);
-  py::class_<StripShape>(m, "StripShape")
-      .FS_FIELD(StripShape, rows)
-      .FS_FIELD(StripShape, phases)
-      .FS_FIELD(StripShape, phase_columns)
-      .FS_FIELD(StripShape, row_step)
-      .FS_FIELD(StripShape, column_step)
-      .FS_FIELD(StripShape, channel_step)
-      .FS_FIELD(StripShape, image_step);
+      .FS_FIELD(ConvShape, batch)
+      .FS_FIELD(ConvShape, groups)
+      .FS_FIELD(ConvShape, ic)
+      .FS_FIELD(ConvShape, oc)
+      .FS_FIELD(ConvShape, lr_h)
+      .FS_FIELD(ConvShape, lr_w)
+      .FS_FIELD(ConvShape, kernel_h)
+      .FS_FIELD(ConvShape, kernel_w)
+      .FS_FIELD(ConvShape, stride_h)
+      .FS_FIELD(ConvShape, stride_w)
+      .FS_FIELD(ConvShape, dilation_h)
+      .FS_FIELD(ConvShape, dilation_w);
+  py::class_<ConvProblem>(m, "ConvProblem")
+      .def(py::init<>())
+      .FS_FIELD(ConvProblem, shape)
+      .FS_FIELD(ConvProblem, interleave)
+      .FS_FIELD(ConvProblem, oc_contiguous)
+      .FS_FIELD(ConvProblem, spared_h)
+      .FS_FIELD(ConvProblem, spared_w)
+      .FS_FIELD(ConvProblem, mean_taps)
+      .FS_FIELD(ConvProblem, phase_oc)
+      .FS_FIELD(ConvProblem, phase_interleave)
+      .FS_FIELD(ConvProblem, ic_contiguous)
+      .FS_FIELD(ConvProblem, planar_input)
+      .FS_FIELD(ConvProblem, no_winograd);
+  py::class_<InputTile>(m, "InputTile")
+      .FS_FIELD(InputTile, rows)
+      .FS_FIELD(InputTile, stride_phases)
+      .FS_FIELD(InputTile, phase_columns)
+      .FS_FIELD(InputTile, row_step)
+      .FS_FIELD(InputTile, column_step)
+      .FS_FIELD(InputTile, channel_step)
+      .FS_FIELD(InputTile, image_step);
+  py::class_<ConvPlan>(m, "ConvPlan")
+      .def_property_readonly("kernel", [](const ConvPlan& p) { return static_cast<int>(p.kernel); })
+      .def_property_readonly(
+          "cycles",
+          [](const ConvPlan& p) { return std::vector<double>(std::begin(p.cycles), std::end(p.cycles)); })
+      .FS_FIELD(ConvPlan, shape)
+      .FS_FIELD(ConvPlan, tile_oc)
+      .FS_FIELD(ConvPlan, tile_pixels)
+      .FS_FIELD(ConvPlan, single_phase)
+      .FS_FIELD(ConvPlan, panel_tiles)
+      .FS_FIELD(ConvPlan, interleaved_tiles)
+      .FS_FIELD(ConvPlan, block_n)
+      .FS_FIELD(ConvPlan, block_h)
+      .FS_FIELD(ConvPlan, block_w)
+      .FS_FIELD(ConvPlan, blocks_n)
+      .FS_FIELD(ConvPlan, blocks_h)
+      .FS_FIELD(ConvPlan, blocks_w)
+      .FS_FIELD(ConvPlan, items)
+      .FS_FIELD(ConvPlan, weights_resident)
+      .FS_FIELD(ConvPlan, parallel)
+      .FS_FIELD(ConvPlan, panels)
+      .FS_FIELD(ConvPlan, panel_elements)
+      .FS_FIELD(ConvPlan, channels_inner)
+      .FS_FIELD(ConvPlan, input_tile);
 #undef FS_FIELD
-  m.def("plan_cpu_conv", &plan_cpu_conv);
-  m.def("plan_cpu_weight_grad", &plan_cpu_weight_grad);
-  m.def("strip_shape", &strip_shape);
-  m.def("winograd_strip", &winograd_strip);
-  py::class_<cpu::Shares>(m, "Shares").def(py::init<int64_t, int>()).def("take", [](cpu::Shares& shares) {
-    const cpu::Shares::Share s = shares.take();
-    return py::make_tuple(s.begin, s.end);
+  m.def("plan_conv", &plan_conv);
+  m.def("plan_weight_grad", &plan_weight_grad);
+  m.def("input_tile", &input_tile);
+  m.def("describe", &describe);
+
+  py::class_<WorkQueue>(m, "WorkQueue").def(py::init<int64_t, int>()).def("take", [](WorkQueue& queue) {
+    const WorkQueue::Range r = queue.take();
+    return py::make_tuple(r.begin, r.end);
   });
+
+  using Cache = PlanCache<CachedNumber>;
+  py::class_<Cache>(m, "PlanCache")
+      .def(py::init<>())
+      .def_property_readonly_static("ENTRIES", [](const py::object&) { return size_t{Cache::kEntries}; })
+      .def_property_readonly_static("BYTES", [](const py::object&) { return int64_t{Cache::kBytes}; })
+      .def("__len__", &Cache::size)
+      .def_property_readonly("bytes", &Cache::bytes)
+      // The number found under a key; (number, size) is made if there is none.
+      .def("get", [](Cache& cache, const std::vector<int64_t>& key, int64_t number, int64_t size) {
+        const auto make = [&] { return std::make_unique<CachedNumber>(CachedNumber{number, size}); };
+        return cache.get(key_from(key), make)->number;
+      });
 }

@@ -325,7 +325,7 @@ def tile_cases(which: int, dtype: torch.dtype, layout: str) -> Iterator[tuple[ca
 def test_every_tile_that_the_plan_chooses(isa: int, which: int, dtype: torch.dtype, layout: str) -> None:
     heights = set()
     for plan, case in tile_cases(which, dtype, layout):
-        heights.add(plan.tile_rows)
+        heights.add(plan.tile_oc)
         tensors, grad = cases.integers(case), integer_gradient(case)
         expected = by_autograd(case, grad, tensors)
         tensors = tensors.to(dtype, LAYOUTS[layout])

@@ -150,12 +150,12 @@ def tile_cases(dtype: torch.dtype, layout: str) -> Iterator[tuple[cases.Plan, Ca
 def test_every_tile_that_the_plan_chooses(isa: int, dtype: torch.dtype, layout: str) -> None:
     heights: dict[int, set[int]] = {}
     for plan, case in tile_cases(dtype, layout):
-        heights.setdefault(plan.kernel, set()).add(plan.tile_rows)
+        heights.setdefault(plan.kernel, set()).add(plan.tile_oc)
         tensors = cases.integers(case)
         expected = cases.plain(case, tensors).to(dtype)
         assert cases.run(case, tensors.to(dtype, LAYOUTS[layout])).equal(expected), case
-    assert len(heights[cases.PIXEL_LANES]) >= 4, "few heights of pixel-lane tiles: widen the grid"
-    assert len(heights[cases.CHANNEL_LANES]) >= 2, "few widths of channel-lane tiles: widen the grid"
+    assert len(heights[cases.OW_VECTORISED]) >= 4, "few heights of OW-vectorised tiles: widen the grid"
+    assert len(heights[cases.OC_VECTORISED]) >= 2, "few widths of OC-vectorised tiles: widen the grid"
 
 
 def test_the_cases_take_every_way_through_the_plan(isa: int) -> None:
@@ -177,7 +177,7 @@ def test_the_cases_take_every_way_through_the_plan(isa: int) -> None:
         rows_stay = {plan.kernel for case, plan in planned if plan.blocks_h > 1 and cases.shared_rows(case)}
         assert rows_stay == set(cases.KERNELS.values())
         assert any(plan.blocks_w > 1 for plan in plans)
-        assert not all(plan.filter_resident for plan in plans)
+        assert not all(plan.weights_resident for plan in plans)
 
 
 @pytest.mark.parametrize(("base", "kernel"), cases.KERNELS.items(), ids=str)

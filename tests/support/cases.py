@@ -29,7 +29,7 @@ from fused_subpixel.ops.geometry import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, G
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = range(3)  # passes, as cpu_plan numbers them
-PIXEL_LANES, CHANNEL_LANES, WINOGRAD = range(3)  # kernels, as in csrc/cpu/plan.h
+OW_VECTORISED, OC_VECTORISED, WINOGRAD = range(3)  # kernels, as in csrc/cpu/plan.h
 
 SLOPE = 0.25  # of leaky_relu
 
@@ -203,10 +203,10 @@ def plain(case: Case, tensors: Tensors) -> Tensor:
 
 
 class Plan(NamedTuple):
-    """csrc/cpu/plan.h's CpuPlan, as far as tests care."""
+    """Fields of csrc/cpu/plan.h's ConvPlan."""
 
     kernel: int
-    tile_rows: int
+    tile_oc: int
     tile_pixels: int
     panel_tiles: int
     block_n: int
@@ -216,7 +216,7 @@ class Plan(NamedTuple):
     blocks_h: int
     blocks_w: int
     items: int
-    filter_resident: int
+    weights_resident: int
     parallel: int
 
 
@@ -224,7 +224,7 @@ def plan_of(case: Case, dtype: torch.dtype, layout: str, which: int = FORWARD) -
     """The plan for a case with the current instruction set and number of threads."""
     sizes = (*case.input, case.weight[0], *case.weight[2:])
     problem = [which, DTYPES.index(dtype), layout == "channels_last", *sizes, *case.geometry]
-    return Plan(*operators._cpu_plan(problem)[: len(Plan._fields)])
+    return Plan(*operators._cpu_plan(problem)[0][: len(Plan._fields)])
 
 
 def usable_isas() -> list[int]:
@@ -385,7 +385,7 @@ WIDE = Case("wide", (2, 40, 3, 7), (72, 40, 3, 2), padding=(1, 0, 1, 1))
 LARGE = Case("large", (1, 44, 7, 61), (60, 44, 3, 3), padding=SAME3)
 BASES = (NARROW, WIDE, LARGE)
 LATE = Case("late", (1, 6, 4, 19), (128, 6, 2, 2), padding=SAME3, crop=(1, 1, 1, 1))
-KERNELS = dict(zip(BASES, (PIXEL_LANES, CHANNEL_LANES, WINOGRAD), strict=True))  # float32, in either layout
+KERNELS = dict(zip(BASES, (OW_VECTORISED, OC_VECTORISED, WINOGRAD), strict=True))  # float32, in either layout
 
 
 def variant(case: Case, **changes: Any) -> Case:

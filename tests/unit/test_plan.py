@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The pure host logic of csrc, without any kernel: the index map, the plan, the strip."""
+"""The pure host logic of csrc: the index map, and the plans, work queue and plan cache of the CPU library."""
 
 from __future__ import annotations
 
@@ -50,11 +50,23 @@ def make(Class: Any, **fields: Any) -> Any:
     return made
 
 
-def make_problem(rows: int, share: float, **fields: Any) -> Any:
+SHAPE = (
+    "batch", "groups", "ic", "oc", "lr_h", "lr_w",
+    "kernel_h", "kernel_w", "stride_h", "stride_w", "dilation_h", "dilation_w",
+)  # fmt: skip
+
+
+def with_shape(fields: dict[str, Any]) -> Any:
+    """A problem from fields of its own and of its shape."""
+    shape = make(host.ConvShape, **{name: fields.pop(name) for name in SHAPE})
+    return make(host.ConvProblem, shape=shape, **fields)
+
+
+def make_problem(oc: int, share: float, **fields: Any) -> Any:
     """Phases of equal size, where they do not mix; an average one has so large a share of all taps."""
     taps = fields["kernel_h"] * fields["kernel_w"] * share
-    rows = fields["phase_rows"] * fields["phase_turns"] * (1 + rows % 3) or rows
-    return make(host.CpuProblem, rows=rows, phase_taps=taps, **fields)
+    oc = fields["phase_oc"] * fields["phase_interleave"] * (1 + oc % 3) or oc
+    return with_shape({"oc": oc, "mean_taps": taps, **fields})
 
 
 SIZES = st.integers(1, 70) | st.integers(1, 3000)
@@ -62,8 +74,8 @@ problems = st.builds(
     make_problem,
     batch=st.integers(0, 40),
     groups=st.integers(1, 8),
-    channels=SIZES,
-    rows=SIZES,
+    ic=SIZES,
+    oc=SIZES,
     lr_h=SIZES,
     lr_w=SIZES,
     kernel_h=st.just(3) | st.integers(1, 7),
@@ -72,19 +84,19 @@ problems = st.builds(
     stride_w=st.just(1) | st.integers(1, 4),
     dilation_h=st.just(1) | st.integers(1, 9),
     dilation_w=st.just(1) | st.integers(1, 9),
-    run=st.sampled_from([0, 1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 24, 48]),
-    rows_dense=st.booleans(),
-    late_h=st.integers(0, 1),
-    late_w=st.integers(0, 1),
-    phase_rows=st.sampled_from([0, 1, 3, 10, 16, 32, 64, 192]),
-    phase_turns=st.integers(1, 9),
+    interleave=st.sampled_from([0, 1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 24, 48]),
+    oc_contiguous=st.booleans(),
+    spared_h=st.integers(0, 1),
+    spared_w=st.integers(0, 1),
+    phase_oc=st.sampled_from([0, 1, 3, 10, 16, 32, 64, 192]),
+    phase_interleave=st.integers(1, 9),
     share=st.sampled_from([1.0, 0.75, 0.6, 0.25]),
-    source_dense=st.booleans(),
-    source_planes=st.booleans(),
+    ic_contiguous=st.booleans(),
+    planar_input=st.booleans(),
 )
 targets = st.builds(
     lambda bytes_and_lanes, **fields: make(
-        host.CpuTarget, element_bytes=bytes_and_lanes[0], lanes=bytes_and_lanes[1], **fields
+        host.Target, element_bytes=bytes_and_lanes[0], lanes=bytes_and_lanes[1], **fields
     ),
     bytes_and_lanes=st.sampled_from([(4, 4), (4, 8), (4, 16), (8, 2), (8, 4), (8, 8)]),
     registers=st.sampled_from([16, 32]),
@@ -92,20 +104,23 @@ targets = st.builds(
     threads=st.sampled_from([1, 2, 3, 16, 64]),
 )
 EXAMPLES = settings(max_examples=300, deadline=None, derandomize=True)
-PLANS = {"conv": host.plan_cpu_conv, "weight_grad": host.plan_cpu_weight_grad}
-AVX512 = make(host.CpuTarget, lanes=16, registers=32, l2_bytes=1 << 21, threads=2, element_bytes=4)
+PLANS = {
+    "conv": host.plan_conv,
+    "weight_grad": lambda problem, target: host.plan_weight_grad(problem.shape, target),
+}
+AVX512 = make(host.Target, lanes=16, registers=32, l2_bytes=1 << 21, threads=2, element_bytes=4)
 
 
 def image_problem(**fields: Any) -> Any:
     """A 3x3 head on a small image, but for ``fields``."""
     default = {
-        "batch": 1, "groups": 1, "channels": 64, "rows": 12, "lr_h": 64, "lr_w": 64, "kernel_h": 3,
-        "kernel_w": 3, "stride_h": 1, "stride_w": 1, "dilation_h": 1, "dilation_w": 1, "run": 2,
-        "rows_dense": False, "late_h": 0, "late_w": 0, "phase_rows": 0, "phase_turns": 1,
-        "source_dense": False, "source_planes": False,
+        "batch": 1, "groups": 1, "ic": 64, "oc": 12, "lr_h": 64, "lr_w": 64, "kernel_h": 3,
+        "kernel_w": 3, "stride_h": 1, "stride_w": 1, "dilation_h": 1, "dilation_w": 1, "interleave": 2,
+        "oc_contiguous": False, "spared_h": 0, "spared_w": 0, "phase_oc": 0, "phase_interleave": 1,
+        "ic_contiguous": False, "planar_input": False,
     }  # fmt: skip
     fields = {**default, **fields}
-    return make(host.CpuProblem, **{"phase_taps": fields["kernel_h"] * fields["kernel_w"], **fields})
+    return with_shape({"mean_taps": fields["kernel_h"] * fields["kernel_w"], **fields})
 
 
 # ---- properties of every plan ------------------------------------------------------------------------------
@@ -118,75 +133,69 @@ def test_blocks_cover_the_output_once(which: str, problem: Any, target: Any) -> 
     """Blocks of equal size, none of them empty, the last one cut off at the edge."""
     plan = PLANS[which](problem, target)
     for size, block, blocks in (
-        (problem.batch, plan.block_n, plan.blocks_n),
-        (problem.lr_h - problem.late_h * plan.phased, plan.block_h, plan.blocks_h),
-        (problem.lr_w - problem.late_w * plan.phased, plan.block_w, plan.blocks_w),
+        (problem.shape.batch, plan.block_n, plan.blocks_n),
+        (problem.shape.lr_h - problem.spared_h * plan.single_phase, plan.block_h, plan.blocks_h),
+        (problem.shape.lr_w - problem.spared_w * plan.single_phase, plan.block_w, plan.blocks_w),
     ):
         assert block >= 1
         assert block <= max(size, 1)
         assert blocks == -(-size // block)
-    assert plan.items == problem.groups * plan.blocks_n * plan.blocks_h * plan.blocks_w
+    assert plan.items == problem.shape.groups * plan.blocks_n * plan.blocks_h * plan.blocks_w
 
 
 @given(problem=problems, target=targets)
 @EXAMPLES
 def test_tiles_exist_and_fit_the_registers(problem: Any, target: Any) -> None:
     """What the plan chooses is in the kernels' tables: sums and operands fit the register file."""
-    plan = host.plan_cpu_conv(problem, target)
-    if plan.kernel == host.CHANNEL_LANES:
-        vectors, rest = divmod(plan.tile_rows, target.lanes)
+    plan = host.plan_conv(problem, target)
+    if plan.kernel == host.OC_VECTORISED:
+        vectors, rest = divmod(plan.tile_oc, target.lanes)
         assert rest == 0
         assert 1 <= vectors <= 4
-        assert 1 <= plan.tile_pixels <= host.channel_pixels(vectors, target.registers)
+        assert 1 <= plan.tile_pixels <= host.oc_tile_pixels(vectors, target.registers)
         assert plan.tile_pixels * vectors + vectors + 1 <= target.registers
-        assert plan.panel_tiles == plan.turns, "the channel-lane kernel stores tile by tile"
-        assert plan.turns * vectors <= 8
+        assert plan.panel_tiles == plan.interleaved_tiles, "the channel-lane kernel stores tile by tile"
+        assert plan.interleaved_tiles * vectors <= 8
     else:
-        assert plan.tile_rows in host.TILE_ROWS
-        assert plan.tile_pixels == host.pixel_vectors(plan.tile_rows, target.registers)
-        assert plan.tile_pixels * (plan.tile_rows + 1) + 1 <= target.registers
-    plan = host.plan_cpu_weight_grad(problem, target)
-    assert plan.tile_rows in host.TILE_ROWS
-    assert plan.tile_pixels == host.gradient_columns(plan.tile_rows, target.registers)
+        assert plan.tile_oc in host.TILE_OC
+        assert plan.tile_pixels == host.ow_tile_vectors(plan.tile_oc, target.registers)
+        assert plan.tile_pixels * (plan.tile_oc + 1) + 1 <= target.registers
+    plan = host.plan_weight_grad(problem.shape, target)
+    assert plan.tile_oc in host.TILE_OC
+    assert plan.tile_pixels == host.weight_grad_columns(plan.tile_oc, target.registers)
 
 
 @given(problem=problems, target=targets)
 @EXAMPLES
-def test_panels_hold_whole_runs(problem: Any, target: Any) -> None:
-    """Rows that interleave in registers are in the sums together; panels hold no more than all rows."""
-    plan = host.plan_cpu_conv(problem, target)
-    tiles = -(-problem.rows // plan.tile_rows)
+def test_panels_hold_whole_interleave_groups(problem: Any, target: Any) -> None:
+    """Output channels that interleave in registers are accumulated together; panels hold no more than all."""
+    plan = host.plan_conv(problem, target)
+    tiles = -(-problem.shape.oc // plan.tile_oc)
     assert 1 <= plan.panel_tiles <= tiles
-    assert plan.turns in (1, plan.panel_tiles)
-    in_registers = problem.run in (1, 2, 3, 4, 6, 8, 9, 12, 16)
-    follow = plan.kernel != host.CHANNEL_LANES and plan.turns == 1
-    if follow and in_registers and problem.rows % problem.run == 0:
-        panel = plan.panel_tiles * plan.tile_rows
-        assert panel % problem.run == 0 or plan.panel_tiles == tiles
-
-
-def strip_of(problem: Any, target: Any, plan: Any) -> Any:
-    if plan.kernel == host.WINOGRAD:
-        return host.winograd_strip(problem, plan.block_h, plan.block_w, target.lanes)
-    return host.strip_shape(problem, plan.block_h, plan.block_w, target.lanes, plan.channels_inner)
+    assert plan.interleaved_tiles in (1, plan.panel_tiles)
+    in_registers = problem.interleave in host.REGISTER_INTERLEAVE
+    follow = plan.kernel != host.OC_VECTORISED and plan.interleaved_tiles == 1
+    if follow and in_registers and problem.shape.oc % problem.interleave == 0:
+        panel = plan.panel_tiles * plan.tile_oc
+        assert panel % problem.interleave == 0 or plan.panel_tiles == tiles
 
 
 @given(problem=problems, target=targets)
 @EXAMPLES
-def test_strips_fit_their_share_of_the_cache(problem: Any, target: Any) -> None:
-    """A third of L2; half of it where the filter does not stay; 2**14 values where that is more.
+def test_packed_input_tiles_fit_their_share_of_the_cache(problem: Any, target: Any) -> None:
+    """A third of L2; half of it where the weights do not stay; 2**14 values where that is more.
 
-    The height is extrapolated from strips of one and three rows, roundings included, which at rows of 5/3
+    The height is extrapolated from tiles of one and three rows, roundings included, which at rows of 5/3
     vectors makes 5/3 of that. And some blocks cannot be smaller.
     """
-    plan = host.plan_cpu_conv(problem, target)
+    plan = host.plan_conv(problem, target)
     if plan.kernel == host.WINOGRAD:
         return
-    size = plan.block_n * strip_of(problem, target, plan).image_step * target.element_bytes
-    budget = max(target.l2_bytes // (3 if plan.filter_resident else 2), target.element_bytes << 14)
+    size = plan.block_n * plan.input_tile.image_step * target.element_bytes
+    budget = max(target.l2_bytes // (3 if plan.weights_resident else 2), target.element_bytes << 14)
     height, width = {
-        host.PIXEL_LANES: (1, target.lanes),
-        host.CHANNEL_LANES: (1, plan.tile_pixels),
+        host.OW_VECTORISED: (1, target.lanes),
+        host.OC_VECTORISED: (1, plan.tile_pixels),
     }[plan.kernel]
     smallest = plan.block_n == 1 and plan.block_h <= height and plan.block_w <= width
     assert size <= 1.7 * budget or smallest
@@ -196,72 +205,80 @@ def test_strips_fit_their_share_of_the_cache(problem: Any, target: Any) -> None:
 @EXAMPLES
 def test_winograd_only_where_it_is_one(problem: Any, target: Any) -> None:
     """3x3 in float, undilated; blocks of whole 2x2 tiles, but at edges, that fit the cache transformed."""
-    problem.kernel_h = problem.kernel_w = 3
-    plan = host.plan_cpu_conv(problem, target)
-    steps = (problem.stride_h, problem.stride_w, problem.dilation_h, problem.dilation_w)
+    shape = problem.shape
+    shape.kernel_h = shape.kernel_w = 3
+    plan = host.plan_conv(problem, target)
+    steps = (
+        shape.stride_h,
+        shape.stride_w,
+        shape.dilation_h,
+        shape.dilation_w,
+    )
     if plan.kernel == host.WINOGRAD:
         assert steps == (1, 1, 1, 1)
         assert target.element_bytes == 4
         assert plan.block_n == 1
-        assert plan.block_h % 2 == 0 or plan.block_h == problem.lr_h
-        assert plan.block_w % (2 * target.lanes) == 0 or plan.block_w == problem.lr_w
+        assert plan.block_h % 2 == 0 or plan.block_h == shape.lr_h
+        assert plan.block_w % (2 * target.lanes) == 0 or plan.block_w == shape.lr_w
         tiles = -(-plan.block_h // 2) * -(-plan.block_w // 2)
-        rows, vectors = plan.panel_tiles * plan.tile_rows, -(-tiles // target.lanes)
-        values = 16 * (problem.channels + rows) * vectors * target.lanes + 16 * problem.channels * rows
+        oc, vectors = plan.panel_tiles * plan.tile_oc, -(-tiles // target.lanes)
+        values = 16 * (shape.ic + oc) * vectors * target.lanes + 16 * shape.ic * oc
         smallest = plan.block_h <= 2 and plan.block_w <= 2 * target.lanes * plan.tile_pixels
         assert values * target.element_bytes <= target.l2_bytes * 7 / 8 or smallest
-    problem.kernel_w = 2
-    assert host.plan_cpu_conv(problem, target).kernel != host.WINOGRAD
+    shape.kernel_w = 2
+    assert host.plan_conv(problem, target).kernel != host.WINOGRAD
 
 
 @given(problem=problems, target=targets)
 @EXAMPLES
-def test_strip_holds_all_that_the_taps_read(problem: Any, target: Any) -> None:
+def test_packed_input_tile_holds_all_that_the_taps_read(problem: Any, target: Any) -> None:
     """For every pixel of a block rounded up to whole vectors; channels do not overlap."""
-    plan = host.plan_cpu_weight_grad(problem, target)
-    strip = host.strip_shape(problem, plan.block_h, plan.block_w, target.lanes, False)
-    last_row = (plan.block_h - 1) * problem.stride_h + (problem.kernel_h - 1) * problem.dilation_h
-    assert strip.rows == last_row + 1
-    assert strip.phases == min(problem.stride_w, (problem.kernel_w - 1) * problem.dilation_w + 1)
+    shape = problem.shape
+    plan = host.plan_weight_grad(shape, target)
+    tile = host.input_tile(shape, plan.block_h, plan.block_w, target.lanes, False)
+    last_row = (plan.block_h - 1) * shape.stride_h + (shape.kernel_h - 1) * shape.dilation_h
+    assert tile.rows == last_row + 1
+    assert tile.stride_phases == min(shape.stride_w, (shape.kernel_w - 1) * shape.dilation_w + 1)
     width = -(-plan.block_w // target.lanes) * target.lanes
-    for tap in range(problem.kernel_w):
-        column = tap * problem.dilation_w
-        assert column // problem.stride_w + width <= strip.phase_columns
-    assert strip.row_step == strip.phases * strip.phase_columns
-    assert strip.channel_step >= strip.rows * strip.row_step
-    assert strip.channel_step % target.lanes == 0
-    assert strip.channel_step // target.lanes % 2 == 1, "neighbouring channels share their cache sets"
-    assert strip.image_step == problem.channels * strip.channel_step
+    for tap in range(shape.kernel_w):
+        column = tap * shape.dilation_w
+        assert column // shape.stride_w + width <= tile.phase_columns
+    assert tile.row_step == tile.stride_phases * tile.phase_columns
+    assert tile.channel_step >= tile.rows * tile.row_step
+    assert tile.channel_step % target.lanes == 0
+    assert tile.channel_step // target.lanes % 2 == 1, "neighbouring channels share their cache sets"
+    assert tile.image_step == shape.ic * tile.channel_step
 
 
 @given(problem=problems, target=targets)
 @EXAMPLES
-def test_strip_of_neighbouring_channels(problem: Any, target: Any) -> None:
+def test_packed_input_tile_of_neighbouring_channels(problem: Any, target: Any) -> None:
     """Columns do not overlap, and no more of them than the block's own taps read."""
-    strip = host.strip_shape(problem, 5, 7, target.lanes, True)
-    assert strip.channel_step == 1
-    assert strip.column_step >= problem.channels
-    assert strip.column_step % target.lanes == 0
-    assert strip.column_step // target.lanes % 2 == 1, "neighbouring columns share their cache sets"
-    reach = (problem.kernel_w - 1) * problem.dilation_w // problem.stride_w
-    assert strip.phase_columns == 7 + reach
-    assert strip.row_step == strip.phases * strip.phase_columns * strip.column_step
-    assert strip.image_step == strip.rows * strip.row_step
+    tile = host.input_tile(problem.shape, 5, 7, target.lanes, True)
+    assert tile.channel_step == 1
+    assert tile.column_step >= problem.shape.ic
+    assert tile.column_step % target.lanes == 0
+    assert tile.column_step // target.lanes % 2 == 1, "neighbouring columns share their cache sets"
+    reach = (problem.shape.kernel_w - 1) * problem.shape.dilation_w // problem.shape.stride_w
+    assert tile.phase_columns == 7 + reach
+    assert tile.row_step == tile.stride_phases * tile.phase_columns * tile.column_step
+    assert tile.image_step == tile.rows * tile.row_step
 
 
 @given(problem=problems, target=targets)
 @EXAMPLES
 def test_pixels_and_taps_are_saved_only_where_every_tile_holds_one_phase(problem: Any, target: Any) -> None:
-    plan = host.plan_cpu_conv(problem, target)
-    lanes = plan.kernel == host.CHANNEL_LANES
-    assert (lanes and problem.source_dense) <= plan.channels_inner
-    assert plan.channels_inner <= (lanes and (problem.source_dense or problem.source_planes))
-    if plan.phased:
+    plan = host.plan_conv(problem, target)
+    oc_vectorised = plan.kernel == host.OC_VECTORISED
+    assert (oc_vectorised and problem.ic_contiguous) <= plan.channels_inner
+    assert plan.channels_inner <= (oc_vectorised and (problem.ic_contiguous or problem.planar_input))
+    taps = problem.shape.kernel_h * problem.shape.kernel_w
+    if plan.single_phase:
         assert plan.kernel != host.WINOGRAD
-        assert problem.late_h or problem.late_w or problem.phase_taps < problem.kernel_h * problem.kernel_w
-        assert problem.phase_rows % plan.tile_rows == 0
-    assert plan.turns == (problem.phase_turns if plan.phased else 1)
-    assert plan.panels == -(-problem.rows // (plan.tile_rows * plan.panel_tiles))
+        assert problem.spared_h or problem.spared_w or problem.mean_taps < taps
+        assert problem.phase_oc % plan.tile_oc == 0
+    assert plan.interleaved_tiles == (problem.phase_interleave if plan.single_phase else 1)
+    assert plan.panels == -(-problem.shape.oc // (plan.tile_oc * plan.panel_tiles))
 
 
 @pytest.mark.parametrize("which", PLANS)
@@ -269,10 +286,9 @@ def test_pixels_and_taps_are_saved_only_where_every_tile_holds_one_phase(problem
 @EXAMPLES
 def test_parallel_only_where_it_pays(which: str, problem: Any, target: Any) -> None:
     plan = PLANS[which](problem, target)
-    work = math.prod(
-        (problem.batch, problem.groups, problem.channels, problem.rows, problem.lr_h, problem.lr_w)
-    )
-    work *= problem.kernel_h * problem.kernel_w
+    shape = problem.shape
+    work = math.prod((shape.batch, shape.groups, shape.ic, shape.oc, shape.lr_h, shape.lr_w))
+    work *= shape.kernel_h * shape.kernel_w
     if target.threads == 1 or work < 2e5:
         assert not plan.parallel
     if target.threads > 1 and work > 1e7:
@@ -280,10 +296,10 @@ def test_parallel_only_where_it_pays(which: str, problem: Any, target: Any) -> N
 
 
 @given(items=st.integers(0, 10**4), threads=st.integers(1, 64))
-def test_shares_cover_all_items_once_and_shrink_to_single_ones(items: int, threads: int) -> None:
-    shares, done, sizes = host.Shares(items, threads), 0, []
-    while (share := shares.take()) != (items, items):
-        begin, end = share
+def test_the_work_queue_gives_all_items_once_in_shrinking_ranges(items: int, threads: int) -> None:
+    queue, done, sizes = host.WorkQueue(items, threads), 0, []
+    while (range_ := queue.take()) != (items, items):
+        begin, end = range_
         assert begin == done < end <= items
         assert end - begin <= max(1, (items - done) / (2 * threads))  # nobody waits long for who took it
         sizes.append(end - begin)
@@ -291,17 +307,17 @@ def test_shares_cover_all_items_once_and_shrink_to_single_ones(items: int, threa
     assert done == items
     assert sizes == sorted(sizes, reverse=True)
     assert len(sizes) <= 2 * threads * (2 + math.log(items + 1))  # nor do threads meet at every item
-    assert shares.take() == (items, items)
+    assert queue.take() == (items, items)
 
 
 # ---- single decisions --------------------------------------------------------------------------------------
 
 
-def test_few_rows_take_pixel_lanes_and_wide_layers_channel_lanes() -> None:
+def test_few_output_channels_are_ow_vectorised_and_wide_layers_oc_vectorised() -> None:
     narrow = image_problem(kernel_h=5, kernel_w=5)
-    wide = image_problem(kernel_h=5, kernel_w=5, rows=256, lr_h=8, lr_w=8, run=512, rows_dense=True)
-    assert host.plan_cpu_conv(narrow, AVX512).kernel == host.PIXEL_LANES
-    assert host.plan_cpu_conv(wide, AVX512).kernel == host.CHANNEL_LANES
+    wide = image_problem(kernel_h=5, kernel_w=5, oc=256, lr_h=8, lr_w=8, interleave=512, oc_contiguous=True)
+    assert host.plan_conv(narrow, AVX512).kernel == host.OW_VECTORISED
+    assert host.plan_conv(wide, AVX512).kernel == host.OC_VECTORISED
 
 
 @pytest.mark.parametrize("threads", [2, 3, 4, 8, 16])
@@ -309,9 +325,9 @@ def test_few_rows_take_pixel_lanes_and_wide_layers_channel_lanes() -> None:
 def test_threads_get_even_shares(threads: int, shape: tuple[int, int, int]) -> None:
     """The slowest thread does at most a quarter more than the average one."""
     batch, lr_h, lr_w = shape
-    target = make(host.CpuTarget, lanes=16, registers=32, l2_bytes=1 << 21, threads=threads, element_bytes=4)
+    target = make(host.Target, lanes=16, registers=32, l2_bytes=1 << 21, threads=threads, element_bytes=4)
     problem = image_problem(batch=batch, lr_h=lr_h, lr_w=lr_w)
-    plan = host.plan_cpu_conv(problem, target)
+    plan = host.plan_conv(problem, target)
     assert plan.parallel
     shares = -(-plan.items // threads)  # items of the thread that has most
     block = plan.block_n * plan.block_h * plan.block_w
@@ -321,39 +337,115 @@ def test_threads_get_even_shares(threads: int, shape: tuple[int, int, int]) -> N
 def test_pixels_that_share_nothing_come_in_small_blocks() -> None:
     """Of a 1x1 convolution in channels_last: a block leaves most of the cache to what the next one reads."""
     problem = image_problem(
-        channels=128, rows=256, run=128, rows_dense=True, source_dense=True, kernel_h=1, kernel_w=1
+        ic=128, oc=256, interleave=128, oc_contiguous=True, ic_contiguous=True, kernel_h=1, kernel_w=1
     )
-    plan = host.plan_cpu_conv(problem, AVX512)
+    plan = host.plan_conv(problem, AVX512)
     assert plan.channels_inner
     assert 4 * 128 * plan.block_h * plan.block_w <= AVX512.l2_bytes / 8
-    assert plan.block_w == problem.lr_w, "rows are whole"
+    assert plan.block_w == problem.shape.lr_w, "rows are whole"
 
 
-def test_planes_are_packed_with_channels_as_neighbours_where_many_rows_read_them() -> None:
-    layer = {"channels": 512, "lr_h": 14, "lr_w": 14, "kernel_h": 1, "kernel_w": 1}
-    many = image_problem(rows=1024, source_planes=True, **layer)
-    few = image_problem(rows=256, source_planes=True, **layer)
-    neither = image_problem(rows=1024, **layer)
-    plans = [host.plan_cpu_conv(problem, AVX512) for problem in (many, few, neither)]
-    assert [plan.kernel for plan in plans] == 3 * [host.CHANNEL_LANES]
+def test_planes_are_packed_with_channels_as_neighbours_where_many_output_channels_read_them() -> None:
+    layer = {"ic": 512, "lr_h": 14, "lr_w": 14, "kernel_h": 1, "kernel_w": 1}
+    many = image_problem(oc=1024, planar_input=True, **layer)
+    few = image_problem(oc=256, planar_input=True, **layer)
+    neither = image_problem(oc=1024, **layer)
+    plans = [host.plan_conv(problem, AVX512) for problem in (many, few, neither)]
+    assert [plan.kernel for plan in plans] == 3 * [host.OC_VECTORISED]
     assert [plan.channels_inner for plan in plans] == [True, False, False]
 
 
-@pytest.mark.parametrize(("channels_last", "rows"), [(False, 512), (True, 512), (False, 12)])
-def test_taps_that_phases_lack_are_saved(channels_last: bool, rows: int) -> None:
-    """Of 3x3 with stride 2, which has 9 taps in 4 phases; neighbouring rows of NCHW are of two phases."""
-    layer = {"channels": 256, "rows": rows, "kernel_h": 2, "kernel_w": 2, "phase_rows": rows // 4}
-    turns = {"run": rows // 2, "rows_dense": True} if channels_last else {"run": 2, "phase_turns": 2}
-    plan = host.plan_cpu_conv(image_problem(**layer, **turns, phase_taps=9 / 4), AVX512)
-    assert plan.kernel == (host.CHANNEL_LANES if rows > 12 else host.PIXEL_LANES)
-    assert plan.phased
-    assert plan.turns == plan.panel_tiles == (1 if channels_last else 2)
-    assert not host.plan_cpu_conv(image_problem(**layer, **turns), AVX512).phased
+@pytest.mark.parametrize(("channels_last", "oc"), [(False, 512), (True, 512), (False, 12)])
+def test_taps_that_phases_lack_are_saved(channels_last: bool, oc: int) -> None:
+    """3x3 with stride 2 has 9 taps in 4 phases; neighbouring output channels of NCHW are of two phases."""
+    layer = {"ic": 256, "oc": oc, "kernel_h": 2, "kernel_w": 2, "phase_oc": oc // 4}
+    order = (
+        {"interleave": oc // 2, "oc_contiguous": True}
+        if channels_last
+        else {"interleave": 2, "phase_interleave": 2}
+    )
+    plan = host.plan_conv(image_problem(**layer, **order, mean_taps=9 / 4), AVX512)
+    assert plan.kernel == (host.OC_VECTORISED if oc > 12 else host.OW_VECTORISED)
+    assert plan.single_phase
+    assert plan.interleaved_tiles == plan.panel_tiles == (1 if channels_last else 2)
+    assert not host.plan_conv(image_problem(**layer, **order), AVX512).single_phase
 
 
-def test_a_small_filter_stays_and_a_large_one_does_not() -> None:
-    assert host.plan_cpu_conv(image_problem(), AVX512).filter_resident
-    assert not host.plan_cpu_conv(image_problem(channels=512, rows=512), AVX512).filter_resident
+def test_small_weights_stay_and_large_ones_do_not() -> None:
+    assert host.plan_conv(image_problem(), AVX512).weights_resident
+    assert not host.plan_conv(image_problem(ic=512, oc=512), AVX512).weights_resident
+
+
+# ---- words ------------------------------------------------------------------------------------------------
+
+
+@given(problem=problems, target=targets)
+@EXAMPLES
+def test_a_plan_says_what_it_chose_and_what_else_it_could_have_chosen(problem: Any, target: Any) -> None:
+    plan = host.plan_conv(problem, target)
+    words = host.describe(plan)
+    names = ["OW-vectorised", "OC-vectorised", "Winograd F(2x2, 3x3)"]
+    assert words.startswith(
+        f"{names[plan.kernel]}, tile of {plan.tile_oc} output channels x {plan.tile_pixels} "
+    )
+    assert f"{plan.items} blocks of {plan.block_n} x {plan.block_h} x {plan.block_w} pixels" in words
+    assert ("of one phase" in words) == plan.single_phase
+    assert ("on one thread" in words) == (not plan.parallel)
+    for name, cycles in zip(names, plan.cycles, strict=True):
+        assert (name in words) == (cycles >= 0)
+    assert plan.cycles[plan.kernel] == min(cycles for cycles in plan.cycles if cycles >= 0)
+
+
+def test_a_weight_gradient_has_one_kernel_to_name() -> None:
+    plan = host.plan_weight_grad(image_problem().shape, AVX512)
+    assert host.describe(plan).endswith(f"{plan.items} blocks of 1 x {plan.block_h} x 64 pixels")
+
+
+# ---- the cache of plans ------------------------------------------------------------------------------------
+
+
+def test_plans_of_recent_calls_are_kept() -> None:
+    cache = host.PlanCache()
+    entries = cache.ENTRIES
+    for number in range(entries):
+        assert cache.get([number, 7], number, 100) == number
+    assert len(cache) == entries
+    assert cache.get([0, 7], -1, 100) == 0, "made again"
+    assert cache.get([entries, 7], entries, 100) == entries
+    assert len(cache) == entries
+    assert cache.get([0, 7], -1, 100) == 0, "the least recently used one goes"
+    assert cache.get([1, 7], -1, 100) == -1, "and nothing else stays"
+
+
+@given(calls=st.lists(st.tuples(st.integers(0, 99), st.integers(1, 1 << 19)), max_size=300))
+@EXAMPLES
+def test_a_cache_answers_by_key_and_stays_within_its_bounds(calls: list[tuple[int, int]]) -> None:
+    cache, last = host.PlanCache(), {}
+    for call, (key, size) in enumerate(calls):
+        found = cache.get([key], call, size)
+        assert found in (call, last.get(key))
+        last[key] = found
+        assert len(cache) <= cache.ENTRIES
+        assert 0 <= cache.bytes <= cache.BYTES
+        assert cache.get([key], -1, size) == found
+
+
+def test_no_plan_of_an_extreme_layer_is_kept() -> None:
+    cache = host.PlanCache()
+    assert cache.get([1], 1, cache.BYTES) == 1
+    assert len(cache) == cache.bytes == 0
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=64), st.data())
+@EXAMPLES
+def test_keys_that_differ_in_one_number_are_different(numbers: list[int], data: Any) -> None:
+    cache = host.PlanCache()
+    place = data.draw(st.integers(0, len(numbers) - 1))
+    other = [*numbers[:place], numbers[place] ^ 1, *numbers[place + 1 :]]
+    for number, key in enumerate((numbers, other, numbers[:-1])):
+        assert cache.get(key, number, 1) == number
+    with pytest.raises(RuntimeError, match="too many"):
+        cache.get([0] * 65, 0, 1)
 
 
 # ---- absurd sizes ------------------------------------------------------------------------------------------
@@ -377,14 +469,14 @@ def fastest(repetitions: int, function: Callable[[], object]) -> float:
     [
         {"lr_h": HUGE},
         {"lr_w": HUGE},
-        {"lr_h": HUGE, "lr_w": HUGE, "channels": 1, "kernel_h": 1},
+        {"lr_h": HUGE, "lr_w": HUGE, "ic": 1, "kernel_h": 1},
         {"batch": HUGE, "lr_h": 2**14, "lr_w": 2**14},
-        {"channels": HUGE, "rows": 1, "lr_h": 1, "lr_w": 1},
-        {"rows": HUGE, "channels": 1, "run": 1},
+        {"ic": HUGE, "oc": 1, "lr_h": 1, "lr_w": 1},
+        {"oc": HUGE, "ic": 1, "interleave": 1},
         {"kernel_h": 2**15, "kernel_w": 2**15, "lr_h": 2, "lr_w": 3},
-        {"dilation_h": 2**20, "dilation_w": 2**20, "channels": 3},
-        {"stride_h": 2**20, "stride_w": 2**20, "channels": 3},
-        {"groups": 2**20, "channels": 1, "rows": 4},
+        {"dilation_h": 2**20, "dilation_w": 2**20, "ic": 3},
+        {"stride_h": 2**20, "stride_w": 2**20, "ic": 3},
+        {"groups": 2**20, "ic": 1, "oc": 4},
     ],
     ids=str,
 )
@@ -393,15 +485,15 @@ def test_absurd_sizes_neither_overflow_nor_take_long(which: str, fields: dict[st
     plan = PLANS[which](problem, AVX512)
     assert fastest(3, lambda: PLANS[which](problem, AVX512)) < 0.01
     assert plan.items > 0
-    assert plan.items == problem.groups * plan.blocks_n * plan.blocks_h * plan.blocks_w
-    assert plan.blocks_h == -(-problem.lr_h // plan.block_h)
-    assert plan.blocks_w == -(-problem.lr_w // plan.block_w)
+    assert plan.items == problem.shape.groups * plan.blocks_n * plan.blocks_h * plan.blocks_w
+    assert plan.blocks_h == -(-problem.shape.lr_h // plan.block_h)
+    assert plan.blocks_w == -(-problem.shape.lr_w // plan.block_w)
     for inner in (False, True):
-        assert host.strip_shape(problem, plan.block_h, plan.block_w, AVX512.lanes, inner).image_step > 0
+        assert host.input_tile(problem.shape, plan.block_h, plan.block_w, AVX512.lanes, inner).image_step > 0
 
 
 @pytest.mark.parametrize("width", [640, 4096, 65536])
 def test_planning_is_fast(width: int) -> None:
-    """It happens on every call: 50 us of it would be more than a small convolution takes."""
+    """It happens on every first call of a shape: 50 us of it would be more than a small convolution takes."""
     problem = image_problem(lr_h=64, lr_w=width)
-    assert fastest(20, lambda: host.plan_cpu_conv(problem, AVX512)) < 50e-6
+    assert fastest(20, lambda: host.plan_conv(problem, AVX512)) < 50e-6

@@ -2,6 +2,9 @@
 // The CPU kernels of one instruction set. The build compiles this file once for each, with -DFS_ISA=portable, avx2
 // or avx512 and the matching flags; everything in it lives in that namespace.
 #include "cpu/conv_task.h"
+#include "cpu/kernels/borders-inl.h"
+#include "cpu/kernels/conv_oc-inl.h"
+#include "cpu/kernels/conv_ow-inl.h"
 #include "cpu/kernels/weight_grad-inl.h"
 #include "cpu/kernels/winograd-inl.h"
 
@@ -19,45 +22,54 @@ void with_type(DType dtype, F&& f) {
 }
 
 template <class F>
-void with_worker(const ConvTask& task, F&& f) {
+void for_each_range(WorkQueue& queue, F&& f) {
+  for (WorkQueue::Range r = queue.take(); r.begin < r.end; r = queue.take()) f(r.begin, r.end);
+}
+
+template <class Worker>
+void run_worker(const ConvTask& task, WorkQueue& items) {
+  Worker worker(task);
+  for_each_range(items, [&](int64_t begin, int64_t end) { worker.run(begin, end); });
+}
+void run_conv(const ConvTask& task, WorkQueue& items) {
+  with_type(task.dtype, [&](auto t) {
+    using T = decltype(t);
+    switch (task.plan.kernel) {
+      case ConvKernel::kOwVectorised: return run_worker<OwWorker<T>>(task, items);
+      case ConvKernel::kOcVectorised: return run_worker<OcWorker<T>>(task, items);
+      case ConvKernel::kWinograd:
+        if constexpr (__is_same(Compute<T>, float)) return run_worker<WinogradWorker<T>>(task, items);
+    }
+    __builtin_trap();  // no plan does this
+  });
+}
+void run_redo_borders(const ConvTask& task, WorkQueue& items) {
+  with_type(task.dtype, [&](auto t) { run_worker<BorderWorker<decltype(t)>>(task, items); });
+}
+
+template <class Worker>
+void pack_all_panels(const ConvTask& task, WorkQueue& queue) {
+  const Worker worker(task);
+  for_each_range(queue, [&](int64_t begin, int64_t end) {
+    auto* to = static_cast<typename Worker::S*>(task.panels);
+    const int64_t panels = task.plan.panels;
+    for (int64_t p = begin, next; p < end; p = next) {
+      const int64_t group = p / panels, first = group * panels;
+      next = smaller(first + panels, end);
+      worker.pack_panels(group, p - first, next - first, to + p * task.plan.panel_elements);
+    }
+  });
+}
+void run_pack_panels(const ConvTask& task, WorkQueue& panels) {
   with_type(task.dtype, [&](auto t) {
     using T = decltype(t);
     if constexpr (__is_same(Compute<T>, float)) {
-      if (task.plan.kernel == CpuKernel::kWinograd) return f(WinogradWorker<T>(task));
+      if (task.plan.kernel == ConvKernel::kWinograd) return pack_all_panels<WinogradWorker<T>>(task, panels);
     }
-    f(ConvWorker<T>(task));
+    pack_all_panels<ConvWorker<T>>(task, panels);
   });
 }
 
-// One worker's part, which it computes as it comes.
-template <class F>
-void for_each_share(Shares& shares, F&& f) {
-  for (Shares::Share s = shares.take(); s.begin < s.end; s = shares.take()) f(s.begin, s.end);
-}
-void run_conv(const ConvTask& task, Shares& items) {
-  with_worker(task, [&](auto worker) {
-    for_each_share(items, [&](int64_t begin, int64_t end) { worker.run(begin, end); });
-  });
-}
-void run_redo_borders(const ConvTask& task, Shares& items) {
-  with_type(task.dtype, [&](auto t) {
-    ConvWorker<decltype(t)> worker(task);
-    for_each_share(items, [&](int64_t begin, int64_t end) { worker.redo_borders(begin, end); });
-  });
-}
-void run_pack_panels(const ConvTask& task, Shares& panels) {
-  with_worker(task, [&](const auto& worker) {
-    for_each_share(panels, [&](int64_t begin, int64_t end) {
-      auto* to = static_cast<decltype(worker.filter)>(task.panels);
-      const int64_t panels = task.plan.panels;
-      for (int64_t p = begin, next; p < end; p = next) {
-        const int64_t group = p / panels, first = group * panels;
-        next = smaller(first + panels, end);
-        worker.pack_panels(group, p - first, next - first, to + p * task.plan.panel_elements);
-      }
-    });
-  });
-}
 void run_weight_grad(const WeightGradTask& task, int64_t slot, int64_t begin, int64_t end) {
   with_type(task.dtype, [&](auto t) { weight_grad<decltype(t)>(task, slot, begin, end); });
 }
@@ -70,7 +82,13 @@ void run_finish_weight_grad(const WeightGradTask& task) {
 #define FS_STRING_(x) #x
 #define FS_STRING(x) FS_STRING_(x)
 extern const Kernels kernels;
-const Kernels kernels = {FS_STRING(FS_ISA), kVectorBytes,     kRegisters,       &run_conv,
-                         &run_redo_borders, &run_pack_panels, &run_weight_grad, &run_finish_weight_grad};
+const Kernels kernels = {.name = FS_STRING(FS_ISA),
+                         .vector_bytes = kVectorBytes,
+                         .registers = kRegisters,
+                         .conv = &run_conv,
+                         .redo_borders = &run_redo_borders,
+                         .pack_panels = &run_pack_panels,
+                         .weight_grad = &run_weight_grad,
+                         .finish_weight_grad = &run_finish_weight_grad};
 
 }  // namespace fused_subpixel::cpu::FS_ISA

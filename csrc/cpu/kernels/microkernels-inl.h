@@ -1,140 +1,135 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The register tiles: the only loops that count. Each runs over k = (channel, tap) of one group and leaves its sums
-// in memory; bias, activation and the shuffle follow in store-inl.h. (Where rows lie side by side in the output, and only a
-// bias is to be added, a channel tile does that itself: what it would leave is what is stored.) Included by kernels.cpp
-// only.
+// The microkernels: the only loops that multiply. Each runs over k = (channel, tap) of one group and leaves its
+// accumulators in memory. Bias, activation and the shuffle follow in store-inl.h. (An OC-vectorised microkernel adds the
+// bias itself and stores to the output, if that is contiguous there and nothing else is to be done.) Included by
+// kernels.cpp only.
 //
-//   pixel_tile<T, V>    T rows x V vectors of neighbouring pixels; weights are broadcast.  sums[T][V][lanes]
-//   channel_tile<P, NV> P neighbouring pixels x NV vectors of rows; pixels are broadcast.  sums[P][NV][lanes]
-//   gradient_tile<T, V> T rows x V (channel, tap) columns, summed over pixel vectors.      sums[T][V]
+//   ow_vectorised<M, V>        M output channels x V vectors of neighbouring pixels; weights are broadcast
+//                              acc[M][V]: lane l is pixel v * lanes + l
+//   oc_vectorised<P, NV>       P neighbouring pixels x NV vectors of output channels; pixels are broadcast
+//                              acc[P][NV]: lane l is output channel v * lanes + l
+//   weight_grad_tile<M, V>     M output channels x V (channel, tap) columns, summed over vectors of pixels
+//                              acc[M][V]: the lanes are pixels, and are added up at the end
 #pragma once
 
+#include "cpu/conv_task.h"
 #include "cpu/kernels/simd-inl.h"
 
 namespace fused_subpixel::cpu::FS_ISA {
 
-// Strip addressing: value of (pixel p, product k = (channel, tap)) is at strip[p * column_step + at[k]], where a pixel
-// tile takes a column_step of one for granted; the filter moves on by
-// filter_step elements with every product. One loop with a table: an inner one over so few taps would be mispredicted
-// as often as it ends. Sums of a pixel tile's rows lie sums_step apart.
-struct StripMap {
-  const int64_t* at;  // and one more: a channel tile loads it while it computes the product before
-  int64_t products, column_step, filter_step, sums_step;
-  bool add;  // to the sums that are there, instead of replacing them
-};
-
-// Filter is packed [products][filter_step], T of them used; registers: T * V sums, V pixel vectors, one broadcast.
-template <class S, int T, int V>
-void pixel_tile(const S* filter, const S* const* pixels, const StripMap& map, S* sums) {
-  Vec<S> sum[T][V];
+// Weights are packed [k][weight_step], of which M are used. pixels[v] is where vector v begins in the packed input tile.
+// Registers: M * V accumulators, V vectors of pixels, one broadcast.
+template <class S, int M, int V>
+void ow_vectorised(const S* weight, const S* const* pixels, const KOffsets& offsets, S* out) {
+  Vec<S> acc[M][V];
   FS_UNROLL
-  for (int t = 0; t < T; ++t) {
+  for (int m = 0; m < M; ++m) {
     FS_UNROLL
-    for (int v = 0; v < V; ++v) sum[t][v] = Vec<S>{};
+    for (int v = 0; v < V; ++v) acc[m][v] = Vec<S>{};
   }
   const S* p[V];
   FS_UNROLL
   for (int v = 0; v < V; ++v) p[v] = pixels[v];
-  for (int64_t k = 0; k < map.products; ++k) {
-    const int64_t at = map.at[k];
+  for (int64_t k = 0; k < offsets.count; ++k) {
+    const int64_t at = offsets.at[k];
     Vec<S> x[V];
     FS_UNROLL
     for (int v = 0; v < V; ++v) x[v] = load<S>(p[v] + at);
     FS_UNROLL
-    for (int t = 0; t < T; ++t) {
-      const Vec<S> w = splat<S>(filter[t]);
+    for (int m = 0; m < M; ++m) {
+      const Vec<S> w = splat<S>(weight[m]);
       FS_UNROLL
-      for (int v = 0; v < V; ++v) sum[t][v] += w * x[v];
+      for (int v = 0; v < V; ++v) acc[m][v] += w * x[v];
     }
-    filter += map.filter_step;
+    weight += offsets.weight_step;
   }
-  const bool add = map.add;
+  const bool add = offsets.add;
   FS_UNROLL
-  for (int t = 0; t < T; ++t) {
+  for (int m = 0; m < M; ++m) {
     FS_UNROLL
     for (int v = 0; v < V; ++v) {
-      S* to = sums + t * map.sums_step + v * kLanes<S>;
-      store<S>(to, add ? load<S>(to) + sum[t][v] : sum[t][v]);
+      S* to = out + m * offsets.acc_step + v * kLanes<S>;
+      store<S>(to, add ? load<S>(to) + acc[m][v] : acc[m][v]);
     }
   }
 }
 
-// Where the sums of a channel tile go, pixel_step from one pixel's to the next's, and what is added before: earlier
-// sums, which have no gaps, and a bias of every row.
+// Where the accumulators of an OC-vectorised microkernel go, pixel_step elements from one pixel to the next, and what is
+// added to them first: earlier accumulators, which have no gaps, and the bias of every output channel.
 template <class S>
-struct ChannelSums {
+struct OcAcc {
   const S *earlier, *bias;  // or null
   S* to;
   int64_t pixel_step;
 };
 
-// Filter is packed [products][NV * lanes]; registers: P * NV sums, NV filter vectors, one broadcast.
+// Weights are packed [k][NV * lanes]. Registers: P * NV accumulators, NV vectors of weights, one broadcast.
 template <class S, int P, int NV>
-void channel_tile(const S* filter, const S* pixels, const StripMap& map, const ChannelSums<S>& sums) {
-  Vec<S> sum[P][NV];
+void oc_vectorised(const S* weight, const S* pixels, const KOffsets& offsets, const OcAcc<S>& out) {
+  Vec<S> acc[P][NV];
   FS_UNROLL
   for (int p = 0; p < P; ++p) {
     FS_UNROLL
-    for (int v = 0; v < NV; ++v) sum[p][v] = Vec<S>{};
+    for (int v = 0; v < NV; ++v) acc[p][v] = Vec<S>{};
   }
-  // A pixel's offset is an odd multiple of the step times 1, 2, 4 or 8, as an address may have it: no pointer moves.
-  // (What these are is hidden from the compiler, which would keep all multiples and run out of registers.)
+  // A pixel's offset is an odd multiple of the column step times 1, 2, 4 or 8, which fits an address, so that no pointer
+  // moves. (FS_HIDE keeps the compiler from storing all multiples, which would take more registers than there are.)
   int64_t odd[(P + 1) / 2];
   FS_UNROLL
   for (int p = 0; p < (P + 1) / 2; ++p)
-    odd[p] = (2 * p + 1) * map.column_step * static_cast<int64_t>(sizeof(S));
-  const S* next = pixels + map.at[0];
+    odd[p] = (2 * p + 1) * offsets.column_step * static_cast<int64_t>(sizeof(S));
+  const S* next = pixels + offsets.at[0];
   FS_UNROLL_TWICE
-  for (int64_t k = 0; k < map.products; ++k) {
+  for (int64_t k = 0; k < offsets.count; ++k) {
     FS_UNROLL
     for (int p = 0; p < (P + 1) / 2; ++p) FS_HIDE(odd[p]);
     const char* x = reinterpret_cast<const char*>(next);
-    next = pixels + map.at[k + 1];
+    next = pixels + offsets.at[k + 1];
     Vec<S> w[NV];
     FS_UNROLL
-    for (int v = 0; v < NV; ++v) w[v] = load<S>(filter + v * kLanes<S>);
+    for (int v = 0; v < NV; ++v) w[v] = load<S>(weight + v * kLanes<S>);
     FS_UNROLL
     for (int p = 0; p < P; ++p) {
       const int power = p ? __builtin_ctz(static_cast<unsigned>(p)) : 0;
       const Vec<S> b =
           splat<S>(*reinterpret_cast<const S*>(x + (p ? odd[(p >> power) / 2] * (int64_t{1} << power) : 0)));
       FS_UNROLL
-      for (int v = 0; v < NV; ++v) sum[p][v] += b * w[v];
+      for (int v = 0; v < NV; ++v) acc[p][v] += b * w[v];
     }
-    filter += NV * kLanes<S>;
+    weight += NV * kLanes<S>;
   }
-  if (sums.earlier) {
+  if (out.earlier) {
     FS_UNROLL
     for (int p = 0; p < P; ++p) {
       FS_UNROLL
-      for (int v = 0; v < NV; ++v) sum[p][v] += load<S>(sums.earlier + (p * NV + v) * kLanes<S>);
+      for (int v = 0; v < NV; ++v) acc[p][v] += load<S>(out.earlier + (p * NV + v) * kLanes<S>);
     }
   }
-  if (sums.bias) {
+  if (out.bias) {
     FS_UNROLL
     for (int v = 0; v < NV; ++v) {
-      const Vec<S> bias = load<S>(sums.bias + v * kLanes<S>);
+      const Vec<S> bias = load<S>(out.bias + v * kLanes<S>);
       FS_UNROLL
-      for (int p = 0; p < P; ++p) sum[p][v] += bias;
+      for (int p = 0; p < P; ++p) acc[p][v] += bias;
     }
   }
-  S* to = sums.to;
+  S* to = out.to;
   FS_UNROLL
-  for (int p = 0; p < P; ++p, to += sums.pixel_step) {
+  for (int p = 0; p < P; ++p, to += out.pixel_step) {
     FS_UNROLL
-    for (int v = 0; v < NV; ++v) store<S>(to + v * kLanes<S>, sum[p][v]);
+    for (int v = 0; v < NV; ++v) store<S>(to + v * kLanes<S>, acc[p][v]);
   }
 }
 
-// out[t * V + v] = sum over pixel vectors of gradient row t times input column v; out has room for whole vectors.
-// gradient: T rows, gradient_step apart; both strips are read at the vector offsets `at_gradient`, `at_input`.
-template <class S, int T, int V>
-void gradient_tile(const S* gradient, int64_t gradient_step, const S* const* input,
-                   const int32_t* at_gradient, const int32_t* at_input, int64_t vectors, S* out) {
-  constexpr int L = kLanes<S>, kGroups = (T * V + L - 1) / L;
-  Vec<S> sum[kGroups * L];
+// out[m * V + v] = sum over vectors of pixels of gradient m times input column v; out has room for whole vectors.
+// gradient: M output channels, gradient_step apart. Both packed tiles are read at the offsets `at_gradient`, `at_input`.
+template <class S, int M, int V>
+void weight_grad_tile(const S* gradient, int64_t gradient_step, const S* const* input,
+                      const int32_t* at_gradient, const int32_t* at_input, int64_t vectors, S* out) {
+  constexpr int L = kLanes<S>, kSquares = (M * V + L - 1) / L;
+  Vec<S> acc[kSquares * L];
   FS_UNROLL
-  for (int q = 0; q < kGroups * L; ++q) sum[q] = Vec<S>{};
+  for (int q = 0; q < kSquares * L; ++q) acc[q] = Vec<S>{};
   const S* column[V];
   FS_UNROLL
   for (int v = 0; v < V; ++v) column[v] = input[v];
@@ -145,72 +140,64 @@ void gradient_tile(const S* gradient, int64_t gradient_step, const S* const* inp
     FS_UNROLL
     for (int v = 0; v < V; ++v) x[v] = load<S>(column[v] + at);
     FS_UNROLL
-    for (int t = 0; t < T; ++t) {
-      const Vec<S> b = load<S>(g + t * gradient_step);
+    for (int m = 0; m < M; ++m) {
+      const Vec<S> b = load<S>(g + m * gradient_step);
       FS_UNROLL
-      for (int v = 0; v < V; ++v) sum[t * V + v] += b * x[v];
+      for (int v = 0; v < V; ++v) acc[m * V + v] += b * x[v];
     }
   }
   FS_UNROLL
-  for (int q = 0; q < kGroups; ++q) {
-    fold<S>(sum + q * L);
-    store<S>(out + q * L, sum[q * L]);
+  for (int q = 0; q < kSquares; ++q) {
+    fold<S>(acc + q * L);
+    store<S>(out + q * L, acc[q * L]);
   }
 }
 
-// ---- tables: tile height -> function -----------------------------------------------------------------------------
-template <class S>
-using PixelTile = void (*)(const S*, const S* const*, const StripMap&, S*);
-template <class S>
-using ChannelTile = void (*)(const S*, const S*, const StripMap&, const ChannelSums<S>&);
-template <class S>
-using GradientTile = void (*)(const S*, int64_t, const S* const*, const int32_t*, const int32_t*, int64_t,
-                              S*);
+// ---- from a planned tile to its microkernel ----------------------------------------------------------------------
 
 template <class S>
-PixelTile<S> pixel_tile_of(int rows) {
-  switch (rows) {
-#define FS_CASE(T) \
-  case T: return &pixel_tile<S, T, pixel_vectors(T, kRegisters)>;
-    FS_CASE(1) FS_CASE(2) FS_CASE(3) FS_CASE(4) FS_CASE(5) FS_CASE(6) FS_CASE(8) FS_CASE(9) FS_CASE(12)
-#undef FS_CASE
-  }
-  return nullptr;
+using OwVectorised = void (*)(const S*, const S* const*, const KOffsets&, S*);
+template <class S>
+using OcVectorised = void (*)(const S*, const S*, const KOffsets&, const OcAcc<S>&);
+template <class S>
+using WeightGradTile = void (*)(const S*, int64_t, const S* const*, const int32_t*, const int32_t*, int64_t,
+                                S*);
+
+template <class S>
+OwVectorised<S> ow_vectorised_of(int oc) {
+  OwVectorised<S> found = nullptr;
+  dispatch(TileOc{}, oc, [&](auto m) {
+    constexpr int M = decltype(m)::value;
+    found = &ow_vectorised<S, M, ow_tile_vectors(M, kRegisters)>;
+  });
+  return found;
 }
 
 template <class S>
-GradientTile<S> gradient_tile_of(int rows) {
-  switch (rows) {
-#define FS_CASE(T) \
-  case T: return &gradient_tile<S, T, gradient_columns(T, kRegisters)>;
-    FS_CASE(1) FS_CASE(2) FS_CASE(3) FS_CASE(4) FS_CASE(5) FS_CASE(6) FS_CASE(8) FS_CASE(9) FS_CASE(12)
-#undef FS_CASE
-  }
-  return nullptr;
+WeightGradTile<S> weight_grad_tile_of(int oc) {
+  WeightGradTile<S> found = nullptr;
+  dispatch(TileOc{}, oc, [&](auto m) {
+    constexpr int M = decltype(m)::value;
+    found = &weight_grad_tile<S, M, weight_grad_columns(M, kRegisters)>;
+  });
+  return found;
 }
 
 template <class S, int NV, int... P>
-ChannelTile<S> channel_tile_from(int pixels, std::integer_sequence<int, P...>) {
-  static constexpr ChannelTile<S> table[] = {&channel_tile<S, P + 1, NV>...};
+OcVectorised<S> oc_vectorised_from(int pixels, std::integer_sequence<int, P...>) {
+  static constexpr OcVectorised<S> table[] = {&oc_vectorised<S, P + 1, NV>...};
+  if (pixels < 1 || pixels > static_cast<int>(sizeof...(P))) __builtin_trap();
   return table[pixels - 1];
 }
 template <class S>
-ChannelTile<S> channel_tile_of(int pixels, int vectors) {
-  switch (vectors) {
-    case 1:
-      return channel_tile_from<S, 1>(pixels,
-                                     std::make_integer_sequence<int, channel_pixels(1, kRegisters)>{});
-    case 2:
-      return channel_tile_from<S, 2>(pixels,
-                                     std::make_integer_sequence<int, channel_pixels(2, kRegisters)>{});
-    case 3:
-      return channel_tile_from<S, 3>(pixels,
-                                     std::make_integer_sequence<int, channel_pixels(3, kRegisters)>{});
-    case 4:
-      return channel_tile_from<S, 4>(pixels,
-                                     std::make_integer_sequence<int, channel_pixels(4, kRegisters)>{});
-  }
-  return nullptr;
+OcVectorised<S> oc_vectorised_of(int pixels, int vectors) {
+  OcVectorised<S> found = nullptr;
+  dispatch(TileOcVectors{}, vectors, [&](auto nv) {
+    constexpr int NV = decltype(nv)::value;
+    found =
+        oc_vectorised_from<S, NV>(pixels, std::make_integer_sequence<int, oc_tile_pixels(NV, kRegisters)>{});
+  });
+  return found;
 }
 
 }  // namespace fused_subpixel::cpu::FS_ISA

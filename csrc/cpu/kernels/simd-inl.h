@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Vectors of the instruction set this translation unit is compiled for, through the vector extensions that g++ and
-// clang++ share: one source for AVX-512, AVX2 and whatever else the target has. Included by kernels.cpp only.
+// Vectors of the instruction set that this translation unit is compiled for. They use the vector extensions that g++ and
+// clang++ share, so that one source serves AVX-512, AVX2 and whatever else the target has. Included by kernels.cpp only.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "common/scalar.h"
+#include "cpu/plan.h"
 
 #if defined(__F16C__)
 #include <immintrin.h>
@@ -23,7 +24,7 @@
 #define FS_UNROLL FS_PRAGMA(GCC unroll 64)
 #define FS_UNROLL_TWICE FS_PRAGMA(GCC unroll 2)
 #endif
-#define FS_HIDE(x) asm("" : "+r"(x))  // from the compiler, what x is
+#define FS_HIDE(x) asm("" : "+r"(x))  // the compiler knows nothing of the value of x after this
 
 namespace fused_subpixel::cpu::FS_ISA {
 
@@ -53,6 +54,15 @@ template <class S>
 using Vec = typename VecOf<S>::type;
 template <class S>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(S));
+
+template <class T>
+FS_INLINE T smaller(T a, T b) {
+  return a < b ? a : b;
+}
+template <class T>
+FS_INLINE T larger(T a, T b) {
+  return a > b ? a : b;
+}
 
 template <class S>
 FS_INLINE Vec<S> load(const S* p) {
@@ -170,13 +180,15 @@ FS_INLINE void zip2(Vec<S>& a, Vec<S>& b, std::integer_sequence<int, L...>) {
   constexpr int n = sizeof...(L);
   const Vec<S> lo = __builtin_shufflevector(a, b, (L / 2 + L % 2 * n)...);
   const Vec<S> hi = __builtin_shufflevector(a, b, (n / 2 + L / 2 + L % 2 * n)...);
-  a = lo, b = hi;
+  a = lo;
+  b = hi;
 }
 template <class S, int... L>
 FS_INLINE void unzip2(Vec<S>& a, Vec<S>& b, std::integer_sequence<int, L...>) {
   const Vec<S> even = __builtin_shufflevector(a, b, (2 * L)...);
   const Vec<S> odd = __builtin_shufflevector(a, b, (2 * L + 1)...);
-  a = even, b = odd;
+  a = even;
+  b = odd;
 }
 // Element f of the interleaved a0 b0 c0 a1 b1 c1 ... is lane f / 3 of vector f % 3.
 template <class S, int K, int... L>
@@ -196,8 +208,8 @@ FS_INLINE Vec<S> unzip3_part(Vec<S> a, Vec<S> b, Vec<S> c, std::integer_sequence
 template <class S>
 using Lanes = std::make_integer_sequence<int, kLanes<S>>;
 
-// Interleaves M vectors in place: element l * M + q of the result is lane l of v[q]. M = 2^a 3^b: a factor f is
-// taken off by interleaving v[q], v[q + M/f], ... and recursing on the f halves (thirds) of the result.
+// Interleaves M vectors in place: element l * M + q of the result is lane l of v[q]. M = 2^a 3^b: each step takes off a
+// factor f by interleaving v[q], v[q + M/f], ... and recurses on the f halves (thirds) of the result.
 template <class S, int M>
 FS_INLINE void interleave(Vec<S>* v) {
   if constexpr (M == 1) {
@@ -205,13 +217,17 @@ FS_INLINE void interleave(Vec<S>* v) {
     Vec<S> lo[M / 2], hi[M / 2];
     FS_UNROLL
     for (int q = 0; q < M / 2; ++q) {
-      lo[q] = v[q], hi[q] = v[q + M / 2];
+      lo[q] = v[q];
+      hi[q] = v[q + M / 2];
       zip2<S>(lo[q], hi[q], Lanes<S>{});
     }
     interleave<S, M / 2>(lo);
     interleave<S, M / 2>(hi);
     FS_UNROLL
-    for (int q = 0; q < M / 2; ++q) v[q] = lo[q], v[q + M / 2] = hi[q];
+    for (int q = 0; q < M / 2; ++q) {
+      v[q] = lo[q];
+      v[q + M / 2] = hi[q];
+    }
   } else {
     static_assert(M % 3 == 0);
     constexpr int m = M / 3;
@@ -226,11 +242,15 @@ FS_INLINE void interleave(Vec<S>* v) {
     interleave<S, m>(p1);
     interleave<S, m>(p2);
     FS_UNROLL
-    for (int q = 0; q < m; ++q) v[q] = p0[q], v[q + m] = p1[q], v[q + 2 * m] = p2[q];
+    for (int q = 0; q < m; ++q) {
+      v[q] = p0[q];
+      v[q + m] = p1[q];
+      v[q + 2 * m] = p2[q];
+    }
   }
 }
 
-// The inverse of interleave, its steps backwards.
+// The inverse of interleave: the same steps backwards.
 template <class S, int M>
 FS_INLINE void deinterleave(Vec<S>* v) {
   if constexpr (M == 1) {
@@ -255,30 +275,14 @@ FS_INLINE void deinterleave(Vec<S>* v) {
   }
 }
 
-// Calls f.template operator()<M>() for the M that interleave in registers; false for any other.
-template <class F>
-FS_INLINE bool with_register_run(int64_t m, F&& f) {
-  switch (m) {
-    case 1: f(std::integral_constant<int, 1>{}); return true;
-    case 2: f(std::integral_constant<int, 2>{}); return true;
-    case 3: f(std::integral_constant<int, 3>{}); return true;
-    case 4: f(std::integral_constant<int, 4>{}); return true;
-    case 6: f(std::integral_constant<int, 6>{}); return true;
-    case 8: f(std::integral_constant<int, 8>{}); return true;
-    case 9: f(std::integral_constant<int, 9>{}); return true;
-    case 12: f(std::integral_constant<int, 12>{}); return true;
-    case 16: f(std::integral_constant<int, 16>{}); return true;
-    default: return false;
-  }
-}
-
 // Swaps bit D of the vector index with bit D of the lane index.
 template <class S, int D, int... L>
 FS_INLINE void swap_bit(Vec<S>& a, Vec<S>& b, std::integer_sequence<int, L...>) {
   constexpr int n = sizeof...(L);
   const Vec<S> lo = __builtin_shufflevector(a, b, ((L & D) == 0 ? L : n + L - D)...);
   const Vec<S> hi = __builtin_shufflevector(a, b, ((L & D) == 0 ? L + D : n + L)...);
-  a = lo, b = hi;
+  a = lo;
+  b = hi;
 }
 // Square transposition in registers: lane l of v[q] becomes lane q of v[l].
 template <class S, int D = 1>

@@ -1,63 +1,41 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// From a tile's sums to the output: bias, activation, residual and clamp in registers, then the shuffled, cropped
-// store. Sums arrive in one of two forms: planar (lanes are neighbouring pixels of one row) or row-major (lanes are
-// neighbouring rows of one pixel). Included by kernels.cpp only.
+// From accumulators to the output: bias, activation, residual and clamp in registers, then the shuffled, cropped store.
+// Accumulators arrive in one of two forms. Planar: lanes are neighbouring pixels of one row. Pixel-major: lanes are
+// neighbouring output channels of one pixel. Included by kernels.cpp only.
 #pragma once
 
-#include "cpu/kernels/pack-inl.h"
+#include "cpu/conv_task.h"
+#include "cpu/kernels/simd-inl.h"
 
 namespace fused_subpixel::cpu::FS_ISA {
 
-// Neighbouring low-resolution pixels (n, h, w .. w + count - 1), count <= lanes.
-struct PixelVector {
-  int64_t n, h, w;
-  int count;
+// Builtins rather than <cmath>: std:: overloads are inline functions that would leak out of this instruction set.
+struct Libm {
+  static FS_INLINE float exp(float x) { return __builtin_expf(x); }
+  static FS_INLINE double exp(double x) { return __builtin_exp(x); }
+  static FS_INLINE float erf(float x) { return __builtin_erff(x); }
+  static FS_INLINE double erf(double x) { return __builtin_erf(x); }
+  static FS_INLINE float tanh(float x) { return __builtin_tanhf(x); }
+  static FS_INLINE double tanh(double x) { return __builtin_tanh(x); }
 };
 
-// Per-row constants of one group, gathered once per call so that the store loops only add and load.
-template <class S>
-struct RowTable {
-  int64_t rows;
-  const int64_t* dest;      // element offset of the row's pixel (0, 0) in the output, crop subtracted
-  const int64_t* residual;  // the same in the residual
-  const int32_t* hr_row;    // i - crop_top
-  const int32_t* hr_col;    // j - crop_left
-  const int64_t* run_left;  // rows from here to the end of the run, or 0 without runs
-  const S* bias;
-  const S* slope;
-};
-
-template <class S>
-FS_INLINE Vec<S> map_lanes(Vec<S> v, S (*f)(S)) {
+template <class S, Activation kActivation>
+FS_INLINE Vec<S> activate_lanes(Vec<S> v) {
   S part[kLanes<S>];
   store<S>(part, v);
-  for (int l = 0; l < kLanes<S>; ++l) part[l] = f(part[l]);
+  for (int l = 0; l < kLanes<S>; ++l) part[l] = activate_transcendental<Libm, S>(kActivation, part[l]);
   return load<S>(part);
 }
 
-// Builtins rather than <cmath>: std:: overloads are inline functions that would leak out of this instruction set.
-FS_INLINE float exp_of(float x) { return __builtin_expf(x); }
-FS_INLINE double exp_of(double x) { return __builtin_exp(x); }
-FS_INLINE float erf_of(float x) { return __builtin_erff(x); }
-FS_INLINE double erf_of(double x) { return __builtin_erf(x); }
-FS_INLINE float tanh_of(float x) { return __builtin_tanhf(x); }
-FS_INLINE double tanh_of(double x) { return __builtin_tanh(x); }
-
-// NaN stays NaN in every branch, as in PyTorch.
 template <class S>
 FS_INLINE Vec<S> activate(Activation activation, Vec<S> v, Vec<S> slope) {
   switch (activation) {
-    case Activation::kNone: return v;
-    case Activation::kReLU: return v < Vec<S>{} ? Vec<S>{} : v;
-    case Activation::kLeakyReLU:
-    case Activation::kPReLU: return v > Vec<S>{} ? v : v * slope;
-    case Activation::kSiLU: return map_lanes<S>(v, [](S x) { return x / (S(1) + exp_of(-x)); });
-    case Activation::kGELU:
-      return map_lanes<S>(v, [](S x) { return x * S(0.5) * (S(1) + erf_of(x * S(0.70710678118654752440))); });
-    case Activation::kTanh: return map_lanes<S>(v, [](S x) { return tanh_of(x); });
-    case Activation::kSigmoid: return map_lanes<S>(v, [](S x) { return S(1) / (S(1) + exp_of(-x)); });
+    case Activation::kSiLU: return activate_lanes<S, Activation::kSiLU>(v);
+    case Activation::kGELU: return activate_lanes<S, Activation::kGELU>(v);
+    case Activation::kTanh: return activate_lanes<S, Activation::kTanh>(v);
+    case Activation::kSigmoid: return activate_lanes<S, Activation::kSigmoid>(v);
+    default: return activate_piecewise_linear<Vec<S>>(activation, v, slope);
   }
-  return v;
 }
 
 template <class T>
@@ -66,117 +44,140 @@ struct Store {
   static constexpr int L = kLanes<S>;
   const Destination& dest;
   const TaskEpilogue& epilogue;
-  RowTable<S> table;
+  // Of the group that is computed: where its output channels go, and their bias and slope.
+  OcTable table{};
+  S *bias = nullptr, *slope = nullptr;
   Vec<S> clamp_min, clamp_max;
   int64_t residual_row, residual_col;  // residual elements per low-resolution row, column
-  int64_t cell_left;                   // columns that the crop takes off the first pixel's
   bool clamped;
 
-  Store(const Destination& d, const TaskEpilogue& e, const Window& w)
-      : dest(d), epilogue(e), table{}, cell_left(w.late_w ? 0 : d.crop_left) {
-    clamp_min = splat<S>(static_cast<S>(e.clamp_min)), clamp_max = splat<S>(static_cast<S>(e.clamp_max));
+  Store(const Destination& d, const TaskEpilogue& e) : dest(d), epilogue(e) {
+    clamp_min = splat<S>(static_cast<S>(e.clamp_min));
+    clamp_max = splat<S>(static_cast<S>(e.clamp_max));
     clamped = e.clamp_min > -__builtin_inf() || e.clamp_max < __builtin_inf();
     const bool high = e.residual_kind == ResidualKind::kHighRes;
     residual_row = e.residual_stride.h * (high ? d.r_h : 1);
     residual_col = e.residual_stride.w * (high ? d.r_w : 1);
   }
 
-  FS_INLINE Vec<S> finish(Vec<S> v, Vec<S> bias, Vec<S> slope) const {
-    return activate<S>(epilogue.activation, v + bias, slope);
+  // Gathers the constants of a group's `count` output channels, so that the store loops only add and load. to_bias and
+  // to_slope have room for whole vectors.
+  void enter(const OcTable& group, int64_t count, S* to_bias, S* to_slope) {
+    table = group;
+    bias = to_bias;
+    slope = to_slope;
+    const TaskEpilogue& e = epilogue;
+    for (int64_t oc = 0; oc < count; ++oc) {
+      bias[oc] = e.bias ? S(widen(static_cast<const T*>(e.bias)[constant_index(e.bias_index, oc)])) : S(0);
+      slope[oc] = e.prelu ? S(widen(static_cast<const T*>(e.prelu)[constant_index(e.prelu_index, oc)]))
+                          : static_cast<S>(e.negative_slope);
+    }
+  }
+  int64_t constant_index(PerChannel index, int64_t oc) const {
+    if (index == PerChannel::kHighRes) return table.hr_channel[oc];
+    return index == PerChannel::kLowRes ? table.lr_channel[oc] : 0;
+  }
+
+  FS_INLINE Vec<S> finish(Vec<S> v, Vec<S> bias_of, Vec<S> slope_of) const {
+    return activate<S>(epilogue.activation, v + bias_of, slope_of);
   }
   FS_INLINE Vec<S> clamp(Vec<S> v) const {
     if (!clamped) return v;
     v = v < clamp_min ? clamp_min : v;
     return v > clamp_max ? clamp_max : v;
   }
-  FS_INLINE bool row_inside(const PixelVector& p, int64_t row) const {
-    const int64_t y = p.h * dest.r_h + table.hr_row[row];
+  FS_INLINE bool row_inside(const PixelVector& p, int64_t oc) const {
+    const int64_t y = p.h * dest.r_h + table.hr_row[oc];
     return y >= 0 && y < dest.out_h;
   }
-  FS_INLINE bool col_inside(int64_t w, int64_t row) const {
-    const int64_t x = w * dest.r_w + table.hr_col[row];
+  FS_INLINE bool col_inside(int64_t w, int64_t oc) const {
+    const int64_t x = w * dest.r_w + table.hr_col[oc];
     return x >= 0 && x < dest.out_w;
   }
-  FS_INLINE bool cell_inside(int64_t w) const {  // all r_w columns of a low-resolution pixel
-    const int64_t x = w * dest.r_w - cell_left;
+  FS_INLINE bool block_inside(int64_t w) const {  // all r_w columns of a sub-pixel block
+    const int64_t x = w * dest.r_w - dest.crop_left;
     return x >= 0 && x + dest.r_w <= dest.out_w;
   }
   FS_INLINE int64_t dest_pixel(const PixelVector& p) const {
     return p.n * dest.stride.n + p.h * dest.r_h * dest.stride.h + p.w * dest.r_w * dest.stride.w;
   }
   FS_INLINE int64_t dest_step() const { return dest.r_w * dest.stride.w; }  // to the next pixel of a row
+  FS_INLINE T* at(const PixelVector& p) const { return static_cast<T*>(dest.data) + dest_pixel(p); }
   FS_INLINE bool adds_bias_only() const { return epilogue.activation == Activation::kNone && !clamped; }
   FS_INLINE int64_t residual_pixel(const PixelVector& p) const {
     return p.n * epilogue.residual_stride.n + p.h * residual_row + p.w * residual_col;
   }
 
-  // Planar epilogue of one row; lanes past count, or cropped, are never read from the residual.
-  FS_INLINE Vec<S> planar(Vec<S> sum, const PixelVector& p, int64_t row) const {
-    Vec<S> v = finish(sum, splat<S>(table.bias[row]), splat<S>(table.slope[row]));
+  // ---- planar accumulators -------------------------------------------------------------------------------------
+
+  // Epilogue of one output channel. The residual is not read for lanes past p.count or cropped ones.
+  FS_INLINE Vec<S> planar(Vec<S> acc, const PixelVector& p, int64_t oc) const {
+    Vec<S> v = finish(acc, splat<S>(bias[oc]), splat<S>(slope[oc]));
     if (epilogue.residual) {
-      const T* from = static_cast<const T*>(epilogue.residual) + residual_pixel(p) + table.residual[row];
+      const T* from = static_cast<const T*>(epilogue.residual) + residual_pixel(p) + table.residual[oc];
       const bool high = epilogue.residual_kind == ResidualKind::kHighRes;
-      if (residual_col == 1 && p.count == L && (!high || (cell_inside(p.w) && cell_inside(p.w + L - 1)))) {
+      if (residual_col == 1 && p.count == L && (!high || (block_inside(p.w) && block_inside(p.w + L - 1)))) {
         v += load_widened<T>(from);
       } else {
         S part[L] = {};
         for (int l = 0; l < p.count; ++l)
-          if (!high || col_inside(p.w + l, row)) part[l] = widen(from[l * residual_col]);
+          if (!high || col_inside(p.w + l, oc)) part[l] = widen(from[l * residual_col]);
         v += load<S>(part);
       }
     }
     return clamp(v);
   }
 
-  // sums[row * row_step + v * L + lane], rows first_row .. first_row + rows - 1 of the group.
-  void store_planar(const S* sums, int64_t row_step, int64_t first_row, int64_t rows,
-                    const PixelVector* pixels, int vectors) const {
-    const int64_t end = first_row + rows;
-    if (dest.rows_dense) {  // square transpositions, as far as they go
-      for (; first_row + L <= end; first_row += L, sums += L * row_step) {
+  // acc[(oc - first_oc) * oc_step + v * L + lane], output channels first_oc .. first_oc + count - 1 of the group.
+  void store_planar(const S* acc, int64_t oc_step, int64_t first_oc, int64_t count, const PixelVector* pixels,
+                    int vectors) const {
+    const int64_t end = first_oc + count;
+    if (dest.oc_contiguous) {  // square transpositions, as far as they go
+      for (; first_oc + L <= end; first_oc += L, acc += L * oc_step) {
         for (int v = 0; v < vectors; ++v) {
           Vec<S> square[L];
           FS_UNROLL
-          for (int l = 0; l < L; ++l) square[l] = load<S>(sums + l * row_step + v * L);
+          for (int l = 0; l < L; ++l) square[l] = load<S>(acc + l * oc_step + v * L);
           transpose<S>(square);
           S part[L * L];
           FS_UNROLL
           for (int l = 0; l < L; ++l) store<S>(part + l * L, square[l]);
-          store_pixels(part, L, first_row, L, pixels[v]);
+          store_pixels(part, L, first_oc, L, pixels[v]);
         }
       }
     }
-    const int64_t run = dest.run;
+    const int64_t interleave = dest.interleave;
     for (int v = 0; v < vectors; ++v) {
       const PixelVector& p = pixels[v];
-      const S* from = sums + v * L;
-      if (store_runs(from, row_step, first_row, end, p)) continue;
-      for (int64_t row = first_row; row < end;) {
-        const bool whole = run > 0 && table.run_left[row] == run && row + run <= end;
-        const S* sum = from + (row - first_row) * row_step;
-        if (!row_inside(p, row)) {
-          row += whole ? run : 1;
-        } else if (whole && store_run(sum, row_step, row, p)) {
-          row += run;
+      const S* from = acc + v * L;
+      if (store_groups(from, oc_step, first_oc, end, p)) continue;
+      for (int64_t oc = first_oc; oc < end;) {
+        const bool whole =
+            interleave > 0 && table.interleave_left[oc] == interleave && oc + interleave <= end;
+        const S* of_oc = from + (oc - first_oc) * oc_step;
+        if (!row_inside(p, oc)) {
+          oc += whole ? interleave : 1;
+        } else if (whole && store_group(of_oc, oc_step, oc, p)) {
+          oc += interleave;
         } else {
-          store_row(sum, row, p);
-          ++row;
+          store_channel(of_oc, oc, p);
+          ++oc;
         }
       }
     }
   }
 
-  // The elements of a vector of pixels' run that lie in the window: lo <= e < hi.
-  struct RunPart {
+  // The elements lo <= e < hi of an interleave group's vector of pixels that lie in the output.
+  struct GroupPart {
     int64_t lo, hi;
   };
-  FS_INLINE RunPart run_part(const PixelVector& p) const {
-    const int64_t x = p.w * dest.r_w - cell_left, per_col = dest.run / dest.r_w;
+  FS_INLINE GroupPart group_part(const PixelVector& p) const {
+    const int64_t x = p.w * dest.r_w - dest.crop_left, per_col = dest.interleave / dest.r_w;
     return {larger<int64_t>(0, -x) * per_col, smaller<int64_t>(p.count * dest.r_w, dest.out_w - x) * per_col};
   }
-  // Vector by vector: a copy of all at once would load across two stores, and wait for both.
+  // Stores vector by vector. A copy of all elements at once would load across two stores, and wait for both.
   template <int M>
-  FS_INLINE void store_part(T* to, Vec<S> (&v)[M], const RunPart& part) const {
+  FS_INLINE void store_part(T* to, Vec<S> (&v)[M], const GroupPart& part) const {
     FS_UNROLL
     for (int q = 0; q < M; ++q) {
       if (part.lo <= q * L && q * L + L <= part.hi) {
@@ -190,27 +191,28 @@ struct Store {
     }
   }
 
-  // Whole runs without a residual: nearly always, so that little is asked of single ones.
-  bool store_runs(const S* sum, int64_t row_step, int64_t row, int64_t end, const PixelVector& p) const {
-    if (dest.run == 0 || epilogue.residual || table.run_left[row] != dest.run || (end - row) % dest.run != 0)
+  // Whole interleave groups without a residual, the usual case. All conditions are checked once for all groups. Returns
+  // false, and nothing is stored, in any other case.
+  bool store_groups(const S* acc, int64_t oc_step, int64_t oc, int64_t end, const PixelVector& p) const {
+    if (dest.interleave == 0 || epilogue.residual || table.interleave_left[oc] != dest.interleave ||
+        (end - oc) % dest.interleave != 0)
       return false;
-    const RunPart part = run_part(p);
+    const GroupPart part = group_part(p);
     T* const first = at(p);
     const bool bias_only = adds_bias_only();
-    return with_register_run(dest.run, [&](auto m) {
+    return try_dispatch(RegisterInterleave{}, dest.interleave, [&](auto m) {
       constexpr int M = decltype(m)::value;
       const bool whole = part.lo == 0 && part.hi == M * L;
-      for (; row < end; row += M, sum += M * row_step) {
-        if (!row_inside(p, row)) continue;
+      for (; oc < end; oc += M, acc += M * oc_step) {
+        if (!row_inside(p, oc)) continue;
         Vec<S> v[M];
         FS_UNROLL
         for (int q = 0; q < M; ++q) {
-          v[q] = load<S>(sum + q * row_step) + splat<S>(table.bias[row + q]);
-          if (!bias_only)
-            v[q] = clamp(activate<S>(epilogue.activation, v[q], splat<S>(table.slope[row + q])));
+          v[q] = load<S>(acc + q * oc_step) + splat<S>(bias[oc + q]);
+          if (!bias_only) v[q] = clamp(activate<S>(epilogue.activation, v[q], splat<S>(slope[oc + q])));
         }
         interleave<S, M>(v);
-        T* to = first + table.dest[row];
+        T* to = first + table.dest[oc];
         if (whole) {
           FS_UNROLL
           for (int q = 0; q < M; ++q) store_narrowed<T>(to + q * L, v[q]);
@@ -221,127 +223,129 @@ struct Store {
     });
   }
 
-  // One run: rows interleave into count * run consecutive elements of the output.
-  bool store_run(const S* sum, int64_t row_step, int64_t row, const PixelVector& p) const {
-    return with_register_run(dest.run, [&](auto m) {
+  // One interleave group, which fills p.count * interleave consecutive elements of the output.
+  bool store_group(const S* acc, int64_t oc_step, int64_t oc, const PixelVector& p) const {
+    return try_dispatch(RegisterInterleave{}, dest.interleave, [&](auto m) {
       constexpr int M = decltype(m)::value;
       Vec<S> v[M];
       FS_UNROLL
-      for (int q = 0; q < M; ++q) v[q] = planar(load<S>(sum + q * row_step), p, row + q);
+      for (int q = 0; q < M; ++q) v[q] = planar(load<S>(acc + q * oc_step), p, oc + q);
       interleave<S, M>(v);
-      store_part<M>(static_cast<T*>(dest.data) + dest_pixel(p) + table.dest[row], v, run_part(p));
+      store_part<M>(at(p) + table.dest[oc], v, group_part(p));
     });
   }
 
-  void store_row(const S* sum, int64_t row, const PixelVector& p) const {
+  void store_channel(const S* acc, int64_t oc, const PixelVector& p) const {
     S part[L];
-    store<S>(part, planar(load<S>(sum), p, row));
-    T* to = static_cast<T*>(dest.data) + dest_pixel(p) + table.dest[row];
+    store<S>(part, planar(load<S>(acc), p, oc));
+    T* to = at(p) + table.dest[oc];
     for (int l = 0; l < p.count; ++l)
-      if (col_inside(p.w + l, row)) to[l * dest_step()] = narrow<T>(part[l]);
+      if (col_inside(p.w + l, oc)) to[l * dest_step()] = narrow<T>(part[l]);
   }
 
-  FS_INLINE T* at(const PixelVector& p) const { return static_cast<T*>(dest.data) + dest_pixel(p); }
+  // ---- pixel-major accumulators --------------------------------------------------------------------------------
 
-  // Whether all values of these pixels, in so many rows of them, are whole vectors within the output, without a
-  // residual, so that nothing need be asked of the single ones: nearly always.
-  bool plain(const PixelVector& p, int64_t height, int64_t first_row, int64_t rows) const {
-    if (epilogue.residual || rows % L != 0) return false;
+  // Are all values of these pixels, in `height` rows of them, whole vectors within the output, without a residual? Then
+  // nothing has to be checked for single values. This is the usual case.
+  bool plain(const PixelVector& p, int64_t height, int64_t first_oc, int64_t count) const {
+    if (epilogue.residual || count % L != 0) return false;
     const PixelVector lowest{p.n, p.h + height - 1, p.w, p.count};
     const int64_t last = p.w + p.count - 1;
     bool all = true;
-    for (int64_t row = first_row; row < first_row + rows; row += L)
-      all = all && table.run_left[row] >= L && row_inside(p, row) && row_inside(lowest, row) &&
-            col_inside(p.w, row) && col_inside(p.w, row + L - 1) && col_inside(last, row) &&
-            col_inside(last, row + L - 1);
+    for (int64_t oc = first_oc; oc < first_oc + count; oc += L)
+      all = all && table.interleave_left[oc] >= L && row_inside(p, oc) && row_inside(lowest, oc) &&
+            col_inside(p.w, oc) && col_inside(p.w, oc + L - 1) && col_inside(last, oc) &&
+            col_inside(last, oc + L - 1);
     return all;
   }
 
-  // Where a tile itself may store what is plain, for nothing but the bias is left to do; else null. `to` as in store_plain.
-  FS_INLINE S* direct(T* to, int64_t first_row, int64_t rows) const {
+  // Where a microkernel may store plain values itself, because only the bias has to be added; otherwise null. `to` as in
+  // store_plain.
+  FS_INLINE S* direct(T* to, int64_t first_oc, int64_t count) const {
     if constexpr (__is_same(T, S)) {
-      if (adds_bias_only() && table.run_left[first_row] >= rows) return to + table.dest[first_row];
+      if (adds_bias_only() && table.interleave_left[first_oc] >= count) return to + table.dest[first_oc];
     }
     return nullptr;
   }
 
-  // store_pixels where all is plain; `to` is the first pixel's place in the output. Pixels in the inner loop: their
-  // distance is what a processor's prefetcher learns.
-  FS_INLINE void store_plain(const S* sums, int64_t pixel_step, int64_t first_row, int64_t rows, T* to,
-                             int count) const {
+  // store_pixels for plain values; `to` is the first pixel's place in the output. Pixels are the inner loop, because a
+  // processor's prefetcher learns their distance.
+  FS_INLINE void store_plain(const S* acc, int64_t pixel_step, int64_t first_oc, int64_t count, T* to,
+                             int pixels) const {
     const bool bias_only = adds_bias_only();
-    for (int64_t row = first_row; row < first_row + rows; row += L, sums += L) {
-      const Vec<S> bias = load<S>(table.bias + row), slope = load<S>(table.slope + row);
-      const S* sum = sums;
-      T* whole = to + table.dest[row];
+    for (int64_t oc = first_oc; oc < first_oc + count; oc += L, acc += L) {
+      const Vec<S> bias_of = load<S>(bias + oc), slope_of = load<S>(slope + oc);
+      const S* from = acc;
+      T* whole = to + table.dest[oc];
       const auto store_all = [&](auto&& finished) {
-        for (int x = 0; x < count; ++x, whole += dest_step(), sum += pixel_step)
-          store_narrowed<T>(whole, finished(load<S>(sum)));
+        for (int x = 0; x < pixels; ++x, whole += dest_step(), from += pixel_step)
+          store_narrowed<T>(whole, finished(load<S>(from)));
       };
-      if (bias_only)  // asked once, not per vector
-        store_all([&](Vec<S> v) { return v + bias; });
+      if (bias_only)  // hoisted out of the loop
+        store_all([&](Vec<S> v) { return v + bias_of; });
       else
-        store_all([&](Vec<S> v) { return clamp(finish(v, bias, slope)); });
+        store_all([&](Vec<S> v) { return clamp(finish(v, bias_of, slope_of)); });
     }
   }
 
-  // What is going to be stored comes into the cache while its sums are computed: stores leave in order, and one that
-  // waits for memory holds up all that follow. `to` is the place of the first of `count` neighbouring pixels.
-  FS_INLINE void fetch(int64_t first_row, int64_t rows, const T* to, int64_t count) const {
+  // Fetches what is going to be stored while its accumulators are computed. Stores leave the processor in order, so one
+  // that waits for memory holds up all that follow. `to` is the place of the first of `pixels` neighbouring pixels.
+  FS_INLINE void fetch(int64_t first_oc, int64_t count, const T* to, int64_t pixels) const {
     constexpr int64_t kLine = 64 / sizeof(T);
-    const int64_t end = first_row + rows;
-    if (dest.rows_dense) {
-      for (int64_t row = first_row; row < end; row += kLine)
-        for (int64_t x = 0; x < count; ++x) __builtin_prefetch(to + table.dest[row] + x * dest_step(), 1);
-    } else if (dest.run > 0) {
-      for (int64_t row = first_row; row < end; row += dest.run)
-        for (int64_t e = 0; e < count * dest.run; e += kLine) __builtin_prefetch(to + table.dest[row] + e, 1);
+    const int64_t end = first_oc + count;
+    if (dest.oc_contiguous) {
+      for (int64_t oc = first_oc; oc < end; oc += kLine)
+        for (int64_t x = 0; x < pixels; ++x) __builtin_prefetch(to + table.dest[oc] + x * dest_step(), 1);
+    } else if (dest.interleave > 0) {
+      for (int64_t oc = first_oc; oc < end; oc += dest.interleave)
+        for (int64_t e = 0; e < pixels * dest.interleave; e += kLine)
+          __builtin_prefetch(to + table.dest[oc] + e, 1);
     }
   }
 
-  // Row-major sums of neighbouring pixels, sums[x * pixel_step + row - first_row].
-  void store_pixels(const S* sums, int64_t pixel_step, int64_t first_row, int64_t rows,
+  // acc[x * pixel_step + oc - first_oc], neighbouring pixels x.
+  void store_pixels(const S* acc, int64_t pixel_step, int64_t first_oc, int64_t count,
                     const PixelVector& p) const {
     const bool high = epilogue.residual_kind == ResidualKind::kHighRes;
-    for (int64_t row = first_row; row < first_row + rows; row += L) {
-      const int n = static_cast<int>(smaller<int64_t>(L, first_row + rows - row));
-      if (plain(p, 1, row, n)) {
-        store_plain(sums + row - first_row, pixel_step, row, n, at(p), p.count);
+    for (int64_t oc = first_oc; oc < first_oc + count; oc += L) {
+      const int n = static_cast<int>(smaller<int64_t>(L, first_oc + count - oc));
+      if (plain(p, 1, oc, n)) {
+        store_plain(acc + oc - first_oc, pixel_step, oc, n, at(p), p.count);
         continue;
       }
-      const Vec<S> bias = load<S>(table.bias + row), slope = load<S>(table.slope + row);
-      // One store if the whole vector stays within a run; likewise one load of the residual: with channels side by
-      // side the two ends tell, any step in between would show in their distance.
-      const bool within_run = n == L && table.run_left[row] >= L;
-      const bool residual_dense = within_run && epilogue.residual_stride.c == 1 &&
+      const Vec<S> bias_of = load<S>(bias + oc), slope_of = load<S>(slope + oc);
+      // One store if the whole vector stays within an interleave group, and likewise one load of the residual. There the
+      // distance of the two ends suffices, because any gap between neighbouring channels would make it larger.
+      const bool within_group = n == L && table.interleave_left[oc] >= L;
+      const bool residual_dense = within_group && epilogue.residual_stride.c == 1 &&
                                   epilogue.residual_kind != ResidualKind::kLowRes &&
-                                  table.residual[row + L - 1] - table.residual[row] == L - 1;
-      if (within_run && !row_inside(p, row)) continue;
-      T* to = static_cast<T*>(dest.data) + dest_pixel(p);
+                                  table.residual[oc + L - 1] - table.residual[oc] == L - 1;
+      if (within_group && !row_inside(p, oc)) continue;
+      T* to = at(p);
       const T* from = static_cast<const T*>(epilogue.residual) + (epilogue.residual ? residual_pixel(p) : 0);
       for (int x = 0; x < p.count; ++x, to += dest_step(), from += residual_col) {
-        const bool dense = within_run && col_inside(p.w + x, row) && col_inside(p.w + x, row + L - 1);
-        Vec<S> v = finish(load<S>(sums + x * pixel_step + row - first_row), bias, slope);
+        const bool dense = within_group && col_inside(p.w + x, oc) && col_inside(p.w + x, oc + L - 1);
+        Vec<S> v = finish(load<S>(acc + x * pixel_step + oc - first_oc), bias_of, slope_of);
         if (epilogue.residual) {
           if (dense && residual_dense) {
-            v += load_widened<T>(from + table.residual[row]);
+            v += load_widened<T>(from + table.residual[oc]);
           } else {
             S part[L] = {};
             for (int l = 0; l < n; ++l)
-              if (!high || (row_inside(p, row + l) && col_inside(p.w + x, row + l)))
-                part[l] = widen(from[table.residual[row + l]]);
+              if (!high || (row_inside(p, oc + l) && col_inside(p.w + x, oc + l)))
+                part[l] = widen(from[table.residual[oc + l]]);
             v += load<S>(part);
           }
         }
         v = clamp(v);
         if (dense) {
-          store_narrowed<T>(to + table.dest[row], v);
+          store_narrowed<T>(to + table.dest[oc], v);
         } else {
           S part[L];
           store<S>(part, v);
           for (int l = 0; l < n; ++l)
-            if (row_inside(p, row + l) && col_inside(p.w + x, row + l))
-              to[table.dest[row + l]] = narrow<T>(part[l]);
+            if (row_inside(p, oc + l) && col_inside(p.w + x, oc + l))
+              to[table.dest[oc + l]] = narrow<T>(part[l]);
         }
       }
     }

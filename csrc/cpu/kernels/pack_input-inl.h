@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Packing input: a zero-padded tile of the source, widened to the arithmetic type and laid out
+// [image][channel][row][stride phase][column], or [image][row][stride phase][column][channel]. The kernels that follow
+// know no other layout: NCHW, channels_last, a shuffled gradient and views of these are read here.
+// Included by kernels.cpp only.
+#pragma once
+
+#include "cpu/conv_task.h"
+#include "cpu/kernels/simd-inl.h"
+
+namespace fused_subpixel::cpu::FS_ISA {
+
+FS_INLINE int64_t floor_div(int64_t a, int64_t b) {
+  if (b == 1) return a;  // usual, and a division takes as long as a short row
+  return a >= 0 ? a / b : -((-a + b - 1) / b);
+}
+// Cuts n >= L values into whole vectors: the one after that at x. The last vector overlaps the one before.
+template <int L>
+FS_INLINE int64_t next_whole(int64_t x, int64_t n) {
+  return x + 2 * L > n && x + L < n ? n - L : x + L;
+}
+
+// Packs one row of `count` neighbouring channels: columns col0 .. col0 + (n - 1) * col_step into to[q * channel_step + x].
+// `from` points at column 0.
+template <class T>
+void pack_row(const Source& source, const T* from, const int32_t* channel_col, int64_t count, int64_t col0,
+              int64_t col_step, int64_t n, Compute<T>* to, int64_t channel_step) {
+  using S = Compute<T>;
+  constexpr int L = kLanes<S>;
+  const auto scalar = [&](int64_t x_begin, int64_t x_end) {
+    for (int64_t q = 0; q < count; ++q) {
+      for (int64_t x = x_begin; x < x_end; ++x) {
+        const int64_t col = col0 + x * col_step, hr_col = col * source.col_scale + channel_col[q];
+        to[q * channel_step + x] =
+            hr_col >= 0 && hr_col < source.hr_w ? S(widen(from[q + col * source.col_stride])) : S(0);
+      }
+    }
+  };
+  if (col_step != 1) return scalar(0, n);
+  // columns lo .. hi - 1, in which all these channels exist
+  int64_t lo = 0, hi = n;
+  // channel_col rises along an interleave group, so its ends suffice
+  for (int64_t q = 0; q < count; q += larger<int64_t>(count - 1, 1)) {
+    lo = larger(lo, -floor_div(channel_col[q], source.col_scale) - col0);
+    hi = smaller(hi, floor_div(source.hr_w - 1 - channel_col[q], source.col_scale) + 1 - col0);
+  }
+  lo = smaller(lo, n);
+  hi = larger(hi, lo);
+  const T* const first = from + col0 * source.col_stride;  // column 0 of the tile
+  scalar(0, lo);
+  if (hi - lo < L) {
+    if (count < L || lo + L > n) {
+      scalar(hi, n);
+      for (int64_t q = 0; q < count; ++q, to += channel_step)
+        if (__is_same(T, S) && source.col_stride == 1)
+          std::memcpy(to + lo, first + q + lo, sizeof(T) * static_cast<size_t>(hi - lo));
+        else
+          for (int64_t x = lo; x < hi; ++x) to[x] = S(widen(first[q + x * source.col_stride]));
+      return;
+    }
+    // neighbouring channels, fewer pixels than lanes: transposed squares with zeros for the pixels that do not exist
+    for (int64_t q = 0; q < count; q = next_whole<L>(q, count)) {
+      Vec<S> v[L];
+      FS_UNROLL
+      for (int l = 0; l < L; ++l)
+        v[l] = l < hi - lo ? load_widened<T>(first + q + (lo + l) * source.col_stride) : Vec<S>{};
+      transpose<S>(v);
+      FS_UNROLL
+      for (int l = 0; l < L; ++l) store<S>(to + (q + l) * channel_step + lo, v[l]);
+    }
+    return scalar(hi, n);  // some channels of a cropped gradient exist there
+  }
+  scalar(hi, n);
+  const auto deinterleaved = [&](auto interleave) {
+    constexpr int M = decltype(interleave)::value;
+    for (int64_t x = lo; x < hi; x = next_whole<L>(x, hi)) {
+      Vec<S> v[M];
+      FS_UNROLL
+      for (int q = 0; q < M; ++q) v[q] = load_widened<T>(first + x * M + q * L);
+      deinterleave<S, M>(v);
+      FS_UNROLL
+      for (int q = 0; q < M; ++q) store<S>(to + q * channel_step + x, v[q]);
+    }
+  };
+  if (source.col_stride == count && try_dispatch(RegisterInterleave{}, count, deinterleaved)) return;
+  if (count < L) return scalar(lo, hi);
+  // square transpositions
+  for (int64_t x = lo; x < hi; x = next_whole<L>(x, hi)) {
+    for (int64_t q = 0; q < count; q = next_whole<L>(q, count)) {
+      Vec<S> v[L];
+      FS_UNROLL
+      for (int l = 0; l < L; ++l) v[l] = load_widened<T>(first + q + (x + l) * source.col_stride);
+      transpose<S>(v);
+      FS_UNROLL
+      for (int l = 0; l < L; ++l) store<S>(to + (q + l) * channel_step + x, v[l]);
+    }
+  }
+}
+
+// The same into a tile whose channels are neighbours: to[x * column_step + q].
+template <class T>
+void copy_row(const Source& source, const T* from, const int32_t* channel_col, int64_t count, int64_t col0,
+              int64_t col_step, int64_t n, Compute<T>* to, int64_t column_step) {
+  using S = Compute<T>;
+  constexpr int L = kLanes<S>;
+  const auto inside = [&](int64_t col, int64_t q) {
+    const int64_t hr_col = col * source.col_scale + channel_col[q];
+    return hr_col >= 0 && hr_col < source.hr_w;
+  };
+  for (int64_t x = 0; x < n; ++x, to += column_step) {
+    const int64_t col = col0 + x * col_step;
+    const T* pixel = from + col * source.col_stride;
+    if (count >= L && inside(col, 0) && inside(col, count - 1)) {  // see pack_row
+      for (int64_t q = 0; q < count; q = next_whole<L>(q, count))
+        store<S>(to + q, load_widened<T>(pixel + q));
+    } else {
+      for (int64_t q = 0; q < count; ++q) to[q] = inside(col, q) ? S(widen(pixel[q])) : S(0);
+    }
+  }
+}
+
+// Packs image n, channels first .. first + source.interleave - 1 of source row `row`, for a block whose first output column
+// is w0, into to[q * channel_step + x].
+template <class T>
+void pack_channels(const Source& source, const ConvShape& conv, const InputTile& tile, int64_t n,
+                   int64_t first, int64_t row, int64_t w0, Compute<T>* to, int64_t channel_step) {
+  using S = Compute<T>;
+  const int64_t hr_row = row * source.row_scale + source.channel_row[first];
+  const bool outside = hr_row < 0 || hr_row >= source.hr_h, inner = channel_step == 1;
+  if (outside && inner) {
+    for (int64_t x = 0; x < tile.stride_phases * tile.phase_columns; ++x)
+      std::memset(to + x * tile.column_step, 0, sizeof(S) * static_cast<size_t>(source.interleave));
+    return;
+  }
+  if (outside) {
+    for (int64_t q = 0; q < source.interleave; ++q)
+      std::memset(to + q * channel_step, 0, sizeof(S) * static_cast<size_t>(tile.row_step));
+    return;
+  }
+  const T* from = static_cast<const T*>(source.data) + n * source.batch_stride +
+                  source.channel_offset[first] + row * source.row_stride;
+  for (int64_t phase = 0; phase < tile.stride_phases; ++phase) {
+    const int64_t col = w0 * conv.stride_w - conv.pad_left + phase;
+    S* first_column = to + phase * tile.phase_columns * tile.column_step;
+    if (inner)
+      copy_row<T>(source, from, source.channel_col + first, source.interleave, col, conv.stride_w,
+                  tile.phase_columns, first_column, tile.column_step);
+    else
+      pack_row<T>(source, from, source.channel_col + first, source.interleave, col, conv.stride_w,
+                  tile.phase_columns, first_column, channel_step);
+  }
+}
+
+// Replaces n gradients by those before the activation: f(gradient, output), of values or of vectors.
+template <class T, bool kRounds, class F>
+FS_INLINE void apply_to_row(Compute<T>* gradient, const Compute<T>* output, int64_t n, F&& f) {
+  using S = Compute<T>;
+  constexpr int L = kLanes<S>;
+  int64_t x = 0;
+  for (; x + L <= n; x += L) {
+    Vec<S> v = f(load<S>(gradient + x), load<S>(output + x));
+    if constexpr (kRounds && sizeof(T) != sizeof(S)) {
+      T rounded[L];
+      store_narrowed<T>(rounded, v);
+      v = load_widened<T>(rounded);
+    }
+    store<S>(gradient + x, v);
+  }
+  for (; x < n; ++x) gradient[x] = S(widen(narrow<T>(f(gradient[x], output[x]))));
+}
+
+// As PyTorch computes it, rounded to the element type. What is zero because it does not exist stays zero.
+template <class T>
+void apply_activation(Activation activation, double negative_slope, Compute<T>* gradient,
+                      const Compute<T>* output, int64_t n) {
+  using S = Compute<T>;
+  const S slope = static_cast<S>(negative_slope);
+  const auto apply = [&](auto rounds, auto chosen) {
+    apply_to_row<T, decltype(rounds)::value>(gradient, output, n, [=](auto g, auto y) {
+      return grad_from_output<decltype(g)>(Activation{decltype(chosen)::value}, slope - decltype(g){}, g, y);
+    });
+  };
+  const IntConstant<0> exact;  // relu's gradient is a value that is there already
+  const IntConstant<1> rounds;
+  switch (activation) {
+    case Activation::kReLU: return apply(exact, IntConstant<int(Activation::kReLU)>{});
+    case Activation::kLeakyReLU: return apply(rounds, IntConstant<int(Activation::kLeakyReLU)>{});
+    case Activation::kTanh: return apply(rounds, IntConstant<int(Activation::kTanh)>{});
+    case Activation::kSigmoid: return apply(rounds, IntConstant<int(Activation::kSigmoid)>{});
+    default: return;
+  }
+}
+
+// In NCHW a tile takes a few short rows of each channel, and channels are far apart. Such rows are too short for a hardware
+// prefetcher, so each would wait for memory. Therefore the same row of the next channel is fetched while one is packed. On
+// long rows the hardware prefetcher takes over.
+template <class T>
+FS_INLINE void fetch_row(const T* row, int64_t n) {
+  constexpr int64_t kBytes = 1024, kLine = 64, size = sizeof(T);
+  for (int64_t x = 0; x < smaller(n, kBytes / size); x += kLine / size) __builtin_prefetch(row + x);
+}
+
+// Packs the tile of `images` images and all channels of group g for the block whose first output pixel is (h0, w0).
+// below_rows > 0: the tile still holds the block so many output rows further up. The rows that both have move up, and only
+// new ones are read. output_row: scratch for one row of the forward pass's output, if there is one.
+template <class T>
+void pack_input(const Source& source, const ConvShape& conv, const InputTile& tile, int64_t g, int64_t n0,
+                int64_t images, int64_t h0, int64_t w0, Compute<T>* packed, int64_t below_rows,
+                Compute<T>* output_row) {
+  using S = Compute<T>;
+  const int64_t kept = below_rows > 0 ? larger<int64_t>(tile.rows - below_rows * conv.stride_h, 0) : 0;
+  const bool inner = tile.channel_step == 1;
+  if (kept > 0) {
+    const int64_t planes = inner ? 1 : conv.ic;
+    for (int64_t q = 0; q < images * planes; ++q) {
+      S* to = packed + q / planes * tile.image_step + q % planes * tile.channel_step;
+      std::memmove(to, to + (tile.rows - kept) * tile.row_step,
+                   sizeof(S) * static_cast<size_t>(kept * tile.row_step));
+    }
+  }
+  // All rows of the same channels first, because they are neighbours in memory in NCHW.
+  const auto rows_of = [&](const Source& from, auto&& pack) {
+    for (int64_t n = 0; n < images; ++n)
+      for (int64_t k = 0; k < conv.ic; k += from.interleave)
+        for (int64_t y = kept; y < tile.rows; ++y)
+          pack(n, k, h0 * conv.stride_h - conv.pad_top + y,
+               packed + n * tile.image_step + y * tile.row_step + k * tile.channel_step);
+  };
+  rows_of(source, [&](int64_t n, int64_t k, int64_t row, S* to) {
+    if (source.col_stride == 1 && k + source.interleave < conv.ic)
+      fetch_row(static_cast<const T*>(source.data) + (n0 + n) * source.batch_stride +
+                    source.channel_offset[g * conv.ic + k + source.interleave] + row * source.row_stride +
+                    w0 * conv.stride_w,
+                tile.stride_phases * tile.phase_columns);
+    pack_channels<T>(source, conv, tile, n0 + n, g * conv.ic + k, row, w0, to, tile.channel_step);
+  });
+  if (!source.output) return;
+  rows_of(*source.output, [&](int64_t n, int64_t k, int64_t row, S* to) {
+    pack_channels<T>(*source.output, conv, tile, n0 + n, g * conv.ic + k, row, w0, output_row, tile.row_step);
+    for (int64_t q = 0; q < source.output->interleave; ++q)
+      apply_activation<T>(source.activation, source.negative_slope, to + q * tile.channel_step,
+                          output_row + q * tile.row_step, tile.row_step);
+  });
+}
+
+}  // namespace fused_subpixel::cpu::FS_ISA

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Packing weights: widened to the arithmetic type and laid out [channel][tap][output channel of the tile], tile after tile.
+// Included by kernels.cpp only.
+#pragma once
+
+#include "cpu/conv_task.h"
+#include "cpu/kernels/simd-inl.h"
+
+namespace fused_subpixel::cpu::FS_ISA {
+
+// Output channels to be packed: element offset of weight t at offset[t * step], 0 <= t < count.
+struct WeightOc {
+  const int64_t* offset;
+  const uint8_t* missing_taps;  // as in Weight; null if the taps are given without the missing ones
+  int64_t step, count;
+  int64_t operator[](int64_t t) const { return offset[t * step]; }
+  WeightOc from(int64_t t, int64_t n) const {
+    return {offset + t * step, missing_taps ? missing_taps + t * step : nullptr, step, n};
+  }
+};
+
+// Are each L output channels neighbours in memory?
+template <int L>
+bool contiguous_oc(const WeightOc& oc) {
+  for (int64_t t = 0; t < oc.count; ++t)
+    if (oc[t] != oc[t - t % L] + t % L) return false;
+  return true;
+}
+
+// Finds out whether all values that pass through it are finite. Zero times any other value is NaN, not a signed zero.
+template <class S>
+struct FiniteCheck {
+  using Bits = decltype(Vec<S>{} < Vec<S>{});
+  Bits seen{};
+  bool nan = false;
+  FS_INLINE Vec<S> operator()(Vec<S> v) {
+    seen |= bit_cast<Bits>(v * Vec<S>{});
+    return v;
+  }
+  FS_INLINE S operator()(S x) {
+    nan |= x * S(0) != S(0);
+    return x;
+  }
+  bool finite() const {
+    S part[kLanes<S>];
+    store<S>(part, bit_cast<Vec<S>>(seen));
+    bool all = !nan;
+    for (S zero : part) all = all && zero == S(0);
+    return all;
+  }
+  void report(bool* nonfinite) const {
+    if (!finite()) __atomic_store_n(nonfinite, true, __ATOMIC_RELAXED);
+  }
+};
+
+// Packs tiles of tile_oc output channels each, tile_step elements from one tile to the next, into packed[k * tile_oc + t].
+// Surplus output channels of the last tile become zero.
+template <class T>
+void pack_weight(const Weight& weight, const Taps& taps, int64_t g, int64_t channels, const WeightOc& oc,
+                 int64_t tile_oc, int64_t tile_step, Compute<T>* packed, FiniteCheck<Compute<T>>& check) {
+  using S = Compute<T>;
+  constexpr int L = kLanes<S>;
+  const T* data = static_cast<const T*>(weight.data);
+  const int64_t* channel = weight.ic_offset + g * channels;
+  // Contiguous output channels are read through all tiles, in the order of memory.
+  if (!oc.missing_taps && tile_oc % L == 0 && oc.count % tile_oc == 0 && contiguous_oc<L>(oc)) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t tap = 0; tap < taps.count; ++tap, packed += tile_oc) {
+        const T* from = data + channel[c] + taps.offset[tap];
+        const T* ahead = data + channel[smaller(c + 8, channels - 1)] + taps.offset[tap];
+        S* to = packed;
+        for (int64_t t = 0; t < oc.count; to += tile_step) {
+          for (int64_t v = 0; v < tile_oc; v += L, t += L) {
+            __builtin_prefetch(ahead + oc[t]);
+            store<S>(to + v, check(load_widened<T>(from + oc[t])));
+          }
+        }
+      }
+    }
+    return;
+  }
+  if (oc.count > tile_oc) {
+    for (int64_t t = 0; t < oc.count; t += tile_oc, packed += tile_step)
+      pack_weight<T>(weight, taps, g, channels, oc.from(t, smaller(tile_oc, oc.count - t)), tile_oc,
+                     tile_step, packed, check);
+    return;
+  }
+  // A dense k dimension is transposed, a square of lanes at a time.
+  const bool all = weight.dense == Weight::Dense::kAll && taps.all;
+  if (!oc.missing_taps && (all || weight.dense == Weight::Dense::kChannels) && tile_oc % L == 0 &&
+      oc.count == tile_oc) {
+    const int64_t n = all ? channels * taps.count : channels;
+    if (n >= L) {
+      const int64_t step = all ? tile_oc : tile_oc * taps.count;
+      for (int64_t tap = 0; tap < (all ? 1 : taps.count); ++tap) {
+        const T* from = data + channel[0] + taps.offset[tap];
+        S* to = packed + tap * tile_oc;
+        for (int64_t t = 0; t < tile_oc; t += L) {
+          for (int64_t k = 0; k<n; k = k + 2 * L> n && k + L < n ? n - L : k + L) {
+            Vec<S> v[L];
+            FS_UNROLL
+            for (int l = 0; l < L; ++l) v[l] = check(load_widened<T>(from + oc[t + l] + k));
+            transpose<S>(v);
+            FS_UNROLL
+            for (int l = 0; l < L; ++l) store<S>(to + (k + l) * step + t, v[l]);
+          }
+        }
+      }
+      return;
+    }
+  }
+  // Otherwise k is the outer loop, because the taps of one channel lie in the same cache lines, which are still there.
+  const auto pack = [&](auto&& has) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t tap = 0; tap < taps.count; ++tap) {
+        const T* from = data + channel[c] + taps.offset[tap];
+        for (int64_t t = 0; t < tile_oc; ++t)
+          *packed++ = t < oc.count && has(t, tap) ? check(S(widen(from[oc[t]]))) : S(0);
+      }
+    }
+  };
+  if (!oc.missing_taps) return pack([](int64_t, int64_t) { return true; });
+  pack([&](int64_t t, int64_t tap) {
+    const int first =
+        (tap % taps.columns == 0 ? kLacksFirstColumn : 0) + (tap < taps.columns ? kLacksFirstRow : 0);
+    return (oc.missing_taps[t * oc.step] & first) == 0;
+  });
+}
+
+}  // namespace fused_subpixel::cpu::FS_ISA

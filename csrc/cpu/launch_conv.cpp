@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The forward pass and the input gradient.
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "cpu/launch.h"
+#include "cpu/launch_keys.h"
+
+namespace fused_subpixel::cpu {
+namespace {
+
+using PassPtr = std::shared_ptr<const ConvPass>;
+
+PassPtr forward_pass(const ForwardArguments& a, const Target& t, bool no_winograd) {
+  thread_local PlanCache<ConvPass> cache;
+  const bool residual = a.epilogue.residual_kind != ResidualKind::kNone;
+  PlanKey key = key_of(a.geometry, a.dtype, t);
+  add_strides(key, a.input.stride);
+  add_strides(key, a.weight.stride);
+  add_strides(key, a.output.stride);
+  key.add_all(a.weight_rows.c, a.weight_rows.i, a.weight_rows.j, a.weight_flipped, no_winograd);
+  key.add_all(a.epilogue.residual_kind);
+  if (residual) add_strides(key, a.residual.stride);
+  return cache.get(key, [&] { return plan_forward_pass(a, t, no_winograd); });
+}
+
+PassPtr input_grad_pass(const InputGradArguments& a, const Target& t, bool no_winograd) {
+  thread_local PlanCache<ConvPass> cache;
+  PlanKey key = key_of(a.geometry, a.dtype, t);
+  add_strides(key, a.grad_output.stride);
+  add_strides(key, a.weight.stride);
+  add_strides(key, a.grad_input.stride);
+  key.add(no_winograd);
+  add_saved(key, a.saved);
+  return cache.get(key, [&] { return plan_input_grad_pass(a, t, no_winograd); });
+}
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+using Memory = std::unique_ptr<void, Free>;
+
+Memory aligned(size_t bytes) {
+  Memory memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+  if (!memory) throw std::bad_alloc();
+  return memory;
+}
+
+template <class Run>
+void run_queue(bool parallel, int64_t items, const Pool& pool, const Run& run) {
+  const int64_t workers = parallel ? std::min<int64_t>(items, pool.threads) : 1;
+  WorkQueue queue(items, static_cast<int>(workers));
+  if (workers > 1)
+    pool.for_each_share(workers, [&](int64_t, int64_t) { run(queue); });
+  else if (items > 0)
+    run(queue);
+}
+
+void compute(ConvTask& task, const Kernels& kernels, const Pool& pool) {
+  const ConvPlan& plan = task.plan;
+  Memory panels;
+  if (!plan.weights_resident) {
+    const int64_t count = plan.shape.groups * plan.panels;
+    const int64_t element = task.dtype == DType::kFloat64 ? 8 : 4;
+    panels = aligned(static_cast<size_t>(count * plan.panel_elements * element));
+    task.panels = panels.get();
+    run_queue(plan.parallel, count, pool, [&](WorkQueue& queue) { kernels.pack_panels(task, queue); });
+  }
+  run_queue(plan.parallel, plan.items, pool, [&](WorkQueue& queue) { kernels.conv(task, queue); });
+}
+
+// pass_of(no_winograd) returns the plan, set_pointers(task) adds the tensors.
+template <class PassOf, class SetPointers>
+void launch(const PassOf& pass_of, const SetPointers& set_pointers, const Kernels& kernels,
+            const Pool& pool) {
+  PassPtr pass = pass_of(false);
+  if (pass->task.plan.items == 0) return;
+  bool nonfinite = false;
+  ConvTask task = pass->task;
+  Source output = pass->output;
+  const auto run = [&] {
+    task.nonfinite_weight = &nonfinite;
+    if (task.source.output) task.source.output = &output;
+    set_pointers(task, output);
+    compute(task, kernels, pool);
+  };
+  run();
+  if (!nonfinite) return;
+  // Packing found a weight that is not finite. Winograd's kernel, which subtracts weights, is replaced by another one, and
+  // the border is computed again without the zeros of the packed input tile.
+  if (task.plan.kernel == ConvKernel::kWinograd) {
+    pass = pass_of(true);
+    task = pass->task;
+    run();
+  }
+  if (pass->padded)
+    run_queue(task.plan.parallel, task.plan.items, pool,
+              [&](WorkQueue& queue) { kernels.redo_borders(task, queue); });
+}
+
+PerChannel prelu_index(const ForwardArguments& a) {
+  if (a.prelu_size <= 1) return PerChannel::kScalar;
+  return a.prelu_size == a.geometry.channels ? PerChannel::kHighRes : PerChannel::kLowRes;
+}
+
+}  // namespace
+
+// Memory is kept per thread while it is no larger than a packed input tile and a panel of weights in a large L2 cache. Only
+// extreme layers ask for more, and that goes back to the system when something smaller comes.
+void* thread_scratch(size_t bytes) {
+  constexpr size_t kKept = size_t{4} << 20;
+  thread_local Memory memory;
+  thread_local size_t size = 0;
+  if (bytes > size || (size > kKept && bytes <= kKept)) {
+    memory.reset();
+    size = 0;
+    memory = aligned(bytes);
+    size = bytes;
+  }
+  return memory.get();
+}
+
+void conv_forward(const ForwardArguments& a, const Pool& pool) {
+  const Kernels& kernels = current_kernels();
+  const Target target = target_of(kernels, a.dtype, pool.threads);
+  const auto set_pointers = [&](ConvTask& task, Source&) {
+    task.source.data = a.input.data;
+    task.weight.data = a.weight.data;
+    task.dest.data = a.output.data;
+    TaskEpilogue& e = task.epilogue;
+    e.bias = a.bias;
+    e.bias_index = a.weight_flipped ? PerChannel::kHighRes : PerChannel::kLowRes;
+    e.activation = a.epilogue.activation;
+    e.negative_slope = a.epilogue.negative_slope;
+    e.clamp_min = a.epilogue.clamp_min;
+    e.clamp_max = a.epilogue.clamp_max;
+    e.prelu = a.prelu;
+    e.prelu_index = prelu_index(a);
+    e.residual = a.residual.data;
+  };
+  launch([&](bool no_winograd) { return forward_pass(a, target, no_winograd); }, set_pointers, kernels, pool);
+}
+
+void conv_input_grad(const InputGradArguments& a, const Pool& pool) {
+  const Kernels& kernels = current_kernels();
+  const Target target = target_of(kernels, a.dtype, pool.threads);
+  const auto set_pointers = [&](ConvTask& task, Source& output) {
+    task.source.data = a.grad_output.data;
+    task.source.activation = a.saved.activation;
+    task.source.negative_slope = a.saved.negative_slope;
+    output.data = a.saved.output.data;
+    task.weight.data = a.weight.data;
+    task.dest.data = a.grad_input.data;
+  };
+  launch([&](bool no_winograd) { return input_grad_pass(a, target, no_winograd); }, set_pointers, kernels,
+         pool);
+}
+
+ConvPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last, int threads) {
+  return plan_dense(pass, g, channels_last, target_of(current_kernels(), dtype, threads));
+}
+
+}  // namespace fused_subpixel::cpu

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// How a plan cuts its output into blocks. For plan*.cpp only.
+#pragma once
+
+#include "cpu/plan.h"
+
+namespace fused_subpixel::cpu {
+
+constexpr int64_t kWeightsShareOfL2 = 8;
+
+double multiply_adds(const ConvShape& shape);
+
+// Sets the blocks and the packed input tile of a plan whose kernel, tile and panels are known. extra_elements_per_pixel:
+// what a block keeps in the cache for each of its pixels besides the packed input tile.
+void choose_blocks(const ConvShape& shape, const Target& target, int64_t extra_elements_per_pixel,
+                   ConvPlan& plan);
+void choose_winograd_blocks(const ConvShape& shape, const Target& target, ConvPlan& plan);
+
+// Output channels of a panel of transformed weights: as many as leave the L2 cache its other share.
+int64_t winograd_panel_oc(int64_t ic, const Target& target);
+// Vectors of 2x2 tiles that stay in the cache, transformed, with a panel of so many output channels and its accumulators.
+int64_t winograd_block_vectors(int64_t ic, int64_t panel_oc, const Target& target);
+
+}  // namespace fused_subpixel::cpu

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include <cstdio>
+
+#include "cpu/plan_pass.h"
+
+namespace fused_subpixel::cpu {
+namespace {
+
+constexpr const char* kNames[kConvKernels] = {"OW-vectorised", "OC-vectorised", "Winograd F(2x2, 3x3)"};
+
+std::string tile_of(const ConvPlan& plan) {
+  const std::string oc = std::to_string(plan.tile_oc) + " output channels x ";
+  const std::string pixels = std::to_string(plan.tile_pixels);
+  if (plan.kernel == ConvKernel::kOcVectorised) return oc + pixels + " pixels";
+  return oc + pixels +
+         (plan.kernel == ConvKernel::kWinograd ? " vectors of 2x2 tiles" : " vectors of pixels");
+}
+
+std::string rounded(double cycles) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.2g", cycles);
+  return text;
+}
+
+// "estimated at 1.2e+06 cycles, OC-vectorised 2.1e+06": the kernels that can compute the problem, the chosen one first.
+std::string reason(const ConvPlan& plan) {
+  const int chosen = static_cast<int>(plan.kernel);
+  if (plan.cycles[chosen] < 0) return "";
+  std::string text = "; estimated at " + rounded(plan.cycles[chosen]) + " cycles";
+  for (int kernel = 0; kernel < kConvKernels; ++kernel)
+    if (kernel != chosen && plan.cycles[kernel] >= 0)
+      text += std::string(", ") + kNames[kernel] + " at " + rounded(plan.cycles[kernel]);
+  return text;
+}
+
+}  // namespace
+
+std::string describe(const ConvPlan& plan) {
+  std::string text = std::string(kNames[static_cast<int>(plan.kernel)]) + ", tile of " + tile_of(plan) +
+                     (plan.single_phase ? " of one phase" : "") + ", " + std::to_string(plan.items) +
+                     " blocks of " + std::to_string(plan.block_n) + " x " + std::to_string(plan.block_h) +
+                     " x " + std::to_string(plan.block_w) + " pixels";
+  if (!plan.weights_resident) text += ", weights packed once for all threads";
+  if (!plan.parallel) text += ", on one thread";
+  return text + reason(plan);
+}
+
+}  // namespace fused_subpixel::cpu

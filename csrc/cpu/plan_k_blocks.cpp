@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "cpu/plan_k_blocks.h"
+
+#include <algorithm>
+
+namespace fused_subpixel::cpu {
+namespace {
+
+// Tiles that are computed before they are stored, and the bytes that their accumulators take at most.
+constexpr int64_t kMaxDeferredTiles = 8, kDeferredBytes = 8 << 10;
+
+// One chain of additions over a wide layer would lose digits, because its rounding error grows with its length. That of
+// blocks added up hardly does. If several tiles of a panel interleave block by block, that part of the weights should also
+// stay in the first cache: weight_bytes is what one k of it takes there, or 0. Returns the channels of a block.
+int64_t block_channels(int64_t ic, int64_t taps, int64_t weight_bytes) {
+  constexpr int64_t kChain = 256, kWeightBytes = 16 << 10;
+  const int64_t k = weight_bytes > 0 ? std::min(kChain, kWeightBytes / weight_bytes) : kChain;
+  return std::min(ic, std::max<int64_t>(k / std::max<int64_t>(taps, 1), 1));
+}
+
+// The blocks for output channels that lack the first_a first rows and first_b first columns of taps.
+KBlocks make_blocks(const ConvTask& task, int64_t first_a, int64_t first_b, int64_t acc_step,
+                    int64_t weight_bytes, KTables& tables) {
+  const ConvShape& s = task.plan.shape;
+  const InputTile& tile = task.plan.input_tile;
+  for (int64_t a = first_a; a < s.kernel_h; ++a)
+    for (int64_t b = first_b; b < s.kernel_w; ++b)
+      tables.tap_offset.push_back(task.weight.tap_offset[a * s.kernel_w + b]);
+  const auto taps = static_cast<int64_t>(tables.tap_offset.size());
+  const int64_t channels = block_channels(s.ic, taps, weight_bytes), most = channels * taps;
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t a = first_a; a < s.kernel_h; ++a)
+      for (int64_t b = first_b; b < s.kernel_w; ++b) tables.at.push_back(input_tile_offset(s, tile, c, a, b));
+  tables.at.push_back(0);
+  for (int64_t c = 0; c < s.ic; c += channels)
+    tables.blocks.push_back({.offsets = {.at = tables.at.data(),
+                                         .count = std::min(most, (s.ic - c) * taps),
+                                         .column_step = tile.column_step,
+                                         .weight_step = task.plan.tile_oc,
+                                         .acc_step = acc_step,
+                                         .add = c > 0},
+                             .weight = c * taps * task.plan.tile_oc,
+                             .input = c * tile.channel_step});
+  return {.taps = {.offset = tables.tap_offset.data(),
+                   .count = taps,
+                   .columns = s.kernel_w,
+                   .all = taps == s.taps()},
+          .blocks = tables.blocks.data(),
+          .count = static_cast<int64_t>(tables.blocks.size())};
+}
+
+int64_t output_row_elements(const Source& source, const InputTile& tile) {
+  return source.output ? source.output->interleave * tile.row_step : 0;
+}
+
+void set_direct(const Target& t, ConvPass& pass) {
+  ConvTask& task = pass.task;
+  const ConvPlan& plan = task.plan;
+  const bool oc_vectorised = plan.kernel == ConvKernel::kOcVectorised;
+  const int64_t L = t.lanes, pixels = plan.tile_pixels * (oc_vectorised ? 1 : L);
+  const int64_t weight_bytes = oc_vectorised ? plan.tile_oc * t.element_bytes : 0;
+  const int64_t acc_step = pixels * plan.interleaved_tiles;
+  task.k_by_missing_taps = plan.single_phase && task.weight.missing_taps;
+  for (int missing = 0; missing < (task.k_by_missing_taps ? 4 : 1); ++missing)
+    task.k_blocks[missing] =
+        make_blocks(task, missing & kLacksFirstRow ? 1 : 0, missing & kLacksFirstColumn ? 1 : 0, acc_step,
+                    weight_bytes, pass.k[missing]);
+  // A tile whose output is contiguous and that has one K block is stored at once. Others share a K block of the weights,
+  // or a vector of pixels.
+  const int64_t tile_acc = plan.panel_tiles * plan.tile_oc * pixels;
+  const bool at_once = !oc_vectorised || (task.k_blocks[0].count == 1 && task.dest.oc_contiguous);
+  task.deferred_tiles =
+      at_once ? 1 : std::clamp<int64_t>(kDeferredBytes / (tile_acc * t.element_bytes), 1, kMaxDeferredTiles);
+
+  const int64_t tiles = ceil_div(plan.shape.oc, plan.tile_oc);
+  ConvScratch& s = task.scratch;
+  s.input_tile = task.in_place ? 0 : plan.block_n * plan.input_tile.image_step + 2 * L;
+  s.output_row = output_row_elements(task.source, plan.input_tile);
+  s.weights = plan.weights_resident ? plan.panels * plan.panel_elements : 0;
+  s.acc = task.deferred_tiles * tile_acc + L;
+  s.pixel_tiles = oc_vectorised ? plan.block_n * plan.block_h * ceil_div(plan.block_w, plan.tile_pixels) : 0;
+  s.oc = tiles * plan.tile_oc + L;
+}
+
+void set_winograd(const Target& t, ConvPass& pass) {
+  ConvTask& task = pass.task;
+  const ConvPlan& plan = task.plan;
+  const int64_t L = t.lanes, V = plan.tile_pixels, ic = plan.shape.ic;
+  const int64_t panel_oc = int64_t{plan.panel_tiles} * plan.tile_oc;
+  // The vectors of a block, with room for the surplus vectors of its last register tile and the surplus lanes of its last
+  // row.
+  const int64_t pairs = ceil_div(plan.block_h, 2), across = ceil_div(plan.block_w, 2);
+  const int64_t rows_end = (pairs - 1) * across + ceil_div(across, L) * L;
+  const int64_t vectors = std::max(ceil_div(ceil_div(pairs * across, L), V) * V, ceil_div(rows_end, L));
+  // Neighbouring channels fall into different cache sets, unless a register tile reads one after the other without a gap.
+  task.winograd_channel_step = (vectors % 2 == 0 && vectors > V ? vectors + 1 : vectors) * L;
+  task.winograd_position_step = ic * panel_oc + L;
+
+  KTables& tables = pass.k[0];
+  for (int64_t c = 0; c < ic; ++c) tables.at.push_back(c * task.winograd_channel_step);
+  tables.blocks.push_back({.offsets = {.at = tables.at.data(),
+                                       .count = ic,
+                                       .column_step = 1,
+                                       .weight_step = panel_oc,
+                                       .acc_step = 16 * task.winograd_channel_step,
+                                       .add = false},
+                           .weight = 0,
+                           .input = 0});
+  task.k_blocks[0] = {.taps = {.offset = task.weight.tap_offset, .count = 9, .columns = 3, .all = true},
+                      .blocks = tables.blocks.data(),
+                      .count = 1};
+
+  ConvScratch& s = task.scratch;
+  s.input_tile = plan.block_n * plan.input_tile.image_step + 4 * L;
+  s.output_row = output_row_elements(task.source, plan.input_tile);
+  s.weights = plan.weights_resident ? plan.panels * plan.panel_elements : 0;
+  s.acc = 16 * panel_oc * task.winograd_channel_step;
+  s.oc = plan.panels * panel_oc + L;
+  s.winograd_input = 16 * ic * task.winograd_channel_step;
+  s.winograd_packed = ic * 9 * panel_oc + L;
+  s.winograd_planar = panel_oc * 4 * L;
+}
+
+}  // namespace
+
+void set_k_blocks(const Target& t, ConvPass& pass) {
+  if (pass.task.plan.kernel == ConvKernel::kWinograd)
+    set_winograd(t, pass);
+  else
+    set_direct(t, pass);
+  ConvScratch& s = pass.task.scratch;
+  s.bytes = Arena::bytes(s.pixel_tiles, sizeof(PixelTile));
+  for (int64_t elements : {s.input_tile, s.output_row, s.weights, s.acc, s.oc, s.oc, s.winograd_input,
+                           s.winograd_packed, s.winograd_planar})
+    s.bytes += Arena::bytes(elements, t.element_bytes);
+}
+
+}  // namespace fused_subpixel::cpu

@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "cpu/plan_pass.h"
+
+#include <algorithm>
+
+#include "cpu/plan_k_blocks.h"
+
+namespace fused_subpixel::cpu {
+namespace {
+
+ConvShape forward_shape(const Geometry& g) {
+  return {.batch = g.batch,
+          .groups = g.groups,
+          .ic = g.in_channels / g.groups,
+          .oc = g.lr_channels() / g.groups,
+          .lr_h = g.lr_h,
+          .lr_w = g.lr_w,
+          .kernel_h = g.kernel_h,
+          .kernel_w = g.kernel_w,
+          .stride_h = g.stride_h,
+          .stride_w = g.stride_w,
+          .dilation_h = g.dilation_h,
+          .dilation_w = g.dilation_w,
+          .pad_top = g.pad_top,
+          .pad_left = g.pad_left};
+}
+
+// The input gradient is a convolution of the low-resolution gradient with the kernel rotated by 180 degrees.
+ConvShape input_grad_shape(const Geometry& g) {
+  return {.batch = g.batch,
+          .groups = g.groups,
+          .ic = g.lr_channels() / g.groups,
+          .oc = g.in_channels / g.groups,
+          .lr_h = g.in_h,
+          .lr_w = g.in_w,
+          .kernel_h = g.kernel_h,
+          .kernel_w = g.kernel_w,
+          .stride_h = 1,
+          .stride_w = 1,
+          .dilation_h = g.dilation_h,
+          .dilation_w = g.dilation_w,
+          .pad_top = (g.kernel_h - 1) * g.dilation_h - g.pad_top,
+          .pad_left = (g.kernel_w - 1) * g.dilation_w - g.pad_left};
+}
+
+bool contiguous_oc(const Strides& s, int64_t interleave, const Target& t) {
+  return s.c == 1 && interleave >= t.lanes;
+}
+
+ConvProblem conv_problem(const ConvShape& shape, const Strides& dest, int64_t interleave, const Target& t) {
+  return {.shape = shape,
+          .interleave = interleave,
+          .oc_contiguous = contiguous_oc(dest, interleave, t),
+          .spared_h = 0,
+          .spared_w = 0,
+          .mean_taps = static_cast<double>(shape.taps()),
+          .phase_oc = 0,
+          .phase_interleave = 1,
+          .ic_contiguous = false,
+          .planar_input = false,
+          .no_winograd = false};
+}
+
+ConvProblem forward_problem(const Geometry& g, const Source& source, const Strides& dest,
+                            const ShuffledOc& oc, ResidualKind residual, const Target& t) {
+  ConvProblem p = conv_problem(forward_shape(g), dest, oc.interleave, t);
+  p.ic_contiguous = source.interleave >= t.lanes;
+  p.planar_input = source.interleave == 1;
+  // Low-resolution residuals are read at the pixel that is computed, and phases of channel order dcr cross groups.
+  if (residual == ResidualKind::kNearest || residual == ResidualKind::kLowRes) return p;
+  if (g.groups != 1 && g.order != ChannelOrder::kCRD) return p;
+  const SparedPixels spared = spared_pixels(g);
+  const PhaseGeometry phases(g);
+  p.spared_h = spared.h;
+  p.spared_w = spared.w;
+  p.mean_taps = phases.h.mean_taps() * phases.w.mean_taps();
+  p.phase_oc = g.channels / g.groups;
+  p.phase_interleave = oc.channels_last ? 1 : g.r_w;
+  return p;
+}
+
+ConvProblem input_grad_problem(const Geometry& g, const Source& source, const Strides& dest,
+                               const Target& t) {
+  const ConvShape shape = input_grad_shape(g);
+  ConvProblem p = conv_problem(shape, dest, plain_interleave(dest, shape.oc), t);
+  p.ic_contiguous = source.interleave >= t.lanes && !source.output;
+  return p;
+}
+
+Destination destination(const ConvProblem& p, const Strides& s) {
+  Destination d{};
+  d.stride = s;
+  d.interleave = p.interleave;
+  d.oc_contiguous = p.oc_contiguous;
+  return d;
+}
+
+// Can the tiles read the source itself? It has to be a plain tensor of the arithmetic type whose channels are neighbours,
+// and no window may reach outside of it.
+void read_in_place(DType dtype, ConvTask& task) {
+  const Source& source = task.source;
+  ConvPlan& plan = task.plan;
+  const ConvShape& s = plan.shape;
+  task.in_place = plan.channels_inner && !source.output &&
+                  (dtype == DType::kFloat32 || dtype == DType::kFloat64) && source.interleave == s.ic &&
+                  source.row_scale == 1 && source.col_scale == 1 && s.taps() == 1 && s.stride_h == 1 &&
+                  s.stride_w == 1 && s.lr_h + plan.spared_h == source.hr_h &&
+                  s.lr_w + plan.spared_w == source.hr_w;
+  if (!task.in_place) return;
+  plan.input_tile.image_step = source.batch_stride;
+  plan.input_tile.row_step = source.row_stride;
+  plan.input_tile.column_step = source.col_stride;
+}
+
+void set_weight(const std::vector<int64_t>& taps, Weight::Dense dense, ConvPass& pass) {
+  pass.tap_offset = taps;
+  pass.task.weight = {.data = nullptr,
+                      .oc_offset = pass.oc_offset.data(),
+                      .ic_offset = pass.ic_offset.data(),
+                      .tap_offset = pass.tap_offset.data(),
+                      .missing_taps = pass.missing_taps.empty() ? nullptr : pass.missing_taps.data(),
+                      .dense = dense};
+}
+
+// A gradient of the output as a source, and the forward pass's output if an activation's gradient is applied.
+Source gradient_source(const Geometry& g, const Strides& s, const SavedOutput& saved, const ShuffledOc& oc,
+                       SourceTables& tables, Source& output, SourceTables& output_tables) {
+  Source source = shuffled_source(g, s, oc.order.phase, oc.interleave, tables);
+  if (saved.activation == Activation::kNone) return source;
+  // channels are in the gradient's order, which has no interleave groups in an output of the other layout
+  output = shuffled_source(g, saved.output.stride, oc.order.phase,
+                           shuffled_interleave(g, saved.output.stride, oc.order.phase), output_tables);
+  source.output = &output;
+  return source;
+}
+
+template <class... E>
+int64_t bytes_of(const std::vector<E>&... v) {
+  return (static_cast<int64_t>(v.capacity() * sizeof(E)) + ...);
+}
+int64_t bytes_of(const SourceTables& t) { return bytes_of(t.offset, t.row, t.col); }
+
+}  // namespace
+
+int64_t ConvPass::bytes() const {
+  int64_t total = sizeof(*this) + bytes_of(source_tables) + bytes_of(output_tables) +
+                  bytes_of(oc_offset, ic_offset, tap_offset, missing_taps);
+  total += bytes_of(oc.dest, oc.residual, oc.interleave_left, oc.hr_channel, oc.lr_channel, oc.hr_row,
+                    oc.hr_col, oc.first_row, oc.first_col);
+  for (const KTables& t : k) total += bytes_of(t.tap_offset, t.at, t.blocks);
+  return total;
+}
+
+int64_t WeightGradPass::bytes() const {
+  return static_cast<int64_t>(sizeof(*this)) + bytes_of(input_tables) + bytes_of(gradient_tables) +
+         bytes_of(output_tables) + bytes_of(lr_channel, tap_offset);
+}
+
+std::unique_ptr<ConvPass> plan_forward_pass(const ForwardArguments& a, const Target& t, bool no_winograd) {
+  const Geometry& g = a.geometry;
+  auto made = std::make_unique<ConvPass>();
+  ConvPass& pass = *made;
+  ConvTask& task = pass.task;
+  ShuffledOc oc = shuffled_oc(g, a.output.stride);
+  task.dtype = a.dtype;
+  task.source = input_source(g, a.input.stride, pass.source_tables);
+  ConvProblem problem = forward_problem(g, task.source, a.output.stride, oc, a.epilogue.residual_kind, t);
+  if (no_winograd) {
+    problem.no_winograd = true;
+    problem.phase_oc = 0;
+  }
+  task.plan = plan_conv(problem, t);
+  if (task.plan.single_phase) oc.order = oc_order(g, oc.channels_last, true);
+  read_in_place(a.dtype, task);
+
+  for (const Phase& p : oc.order.phase)
+    pass.oc_offset.push_back(p.c * a.weight_rows.c + p.i * a.weight_rows.i + p.j * a.weight_rows.j);
+  // every group reads the same input channels of its own weights
+  for (int64_t c = 0; c < g.in_channels; ++c)
+    pass.ic_offset.push_back(c % task.plan.shape.ic * a.weight.stride.c);
+  if (g.kernel_pad_h + g.kernel_pad_w > 0)
+    for (const Phase& p : oc.order.phase)
+      pass.missing_taps.push_back(static_cast<uint8_t>(missing_taps(p, g)));
+  set_weight(tap_offsets(g, a.weight.stride, a.weight_flipped),
+             a.weight_flipped ? Weight::Dense::kNone : weight_density(a.weight.stride, g), pass);
+
+  Destination& d = task.dest;
+  d = destination(problem, a.output.stride);
+  d.r_h = g.r_h;
+  d.r_w = g.r_w;
+  d.out_h = g.out_h;
+  d.out_w = g.out_w;
+  d.crop_left = task.plan.spared_w > 0 ? 0 : g.crop_left;
+  task.epilogue.residual_kind = a.epilogue.residual_kind;
+  task.epilogue.residual_stride = a.residual.stride;
+  pass.oc = oc_tables(g, oc.order, task);
+  task.oc = pass.oc.view();
+  pass.padded = g.pad_top > 0 || g.pad_left > 0 || g.pad_bottom > 0 || g.pad_right > 0;
+  set_k_blocks(t, pass);
+  return made;
+}
+
+std::unique_ptr<ConvPass> plan_input_grad_pass(const InputGradArguments& a, const Target& t,
+                                               bool no_winograd) {
+  const Geometry& g = a.geometry;
+  auto made = std::make_unique<ConvPass>();
+  ConvPass& pass = *made;
+  ConvTask& task = pass.task;
+  const ShuffledOc gradient = shuffled_oc(g, a.grad_output.stride);
+  task.dtype = a.dtype;
+  task.source = gradient_source(g, a.grad_output.stride, a.saved, gradient, pass.source_tables, pass.output,
+                                pass.output_tables);
+  ConvProblem problem = input_grad_problem(g, task.source, a.grad_input.stride, t);
+  problem.no_winograd = no_winograd;
+  task.plan = plan_conv(problem, t);
+  read_in_place(a.dtype, task);
+
+  const Strides& s = a.weight.stride;
+  for (int64_t c = 0; c < g.in_channels; ++c) pass.oc_offset.push_back(c % task.plan.shape.oc * s.c);
+  for (int64_t channel : gradient.order.channel) pass.ic_offset.push_back(channel * s.n);
+  set_weight(tap_offsets(g, s, true), Weight::Dense::kNone, pass);
+
+  Destination& d = task.dest;
+  d = destination(problem, a.grad_input.stride);
+  d.r_h = 1;
+  d.r_w = 1;
+  d.out_h = g.in_h;
+  d.out_w = g.in_w;
+  task.epilogue.clamp_min = -__builtin_inf();
+  task.epilogue.clamp_max = __builtin_inf();
+  pass.oc = plain_oc_tables(g.in_channels, task);
+  task.oc = pass.oc.view();
+  pass.padded = true;
+  set_k_blocks(t, pass);
+  return made;
+}
+
+std::unique_ptr<WeightGradPass> plan_weight_grad_pass(const WeightGradArguments& a, const Target& t) {
+  const Geometry& g = a.geometry;
+  auto made = std::make_unique<WeightGradPass>();
+  WeightGradPass& pass = *made;
+  WeightGradTask& task = pass.task;
+  ShuffledOc gradient = shuffled_oc(g, a.grad_output.stride);
+  task.dtype = a.dtype;
+  task.plan = plan_weight_grad(forward_shape(g), t);
+  const ConvPlan& plan = task.plan;
+  const ConvShape& s = plan.shape;
+  task.gradient_shape = {.batch = s.batch,
+                         .groups = s.groups,
+                         .ic = s.oc,
+                         .oc = s.oc,
+                         .lr_h = s.lr_h,
+                         .lr_w = s.lr_w,
+                         .kernel_h = 1,
+                         .kernel_w = 1,
+                         .stride_h = 1,
+                         .stride_w = 1,
+                         .dilation_h = 1,
+                         .dilation_w = 1,
+                         .pad_top = 0,
+                         .pad_left = 0};
+  task.gradient_tile = input_tile(task.gradient_shape, plan.block_h, plan.block_w, t.lanes, false);
+  task.input = input_source(g, a.input.stride, pass.input_tables);
+  task.gradient = gradient_source(g, a.grad_output.stride, a.saved, gradient, pass.gradient_tables,
+                                  pass.output, pass.output_tables);
+  for (int64_t h = 0; h < s.kernel_h; ++h)
+    for (int64_t w = 0; w < s.kernel_w; ++w)
+      pass.tap_offset.push_back(input_tile_offset(s, plan.input_tile, 0, h, w));
+  task.tap_offset = pass.tap_offset.data();
+  pass.lr_channel = std::move(gradient.order.channel);
+  task.lr_channel = pass.lr_channel.data();
+
+  task.slots = plan.parallel ? std::clamp<int64_t>(t.threads, 1, std::max<int64_t>(plan.items, 1)) : 1;
+  pass.scratch_bytes = task.slots * g.lr_channels() * (s.ic * s.taps() + 1) * t.element_bytes;
+  WeightGradTask::Scratch& scratch = task.scratch;
+  scratch.input_tile = plan.block_n * plan.input_tile.image_step + 2 * t.lanes;
+  scratch.gradient_tile = plan.block_n * task.gradient_tile.image_step +
+                          plan.tile_oc * task.gradient_tile.channel_step + 2 * t.lanes;
+  scratch.output_row =
+      task.gradient.output ? task.gradient.output->interleave * task.gradient_tile.row_step : 0;
+  scratch.vectors = plan.block_n * plan.block_h * ceil_div(plan.block_w, t.lanes);
+  scratch.bytes = 2 * Arena::bytes(scratch.vectors, sizeof(int32_t));
+  for (int64_t elements : {scratch.input_tile, scratch.gradient_tile, scratch.output_row})
+    scratch.bytes += Arena::bytes(elements, t.element_bytes);
+  return made;
+}
+
+ConvPlan plan_dense(Pass pass, const Geometry& g, bool channels_last, const Target& t) {
+  if (pass == Pass::kWeightGrad) return plan_weight_grad(forward_shape(g), t);
+  const Strides input = dense_strides(g.in_channels, g.in_h, g.in_w, channels_last);
+  const Strides output = dense_strides(g.channels, g.out_h, g.out_w, channels_last);
+  const ShuffledOc oc = shuffled_oc(g, output);
+  SourceTables tables;
+  if (pass == Pass::kForward)
+    return plan_conv(forward_problem(g, input_source(g, input, tables), output, oc, ResidualKind::kNone, t),
+                     t);
+  return plan_conv(
+      input_grad_problem(g, shuffled_source(g, output, oc.order.phase, oc.interleave, tables), input, t), t);
+}
+
+}  // namespace fused_subpixel::cpu
