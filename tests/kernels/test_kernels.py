@@ -111,9 +111,12 @@ def test_as_accurate_as_pytorch(case: Case, isa: int, dtype: torch.dtype, layout
 
 @pytest.mark.parametrize("rows", [12, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_long_sums_are_as_accurate(rows: int, dtype: torch.dtype, isa: int) -> None:
-    """In the root mean square, which luck moves little; sums in one chain fail."""
-    case = Case("256 channels", (1, 256, 6, 20), (rows, 256, 3, 3))
+@pytest.mark.parametrize(("channels", "kernel"), [(256, 3), (8192, 1)])
+def test_long_sums_are_as_accurate(
+    channels: int, kernel: int, rows: int, dtype: torch.dtype, isa: int
+) -> None:
+    """In the root mean square, which luck moves little; the longer sums fail in a single chain."""
+    case = Case(f"{channels} channels", (1, channels, 6, 20), (rows, channels, kernel, kernel))
     tensors = cases.randoms(case, dtype)
     truth = cases.by_oracle(case, tensors, np.longdouble)
     tensors = tensors.to(dtype)
