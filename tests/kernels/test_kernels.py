@@ -127,6 +127,19 @@ def test_long_sums_are_as_accurate(
     assert ours <= 2 * pytorch
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_ties_round_to_even(isa: int, dtype: torch.dtype, layout: str) -> None:
+    """Sums halfway between two values of a half type: 2 * n + 1 where only even numbers are left."""
+    case = Case("ties", (1, 1, 4, 37), (16, 1, 1, 1), (1, 1))
+    first = {torch.bfloat16: 256, torch.float16: 2048}[dtype]
+    x = (first + 2 * torch.arange(4 * 37).remainder(100)).view(case.input).to(dtype)
+    ones = torch.ones(case.weight, dtype=dtype)
+    tensors = Tensors(x.contiguous(memory_format=LAYOUTS[layout]), ones, ones.flatten())
+    found, exact = cases.run(case, tensors), (x.double() + 1).expand(case.output)
+    assert (found.double() - exact).abs().eq(1).all()
+    assert found.equal(exact.to(dtype))
+
+
 # ---- every tile --------------------------------------------------------------------------------------------
 
 
