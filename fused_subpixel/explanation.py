@@ -158,19 +158,6 @@ _CPU_KERNELS = (
 )
 
 
-# As enum Refusal of csrc/cuda/plan.h: why the tensor cores do not compute a problem.
-_CUDA_REFUSALS = (
-    "",
-    "the tensor-core kernels need compute capability 8.0",
-    "float64 is summed in float64, which the tensor-core kernels cannot",
-    "float32 is exact: torch.backends.cudnn.conv.fp32_precision does not allow tf32",
-    "the tensor-core kernels know one group only",
-    "more channels, or a larger filter, than the tensor-core kernels count",
-    "what one tile reads does not fit into shared memory",
-    "the input gradient of a strided convolution is no convolution of the gradient",
-)
-
-
 def _epilogue_gradient(call: Call, has_residual: bool) -> str:
     epilogue, plan = call.problem.epilogue, call.plan
     if not epilogue.has_grad_from_output(has_residual):
@@ -216,8 +203,5 @@ def _cpu_kernel(call: Call, problem: list[int]) -> str:
 def _cuda_kernel(call: Call, problem: list[int]) -> str:
     target = torch.ops.fused_subpixel._cuda_capability(call.problem.device.index or 0)[2:5]
     activated = problem[0] > 0 and call.problem.epilogue.activation != 0 and all(call.plan)
-    kernel, refusal, pixels, rows, blocks = torch.ops.fused_subpixel._cuda_plan(problem, target, activated)
-    if kernel == 0:
-        return f"cuda library, one thread per result: {_CUDA_REFUSALS[refusal]}"
-    cores = "Hopper's tensor cores (wgmma)" if kernel == 2 else "tensor cores"
-    return f"cuda library, {cores}, {blocks} blocks, tiles of {pixels} pixels x {rows} rows of weight"
+    _, words = torch.ops.fused_subpixel._cuda_plan(problem, target, activated)
+    return str(words)

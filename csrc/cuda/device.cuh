@@ -40,7 +40,7 @@ FS_DEVICE unsigned char* shared_memory() {
 }
 
 // The same value, which the compiler must not have found before: in a loop, where registers are short.
-FS_DEVICE int anew(int value) {
+FS_DEVICE int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
@@ -244,10 +244,10 @@ FS_DEVICE void wgmma_wait() {
 #endif
 }
 // For all of them, after which d may be used: no use of it moves to before this.
-FS_DEVICE void wgmma_wait_for(float (&d)[kWgmmaSums]) {
+FS_DEVICE void wgmma_wait_for(float (&d)[kWgmmaAcc]) {
   wgmma_wait<0>();
   FS_UNROLL
-  for (int i = 0; i < kWgmmaSums; ++i) asm volatile("" : "+f"(d[i])::"memory");
+  for (int i = 0; i < kWgmmaAcc; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
 #if FS_SM90A
@@ -278,17 +278,17 @@ FS_DEVICE void wgmma_wait_for(float (&d)[kWgmmaSums]) {
 #define FS_WGMMA(shape_and_types, layouts)
 #endif
 template <class T>
-FS_DEVICE void wgmma(float (&d)[kWgmmaSums], uint64_t a, uint64_t b, bool accumulate);
+FS_DEVICE void wgmma(float (&d)[kWgmmaAcc], uint64_t a, uint64_t b, bool accumulate);
 template <>
-FS_DEVICE void wgmma<Float16>(float (&d)[kWgmmaSums], uint64_t a, uint64_t b, bool accumulate) {
+FS_DEVICE void wgmma<Float16>(float (&d)[kWgmmaAcc], uint64_t a, uint64_t b, bool accumulate) {
   FS_WGMMA("k16.f32.f16.f16", ", 0, 0");
 }
 template <>
-FS_DEVICE void wgmma<BFloat16>(float (&d)[kWgmmaSums], uint64_t a, uint64_t b, bool accumulate) {
+FS_DEVICE void wgmma<BFloat16>(float (&d)[kWgmmaAcc], uint64_t a, uint64_t b, bool accumulate) {
   FS_WGMMA("k16.f32.bf16.bf16", ", 0, 0");
 }
 template <>
-FS_DEVICE void wgmma<TF32>(float (&d)[kWgmmaSums], uint64_t a, uint64_t b, bool accumulate) {
+FS_DEVICE void wgmma<TF32>(float (&d)[kWgmmaAcc], uint64_t a, uint64_t b, bool accumulate) {
   FS_WGMMA("k8.f32.tf32.tf32", "");
 }
 #undef FS_WGMMA
@@ -322,9 +322,9 @@ FS_DEVICE uint32_t round_to_tf32(uint32_t float_bits) {
 // ---- the same for both --------------------------------------------------------------------------------------------
 namespace fused_subpixel::cuda {
 
-// One operand of wgmma, which lies in shared memory in pieces of eight elements along k (TF32: four), 16 bytes, at
+// One operand of wgmma, which lies in shared memory in vectors of eight elements along k (TF32: four), 16 bytes, at
 // 16-byte aligned addresses. Eight rows (columns, of b) are neighbours, 128 bytes; `rows_stride` is from these to the
-// next eight, `k_stride` from the first to the second piece along k, both in bytes. In the manual's words: K-major, no
+// next eight, `k_stride` from the first to the second vec along k, both in bytes. In the manual's words: K-major, no
 // swizzle, and the "leading" offset is the one along k, the "stride" offset that along the rows. Without a swizzle the
 // place of a byte depends on no bits of its address, so that any 16-byte aligned start will do.
 FS_DEVICE uint64_t wgmma_operand(const void* start, int rows_stride, int k_stride) {

@@ -3,7 +3,10 @@
 // and, with tests/simt, for the emulator.
 #pragma once
 
+#include <string>
+
 #include "cuda/params.h"
+#include "cuda/problem.h"
 
 namespace fused_subpixel::cuda {
 
@@ -12,13 +15,22 @@ struct Device {
   void* stream;  // cudaStream_t
 };
 
-// Bytes of scratch on the device that a pass needs: its reordered filter, or sums of parts.
-int64_t forward_scratch(const ForwardArguments& a, const Target& target);
-int64_t input_grad_scratch(const InputGradArguments& a, const Target& target);
-int64_t weight_grad_scratch(const WeightGradArguments& a, const Target& target);
-void conv_forward(const ForwardArguments& a, void* scratch, const Device& device);
-void conv_input_grad(const InputGradArguments& a, void* scratch, const Device& device);
-void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Device& device);
+// A plan, made once for a call: equal calls find it in a cache of the thread. The caller allocates the scratch memory
+// on the device: `scratch_bytes` of a forward plan, `packed_bytes` of an input gradient's, `partial_bytes` of a weight
+// gradient's.
+struct ForwardPlan {
+  KernelInput input;
+  Plan plan;
+  int64_t scratch_bytes;
+};
+ForwardPlan plan_forward(const ForwardArguments& a, const Target& target);
+Plan plan_input_grad(const InputGradArguments& a, const Target& target);
+WeightGradPlan plan_weight_grad(const WeightGradArguments& a, const Target& target);
+
+void conv_forward(const ForwardArguments& a, const ForwardPlan& plan, void* scratch, const Device& device);
+void conv_input_grad(const InputGradArguments& a, const Plan& plan, void* scratch, const Device& device);
+void conv_weight_grad(const WeightGradArguments& a, const WeightGradPlan& plan, void* scratch,
+                      const Device& device);
 
 // The shuffle alone: [batch, channels, height, width] is the output.
 struct ShuffleArguments {
@@ -32,15 +44,17 @@ struct ShuffleArguments {
 };
 void pixel_shuffle(const ShuffleArguments& a, const Device& device);
 
-// What runs for tensors in the default strides of their layout, and on how many pixels and rows at a time. activated: a
+// What runs for tensors in the default strides of their layout, and on how many pixels and output channels at a time. activated: a
 // gradient applies that of an activation.
 struct PassPlan {
   Kernel kernel;
   Refusal refusal;
-  int64_t pixels, columns, blocks;
+  int64_t pixels, block_oc, blocks;
 };
 PassPlan plan_pass(Pass pass, const Geometry& geometry, DType dtype, bool channels_last, bool activated,
                    const Target& target);
+// The same in words.
+std::string describe(const PassPlan& plan);
 
 // ---- one translation unit per element type, so that they compile side by side -------------------------------------
 template <class T>

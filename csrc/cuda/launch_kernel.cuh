@@ -2,18 +2,27 @@
 // How a kernel is launched, on a GPU or in the emulator.
 #pragma once
 
-#include <atomic>
 #include <stdexcept>
 #include <string>
 
+#include "common/dispatch.h"
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
+#include "cuda/per_device.h"
 
 namespace fused_subpixel::cuda {
 
 // When a kernel may begin: after the one before it on the stream, or while that one runs and has called
 // let_next_kernel_start(); then it calls wait_for_kernel_before() before it reads what that one writes.
 enum class Start { kAfter, kDuring };
+
+// Calls f(IntConstant<value>{}). A planned shape that is not compiled is an error.
+template <class List, class F>
+void launch_listed(List list, int value, const char* shape, F f) {
+  if (!try_dispatch(list, value, f))
+    throw std::logic_error(std::string("fused_subpixel: no kernel is compiled for ") + shape + " " +
+                           std::to_string(value));
+}
 
 #if defined(FS_SIMT)
 
@@ -36,15 +45,13 @@ inline void check_cuda(cudaError_t error, const char* what) {
 // the driver, would not wait - and in graphs by drivers for CUDA 12.3.
 inline bool can_start_early() {
 #if CUDART_VERSION >= 12030 && FS_HAVE_SM80
-  constexpr int kKnown = 64;
-  static std::atomic<int8_t> known[kKnown];  // 0: not asked yet, else 1 + answer
-  int device = 0, driver = 0;
+  static PerDevice<bool> known;
+  int device = 0;
   check_cuda(cudaGetDevice(&device), "the current GPU");
-  if (device < kKnown && known[device] != 0) return known[device] == 2;
-  const bool can =
-      cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12030 && mma_image_version() >= 90;
-  if (device < kKnown) known[device] = static_cast<int8_t>(can ? 2 : 1);
-  return can;
+  return known.get(device, [] {
+    int driver = 0;
+    return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12030 && mma_image_version() >= 90;
+  });
 #else
   return false;
 #endif
@@ -73,7 +80,8 @@ void run_kernel(void (*kernel)(Params), int grid_x, int grid_y, int threads, int
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<size_t>(bytes);
   config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &early, config.numAttrs = start == Start::kDuring && can_start_early() ? 1 : 0;
+  config.attrs = &early;
+  config.numAttrs = start == Start::kDuring && can_start_early() ? 1 : 0;
   check_cuda(cudaLaunchKernelEx(&config, kernel, params), "a kernel could not be launched");
 }
 

@@ -39,7 +39,7 @@ struct GenericParams {
   SavedOutput saved;  // of the gradients
 };
 
-// Where channel s of a pixel lies. Channels are counted so that neighbours are neighbours in memory where there are
+// The place of channel s of a pixel. Channels are counted so that neighbours are neighbours in memory where there are
 // any: a plain tensor's as they are, those of a shuffled tensor by phase_of_channel in `order`, which is kDCR -
 // (i, j, c) - for channels_last tensors and kCRD for contiguous ones.
 struct ShuffledChannels {
@@ -75,53 +75,56 @@ struct PixelLoad {
   PixelSource source;
   int batch, stride_h, stride_w, pad_top, pad_left;
   SmallDivisor halo_w, halo_h, halo_pixels;  // halo_pixels: of all images of the tile
-  SmallDivisor channels, r_h, r_w;           // of source.map
+  ShuffleSizes<SmallDivisor> shuffle;        // of source.map
 };
 
-// The reordered filter: [row block][chunk][tap] and then columns x chunk_bytes as they lie in shared memory: kMma:
-// [column][chunk_bytes], 16-byte pieces swizzled; kWgmma: [piece][column][16 bytes].
+// The packed weight: [block of oc][block of k][tap] and then block_oc x block_k_bytes in the layout of shared memory. kMma:
+// [column][block_k_bytes], 16-byte vectors swizzled; kWgmma: [vector][column][16 bytes].
 struct PackParams {
   const void* weight;
   void* packed;
-  PhaseStrides conv_stride;  // of the weight, by channels of the convolution
-  int64_t in_stride;         // and by those of the input
+  PhaseStrides lr_channel_stride;  // of the weight, by channels of the convolution
+  int64_t in_stride;               // and by those of the input
   int64_t tap_h_stride, tap_w_stride;
-  int rows, channels, kernel_h, kernel_w;
-  int columns, chunks, row_blocks;
-  ShuffledChannels map;  // of the convolution's channels: the rows (forward) or the channels (input gradient)
-  bool map_rows, turned;  // turned: by 180 degrees
-  // Of the rows, the last so many phases lack the first row (column) of taps: zeros, never read.
-  int short_h, short_w;
-  bool skips;  // a row block is of one phase, and begins with the taps that it has
+  int oc, ic, kernel_h, kernel_w;
+  int block_oc, k_blocks, oc_blocks;
+  ShuffledChannels
+      map;  // of the low-resolution channels: the output (forward) or the input channels (input gradient)
+  bool map_oc, flipped;  // flipped: by 180 degrees
+  // The last so many phases lack the first row (column) of taps: zeros, never read.
+  int kernel_pad_h, kernel_pad_w;
+  bool skips_missing_taps;  // a row block is of one phase, and begins with the taps that it has
 };
 
-// The taps that the rows of a block have: all from (first_a, first_b) on.
+// The taps that the output channels of a block have: all from (first_a, first_b) on.
 struct TapRange {
   int first_a, first_b;
   SmallDivisor across;  // taps of a row
-  int taps, steps;      // steps: per chunk
+  int taps, steps;      // steps: per k_block
 };
 
 struct MmaParams {
   PixelLoad load;
   const void* packed;
   void* output;
-  // Rows come in units of `run` that are one stretch of a fine row per pixel: unit u is channel block u / r_h,
-  // fine row u % r_h.
-  int64_t out_batch_stride, out_row_stride, out_unit_stride;  // fine rows; u / r_h
-  int rows, run, per_column;  // per_column: elements of one fine column, run / r_w
-  ShuffledChannels map;       // of the rows
+  // Output channels come in interleave groups, which are contiguous in a high-resolution row: group u is channel u / r_h
+  // of the map, high-resolution row u % r_h.
+  int64_t out_batch_stride, out_row_stride, out_group_stride;  // high-resolution rows; u / r_h
+  int oc, interleave, per_column;  // per_column: elements of one high-resolution column, interleave / r_w
+  ShuffledChannels map;            // of the output channels
   int lr_h, lr_w;
   int crop_top, crop_left, out_h, out_w;
   int kernel_w, taps, dilation_h, dilation_w;
-  int short_h, short_w;  // as PackParams have them, where blocks leave taps out
-  TapRange ranges[4];    // of blocks that lack none; and, where they are of one phase each, see lacking()
+  int kernel_pad_h, kernel_pad_w;  // as PackParams have them, where blocks leave taps out
+  TapRange
+      ranges[4];  // of blocks that lack none; and, where they are of one phase each, see missing_taps_of()
   int tiles;
   EpilogueParams epilogue;
   Plan plan;
   SmallDivisor tile_w, tile_h;
-  SmallDivisor store_slots, store_pieces, store_units, store_run;  // divisors and counts of the store loop
-  bool whole_units;  // every block has whole units, so that a tile row of a unit is one stretch of memory
+  SmallDivisor store_slots, store_segments, store_groups,
+      store_interleave;  // divisors and counts of the store loop
+  bool whole_groups;  // every block has whole groups, so that a tile row of a group is one stretch of memory
 };
 
 struct ShuffleParams {
@@ -130,7 +133,7 @@ struct ShuffleParams {
   Strides input_stride;
   int64_t lines, line_length, line_slots;  // rows of the output; elements and 16-byte slots of each
   Divisor slots, channels, rows;           // line_slots; of the output
-  Divisor hr_channels, r_h, r_w;
+  ShuffleSizes<Divisor> shuffle;           // its channels: of high resolution
   ChannelOrder order;
   bool channels_last, inverse;
 };
@@ -150,8 +153,8 @@ struct WeightGradParams {
   float* partial;  // [split][row][channel * taps + tap], and the bias in a last column
   void* grad_weight;
   void* grad_bias;
-  ShuffledChannels map;  // of the rows
-  int rows, channels, kernel_h, kernel_w, dilation_h, dilation_w;
+  ShuffledChannels map;  // of the output channels
+  int oc, ic, kernel_h, kernel_w, dilation_h, dilation_w;
   WeightGradPlan plan;
   SmallDivisor tile_w, tile_h;
 };

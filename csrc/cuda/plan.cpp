@@ -11,11 +11,11 @@ namespace {
 constexpr int64_t kSmallNumber = 1 << 16;  // what the kernels divide by a multiplication; see SmallDivisor
 constexpr int64_t kStepBytes = 16 << 10;   // of filter that is fetched at a time
 constexpr int64_t kResidentBytes = 72 << 10;
-// Overheads, in the unit of a column of the tile: reading the pixels costs about as much as a dozen columns.
-constexpr int64_t kPixelColumns = 12;
+// Loading the pixels costs about as much as computing a dozen output channels of the tile.
+constexpr int64_t kPixelCostInOc = 12;
 
-// A tile of at most `most` pixels. Of all widths, and the greatest heights that go with them, the one that computes least
-// in vain and reads the smallest halo.
+// A tile of at most `most` pixels. Of all widths, and the greatest heights that go with them, the one with the least padding
+// work and the smallest halo.
 template <class AnyPlan>
 void choose_tile(const Problem& p, int64_t most, AnyPlan& plan) {
   double best = -1;
@@ -32,8 +32,11 @@ void choose_tile(const Problem& p, int64_t most, AnyPlan& plan) {
         tiles * (1 + 0.3 * static_cast<double>(n * halo_h * halo_w) / static_cast<double>(most));
     if (best >= 0 && cost >= best) return;
     best = cost;
-    plan.tile_n = static_cast<int>(n), plan.tile_h = static_cast<int>(h), plan.tile_w = static_cast<int>(w);
-    plan.tiles_n = static_cast<int>(tiles_n), plan.tiles_h = static_cast<int>(down);
+    plan.tile_n = static_cast<int>(n);
+    plan.tile_h = static_cast<int>(h);
+    plan.tile_w = static_cast<int>(w);
+    plan.tiles_n = static_cast<int>(tiles_n);
+    plan.tiles_h = static_cast<int>(down);
     plan.tiles_w = static_cast<int>(tiles_w);
     plan.halo_h = static_cast<int>(std::min(halo_h, kSmallNumber));
     plan.halo_w = static_cast<int>(std::min(halo_w, kSmallNumber));
@@ -46,29 +49,33 @@ void choose_tile(const Problem& p, int64_t most, AnyPlan& plan) {
   }
 }
 
-// Fills in all that follows from tile, columns and chunk; false if that does not fit.
+// Fills in all that follows from tile, block_oc and k_block; false if that does not fit.
 bool lay_out(const Problem& p, const Target& t, Plan& plan) {
   const int64_t taps = p.kernel_h * p.kernel_w, pixels = int64_t{plan.tile_n} * plan.halo_h * plan.halo_w;
   const int64_t tiles = int64_t{plan.tiles_n} * plan.tiles_h * plan.tiles_w;
-  const int64_t row_blocks = ceil_div(p.rows, plan.columns);
-  plan.chunks = static_cast<int>(ceil_div(p.channels * element_bytes(p.dtype), plan.chunk_bytes));
-  if (pixels * (plan.chunk_bytes / 16) >= kSmallNumber || int64_t{plan.tile_w} * p.run >= kSmallNumber)
+  const int64_t oc_blocks = ceil_div(p.oc, plan.block_oc);
+  plan.k_blocks = static_cast<int>(ceil_div(p.ic * element_bytes(p.dtype), plan.block_k_bytes));
+  if (pixels * (plan.block_k_bytes / 16) >= kSmallNumber ||
+      int64_t{plan.tile_w} * p.interleave >= kSmallNumber)
     return false;
   constexpr int64_t kMost = int64_t{1} << 31;  // the kernels count pixels in 32 bits
-  if (tiles >= kMost || row_blocks >= 1 << 16 || p.batch >= kMost) return false;
+  if (tiles >= kMost || oc_blocks >= 1 << 16 || p.batch >= kMost) return false;
   if (p.lr_h * p.stride_h >= kMost || p.lr_w * p.stride_w >= kMost) return false;
-  plan.threads = plan.columns == 128 ? 256 : 128;
-  plan.grid_y = static_cast<int>(row_blocks);
-  const int64_t tap_bytes = int64_t{plan.columns} * plan.chunk_bytes, filter = plan.chunks * taps * tap_bytes;
-  plan.packed_bytes = row_blocks * filter;
-  plan.pixel_stage_bytes = round_up(pixels * plan.chunk_bytes, 128);
-  const int64_t staging = int64_t{kMmaPixels} * (plan.columns + kStagingPad) * 4;
-  const int64_t table = round_up(int64_t{plan.columns} * kRowInfoBytes, 16);
+  plan.threads = plan.block_oc == 128 ? 256 : 128;
+  plan.grid_y = static_cast<int>(oc_blocks);
+  const int64_t tap_bytes = int64_t{plan.block_oc} * plan.block_k_bytes,
+                filter = plan.k_blocks * taps * tap_bytes;
+  plan.packed_bytes = oc_blocks * filter;
+  plan.pixel_stage_bytes = round_up(pixels * plan.block_k_bytes, 128);
+  const int64_t staging = int64_t{kMmaPixels} * (plan.block_oc + kStagingPad) * 4;
+  const int64_t table = round_up(int64_t{plan.block_oc} * kOcInfoBytes, 16);
 
   // A filter that stays pays where blocks have several tiles each.
-  plan.resident = filter <= kResidentBytes && tiles * row_blocks > 2 * t.multiprocessors;
+  plan.resident = filter <= kResidentBytes && tiles * oc_blocks > 2 * t.multiprocessors;
   if (plan.resident) {
-    plan.steps = 1, plan.step_taps = static_cast<int>(taps), plan.filter_step_bytes = 0;
+    plan.steps = 1;
+    plan.step_taps = static_cast<int>(taps);
+    plan.filter_step_bytes = 0;
     plan.stages = plan.pixel_stages = 2;
     plan.filter_offset = plan.pixel_stages * plan.pixel_stage_bytes;
     plan.staging_offset = plan.filter_offset + filter;
@@ -76,7 +83,7 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
     plan.shared_bytes = plan.table_offset + table;
     if (plan.shared_bytes <= t.shared_bytes) {
       const int64_t together = std::clamp<int64_t>(t.shared_bytes / (plan.shared_bytes + 1024), 1, 3);
-      plan.grid_x = static_cast<int>(std::min(tiles, ceil_div(t.multiprocessors * together, row_blocks)));
+      plan.grid_x = static_cast<int>(std::min(tiles, ceil_div(t.multiprocessors * together, oc_blocks)));
       return true;
     }
     plan.resident = false;
@@ -87,9 +94,9 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
   plan.step_taps = static_cast<int>(ceil_div(taps, plan.steps));
   plan.steps = static_cast<int>(ceil_div(taps, plan.step_taps));
   plan.filter_step_bytes = plan.step_taps * tap_bytes;
-  const int64_t least_steps = plan.phased ? ceil_div(p.least_taps, plan.step_taps) : plan.steps;
+  const int64_t least_steps = plan.single_phase ? ceil_div(p.least_taps, plan.step_taps) : plan.steps;
   for (plan.stages = plan.steps == 1 ? 4 : 3; plan.stages >= 2; --plan.stages) {
-    // pixels are fetched with the first step of their chunk, stages - 1 steps ahead
+    // pixels are fetched with the first step of their k_block, stages - 1 steps ahead
     plan.pixel_stages = static_cast<int>(1 + ceil_div(plan.stages - 1, least_steps));
     plan.filter_offset = plan.pixel_stages * plan.pixel_stage_bytes;
     plan.staging_offset = 0;
@@ -106,42 +113,51 @@ constexpr double kWgmmaSpeed = 2.5;
 
 // Hopper's plan, if it is for this problem.
 bool lay_out_wgmma(const Problem& p, const Target& t, Plan& plan) {
-  const int64_t bytes = p.channels * element_bytes(p.dtype);
+  const int64_t bytes = p.ic * element_bytes(p.dtype);
   if (!p.wgmma || t.sm != 90 || p.vector * element_bytes(p.dtype) != 16) return false;
-  if (p.stride_h != 1 || p.stride_w != 1 || p.rows < kWgmmaTileColumns || bytes < 128) return false;
+  if (p.stride_h != 1 || p.stride_w != 1 || p.oc < kWgmmaBlockOc || bytes < 128) return false;
   plan.kernel = Kernel::kWgmma;
-  plan.columns = kWgmmaTileColumns, plan.tile_w = kWgmmaTileWidth, plan.threads = 256;
+  plan.block_oc = kWgmmaBlockOc;
+  plan.tile_w = kWgmmaTileWidth;
+  plan.threads = 256;
   const auto tiles = [&](int64_t n, int64_t h) {
     return ceil_div(p.batch, n) * ceil_div(p.lr_h, h) * ceil_div(p.lr_w, kWgmmaTileWidth);
   };
-  plan.tile_n = tiles(2, 8) < tiles(1, 16) ? 2 : 1, plan.tile_h = plan.tile_n == 2 ? 8 : 16;
-  const int64_t all_tiles = tiles(plan.tile_n, plan.tile_h), row_blocks = ceil_div(p.rows, plan.columns);
+  plan.tile_n = tiles(2, 8) < tiles(1, 16) ? 2 : 1;
+  plan.tile_h = plan.tile_n == 2 ? 8 : 16;
+  const int64_t all_tiles = tiles(plan.tile_n, plan.tile_h), oc_blocks = ceil_div(p.oc, plan.block_oc);
   const int64_t halo_h = plan.tile_h + (p.kernel_h - 1) * p.dilation_h;
   const int64_t halo_w = plan.tile_w + (p.kernel_w - 1) * p.dilation_w;
-  if (halo_h * halo_w >= kSmallNumber / 8 / plan.tile_n || plan.tile_w * p.run >= kSmallNumber) return false;
-  if (all_tiles >= int64_t{1} << 31 || row_blocks >= 1 << 16) return false;
+  if (halo_h * halo_w >= kSmallNumber / 8 / plan.tile_n || plan.tile_w * p.interleave >= kSmallNumber)
+    return false;
+  if (all_tiles >= int64_t{1} << 31 || oc_blocks >= 1 << 16) return false;
   plan.tiles_n = static_cast<int>(ceil_div(p.batch, plan.tile_n));
   plan.tiles_h = static_cast<int>(ceil_div(p.lr_h, plan.tile_h));
   plan.tiles_w = static_cast<int>(ceil_div(p.lr_w, plan.tile_w));
-  plan.halo_h = static_cast<int>(halo_h), plan.halo_w = static_cast<int>(halo_w);
-  plan.grid_x = static_cast<int>(all_tiles), plan.grid_y = static_cast<int>(row_blocks);
+  plan.halo_h = static_cast<int>(halo_h);
+  plan.halo_w = static_cast<int>(halo_w);
+  plan.grid_x = static_cast<int>(all_tiles);
+  plan.grid_y = static_cast<int>(oc_blocks);
 
   const int64_t small_waste = round_up(bytes, 64);
-  plan.chunk_bytes = round_up(bytes, 128) > small_waste + small_waste / 8 ? 64 : 128;
-  plan.chunks = static_cast<int>(ceil_div(bytes, plan.chunk_bytes));
-  // Threads copy the pieces of a pixel next to each other: planes lie so that these hit different banks.
-  const int64_t pieces = plan.chunk_bytes / 16, pixels = plan.tile_n * halo_h * halo_w;
-  plan.pixel_plane = static_cast<int>(round_up(pixels, 8) + 8 / pieces);
-  plan.pixel_stage_bytes = round_up(plan.pixel_plane * int64_t{plan.chunk_bytes}, 128);
-  const int64_t taps = p.kernel_h * p.kernel_w, tap_bytes = int64_t{plan.columns} * plan.chunk_bytes;
-  plan.packed_bytes = row_blocks * plan.chunks * taps * tap_bytes;
-  plan.step_taps = 1, plan.steps = static_cast<int>(taps), plan.filter_step_bytes = tap_bytes;
-  const int64_t staging = int64_t{kMmaPixels} * (plan.columns + kStagingPad) * 4;
-  const int64_t table = round_up(int64_t{plan.columns} * kRowInfoBytes, 16);
-  const int64_t least_steps = plan.phased ? p.least_taps : plan.steps;
+  plan.block_k_bytes = round_up(bytes, 128) > small_waste + small_waste / 8 ? 64 : 128;
+  plan.k_blocks = static_cast<int>(ceil_div(bytes, plan.block_k_bytes));
+  // Threads copy the vectors of a pixel next to each other: planes are placed so that these hit different banks.
+  const int64_t vectors = plan.block_k_bytes / 16, pixels = plan.tile_n * halo_h * halo_w;
+  plan.pixel_plane = static_cast<int>(round_up(pixels, 8) + 8 / vectors);
+  plan.pixel_stage_bytes = round_up(plan.pixel_plane * int64_t{plan.block_k_bytes}, 128);
+  const int64_t taps = p.kernel_h * p.kernel_w, tap_bytes = int64_t{plan.block_oc} * plan.block_k_bytes;
+  plan.packed_bytes = oc_blocks * plan.k_blocks * taps * tap_bytes;
+  plan.step_taps = 1;
+  plan.steps = static_cast<int>(taps);
+  plan.filter_step_bytes = tap_bytes;
+  const int64_t staging = int64_t{kMmaPixels} * (plan.block_oc + kStagingPad) * 4;
+  const int64_t table = round_up(int64_t{plan.block_oc} * kOcInfoBytes, 16);
+  const int64_t least_steps = plan.single_phase ? p.least_taps : plan.steps;
   const auto fits = [&](int stages, int64_t limit) {
     // a step is fetched while the one before the last is still read: stages steps in a row are in use
-    plan.stages = stages, plan.pixel_stages = static_cast<int>(1 + ceil_div(stages - 1, least_steps));
+    plan.stages = stages;
+    plan.pixel_stages = static_cast<int>(1 + ceil_div(stages - 1, least_steps));
     plan.filter_offset = plan.pixel_stages * plan.pixel_stage_bytes;
     plan.table_offset = std::max(plan.filter_offset + plan.stages * plan.filter_step_bytes, staging);
     plan.barrier_offset = plan.table_offset + table;
@@ -159,14 +175,31 @@ bool lay_out_wgmma(const Problem& p, const Target& t, Plan& plan) {
 
 }  // namespace
 
+const char* words_of(Refusal refusal) {
+  switch (refusal) {
+    case Refusal::kNone: return "";
+    case Refusal::kOldGpu: return "the tensor-core kernels need compute capability 8.0";
+    case Refusal::kFloat64: return "float64 is summed in float64, which the tensor-core kernels cannot";
+    case Refusal::kExactFloat32:
+      return "float32 is exact: torch.backends.cudnn.conv.fp32_precision does not allow tf32";
+    case Refusal::kGroups: return "the tensor-core kernels know one group only";
+    case Refusal::kManyChannels:
+      return "more channels, or a larger filter, than the tensor-core kernels count";
+    case Refusal::kLargeTile: return "what one tile reads does not fit into shared memory";
+    case Refusal::kStridedInputGrad:
+      return "the input gradient of a strided convolution is no convolution of the gradient";
+  }
+  return "";
+}
+
 Refusal refusal_of(const Problem& p, const Target& t) {
   if (t.sm < 80) return Refusal::kOldGpu;
   if (p.dtype == DType::kFloat64) return Refusal::kFloat64;
   if (p.dtype == DType::kFloat32 && !p.tf32) return Refusal::kExactFloat32;
   if (p.groups != 1) return Refusal::kGroups;
-  if (p.channels >= kSmallNumber || p.rows >= kSmallNumber) return Refusal::kManyChannels;
-  // pieces of the packed filter are counted in 32 bits
-  const int64_t filter = (p.rows + 128) * (p.channels + 64) * p.kernel_h * p.kernel_w;
+  if (p.ic >= kSmallNumber || p.oc >= kSmallNumber) return Refusal::kManyChannels;
+  // vectors of the packed filter are counted in 32 bits
+  const int64_t filter = (p.oc + 128) * (p.ic + 64) * p.kernel_h * p.kernel_w;
   if (filter * element_bytes(p.dtype) >= int64_t{16} << 30) return Refusal::kManyChannels;
   return Refusal::kNone;
 }
@@ -176,46 +209,48 @@ Plan plan_conv(const Problem& p, const Target& t) {
   plan.kernel = Kernel::kGeneric;
   plan.refusal = refusal_of(p, t);
   if (plan.refusal != Refusal::kNone) return plan;
-  const int64_t bytes = p.channels * element_bytes(p.dtype);
+  const int64_t bytes = p.ic * element_bytes(p.dtype);
   const int64_t small_waste = round_up(bytes, 32), waste = round_up(bytes, 64);
-  plan.chunk_bytes = waste > small_waste + small_waste / 8 ? 32 : 64;
+  plan.block_k_bytes = waste > small_waste + small_waste / 8 ? 32 : 64;
   choose_tile(p, kMmaPixels, plan);
-  Problem phased = p;
-  Plan phased_plan = plan;
-  if (p.phase_rows > 0) {
-    phased.lr_h = p.late_h, phased.lr_w = p.late_w, phased_plan.phased = true;
-    choose_tile(phased, kMmaPixels, phased_plan);
+  Problem one_phase = p;
+  Plan one_phase_plan = plan;
+  if (p.phase_oc > 0) {
+    one_phase.lr_h = p.phase_h;
+    one_phase.lr_w = p.phase_w;
+    one_phase_plan.single_phase = true;
+    choose_tile(one_phase, kMmaPixels, one_phase_plan);
   }
-  const auto of_one_phase = [&](int columns) { return p.phase_rows > 0 && p.phase_rows % columns == 0; };
+  const auto of_one_phase = [&](int block_oc) { return p.phase_oc > 0 && p.phase_oc % block_oc == 0; };
 
-  const auto taps_share = [&](const Plan& made) { return made.phased ? p.phase_taps : 1.0; };
+  const auto taps_share = [&](const Plan& made) { return made.single_phase ? p.mean_taps_share : 1.0; };
 
-  // Columns by the work of the busiest multiprocessor; cut units cost their stores something.
+  // By the work of the busiest multiprocessor. Groups that blocks cut cost their stores something.
   Plan best{};
   double least = -1;
-  for (int columns : kMmaColumns) {
-    if (p.activated && columns > kActivatedColumns) continue;
-    const Problem& problem = of_one_phase(columns) ? phased : p;
-    Plan candidate = of_one_phase(columns) ? phased_plan : plan;
-    candidate.columns = columns;
-    const bool cut = p.rows > columns && columns % p.run != 0;
+  for (int block_oc : MmaBlockOc::values) {
+    if (p.activated && block_oc > kActivatedBlockOc) continue;
+    const Problem& problem = of_one_phase(block_oc) ? one_phase : p;
+    Plan candidate = of_one_phase(block_oc) ? one_phase_plan : plan;
+    candidate.block_oc = block_oc;
+    const bool cut = p.oc > block_oc && block_oc % p.interleave != 0;
     const int64_t tiles = int64_t{candidate.tiles_n} * candidate.tiles_h * candidate.tiles_w;
-    const int64_t blocks = tiles * ceil_div(p.rows, columns);
+    const int64_t blocks = tiles * ceil_div(p.oc, block_oc);
     const double cost = static_cast<double>(ceil_div(blocks, t.multiprocessors)) *
-                        static_cast<double>(columns + kPixelColumns) * (cut ? 1.1 : 1.0) *
+                        static_cast<double>(block_oc + kPixelCostInOc) * (cut ? 1.1 : 1.0) *
                         taps_share(candidate);
     if (least >= 0 && cost >= least) continue;
     bool fits = lay_out(problem, t, candidate);
-    if (!fits && candidate.chunk_bytes == 64)
-      candidate.chunk_bytes = 32, fits = lay_out(problem, t, candidate);
+    if (!fits && candidate.block_k_bytes == 64)
+      candidate.block_k_bytes = 32, fits = lay_out(problem, t, candidate);
     if (fits) best = candidate, best.kernel = Kernel::kMma, least = cost;
   }
   Plan hopper{};
-  hopper.phased = of_one_phase(kWgmmaTileColumns);
-  if (lay_out_wgmma(hopper.phased ? phased : p, t, hopper)) {
+  hopper.single_phase = of_one_phase(kWgmmaBlockOc);
+  if (lay_out_wgmma(hopper.single_phase ? one_phase : p, t, hopper)) {
     const double cost =
         static_cast<double>(ceil_div(int64_t{hopper.grid_x} * hopper.grid_y, t.multiprocessors)) *
-        static_cast<double>(hopper.columns + kPixelColumns) / kWgmmaSpeed * taps_share(hopper);
+        static_cast<double>(hopper.block_oc + kPixelCostInOc) / kWgmmaSpeed * taps_share(hopper);
     if (least < 0 || cost < least) best = hopper, least = cost;
   }
   if (least < 0) {
@@ -233,30 +268,31 @@ WeightGradPlan plan_weight_grad(const Problem& p, const Target& t) {
   const int64_t bytes = element_bytes(p.dtype);
   choose_tile(p, grad_pixels(bytes), plan);
   const int64_t taps = p.kernel_h * p.kernel_w, pixels = int64_t{plan.tile_n} * plan.halo_h * plan.halo_w;
-  plan.taps = taps == 1 ? 1 : taps <= 4 ? 4 : 9;
+  plan.taps = taps == 1 ? 1 : taps <= 4 ? 4 : 9;  // see WeightGradTaps
   plan.tap_blocks = static_cast<int>(ceil_div(taps, plan.taps));
-  plan.gradient_chunk_bytes = grad_pixels(bytes) * (kGradWarpRows * bytes + grad_padding(bytes));
-  plan.input_chunk_bytes = round_up(pixels * (kGradWarpChannels * bytes + grad_padding(bytes)), 128);
+  plan.gradient_block_bytes = grad_pixels(bytes) * (kGradWarpOc * bytes + grad_padding(bytes));
+  plan.input_block_bytes = round_up(pixels * (kGradWarpIc * bytes + grad_padding(bytes)), 128);
   const int64_t tiles = int64_t{plan.tiles_n} * plan.tiles_h * plan.tiles_w;
   constexpr int64_t kMost = int64_t{1} << 31;
   const bool countable = tiles < kMost && p.batch < kMost && p.lr_h * p.stride_h < kMost &&
-                         p.lr_w * p.stride_w < kMost &&
-                         pixels * (kGradWarpChannels * bytes / 16) < kSmallNumber;
-  // The shape of the block's tile that computes least in vain.
+                         p.lr_w * p.stride_w < kMost && pixels * (kGradWarpIc * bytes / 16) < kSmallNumber;
+  // The shape of the block's tile with the least padding work.
   int64_t least = -1;
-  for (int row_warps : {4, 2, 1}) {
-    const int64_t rows = row_warps * kGradWarpRows, channel_warps = kGradWarps / row_warps;
-    const int64_t row_blocks = ceil_div(p.rows, rows),
-                  channel_blocks = ceil_div(p.channels, channel_warps * kGradWarpChannels);
-    const int64_t stage = row_warps * plan.gradient_chunk_bytes + channel_warps * plan.input_chunk_bytes;
+  for (int oc_warps : {4, 2, 1}) {
+    const int64_t rows = oc_warps * kGradWarpOc, ic_warps = kGradWarps / oc_warps;
+    const int64_t oc_blocks = ceil_div(p.oc, rows), ic_blocks = ceil_div(p.ic, ic_warps * kGradWarpIc);
+    const int64_t stage = oc_warps * plan.gradient_block_bytes + ic_warps * plan.input_block_bytes;
     const int64_t table = 2 * stage, shared = table + grad_pixels(bytes) * 4;
-    const int64_t blocks = row_blocks * channel_blocks * plan.tap_blocks;
+    const int64_t blocks = oc_blocks * ic_blocks * plan.tap_blocks;
     if (!countable || shared > t.shared_bytes || blocks >= 1 << 16 || (least >= 0 && blocks >= least))
       continue;
     least = blocks;
-    plan.row_warps = row_warps;
-    plan.row_blocks = static_cast<int>(row_blocks), plan.channel_blocks = static_cast<int>(channel_blocks);
-    plan.stage_bytes = stage, plan.table_offset = table, plan.shared_bytes = shared;
+    plan.oc_warps = oc_warps;
+    plan.oc_blocks = static_cast<int>(oc_blocks);
+    plan.ic_blocks = static_cast<int>(ic_blocks);
+    plan.stage_bytes = stage;
+    plan.table_offset = table;
+    plan.shared_bytes = shared;
   }
   if (least < 0) {
     plan.refusal = Refusal::kLargeTile;
@@ -265,7 +301,7 @@ WeightGradPlan plan_weight_grad(const Problem& p, const Target& t) {
   // Two blocks for each multiprocessor; every split has sums of its own in memory.
   plan.splits =
       static_cast<int>(std::clamp<int64_t>(2 * t.multiprocessors / least, 1, std::max<int64_t>(tiles, 1)));
-  plan.partial_bytes = plan.splits * p.rows * (p.channels * taps + 1) * 4;
+  plan.partial_bytes = plan.splits * p.oc * (p.ic * taps + 1) * 4;
   plan.kernel = Kernel::kMma;
   return plan;
 }

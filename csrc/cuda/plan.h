@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "common/dispatch.h"
 #include "common/op_arguments.h"
 
 namespace fused_subpixel::cuda {
@@ -14,7 +15,7 @@ enum class Kernel : int32_t {
   kWgmma,    // the same on Hopper's (wgmma), wide layers
 };
 
-// Why the tensor cores do not compute a problem; explanation.py has the words.
+// Why the tensor cores do not compute a problem.
 enum class Refusal : int32_t {
   kNone,
   kOldGpu,            // compute capability below 8.0
@@ -32,68 +33,74 @@ struct Target {
   int64_t shared_bytes;  // that a block may have at most
 };
 
-// A convolution as the kernels see it, forward or input gradient: `rows` outputs for each low-resolution pixel, summed
+// A convolution as the kernels see it, forward or input gradient: `oc` outputs for each low-resolution pixel, summed
 // over `channels` and taps.
 struct Problem {
   DType dtype;
-  int64_t batch, channels, rows, groups;
+  int64_t batch, ic, oc, groups;
   int64_t lr_h, lr_w;
   int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
-  int64_t run;     // rows that lie side by side in memory for one row of fine pixels
-  bool tf32;       // float32 may be computed as tf32
-  int vector;      // neighbouring channels of a pixel that can be copied at once
-  bool wgmma;      // Hopper's kernels were compiled
-  bool activated;  // an activation's gradient is applied to what is loaded
-  // Where rows of the weight are sorted by phase, phase_rows to each, tiles of one phase may do with less: low-resolution
+  int64_t interleave;  // output channels that are contiguous in one high-resolution row
+  bool tf32;           // float32 may be computed as tf32
+  int vector;          // neighbouring channels of a pixel that can be copied at once
+  bool wgmma;          // Hopper's kernels were compiled
+  bool activated;      // an activation's gradient is applied to what is loaded
+  // If output channels are sorted by phase, phase_oc to each, single-phase tiles may do with less: low-resolution
   // pixels that suffice if the phases that the crop takes off the first row or column begin a pixel later; and taps, where
   // phases lack the first row or column of them: the fewest of a phase, and what share of them all an average one has.
-  // Else phase_rows is 0.
-  int64_t phase_rows, late_h, late_w, least_taps;
-  double phase_taps;
+  // Else phase_oc is 0.
+  int64_t phase_oc, phase_h, phase_w, least_taps;
+  double mean_taps_share;
 };
 
-// mma.sync tile: kMmaPixels pixels by `columns` rows of the weight; the weight's rows are the columns of the GEMM.
+// mma.sync tile: kMmaPixels pixels (M) by block_oc output channels (N).
 constexpr int kMmaPixels = 128;
 // Of the store: floats between rows of the staging area, so that rows start in different banks; and what it must know
-// of each row of the weight.
-constexpr int kStagingPad = 8, kRowInfoBytes = 20;
-constexpr int kMmaColumns[] = {16, 32, 48, 64, 128};
-constexpr int kActivatedColumns =
+// of each output channel.
+constexpr int kStagingPad = 8, kOcInfoBytes = 20;
+// The tile shapes that are compiled, for the planner and for the launch.
+using MmaBlockOc = IntList<16, 32, 48, 64, 128>;
+using MmaBlockKBytes = IntList<32, 64>;
+using WgmmaBlockKBytes = IntList<64, 128>;
+using WeightGradTaps = IntList<1, 4, 9>;  // of a block
+constexpr int kActivatedBlockOc =
     64;  // wider tiles leave no registers to apply an activation's gradient with
 // wgmma tile: as many pixels, 16 x 8 of one image or 8 x 8 of two, by one number of columns. Eight pixels of a row are
 // what the hardware reads at once.
-constexpr int kWgmmaTileColumns = 128, kWgmmaTileWidth = 8, kWgmmaStages = 4;
+constexpr int kWgmmaBlockOc = 128, kWgmmaTileWidth = 8, kWgmmaStages = 4;
 
 struct Plan {
   Kernel kernel;
   Refusal refusal;
-  int columns;      // of a block's tile
-  int chunk_bytes;  // of a pixel's channels that are in shared memory at a time, 32 or 64; kWgmma: 64 or 128
-  int chunks;
+  int block_oc;       // of a block's tile
+  int block_k_bytes;  // of a pixel's channels that are in shared memory at a time, 32 or 64; kWgmma: 64 or 128
+  int k_blocks;
   int tile_n, tile_h, tile_w;  // images x rows x columns of pixels
   int tiles_n, tiles_h, tiles_w;
   int halo_h, halo_w;
-  bool phased;    // tiles are of one phase each, see Problem
-  bool resident;  // the whole filter of a row block stays in shared memory, blocks go from tile to tile
-  int step_taps;  // taps whose weights come at a time
-  int steps;      // per chunk
-  int stages, pixel_stages;  // ring buffers of filter steps and of pixel chunks
+  bool single_phase;  // tiles are of one phase each, see Problem
+  bool resident;      // the whole filter of a row block stays in shared memory, blocks go from tile to tile
+  int step_taps;      // taps whose weights come at a time
+  int steps;          // per k_block
+  int stages, pixel_stages;  // ring buffers of filter steps and of pixel k_blocks
   int grid_x, grid_y;
   int threads;
   int64_t pixel_stage_bytes, filter_step_bytes, shared_bytes;
   int64_t filter_offset, staging_offset, table_offset;  // in shared memory; pixels are at 0
   int64_t packed_bytes;                                 // of the reordered filter, in global memory
-  int pixel_plane;         // kWgmma: pixels from one piece of channels to the next, with padding
+  int pixel_plane;         // kWgmma: pixels from one vector of channels to the next, with padding
   int64_t barrier_offset;  // kWgmma: in shared memory
 };
+
+const char* words_of(Refusal refusal);
 
 // What can be told without a tile.
 Refusal refusal_of(const Problem& problem, const Target& target);
 Plan plan_conv(const Problem& problem, const Target& target);
 
-// Weight gradient: rows x (channels, taps), summed over pixels that are shared among blocks.
-constexpr int kGradWarps = 4, kGradWarpRows = 16, kGradWarpChannels = 32;
-// Pixels of a tile: what fits into shared memory of all GPUs. Of tf32, pixels lie that many bytes apart.
+// Weight gradient: output channels by (input channel, tap), summed over pixels that are shared among blocks.
+constexpr int kGradWarps = 4, kGradWarpOc = 16, kGradWarpIc = 32;
+// Pixels of a tile: what fits into shared memory of all GPUs. For tf32, so many bytes of padding are between pixels.
 constexpr int grad_pixels(int64_t element_bytes) { return kMmaPixels * 2 / static_cast<int>(element_bytes); }
 constexpr int grad_padding(int64_t element_bytes) { return element_bytes == 4 ? 32 : 0; }
 
@@ -103,11 +110,11 @@ struct WeightGradPlan {
   int tile_n, tile_h, tile_w;  // images x rows x columns of pixels
   int tiles_n, tiles_h, tiles_w;
   int halo_h, halo_w;
-  int row_warps;  // kGradWarps / row_warps warps lie along the channels
-  int taps;       // of a block: 1, 4 or 9
-  int row_blocks, channel_blocks, tap_blocks;
+  int oc_warps;  // kGradWarps / oc_warps warps lie along the channels
+  int taps;      // of a block: 1, 4 or 9
+  int oc_blocks, ic_blocks, tap_blocks;
   int splits;  // of the pixels; each has sums of its own
-  int64_t gradient_chunk_bytes, input_chunk_bytes, stage_bytes, table_offset, shared_bytes;
+  int64_t gradient_block_bytes, input_block_bytes, stage_bytes, table_offset, shared_bytes;
   int64_t partial_bytes;  // of the sums, in global memory
 };
 WeightGradPlan plan_weight_grad(const Problem& problem, const Target& target);

@@ -5,6 +5,6 @@
 namespace fused_subpixel::cuda {
 
 // Rows and columns of its accumulators, and how many of them a thread has.
-constexpr int kWgmmaRows = 64, kWgmmaColumns = 128, kWgmmaSums = kWgmmaColumns / 2;
+constexpr int kWgmmaM = 64, kWgmmaN = 128, kWgmmaAcc = kWgmmaN / 2;
 
 }  // namespace fused_subpixel::cuda

@@ -84,7 +84,8 @@ inline ForwardCall forward_call(const Tensor& input, const Tensor& weight, const
     a.residual = view_of(*residual);
   }
   Tensor output = new_tensor({g.batch, g.channels, g.out_h, g.out_w}, input, suggests_channels_last(input));
-  a.input = view_of(input), a.output = writable_view_of(output);
+  a.input = view_of(input);
+  a.output = writable_view_of(output);
   set_weight(a, weight, transposed_weight);
   return {a, output, bias_dense, prelu_dense};
 }

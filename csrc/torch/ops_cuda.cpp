@@ -3,9 +3,8 @@
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include <atomic>
-
 #include "cuda/launch.h"
+#include "cuda/per_device.h"
 #include "torch/op_calls.h"
 
 // Only CUDA builds of torch have it, and only they load this library.
@@ -25,12 +24,8 @@ int attribute(cudaDeviceAttr which, int device) {
 // The tensor-core kernels may have been left out, or built for newer GPUs only.
 bool has_mma_image(int device) {
 #if FS_HAVE_SM80
-  constexpr int kKnown = 64;
-  static std::atomic<int8_t> known[kKnown];  // 0: not asked yet, else 1 + answer
-  if (device < kKnown && known[device] != 0) return known[device] == 2;
-  const bool found = mma_image_version() >= 80;
-  if (device < kKnown) known[device] = static_cast<int8_t>(found ? 2 : 1);
-  return found;
+  static PerDevice<bool> known;
+  return known.get(device, [] { return mma_image_version() >= 80; });
 #else
   (void)device;
   return false;
@@ -63,8 +58,9 @@ Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const Optional
   const ForwardCall call = forward_call(input, weight, bias, activation_weight, residual, geometry,
                                         activation, negative_slope, clamp_min, clamp_max, transposed_weight);
   if (call.output.numel() == 0) return call.output;
-  Tensor scratch = scratch_of(forward_scratch(call.arguments, on.device.target), input);
-  conv_forward(call.arguments, scratch.mutable_data_ptr(), on.device);
+  const ForwardPlan plan = plan_forward(call.arguments, on.device.target);
+  Tensor scratch = scratch_of(plan.scratch_bytes, input);
+  conv_forward(call.arguments, plan, scratch.mutable_data_ptr(), on.device);
   return call.output;
 }
 
@@ -75,8 +71,9 @@ Tensor input_grad(const Tensor& grad_output, const Tensor& weight, int64_t heigh
   const InputGradCall call = input_grad_call(grad_output, weight, height, width, geometry, channels_last,
                                              output, activation, negative_slope);
   if (call.grad_input.numel() == 0) return call.grad_input;
-  Tensor scratch = scratch_of(input_grad_scratch(call.arguments, on.device.target), grad_output);
-  conv_input_grad(call.arguments, scratch.mutable_data_ptr(), on.device);
+  const Plan plan = plan_input_grad(call.arguments, on.device.target);
+  Tensor scratch = scratch_of(plan.packed_bytes, grad_output);
+  conv_input_grad(call.arguments, plan, scratch.mutable_data_ptr(), on.device);
   return call.grad_input;
 }
 
@@ -87,8 +84,9 @@ std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& 
   const OnDevice on(grad_output);
   const WeightGradCall call =
       weight_grad_call(grad_output, input, kernel_h, kernel_w, geometry, output, activation, negative_slope);
-  Tensor scratch = scratch_of(weight_grad_scratch(call.arguments, on.device.target), grad_output);
-  conv_weight_grad(call.arguments, scratch.mutable_data_ptr(), on.device);
+  const WeightGradPlan plan = plan_weight_grad(call.arguments, on.device.target);
+  Tensor scratch = scratch_of(plan.partial_bytes, grad_output);
+  conv_weight_grad(call.arguments, plan, scratch.mutable_data_ptr(), on.device);
   return {call.grad_weight, call.grad_bias};
 }
 
@@ -135,14 +133,18 @@ std::vector<int64_t> cuda_capability(int64_t device) {
 }
 
 // Takes a problem (op_calls.h), a target - compute capability, multiprocessors, bytes of shared memory - and whether a
-// gradient applies an activation's. Returns kernel, refusal, pixels and rows of a tile, blocks.
-std::vector<int64_t> cuda_plan(std::vector<int64_t> problem, std::vector<int64_t> target, bool activated) {
+// gradient applies an activation's. Returns kernel, refusal, pixels and output channels of a tile, blocks; and all of it in
+// words.
+std::tuple<std::vector<int64_t>, std::string> cuda_plan(std::vector<int64_t> problem,
+                                                        std::vector<int64_t> target, bool activated) {
   check(target.size() == 3, "a target is 3 numbers, got ", target.size());
   const Geometry g = problem_geometry(problem);
   const Target t{static_cast<int>(target[0]), static_cast<int>(target[1]), target[2]};
   const PassPlan p = plan_pass(static_cast<Pass>(problem[0]), g, static_cast<DType>(problem[1]),
                                problem[2] != 0, activated, t);
-  return {static_cast<int64_t>(p.kernel), static_cast<int64_t>(p.refusal), p.pixels, p.columns, p.blocks};
+  const std::vector<int64_t> numbers{static_cast<int64_t>(p.kernel), static_cast<int64_t>(p.refusal),
+                                     p.pixels, p.block_oc, p.blocks};
+  return {numbers, describe(p)};
 }
 
 }  // namespace

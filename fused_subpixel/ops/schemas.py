@@ -33,7 +33,8 @@ SCHEMAS = (
     # Driver's and library's CUDA version, then, if there is such a GPU, what _cuda_plan must know of it -
     # compute capability, multiprocessors, shared memory - and the error of looking for its kernels.
     "_cuda_capability(int device) -> int[]",
-    # The CUDA library's plan for a problem on a GPU: kernel, refusal, pixels and rows of a tile, blocks.
+    # The CUDA library's plan for a problem on a GPU: kernel, refusal, pixels and output
+    # channels of a tile, blocks; and the same in words.
     # activated: a gradient's operator gets the output.
-    "_cuda_plan(int[] problem, int[] target, bool activated) -> int[]",
+    "_cuda_plan(int[] problem, int[] target, bool activated) -> (int[], str)",
 )

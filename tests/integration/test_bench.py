@@ -232,7 +232,7 @@ def test_limits_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(1e9 < found.rate < threads * 1e12 for found in (single, double))
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr(limits, "MATRIX", 256)
-    monkeypatch.setattr(limits, "_library", limits.library.__wrapped__)
+    monkeypatch.setattr(limits, "_library", limits._library.__wrapped__)
     assert limits.arithmetic.__wrapped__("float32", threads).by == "matmul"
 
 

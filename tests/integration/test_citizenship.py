@@ -763,13 +763,42 @@ def test_opcheck_forward(
     torch.library.opcheck(ops.subpixel_conv2d, (*tensors, None, None, tuple(geometry), *epilogue))
 
 
+# Of a weight of 4x3 taps and stride (3, 2): the kernel is padded to two taps of 3x2 phases.
+TRANSPOSED = Geometry(3, 2, pad_top=1, pad_left=1, kernel_pad_h=2, kernel_pad_w=1)
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_opcheck_forward_of_a_transposed_weight(channels_last: bool) -> None:
-    """As it lies; its kernel of 4x3 is extended to two taps of 3x2 phases."""
-    x, weight, bias = operator_tensors(PLAIN, channels_last)[0], torch.randn(1, 2, 5, 4, 3), torch.randn(5)
-    geometry = Geometry(3, 2, pad_top=1, pad_left=1, kernel_pad_h=2, kernel_pad_w=1)
-    arguments = (x, weight, bias, None, None, tuple(geometry), *Epilogue())
-    torch.library.opcheck(ops.subpixel_conv2d, arguments, test_utils=("test_schema", "test_faketensor"))
+    x, weight, bias = operator_tensors(PLAIN, channels_last)[0], torch.randn(2, 5, 4, 3), torch.randn(5)
+    tensors = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+    arguments = (*tensors, None, None, tuple(TRANSPOSED), *Epilogue(), True)
+    # Not with symbolic sizes: traced calls split the weight themselves.
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_static")
+    torch.library.opcheck(ops.subpixel_conv2d, arguments, test_utils=checks)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+def test_gradients_of_a_transposed_weight(activation: str | None) -> None:
+    """Of the raw operator, first and second ones; silu's are not read from the output."""
+    generator = torch.Generator().manual_seed(0)
+    leaves = [
+        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in ((2, 2, 5, 4), (2, 5, 4, 3), (5,))
+    ]
+    function = getattr(torch.nn.functional, activation) if activation else torch.clone
+    epilogue = Epilogue(ACTIVATIONS[activation])
+    x, weight, bias = leaves
+    expected = function(torch.nn.functional.conv_transpose2d(x, weight, bias, (3, 2))[:, :, :15, :8])
+    found = ops.subpixel_conv2d(x, weight, bias, None, None, tuple(TRANSPOSED), *epilogue, True)
+    torch.testing.assert_close(found, expected)
+    grad = torch.randn(found.shape, generator=generator, dtype=torch.float64).requires_grad_()
+    first, truth = (torch.autograd.grad(y, leaves, grad, create_graph=True) for y in (found, expected))
+    torch.testing.assert_close(first, truth)
+    again, true_again = (
+        torch.autograd.grad(sum(g.square().sum() for g in gradients), [*leaves, grad], allow_unused=True)
+        for gradients in (first, truth)
+    )
+    torch.testing.assert_close(again, true_again)
 
 
 @pytest.mark.parametrize(("geometry", "channels_last"), [(PLAIN, False), (UNEVEN, True)])

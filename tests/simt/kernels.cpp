@@ -10,6 +10,7 @@
 
 #define FS_HAVE_SM80 1
 #define FS_HAVE_SM90 1
+#include "cuda/fill_params.cpp"
 #include "cuda/instances/generic.cu"
 #include "cuda/instances/nchw_to_nhwc.cu"
 #include "cuda/instances/pixel_shuffle.cu"
@@ -23,6 +24,7 @@
 #include "cuda/instances/sm90_conv_half.cu"
 #include "cuda/instances/sm90_conv_tf32.cu"
 #include "cuda/launch.cpp"
+#include "cuda/problem.cpp"
 
 namespace py = pybind11;
 using namespace fused_subpixel;
@@ -74,13 +76,16 @@ Geometry geometry_of(const std::vector<int64_t>& v) {
                              &g.dilation_h, &g.dilation_w,  &g.groups,   &g.lr_h,       &g.lr_w,
                              &g.crop_top,   &g.crop_left,   &g.out_h,    &g.out_w};
   for (size_t i = 0; i < 24; ++i) *fields[i] = v[i];
-  g.order = static_cast<ChannelOrder>(v[24]), g.tf32 = v[25] != 0;
-  g.kernel_pad_h = v[26], g.kernel_pad_w = v[27];
+  g.order = static_cast<ChannelOrder>(v[24]);
+  g.tf32 = v[25] != 0;
+  g.kernel_pad_h = v[26];
+  g.kernel_pad_w = v[27];
   return g;
 }
 // As in op_calls.h: of five dimensions, a transposed convolution's.
 void set_weight(ForwardArguments& a, const ConstTensorRef& weight, const std::vector<int64_t>& s) {
-  a.weight = weight, a.weight_flipped = s.size() == 5;
+  a.weight = weight;
+  a.weight_flipped = s.size() == 5;
   a.weight_rows = phase_strides(a.geometry, weight.stride.n);
   const Geometry& g = a.geometry;
   if (a.weight_flipped)
@@ -99,16 +104,20 @@ void forward(const std::vector<int64_t>& geometry, int dtype, const Array& input
              double high, const Array& output, const std::vector<int64_t>& target, bool guard_start) {
   Memory m = memory(guard_start);
   ForwardArguments a{};
-  a.geometry = geometry_of(geometry), a.dtype = static_cast<DType>(dtype);
-  a.input = m.in("the input", input), a.residual = m.in("the residual", residual);
+  a.geometry = geometry_of(geometry);
+  a.dtype = static_cast<DType>(dtype);
+  a.input = m.in("the input", input);
+  a.residual = m.in("the residual", residual);
   set_weight(a, m.in("the weight", weight), std::get<3>(weight));
-  a.bias = m.in("the bias", bias).data, a.prelu = m.in("activation_weight", prelu).data,
+  a.bias = m.in("the bias", bias).data;
+  a.prelu = m.in("activation_weight", prelu).data;
   a.prelu_size = prelu_size;
   a.output = m.out("the output", output);
   a.epilogue = {static_cast<Activation>(activation), slope, low, high,
                 static_cast<ResidualKind>(residual_kind)};
   const Device device = device_of(target);
-  conv_forward(a, m.take("scratch", static_cast<size_t>(forward_scratch(a, device.target))), device);
+  const ForwardPlan plan = plan_forward(a, device.target);
+  conv_forward(a, plan, m.take("scratch", static_cast<size_t>(plan.scratch_bytes)), device);
   m.check();
   m.back(output, a.output.data);
 }
@@ -124,7 +133,8 @@ void input_grad(const std::vector<int64_t>& geometry, int dtype, const Array& gr
                              m.out("the input's gradient", grad_input),
                              {m.in("the output", output), static_cast<Activation>(activation), slope}};
   const Device device = device_of(target);
-  conv_input_grad(a, m.take("scratch", static_cast<size_t>(input_grad_scratch(a, device.target))), device);
+  const Plan plan = plan_input_grad(a, device.target);
+  conv_input_grad(a, plan, m.take("scratch", static_cast<size_t>(plan.packed_bytes)), device);
   m.check();
   m.back(grad_input, a.grad_input.data);
 }
@@ -135,13 +145,16 @@ void weight_grad(const std::vector<int64_t>& geometry, int dtype, const Array& g
                  bool guard_start) {
   Memory m = memory(guard_start);
   WeightGradArguments a{};
-  a.geometry = geometry_of(geometry), a.dtype = static_cast<DType>(dtype);
-  a.grad_output = m.in("the gradient", grad_output), a.input = m.in("the input", input);
+  a.geometry = geometry_of(geometry);
+  a.dtype = static_cast<DType>(dtype);
+  a.grad_output = m.in("the gradient", grad_output);
+  a.input = m.in("the input", input);
   a.grad_weight = m.take("the weight's gradient", std::get<1>(grad_weight));
   a.grad_bias = m.take("the bias's gradient", std::get<1>(grad_bias));
   a.saved = {m.in("the output", output), static_cast<Activation>(activation), slope};
   const Device device = device_of(target);
-  conv_weight_grad(a, m.take("scratch", static_cast<size_t>(weight_grad_scratch(a, device.target))), device);
+  const WeightGradPlan plan = plan_weight_grad(a, device.target);
+  conv_weight_grad(a, plan, m.take("scratch", static_cast<size_t>(plan.partial_bytes)), device);
   m.check();
   m.back(grad_weight, a.grad_weight), m.back(grad_bias, a.grad_bias);
 }
@@ -164,7 +177,7 @@ std::vector<int64_t> plan(int pass, const std::vector<int64_t>& geometry, int dt
                           bool activated, const std::vector<int64_t>& target) {
   const PassPlan p = plan_pass(static_cast<Pass>(pass), geometry_of(geometry), static_cast<DType>(dtype),
                                channels_last, activated, device_of(target).target);
-  return {static_cast<int64_t>(p.kernel), static_cast<int64_t>(p.refusal), p.pixels, p.columns, p.blocks};
+  return {static_cast<int64_t>(p.kernel), static_cast<int64_t>(p.refusal), p.pixels, p.block_oc, p.blocks};
 }
 
 }  // namespace

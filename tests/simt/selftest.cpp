@@ -234,7 +234,7 @@ void wgmma_gemm(WgmmaParams p) {
   sync_threads();
   if (lack != kArrival) mbarrier_wait(arrived, lack == kParity ? 1 : 0);
   sync_warp();
-  float d[kWgmmaSums];
+  float d[kWgmmaAcc];
   const uint64_t left = wgmma_operand(a + p.start * 16, 128, kARows * 16),
                  right = wgmma_operand(b, 128, 128 * 16);
   wgmma_fence();
@@ -242,7 +242,7 @@ void wgmma_gemm(WgmmaParams p) {
     wgmma<T>(d, moved_operand(left, k * kARows * 16), moved_operand(right, k * 128 * 16), k > 0);
   wgmma_commit();
   if (lack != kWgmmaWait) wgmma_wait_for(d);
-  for (int q = 0; q < kWgmmaSums; ++q)
+  for (int q = 0; q < kWgmmaAcc; ++q)
     p.d[(t / 32 * 16 + q / 2 % 2 * 8 + t % 32 / 4) * 128 + q / 4 * 8 + t % 4 * 2 + q % 2] = d[q];
   if (lack == kWgmmaWait) wgmma_wait_for(d);
 }

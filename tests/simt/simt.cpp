@@ -776,7 +776,7 @@ void for_operands(const Warp& w, const Wgmma& g, Visit visit) {
   const int first = static_cast<int>(&w - m.warps) % (kWarpgroup / kWarp) * 16;
   for (int second = 0; second < 2; ++second) {
     for (int row = first; row < first + 16; row += 8) visit(core_matrix(g.a, row, second));
-    for (int row = 0; row < cuda::kWgmmaColumns; row += 8) visit(core_matrix(g.b, row, second));
+    for (int row = 0; row < cuda::kWgmmaN; row += 8) visit(core_matrix(g.b, row, second));
   }
 }
 constexpr int kCoreBytes = 128;
@@ -784,7 +784,7 @@ constexpr uint32_t kPoison = 0xffffffffu;
 
 // The sums of a warp's part, g.saved, as multiply() does them.
 void sum_up(const Warp& w, Wgmma& g) {
-  constexpr int kColumns = cuda::kWgmmaColumns;
+  constexpr int kColumns = cuda::kWgmmaN;
   static double left[16][16], right[16][kColumns];  // [row][k], [k][column]
   const int first = static_cast<int>(&w - m.warps) % (kWarpgroup / kWarp) * 16;
   const bool wide = g.type == Multiply::kTF32;
@@ -805,7 +805,7 @@ void sum_up(const Warp& w, Wgmma& g) {
     float sum[kColumns];
     // column n of row r is register n / 8 * 4 + r / 8 * 2 + n % 2 of lane r % 8 * 4 + n % 8 / 2
     const auto at = [&](int n) -> float& {
-      return g.saved[(row % 8 * 4 + n % 8 / 2) * cuda::kWgmmaSums + n / 8 * 4 + row / 8 * 2 + n % 2];
+      return g.saved[(row % 8 * 4 + n % 8 / 2) * cuda::kWgmmaAcc + n / 8 * 4 + row / 8 * 2 + n % 2];
     };
     for (int n = 0; n < kColumns; ++n) sum[n] = g.accumulate ? at(n) : 0;
     for (int k = 0; k < steps; ++k)
@@ -863,10 +863,10 @@ void group_multiply(Multiply type, float* d, uint64_t a, uint64_t b, bool accumu
                                      [&](const Wgmma& before) { return before.d[0] == x.d; });
     if (!in_line) {
       if (!w.registers_fenced) fail("no wgmma_fence since the registers of the sums were free");
-      g.saved.resize(kWarp * cuda::kWgmmaSums);
+      g.saved.resize(kWarp * cuda::kWgmmaAcc);
       for (int l = 0; l < kWarp; ++l) {
-        std::memcpy(&g.saved[l * cuda::kWgmmaSums], g.d[l], cuda::kWgmmaSums * 4);
-        std::memset(g.d[l], kPoison & 0xff, cuda::kWgmmaSums * 4);
+        std::memcpy(&g.saved[l * cuda::kWgmmaAcc], g.d[l], cuda::kWgmmaAcc * 4);
+        std::memset(g.d[l], kPoison & 0xff, cuda::kWgmmaAcc * 4);
       }
     }
     w.wgmmas.push_back(std::move(g));
@@ -885,7 +885,7 @@ void group_wait(int pending, Site site) {
       Wgmma g = std::move(w.wgmmas.front());
       w.wgmmas.erase(w.wgmmas.begin());
       for (int l = 0; l < kWarp; ++l)
-        for (int i = 0; i < cuda::kWgmmaSums; ++i)
+        for (int i = 0; i < cuda::kWgmmaAcc; ++i)
           if (cuda::bits_of(g.d[l][i]) != kPoison) fail("the sums were written while a wgmma was under way");
       for_operands(w, g, [&t](const unsigned char* p) {
         for (Word *word = word_at(p), *end = word + kCoreBytes / 4; word < end; ++word) --word->readers;
@@ -899,8 +899,7 @@ void group_wait(int pending, Site site) {
         next->saved = std::move(g.saved);
         continue;
       }
-      for (int l = 0; l < kWarp; ++l)
-        std::memcpy(g.d[l], &g.saved[l * cuda::kWgmmaSums], cuda::kWgmmaSums * 4);
+      for (int l = 0; l < kWarp; ++l) std::memcpy(g.d[l], &g.saved[l * cuda::kWgmmaAcc], cuda::kWgmmaAcc * 4);
     }
   });
 }

@@ -130,7 +130,7 @@ FS_DEVICE int grid_x() { return simt::here.grid_x; }
 FS_DEVICE unsigned char* shared_memory() { return simt::here.shared; }
 
 FS_DEVICE void sync_threads(FS_PLACE) { simt::block_barrier({"sync_threads", file, line}); }
-FS_DEVICE int anew(int value) { return value; }
+FS_DEVICE int opaque(int value) { return value; }
 FS_DEVICE void let_next_kernel_start() {}  // here, one ends before the next begins
 FS_DEVICE void wait_for_kernel_before() {}
 FS_DEVICE void sync_warp(FS_PLACE) { simt::warp_barrier({"sync_warp", file, line}); }
@@ -221,11 +221,11 @@ template <int kPending>
 FS_DEVICE void wgmma_wait(FS_PLACE) {
   simt::group_wait(kPending, {"wgmma_wait", file, line});
 }
-FS_DEVICE void wgmma_wait_for(float (&)[kWgmmaSums], FS_PLACE) {
+FS_DEVICE void wgmma_wait_for(float (&)[kWgmmaAcc], FS_PLACE) {
   simt::group_wait(0, {"wgmma_wait_for", file, line});
 }
 template <class T>
-FS_DEVICE void wgmma(float (&d)[kWgmmaSums], uint64_t a, uint64_t b, bool accumulate, FS_PLACE) {
+FS_DEVICE void wgmma(float (&d)[kWgmmaAcc], uint64_t a, uint64_t b, bool accumulate, FS_PLACE) {
   constexpr simt::Multiply kType = std::is_same_v<T, Float16>    ? simt::Multiply::kHalf
                                    : std::is_same_v<T, BFloat16> ? simt::Multiply::kBFloat16
                                                                  : simt::Multiply::kTF32;

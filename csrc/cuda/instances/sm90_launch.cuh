@@ -8,18 +8,15 @@
 
 namespace fused_subpixel::cuda {
 
-template <class T, int kPieces>
-void launch_wgmma_chunk(const PackParams& pack, const MmaParams& params, void* stream) {
-  const Plan& plan = params.plan;
-  launch_pack<T, Planes<kPieces>>(pack, plan, stream);
-  run_kernel<MmaParams>(&conv_wgmma_kernel<T, kPieces>, plan.grid_x, plan.grid_y, plan.threads,
-                        plan.shared_bytes, stream, params, Start::kDuring);
-}
-
 template <class T>
 void launch_wgmma(const PackParams& pack, const MmaParams& params, void* stream) {
-  if (params.plan.chunk_bytes == 64) return launch_wgmma_chunk<T, 4>(pack, params, stream);
-  launch_wgmma_chunk<T, 8>(pack, params, stream);
+  const Plan& plan = params.plan;
+  launch_listed(WgmmaBlockKBytes{}, plan.block_k_bytes, "block_k_bytes", [&](auto block_k_bytes) {
+    constexpr int kVectors = decltype(block_k_bytes)::value / 16;
+    launch_pack<T, KPlanes<kVectors>>(pack, plan, stream);
+    run_kernel<MmaParams>(&conv_wgmma_kernel<T, kVectors>, plan.grid_x, plan.grid_y, plan.threads,
+                          plan.shared_bytes, stream, params, Start::kDuring);
+  });
 }
 
 }  // namespace fused_subpixel::cuda

@@ -16,8 +16,10 @@ struct Index4 {
 FS_DEVICE Index4 index4(int64_t i, int64_t channels, int64_t rows, int64_t columns, bool channels_last) {
   Index4 at;
   if (channels_last) at.c = i % channels, i /= channels;
-  at.x = i % columns, i /= columns;
-  at.y = i % rows, i /= rows;
+  at.x = i % columns;
+  i /= columns;
+  at.y = i % rows;
+  i /= rows;
   if (!channels_last) at.c = i % channels, i /= channels;
   at.n = i;
   return at;
@@ -81,9 +83,9 @@ FS_DEVICE Compute<T> low_gradient(const GenericParams& p, int64_t n, int64_t o, 
   if (p.saved.activation != Activation::kNone) {
     const ConstTensorRef& output = p.saved.output;
     const T result = static_cast<const T*>(output.data)[offset(output.stride, n, at.c, y, x)];
-    narrow(before_activation(p.saved.activation, S(p.saved.negative_slope), S(widen(gradient)),
-                             S(widen(result))),
-           gradient);
+    narrow(
+        grad_from_output(p.saved.activation, S(p.saved.negative_slope), S(widen(gradient)), S(widen(result))),
+        gradient);
   }
   return widen(gradient);
 }

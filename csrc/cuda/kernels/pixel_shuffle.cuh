@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The periodic shuffle and its inverse alone: a copy of elements of 1, 2, 4 or 8 bytes. Neighbouring threads write
-// neighbouring 16 bytes of the output; what they read lies in a few neighbouring stretches of the input.
+// neighbouring 16 bytes of the output; they read from a few neighbouring stretches of the input.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -13,23 +13,14 @@ constexpr int kShuffleThreads = 256;
 // Offset in an image of the input of element (c, row, column) of the output.
 FS_DEVICE int64_t source_of(const ShuffleParams& p, uint32_t c, uint32_t row, uint32_t column) {
   const Strides& s = p.input_stride;
-  const uint32_t r_h = p.r_h.divisor, r_w = p.r_w.divisor;
+  const uint32_t r_h = p.shuffle.r_h.divisor, r_w = p.shuffle.r_w.divisor;
   if (p.inverse) {  // from high resolution
-    uint32_t i, j;
-    if (p.order == ChannelOrder::kDCR) {
-      const uint32_t cell = p.hr_channels.divide(c);
-      i = p.r_w.divide(cell), j = cell - i * r_w, c -= cell * p.hr_channels.divisor;
-    } else {
-      const uint32_t above = p.r_w.divide(c);
-      j = c - above * r_w, c = p.r_h.divide(above), i = above - c * r_h;
-    }
-    return c * s.c + (int64_t{row} * r_h + i) * s.h + (int64_t{column} * r_w + j) * s.w;
+    const PhaseOf<uint32_t> at = phase_of_channel(c, p.shuffle, p.order);
+    return at.c * s.c + (int64_t{row} * r_h + at.i) * s.h + (int64_t{column} * r_w + at.j) * s.w;
   }
-  const uint32_t h = p.r_h.divide(row), w = p.r_w.divide(column);
-  const uint32_t i = row - h * r_h, j = column - w * r_w;
-  const uint32_t channel =
-      p.order == ChannelOrder::kDCR ? (i * r_w + j) * p.hr_channels.divisor + c : (c * r_h + i) * r_w + j;
-  return channel * s.c + h * s.h + w * s.w;
+  const uint32_t h = p.shuffle.r_h.divide(row), w = p.shuffle.r_w.divide(column);
+  const PhaseOf<uint32_t> at{c, row - h * r_h, column - w * r_w};
+  return channel_of_phase(at, p.shuffle, p.order) * s.c + h * s.h + w * s.w;
 }
 
 template <class Word>

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Weight gradient on the tensor cores, sm_80 and up: a GEMM of rows of the weight by (channels, taps), summed over
-// pixels. Blocks in x share the pixels, blocks in y the weight. A block has four warps; each sums 16 rows by 32
-// channels for up to kTaps taps.
+// Weight gradient on the tensor cores, sm_80 and up: a GEMM of output channels (M) by (input channel, tap) (N), summed over
+// pixels (k). Blocks in x share the pixels, blocks in y the weight. A block has four warps. Each computes 16 output channels
+// by 32 input channels for up to kTaps taps.
 //
-//   pixels   A tile's gradient and its input with halo lie in shared memory pixel by pixel, as they do for the
-//            convolution (sm80_conv.cuh); ldmatrix transposes them on the way to the registers - tf32 not, whose lanes
-//            read their elements one by one. A tap moves the address at which the input's pixels are read. The next tile
-//            is fetched meanwhile.
-//   bias     A column of ones.
-//   sums     Every block writes its own; weight_grad_finish_kernel adds them in the order of the blocks.
+//   load     A tile's gradient, and its input with the halo, are in shared memory pixel by pixel, as for the convolution
+//            (sm80_conv.cuh). ldmatrix transposes them on the way to the registers. For tf32 it cannot, and lanes read
+//            their elements one by one. A tap moves the address from which the input's pixels are read. The next tile is
+//            fetched meanwhile.
+//   gemm     The bias is one more column, of ones.
+//   store    Every block writes partial sums. weight_grad_finish_kernel adds them in the order of the blocks.
 #pragma once
 
 #include "cuda/kernels/sm80_conv.cuh"
@@ -19,20 +19,12 @@ FS_DEVICE uint32_t word_of_ones(Float16) { return 0x3c003c00u; }
 FS_DEVICE uint32_t word_of_ones(BFloat16) { return 0x3f803f80u; }
 FS_DEVICE uint32_t word_of_ones(TF32) { return 0x3f800000u; }
 
-// For tf32, in place of Swizzled: four pixels of eight neighbours each, which a warp reads at once, lie in 32 banks.
-template <int kBytes>
-struct Padded {
-  static constexpr int kPieces = kBytes / 16, kPitch = kBytes + grad_padding(4);
-  static_assert(kPitch % 64 == 32, "8 or 24 banks from one pixel to the next");
-  FS_DEVICE explicit Padded(int) {}
-  FS_DEVICE int at(int row, int piece) const { return row * kPitch + piece * 16; }
-};
 template <class T, int kBytes>
-struct GradPlacement {
-  using type = Swizzled<kBytes>;
+struct GradLayout {
+  using type = XorSwizzled<kBytes>;
 };
 template <int kBytes>
-struct GradPlacement<TF32, kBytes> {
+struct GradLayout<TF32, kBytes> {
   using type = Padded<kBytes>;
 };
 
@@ -40,26 +32,27 @@ template <class T, int kTaps>
 struct WeightGradBlock {
   static constexpr int kBytes = static_cast<int>(sizeof(T)), kPixels = grad_pixels(kBytes);
   // of a pixel, per warp
-  using GradientPlace = typename GradPlacement<T, kGradWarpRows * kBytes>::type;
-  using InputPlace = typename GradPlacement<T, kGradWarpChannels * kBytes>::type;
-  static constexpr int kTiles = kGradWarpChannels / 8;
+  using GradientLayout = typename GradLayout<T, kGradWarpOc * kBytes>::type;
+  using InputLayout = typename GradLayout<T, kGradWarpIc * kBytes>::type;
+  static constexpr int kTiles = kGradWarpIc / 8;
   static constexpr int kSummed = 32 / kBytes;           // pixels that one mma sums over
   static constexpr int kIndices = kBytes == 4 ? 2 : 1;  // pixels of the input that a lane reads for it
   const WeightGradParams& p;
   unsigned char* shared;
-  int lane, row_warp, channel_warp, channel_warps;
-  int row_block, channel_block, tap_block;
-  float sum[kTaps][kTiles][4], bias[4];
+  int lane, oc_warp, ic_warp, ic_warps;
+  int oc_block, ic_block, tap_block;
+  float acc[kTaps][kTiles][4], bias[4];
 
   FS_DEVICE explicit WeightGradBlock(const WeightGradParams& params) : p(params), shared(shared_memory()) {
     const WeightGradPlan& plan = p.plan;
     const int warp = thread_index() / 32;
     lane = thread_index() % 32;
-    row_warp = warp % plan.row_warps, channel_warp = warp / plan.row_warps,
-    channel_warps = kGradWarps / plan.row_warps;
-    row_block = block_y() % plan.row_blocks;
-    channel_block = block_y() / plan.row_blocks % plan.channel_blocks;
-    tap_block = block_y() / plan.row_blocks / plan.channel_blocks;
+    oc_warp = warp % plan.oc_warps;
+    ic_warp = warp / plan.oc_warps;
+    ic_warps = kGradWarps / plan.oc_warps;
+    oc_block = block_y() % plan.oc_blocks;
+    ic_block = block_y() / plan.oc_blocks % plan.ic_blocks;
+    tap_block = block_y() / plan.oc_blocks / plan.ic_blocks;
   }
 
   FS_DEVICE int* halo_index() const { return reinterpret_cast<int*>(shared + p.plan.table_offset); }
@@ -76,10 +69,10 @@ struct WeightGradBlock {
         index = (image * plan.halo_h + row) * plan.halo_w + (pixel - line * plan.tile_w) * p.input.stride_w;
       } else {
         for (int stage = 0; stage < 2; ++stage) {
-          for (int warp = 0; warp < plan.row_warps; ++warp) {
-            unsigned char* to = shared + stage * plan.stage_bytes + warp * plan.gradient_chunk_bytes;
-            for (int piece = 0; piece < GradientPlace::kPieces; ++piece)
-              store_16(to + GradientPlace(kPixels).at(pixel, piece), Packed16{});
+          for (int warp = 0; warp < plan.oc_warps; ++warp) {
+            unsigned char* to = shared + stage * plan.stage_bytes + warp * plan.gradient_block_bytes;
+            for (int vec = 0; vec < GradientLayout::kVectors; ++vec)
+              store_16(to + GradientLayout(kPixels).at(pixel, vec), Packed16{});
           }
         }
       }
@@ -92,47 +85,47 @@ struct WeightGradBlock {
     if (tile < plan.tiles_n * plan.tiles_h * plan.tiles_w) {
       const TileOrigin origin = tile_origin(plan, tile);
       unsigned char* to = shared + stage * plan.stage_bytes;
-      for (int warp = 0; warp < plan.row_warps; ++warp, to += plan.gradient_chunk_bytes)
-        load_source<T>(p.gradient, origin, row_block * plan.row_warps + warp, to, GradientPlace(kPixels));
-      for (int warp = 0; warp < channel_warps; ++warp, to += plan.input_chunk_bytes)
-        load_pixels<T>(p.input, origin, channel_block * channel_warps + warp, to,
-                       InputPlace(p.input.halo_pixels.divisor));
+      for (int warp = 0; warp < plan.oc_warps; ++warp, to += plan.gradient_block_bytes)
+        load_source<T>(p.gradient, origin, oc_block * plan.oc_warps + warp, to, GradientLayout(kPixels));
+      for (int warp = 0; warp < ic_warps; ++warp, to += plan.input_block_bytes)
+        load_pixels<T>(p.input, origin, ic_block * ic_warps + warp, to,
+                       InputLayout(p.input.halo_pixels.divisor));
     }
     cp_async_commit();
   }
 
   // Rows by pixels.
   FS_DEVICE void gradient_operand(const unsigned char* gradient, int pixel, uint32_t (&g)[4]) const {
-    const GradientPlace place(kPixels);
+    const GradientLayout layout(kPixels);
     if constexpr (kBytes == 2) {
-      ldmatrix_x4_transposed(g, gradient + place.at(pixel + lane / 16 * 8 + lane % 8, lane / 8 % 2));
+      ldmatrix_x4_transposed(g, gradient + layout.at(pixel + lane / 16 * 8 + lane % 8, lane / 8 % 2));
     } else {
       FS_UNROLL
       for (int q = 0; q < 4; ++q)
         g[q] = round_to_tf32(
-            load_4(gradient + place.at(pixel + lane % 4 + q / 2 * 4, 0) + (lane / 4 + q % 2 * 8) * 4));
+            load_4(gradient + layout.at(pixel + lane % 4 + q / 2 * 4, 0) + (lane / 4 + q % 2 * 8) * 4));
     }
   }
 
   // Pixels, of which `index` has those that this lane reads, by two tiles of eight channels from tile c on.
   FS_DEVICE void input_operand(const unsigned char* input, const int (&index)[kIndices], int moved, int c,
                                uint32_t (&x)[4]) const {
-    const InputPlace place(p.input.halo_pixels.divisor);
+    const InputLayout layout(p.input.halo_pixels.divisor);
     if constexpr (kBytes == 2) {
-      ldmatrix_x4_transposed(x, input + place.at(index[0] + moved, c + lane / 16));
+      ldmatrix_x4_transposed(x, input + layout.at(index[0] + moved, c + lane / 16));
     } else {
       FS_UNROLL
       for (int q = 0; q < 4; ++q)
         x[q] = round_to_tf32(
-            load_4(input + place.at(index[q % 2] + moved, 0) + ((c + q / 2) * 8 + lane / 4) * 4));
+            load_4(input + layout.at(index[q % 2] + moved, 0) + ((c + q / 2) * 8 + lane / 4) * 4));
     }
   }
 
   FS_DEVICE void multiply(const unsigned char* stage) {
     const int taps = p.kernel_h * p.kernel_w - tap_block * kTaps;  // that are left
-    const unsigned char* gradient = stage + row_warp * p.plan.gradient_chunk_bytes;
+    const unsigned char* gradient = stage + oc_warp * p.plan.gradient_block_bytes;
     const unsigned char* input =
-        stage + p.plan.row_warps * p.plan.gradient_chunk_bytes + channel_warp * p.plan.input_chunk_bytes;
+        stage + p.plan.oc_warps * p.plan.gradient_block_bytes + ic_warp * p.plan.input_block_bytes;
     const uint32_t ones[2] = {word_of_ones(T{}), word_of_ones(T{})};
     for (int pixel = 0; pixel < kPixels; pixel += kSummed) {
       uint32_t g[4];
@@ -153,8 +146,8 @@ struct WeightGradBlock {
             uint32_t x[4];
             input_operand(input, index, moved, c, x);
             const uint32_t left[2] = {x[0], x[1]}, right[2] = {x[2], x[3]};
-            mma<T>(sum[tap][c], g, left);
-            mma<T>(sum[tap][c + 1], g, right);
+            mma<T>(acc[tap][c], g, left);
+            mma<T>(acc[tap][c + 1], g, right);
           }
         }
       }
@@ -162,27 +155,24 @@ struct WeightGradBlock {
   }
 
   FS_DEVICE void write() const {
-    const int all_taps = p.kernel_h * p.kernel_w, columns = p.channels * all_taps;
+    const int all_taps = p.kernel_h * p.kernel_w, columns = p.ic * all_taps;
     const int first_tap = tap_block * kTaps;
     FS_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const int row = (row_block * p.plan.row_warps + row_warp) * kGradWarpRows + half * 8 + lane / 4;
-      if (row >= p.rows) continue;
-      float* to = p.partial + (int64_t{block_x()} * p.rows + row) * (columns + 1);
+      const int row = (oc_block * p.plan.oc_warps + oc_warp) * kGradWarpOc + half * 8 + lane / 4;
+      if (row >= p.oc) continue;
+      float* to = p.partial + (int64_t{block_x()} * p.oc + row) * (columns + 1);
       FS_UNROLL
       for (int tap = 0; tap < kTaps; ++tap) {
         if (first_tap + tap >= all_taps) break;
         FS_UNROLL
         for (int c = 0; c < kTiles; ++c) {
-          const int channel =
-              ((channel_block * channel_warps + channel_warp) * kTiles + c) * 8 + lane % 4 * 2;
-          if (channel < p.channels) to[channel * all_taps + first_tap + tap] = sum[tap][c][2 * half];
-          if (channel + 1 < p.channels)
-            to[(channel + 1) * all_taps + first_tap + tap] = sum[tap][c][2 * half + 1];
+          const int channel = ((ic_block * ic_warps + ic_warp) * kTiles + c) * 8 + lane % 4 * 2;
+          if (channel < p.ic) to[channel * all_taps + first_tap + tap] = acc[tap][c][2 * half];
+          if (channel + 1 < p.ic) to[(channel + 1) * all_taps + first_tap + tap] = acc[tap][c][2 * half + 1];
         }
       }
-      if (channel_block == 0 && channel_warp == 0 && tap_block == 0 && lane % 4 == 0)
-        to[columns] = bias[2 * half];
+      if (ic_block == 0 && ic_warp == 0 && tap_block == 0 && lane % 4 == 0) to[columns] = bias[2 * half];
     }
   }
 
@@ -194,7 +184,7 @@ struct WeightGradBlock {
       FS_UNROLL
       for (int tap = 0; tap < kTaps; ++tap) {
         FS_UNROLL
-        for (int c = 0; c < kTiles; ++c) sum[tap][c][q] = 0;
+        for (int c = 0; c < kTiles; ++c) acc[tap][c][q] = 0;
       }
     }
     prepare();
@@ -221,14 +211,14 @@ weight_grad_mma_kernel(FS_CONSTANT(WeightGradParams) p) {
 template <class T>
 FS_KERNEL(kPackThreads, 1)
 weight_grad_finish_kernel(FS_CONSTANT(WeightGradParams) p) {
-  const int64_t columns = int64_t{p.channels} * p.kernel_h * p.kernel_w, slot = p.rows * (columns + 1);
+  const int64_t columns = int64_t{p.ic} * p.kernel_h * p.kernel_w, slot = p.oc * (columns + 1);
   const int64_t i = int64_t{block_x()} * kPackThreads + thread_index();
   if (i >= slot) return;
   wait_for_kernel_before();  // that writes the sums
   float total = 0;
   for (int split = 0; split < p.plan.splits; ++split) total += p.partial[split * slot + i];
   const int64_t row = i / (columns + 1), column = i % (columns + 1);
-  const int o = conv_channel_of(p.map, static_cast<int>(row));
+  const int o = lr_channel_of(p.map, static_cast<int>(row));
   if (column == columns)
     narrow(total, static_cast<T*>(p.grad_bias)[o]);
   else

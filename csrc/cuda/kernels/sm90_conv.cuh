@@ -1,85 +1,78 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Convolution on Hopper's tensor cores (wgmma, sm_90a), for wide layers: the implicit GEMM of sm80_conv.cuh, with other
-// hands. One block, two warpgroups of four warps, makes a tile of 128 pixels by 128 rows of the weight.
+// Convolution on Hopper's tensor cores (wgmma, sm_90a), for wide layers: the implicit GEMM of sm80_conv.cuh with Hopper's
+// instructions. A block of two warpgroups computes a tile of 128 pixels by 128 output channels.
 //
-//   pixels   A chunk of channels of the tile's input with its halo lies in shared memory once and serves all taps, in
-//            planes of 16 bytes of channels: [piece][pixel of the halo][16 bytes]. Eight pixels of a row are 128 bytes in a
-//            row, which is what wgmma calls a core matrix; the tile is 8 pixels wide, so the next eight of its rows lie
-//            halo_w pixels on, and the next channels a plane on. A tap only moves the start, by whole pixels:
-//            any multiple of 16 bytes is allowed, for nothing is swizzled (see wgmma_operand).
-//   filter   Packed as [piece][row of the weight][16 bytes] for each tap, fetched by the copy engine, one bulk copy for
-//            a tap, which completes on an mbarrier.
-//   sums     Warpgroup g has pixels 64g to 64g + 63, that is 8 x 8, and all 128 columns: 64 registers a thread.
-//   store    As in sm80_conv.cuh. One tile to a block; two blocks share a multiprocessor, and one computes while the
-//            other stores.
+//   load     A block of k of the input tile with its halo is in shared memory once for all taps, in planes of 16 bytes
+//            of channels: [vector][pixel of the halo][16 bytes]. Eight pixels of a row are 128 contiguous bytes, which
+//            wgmma calls a core matrix. The tile is 8 pixels wide, so its next eight pixels start halo_w pixels later, and
+//            the next channels start one plane later. A tap only moves the start by whole pixels: any multiple of 16
+//            bytes is allowed, because nothing is swizzled (see wgmma_operand).
+//   weight   Packed as [vector][output channel][16 bytes] for each tap. The copy engine fetches it, one bulk copy for a
+//            tap, which completes on an mbarrier.
+//   gemm     Warpgroup g has pixels 64g to 64g + 63, that is 8 x 8, and all 128 output channels: 64 registers a thread.
+//   store    As in sm80_conv.cuh. A block computes one tile. Two blocks share a multiprocessor, and one computes while
+//            the other stores.
 //
-// A step of the sum is one tap of one chunk. Step s is computed in the background while the threads prepare step
-// s + 1. They come to its barrier after they have waited for step s - 1, whose stage is then free for step
-// s + stages - 2.
+// A step is one tap of one block of k. Step s is computed in the background while the threads prepare step s + 1. They
+// reach its barrier after they have waited for step s - 1, whose stage is then free for step s + stages - 2.
 #pragma once
 
 #include "cuda/kernels/sm80_conv.cuh"
 
 namespace fused_subpixel::cuda {
 
-// A matrix in planes of 16 bytes of each row.
-template <int kOfPieces>
-struct Planes {
-  static constexpr int kPieces = kOfPieces;
-  int rows;  // of a plane
-  FS_DEVICE explicit Planes(int plane_rows) : rows(plane_rows) {}
-  FS_DEVICE int at(int row, int piece) const { return (piece * rows + row) * 16; }
-};
-
-template <class T, int kPieces>
+template <class T, int kVectors>
 struct WgmmaBlock {
-  static constexpr int kColumns = kWgmmaTileColumns, kTapBytes = kColumns * kPieces * 16;
-  static_assert(kColumns == kWgmmaColumns && kMmaPixels == 2 * kWgmmaRows);
+  static constexpr int kBlockOc = kWgmmaBlockOc, kTapBytes = kBlockOc * kVectors * 16;
+  static_assert(kBlockOc == kWgmmaN && kMmaPixels == 2 * kWgmmaM);
   const MmaParams& p;
   unsigned char* shared;
-  TileStore<T, kColumns> store;
+  TileStore<T, kBlockOc> store;
   uint64_t* arrived;            // an mbarrier for each stage of the filter: its bytes have come
   const unsigned char* packed;  // of this row block
   TileOrigin origin;
   int lane, warp, group;  // warp of the warpgroup, warpgroup
   int range;              // of taps
   int base;               // halo index, at tap 0, of the warpgroup's first pixel
-  float sum[kWgmmaSums];  // as wgmma has them
+  float acc[kWgmmaAcc];   // as wgmma has them
 
   FS_DEVICE explicit WgmmaBlock(const MmaParams& params) : p(params), shared(shared_memory()), store{params} {
     const int thread = thread_index();
-    lane = thread % 32, warp = thread / 32 % 4, group = thread / 128;
+    lane = thread % 32;
+    warp = thread / 32 % 4;
+    group = thread / 128;
     arrived = reinterpret_cast<uint64_t*>(shared + p.plan.barrier_offset);
-    packed =
-        static_cast<const unsigned char*>(p.packed) + int64_t{block_y()} * p.plan.chunks * p.taps * kTapBytes;
+    packed = static_cast<const unsigned char*>(p.packed) +
+             int64_t{block_y()} * p.plan.k_blocks * p.taps * kTapBytes;
     origin = tile_origin(p, block_x());
-    range = p.plan.phased ? lacking(p, block_y() * kColumns) : 0;
+    range = p.plan.single_phase ? missing_taps_of(p, block_y() * kBlockOc) : 0;
     base = group * (p.plan.tile_n == 2 ? p.plan.halo_h : 8) * p.plan.halo_w;
   }
 
   FS_DEVICE const TapRange& taps() const { return p.ranges[range]; }
 
-  // Fetches what `at` points to and moves it on. One group of copies, empty but for a chunk's first step.
+  // Fetches what `at` points to and moves it on. One group of copies, empty but for a k_block's first step.
   FS_DEVICE void fetch(Cursor& at) const {
     const Plan& plan = p.plan;
-    if (at.chunk < plan.chunks) {
+    if (at.k_block < plan.k_blocks) {
       if (at.step == 0) {
         unsigned char* to = shared + at.pixel_stage * plan.pixel_stage_bytes;
-        const Planes<kPieces> place(plan.pixel_plane);
+        const KPlanes<kVectors> layout(plan.pixel_plane);
         if (p.load.source.output)
-          load_activated<T>(p.load, origin, at.chunk, to, place);
+          load_activated<T>(p.load, origin, at.k_block, to, layout);
         else
-          load_pixels<T, 16 / static_cast<int>(sizeof(T))>(p.load, origin, at.chunk, to, place);
+          load_pixels<T, 16 / static_cast<int>(sizeof(T))>(p.load, origin, at.k_block, to, layout);
       }
       if (thread_index() == 0) {
         mbarrier_arrive_expect(arrived + at.filter_stage, kTapBytes);
         bulk_copy(shared + plan.filter_offset + at.filter_stage * kTapBytes,
-                  packed + (int64_t{at.chunk} * p.taps + at.step) * kTapBytes, kTapBytes,
+                  packed + (int64_t{at.k_block} * p.taps + at.step) * kTapBytes, kTapBytes,
                   arrived + at.filter_stage);
       }
       if (++at.filter_stage == plan.stages) at.filter_stage = 0;
       if (++at.step == taps().steps) {
-        at.step = 0, ++at.chunk;
+        at.step = 0;
+        ++at.k_block;
         if (++at.pixel_stage == plan.pixel_stages) at.pixel_stage = 0;
       }
     }
@@ -88,44 +81,44 @@ struct WgmmaBlock {
 
   // tf32: wgmma would cut the last bits off. Every thread rounds what it has fetched, before others see it.
   FS_DEVICE void round_pixels(unsigned char* stage) const {
-    const Planes<kPieces> place(p.plan.pixel_plane);
+    const KPlanes<kVectors> layout(p.plan.pixel_plane);
     FS_NO_UNROLL
-    for (int pixel = thread_index() / kPieces; pixel < p.load.halo_pixels.divisor;
-         pixel += block_threads() / kPieces) {
-      unsigned char* at = stage + place.at(pixel, thread_index() % kPieces);
-      Packed16 piece = load_16(at);
+    for (int pixel = thread_index() / kVectors; pixel < p.load.halo_pixels.divisor;
+         pixel += block_threads() / kVectors) {
+      unsigned char* at = stage + layout.at(pixel, thread_index() % kVectors);
+      Packed16 vec = load_16(at);
       FS_UNROLL
-      for (int word = 0; word < 4; ++word) piece.word[word] = to_operand(piece.word[word], T{});
-      store_16(at, piece);
+      for (int word = 0; word < 4; ++word) vec.word[word] = to_operand(vec.word[word], T{});
+      store_16(at, vec);
     }
   }
 
-  // Tap (i, j) of one chunk; filter holds its weights. One group of wgmmas, and no branch between them: else the
+  // Tap (i, j) of one k_block; filter holds its weights. One group of wgmmas, and no branch between them: else the
   // compiler would make several groups of it, and the wait that follows would be for more than the step before.
   FS_DEVICE void multiply(const unsigned char* pixels, const unsigned char* filter, int i, int j,
                           bool accumulate) {
     const int plane = p.plan.pixel_plane * 16;
     const int moved = i * p.dilation_h * p.plan.halo_w + j * p.dilation_w;
     const uint64_t a = wgmma_operand(pixels + (base + moved) * 16, p.plan.halo_w * 16, plane);
-    const uint64_t b = wgmma_operand(filter, 128, kColumns * 16);
+    const uint64_t b = wgmma_operand(filter, 128, kBlockOc * 16);
     wgmma_fence();
     FS_UNROLL
-    for (int k = 0; k < kPieces; k += 2)
-      wgmma<T>(sum, moved_operand(a, k * plane), moved_operand(b, k * kColumns * 16), accumulate || k > 0);
+    for (int k = 0; k < kVectors; k += 2)
+      wgmma<T>(acc, moved_operand(a, k * plane), moved_operand(b, k * kBlockOc * 16), accumulate || k > 0);
     wgmma_commit();
   }
 
-  FS_DEVICE void stage_sums() const {
+  FS_DEVICE void stage_acc() const {
     FS_UNROLL
-    for (int c = 0; c < kColumns / 8; ++c) {
+    for (int c = 0; c < kBlockOc / 8; ++c) {
       const int column = c * 8 + lane % 4 * 2;
-      store.stage(group * kWgmmaRows + warp * 16 + lane / 4, column, store.columns_at(column), sum + c * 4);
+      store.stage(group * kWgmmaM + warp * 16 + lane / 4, column, store.columns_at(column), acc + c * 4);
     }
   }
 
   FS_DEVICE void run() {
     const Plan& plan = p.plan;
-    store.fill_row_info();
+    store.fill_oc_info();
     if (thread_index() == 0) {
       for (int stage = 0; stage < plan.stages; ++stage) mbarrier_init(arrived + stage, 1);
       fence_async_proxy();  // of the barriers, for this thread's copies; others see them after the first step's barrier
@@ -133,12 +126,12 @@ struct WgmmaBlock {
     wait_for_kernel_before();  // that packs the filter
     Cursor ahead = {0, 0, 0, 0, 0};
     int pixel_stage = 0, filter_stage = 0, parity = 0, before = plan.stages - 2;  // as in sm80_conv.cuh
-    for (int chunk = 0; chunk < plan.chunks; ++chunk) {
+    for (int k_block = 0; k_block < plan.k_blocks; ++k_block) {
       for (int step = 0, i = taps().first_a, j = taps().first_b; step < taps().steps; ++step) {
         FS_NO_UNROLL
         for (;; --before) {
           if (before == 0) {
-            if (step == 0) {  // this chunk's pixels, the oldest of stages - 2 groups under way
+            if (step == 0) {  // this k_block's pixels, the oldest of stages - 2 groups under way
               if (plan.stages == 3) cp_async_wait<0>();
               if (plan.stages == 4) cp_async_wait<1>();
               if constexpr (sizeof(T) == 4) round_pixels(shared + pixel_stage * plan.pixel_stage_bytes);
@@ -152,24 +145,24 @@ struct WgmmaBlock {
         mbarrier_wait(arrived + filter_stage, parity);
         sync_warp();
         multiply(shared + pixel_stage * plan.pixel_stage_bytes,
-                 shared + plan.filter_offset + filter_stage * kTapBytes, i, j, chunk + step > 0);
+                 shared + plan.filter_offset + filter_stage * kTapBytes, i, j, k_block + step > 0);
         wgmma_wait<1>();
         if (++filter_stage == plan.stages) filter_stage = 0, parity ^= 1;
         if (++j == p.kernel_w) j = taps().first_b, ++i;
       }
       if (++pixel_stage == plan.pixel_stages) pixel_stage = 0;
     }
-    wgmma_wait_for(sum);
-    sync_threads();  // the staging area lies over pixels and filter
-    stage_sums();
+    wgmma_wait_for(acc);
+    sync_threads();  // the staging area overlaps pixels and weight
+    stage_acc();
     store.store(origin);
   }
 };
 
-template <class T, int kPieces>
+template <class T, int kVectors>
 FS_KERNEL(256, 2)
 conv_wgmma_kernel(FS_CONSTANT(MmaParams) p) {
-  WgmmaBlock<T, kPieces>(p).run();
+  WgmmaBlock<T, kVectors>(p).run();
 }
 
 }  // namespace fused_subpixel::cuda

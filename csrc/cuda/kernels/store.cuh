@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The last part of the tensor-core convolutions: the sums of a tile, with bias and activation, meet in shared memory
+// The last part of the tensor-core convolutions: the staged of a tile, with bias and activation, meet in shared memory
 // and go from there 16 bytes at a time to their shuffled places, with residual and clamp.
 #pragma once
 
@@ -10,14 +10,14 @@ namespace fused_subpixel::cuda {
 FS_DEVICE PhaseOf<int> phase_of(const ShuffledChannels& m, int counted) {
   return phase_of_channel(counted, shuffle_sizes(m.channels, m.r_h, m.r_w), m.order);
 }
-FS_DEVICE int conv_channel_of(const ShuffledChannels& m, int counted) {
+FS_DEVICE int lr_channel_of(const ShuffledChannels& m, int counted) {
   return channel_of_phase(phase_of(m, counted), shuffle_sizes(m.channels, m.r_h, m.r_w), m.call_order);
 }
 
 // The taps that a row of the weight lacks: 1 the first column + 2 the first row.
 template <class Params>
-FS_DEVICE int lacking(const Params& p, int counted) {
-  return missing_taps(phase_of(p.map, counted), p.map.r_h, p.map.r_w, p.short_h, p.short_w);
+FS_DEVICE int missing_taps_of(const Params& p, int counted) {
+  return missing_taps(phase_of(p.map, counted), p.map.r_h, p.map.r_w, p.kernel_pad_h, p.kernel_pad_w);
 }
 
 // First pixel of a tile.
@@ -30,89 +30,90 @@ FS_DEVICE TileOrigin tile_origin(const AnyPlan& plan, int tile) {
   return {rest / plan.tiles_h * plan.tile_n, rest % plan.tiles_h * plan.tile_h, w * plan.tile_w};
 }
 
-// Of the rows of the weight that this block has: where these are of one phase, it may begin a pixel later.
+// A block whose output channels are of one phase may start one pixel later.
 FS_DEVICE TileOrigin tile_origin(const MmaParams& p, int tile) {
   TileOrigin origin = tile_origin(p.plan, tile);
-  if (p.plan.phased) {
-    const PhaseOf<int> phase = phase_of(p.map, block_y() * p.plan.columns);
+  if (p.plan.single_phase) {
+    const PhaseOf<int> phase = phase_of(p.map, block_y() * p.plan.block_oc);
     origin.h += phase.i < p.crop_top, origin.w += phase.j < p.crop_left;
   }
   return origin;
 }
 
-template <class T, int kColumns>
+template <class T, int kBlockOc>
 struct TileStore {
-  static constexpr int kPitch = kColumns + kStagingPad;
+  static constexpr int kPitch = kBlockOc + kStagingPad;
   const MmaParams& p;
 
   // What the epilogue must know of each row of the weight.
-  struct RowInfo {
+  struct OcInfo {
     float bias, slope;
-    int c, j, conv_channel;
+    int c, j, lr_channel;
   };
-  static_assert(sizeof(RowInfo) == kRowInfoBytes);
-  FS_DEVICE RowInfo* row_info() const {
-    return reinterpret_cast<RowInfo*>(shared_memory() + p.plan.table_offset);
+  static_assert(sizeof(OcInfo) == kOcInfoBytes);
+  FS_DEVICE OcInfo* oc_info() const {
+    return reinterpret_cast<OcInfo*>(shared_memory() + p.plan.table_offset);
   }
   FS_DEVICE float* staging() const {
     return reinterpret_cast<float*>(shared_memory() + p.plan.staging_offset);
   }
 
-  FS_DEVICE void fill_row_info() const {
-    for (int column = thread_index(); column < kColumns; column += block_threads()) {
-      const int row = block_y() * kColumns + column;
-      RowInfo info = {};
-      if (row < p.rows) {
+  FS_DEVICE void fill_oc_info() const {
+    for (int column = thread_index(); column < kBlockOc; column += block_threads()) {
+      const int row = block_y() * kBlockOc + column;
+      OcInfo info = {};
+      if (row < p.oc) {
         const PhaseOf<int> at = phase_of(p.map, row);
         const int o =
             channel_of_phase(at, shuffle_sizes(p.map.channels, p.map.r_h, p.map.r_w), p.map.call_order);
         info = {bias_of<T>(p.epilogue, at.c, o), slope_of<T>(p.epilogue, at.c, o), at.c, at.j, o};
       }
-      row_info()[column] = info;
+      oc_info()[column] = info;
     }
   }
 
-  // Of the 16 x 8 sums from (pixel, column) on, those that a lane holds in the order of mma's d; `column` and `pixel`
-  // are the lane's first. What it needs of the rows of the weight is the same for all pixels.
+  // Of the 16 x 8 staged from (pixel, column) on, those that a lane holds in the order of mma's d; `column` and `pixel`
+  // are the lane's first. What it needs of the output channels is the same for all pixels.
   struct Columns {
-    RowInfo left, right;
+    OcInfo left, right;
   };
-  FS_DEVICE Columns columns_at(int column) const { return {row_info()[column], row_info()[column + 1]}; }
-  FS_DEVICE void stage(int pixel, int column, const Columns& at, const float* sum) const {
+  FS_DEVICE Columns columns_at(int column) const { return {oc_info()[column], oc_info()[column + 1]}; }
+  FS_DEVICE void stage(int pixel, int column, const Columns& at, const float* acc) const {
     const Activation activation = p.epilogue.activation;
     FS_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const float left = activate_straight(activation, sum[2 * half] + at.left.bias, at.left.slope);
-      const float right = activate_straight(activation, sum[2 * half + 1] + at.right.bias, at.right.slope);
+      const float left = activate_piecewise_linear(activation, acc[2 * half] + at.left.bias, at.left.slope);
+      const float right =
+          activate_piecewise_linear(activation, acc[2 * half + 1] + at.right.bias, at.right.slope);
       store_8(staging() + (pixel + half * 8) * kPitch + column, bits_of(left), bits_of(right));
     }
   }
 
-  // Applied where the sums leave the registers, a curve would stand in the kernel once for each of them.
-  FS_DEVICE void curve_sums() const {
+  // On the staged values, because in the registers the compiler would unroll a transcendental activation for each.
+  FS_DEVICE void apply_transcendental() const {
     FS_NO_UNROLL
-    for (int i = thread_index(); i < kMmaPixels * kColumns; i += block_threads()) {
-      float& value = staging()[i / kColumns * kPitch + i % kColumns];
+    for (int i = thread_index(); i < kMmaPixels * kBlockOc; i += block_threads()) {
+      float& value = staging()[i / kBlockOc * kPitch + i % kBlockOc];
       value = activate(p.epilogue.activation, value, 0.f);
     }
   }
 
-  // Slots of 16 bytes, by (row of the tile, unit, piece, slot): neighbouring threads write neighbouring memory. A piece
-  // is a stretch of memory: a tile row of a unit, or, where units are cut, one pixel of it.
+  // Slots of 16 bytes, by (row of the tile, interleave group, segment, slot): neighbouring threads write neighbouring
+  // memory. A segment is a stretch of memory: a tile row of a group, or one pixel of it if blocks cut groups.
   FS_DEVICE void store(const TileOrigin& origin) const {
-    sync_threads();  // all sums are staged
-    if (!is_straight(p.epilogue.activation)) {
-      curve_sums();
+    sync_threads();  // all staged are staged
+    if (!is_piecewise_linear(p.epilogue.activation)) {
+      apply_transcendental();
       sync_threads();
     }
     constexpr int kVector = 16 / static_cast<int>(sizeof(T));
     const Plan& plan = p.plan;
     const ShuffledChannels& m = p.map;
-    const int first_row = block_y() * kColumns,
-              end_row = first_row + kColumns < p.rows ? first_row + kColumns : p.rows;
-    const int first_unit = first_row / p.run;
+    const int first_oc = block_y() * kBlockOc,
+              end_oc = first_oc + kBlockOc < p.oc ? first_oc + kBlockOc : p.oc;
+    const int first_group = first_oc / p.interleave;
     const int width = plan.tile_w < p.lr_w - origin.w ? plan.tile_w : p.lr_w - origin.w;
-    const int x0 = origin.w * m.r_w - p.crop_left;  // fine column of the tile's first pixel
+    const int x0 = origin.w * m.r_w - p.crop_left;  // high-resolution column of the tile's first pixel
     // Elements of a tile row that the crop leaves; columns are bounded before they are multiplied.
     const int columns = width * m.r_w, columns_before = x0 < 0 ? (-x0 < columns ? -x0 : columns) : 0;
     const int64_t columns_left = int64_t{p.out_w} - x0;
@@ -122,48 +123,50 @@ struct TileStore {
                                                      : columns) *
                            p.per_column;
     const int total =
-        plan.tile_n * plan.tile_h * p.store_units.divisor * p.store_pieces.divisor * p.store_slots.divisor;
+        plan.tile_n * plan.tile_h * p.store_groups.divisor * p.store_segments.divisor * p.store_slots.divisor;
     FS_NO_UNROLL
     for (int i = thread_index(); i < total; i += block_threads()) {
       const int stretch = p.store_slots.divide(i), slot = i - stretch * p.store_slots.divisor;
-      const int unit_of_line = p.store_pieces.divide(stretch),
-                piece = stretch - unit_of_line * p.store_pieces.divisor;
-      const int line = p.store_units.divide(unit_of_line);
-      const int unit = first_unit + unit_of_line - line * p.store_units.divisor;
+      const int group_of_line = p.store_segments.divide(stretch),
+                segment = stretch - group_of_line * p.store_segments.divisor;
+      const int line = p.store_groups.divide(group_of_line);
+      const int oc_group = first_group + group_of_line - line * p.store_groups.divisor;
       const int image = p.tile_h.divide(line), n = origin.n + image,
                 h = origin.h + line - image * plan.tile_h;
-      const int begin_row = unit * p.run > first_row ? unit * p.run : first_row;
-      const int stop_row = (unit + 1) * p.run < end_row ? (unit + 1) * p.run : end_row;
-      if (n >= p.load.batch || h >= p.lr_h || begin_row >= stop_row) continue;
-      const int block = unit / m.r_h, y = h * m.r_h + unit - block * m.r_h - p.crop_top;
+      const int begin_oc = oc_group * p.interleave > first_oc ? oc_group * p.interleave : first_oc;
+      const int stop_oc = (oc_group + 1) * p.interleave < end_oc ? (oc_group + 1) * p.interleave : end_oc;
+      if (n >= p.load.batch || h >= p.lr_h || begin_oc >= stop_oc) continue;
+      const int block = oc_group / m.r_h, y = h * m.r_h + oc_group - block * m.r_h - p.crop_top;
       if (y < 0 || y >= p.out_h) continue;
-      // Elements of the tile row, p.run to the pixel: [begin, end) are this piece's, [low, high) of these exist.
-      const int begin = p.whole_units ? 0 : piece * p.run + begin_row - unit * p.run;
-      const int end = p.whole_units ? width * p.run : begin + stop_row - begin_row;
+      // Elements of the tile row, p.interleave to the pixel: [begin, end) are this segment's, [low, high) of these exist.
+      const int begin = p.whole_groups ? 0 : segment * p.interleave + begin_oc - oc_group * p.interleave;
+      const int end = p.whole_groups ? width * p.interleave : begin + stop_oc - begin_oc;
       const int low = begin > from_element ? begin : from_element, high = end < to_element ? end : to_element;
       T* row = static_cast<T*>(p.output) + n * p.out_batch_stride + y * p.out_row_stride +
-               block * p.out_unit_stride + int64_t{x0} * p.per_column;
+               block * p.out_group_stride + int64_t{x0} * p.per_column;
       const int misaligned = static_cast<int>(reinterpret_cast<uintptr_t>(row + begin) / sizeof(T) % kVector);
       const int first = begin - misaligned + slot * kVector;
       if (first >= high || first + kVector <= low) continue;
-      int e = first > begin ? first : begin, w = p.store_run.divide(e), q = e - w * p.run;
-      const float* sums = staging() + (line * plan.tile_w + w) * kPitch + unit * p.run - first_row;
+      int e = first > begin ? first : begin, w = p.store_interleave.divide(e), q = e - w * p.interleave;
+      const float* staged =
+          staging() + (line * plan.tile_w + w) * kPitch + oc_group * p.interleave - first_oc;
       Packed16 packed = {};
       const bool whole = first >= low && first + kVector <= high;
       if (whole && !p.epilogue.residual) {
         float value[kVector];
-        if (q + kVector <= p.run && reinterpret_cast<uintptr_t>(sums + q) % 16 == 0) {  // one pixel's
+        if (q + kVector <= p.interleave &&
+            reinterpret_cast<uintptr_t>(staged + q) % 16 == 0) {  // one pixel's
           FS_UNROLL
           for (int four = 0; four < kVector; four += 4) {
-            const Packed16 part = load_16(sums + q + four);
+            const Packed16 part = load_16(staged + q + four);
             FS_UNROLL
             for (int v = 0; v < 4; ++v) value[four + v] = float_of(part.word[v]);
           }
         } else {
           FS_UNROLL
           for (int v = 0; v < kVector; ++v) {
-            value[v] = sums[q];
-            if (++q == p.run) q = 0, sums += kPitch;
+            value[v] = staged[q];
+            if (++q == p.interleave) q = 0, staged += kPitch;
           }
         }
         FS_UNROLL
@@ -178,15 +181,15 @@ struct TileStore {
       FS_UNROLL
       for (int v = 0; v < kVector; ++v) {
         if (first + v < low || first + v >= high) {
-          if (first + v >= begin && ++q == p.run) q = 0, ++w, sums += kPitch;
+          if (first + v >= begin && ++q == p.interleave) q = 0, ++w, staged += kPitch;
           continue;
         }
-        float value = sums[q];
+        float value = staged[q];
         if (p.epilogue.residual) {
-          const RowInfo& info = row_info()[unit * p.run + q - first_row];
+          const OcInfo& info = oc_info()[oc_group * p.interleave + q - first_oc];
           const int column = origin.w + w;
           value += residual_at<T>(p.epilogue, {n, info.c, y, int64_t{column} * m.r_w + info.j - p.crop_left,
-                                               h, column, info.conv_channel});
+                                               h, column, info.lr_channel});
         }
         T result;
         narrow(clamp_to(p.epilogue, value), result);
@@ -194,7 +197,7 @@ struct TileStore {
           put_element(packed, v, result);
         else
           row[first + v] = result;
-        if (++q == p.run) q = 0, ++w, sums += kPitch;
+        if (++q == p.interleave) q = 0, ++w, staged += kPitch;
       }
       if (whole) store_16(row + first, packed);
     }

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Loads the input tile of a block, with its halo, into shared memory: a plain tensor, or a shuffled gradient that is read
+// as the low-resolution channels it came from, with an activation's gradient applied on the way.
+#pragma once
+
+#include "cuda/kernels/smem_layout.cuh"
+#include "cuda/kernels/store.cuh"
+
+namespace fused_subpixel::cuda {
+
+// Offset of a channel from a low-resolution pixel, and the high-resolution pixel of its sub-pixel block.
+struct ChannelPlace {
+  int64_t offset;
+  int row, column;
+  bool exists;
+};
+FS_DEVICE ChannelPlace channel_place(const PixelLoad& p, const PixelStrides& by, int s) {
+  const PixelSource& from = p.source;
+  PhaseOf<int> at{s, 0, 0};
+  if (from.map.r_h * from.map.r_w > 1) at = phase_of_channel(s, p.shuffle, from.map.order);
+  const int row = at.i - from.crop_top, column = at.j - from.crop_left;
+  return {at.c * by.channel + row * by.hr_row + column * by.hr_col, row, column, s < from.total};
+}
+// Whether it exists at this pixel. A negative row or column wraps to a large one.
+FS_DEVICE bool exists_at(const PixelSource& from, const ChannelPlace& channel, int row, int column) {
+  return channel.exists &&
+         static_cast<unsigned>(row * from.map.r_h + channel.row) < static_cast<unsigned>(from.hr_h) &&
+         static_cast<unsigned>(column * from.map.r_w + channel.column) < static_cast<unsigned>(from.hr_w);
+}
+
+// Image, low-resolution row and column of a pixel of the halo.
+struct PixelPlace {
+  int n, row, column;
+};
+FS_DEVICE PixelPlace pixel_place(const PixelLoad& p, const TileOrigin& origin, int pixel) {
+  const int line = p.halo_w.divide(pixel), image = p.halo_h.divide(line);
+  return {origin.n + image, origin.h * p.stride_h - p.pad_top + line - image * p.halo_h.divisor,
+          origin.w * p.stride_w - p.pad_left + pixel - line * p.halo_w.divisor};
+}
+FS_DEVICE int64_t pixel_offset(const PixelStrides& by, const PixelPlace& at) {
+  return at.n * by.batch + at.row * by.row + at.column * by.col;
+}
+
+// Neighbouring threads take neighbouring vectors of a pixel or, if these are not neighbours in memory,
+// neighbouring pixels.
+struct VectorPlace {
+  int pixel, vec;
+};
+template <int kVectors>
+FS_DEVICE VectorPlace vector_place(const PixelLoad& p, int i) {
+  if (!p.source.by_pixel) return {i / kVectors, i % kVectors};
+  const int vec = p.halo_pixels.divide(i);
+  return {i - vec * p.halo_pixels.divisor, vec};
+}
+
+// One k_block of the tile's pixels into `stage`, kVector elements at a time; the threads share (pixel, vec) pairs. All
+// pairs of a thread are of one vec here, of which everything is found once.
+template <class T, int kVector, class Layout>
+FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int k_block, unsigned char* stage,
+                           const Layout& layout) {
+  constexpr int kVectors = Layout::kVectors, kElements = 16 / static_cast<int>(sizeof(T));
+  const PixelSource& from = p.source;
+  const int vec = thread_index() % kVectors;
+  ChannelPlace channel[kElements / kVector];
+  FS_UNROLL
+  for (int e = 0; e < kElements; e += kVector)
+    channel[e / kVector] = channel_place(p, from.stride, (k_block * kVectors + vec) * kElements + e);
+  FS_NO_UNROLL
+  for (int pixel = thread_index() / kVectors; pixel < p.halo_pixels.divisor;
+       pixel += block_threads() / kVectors) {
+    const PixelPlace at = pixel_place(p, origin, pixel);
+    const T* data = static_cast<const T*>(from.data) + pixel_offset(from.stride, at);
+    unsigned char* to = stage + layout.at(pixel, vec);
+    FS_UNROLL
+    for (int e = 0; e < kElements; e += kVector) {
+      const bool exists = exists_at(from, channel[e / kVector], at.row, at.column) && at.n < p.batch;
+      cp_async<kVector * sizeof(T)>(to + e * sizeof(T),
+                                    exists ? data + channel[e / kVector].offset : from.data, exists);
+    }
+  }
+}
+
+// The same for elements that are no neighbours in the source, or that are misaligned there: four
+// at a time, all read before the first is needed. More would take too many registers.
+template <class T, class Layout>
+FS_DEVICE void gather_pixels(const PixelLoad& p, const TileOrigin& origin, int k_block, unsigned char* stage,
+                             const Layout& layout) {
+  constexpr int kVectors = Layout::kVectors, kElements = 16 / static_cast<int>(sizeof(T));
+  const PixelSource& from = p.source;
+  FS_NO_UNROLL
+  for (int i = thread_index(); i < p.halo_pixels.divisor * kVectors; i += block_threads()) {
+    const VectorPlace here = vector_place<kVectors>(p, i);
+    const PixelPlace at = pixel_place(p, origin, here.pixel);
+    const T* data = static_cast<const T*>(from.data) + pixel_offset(from.stride, at);
+    unsigned char* to = stage + layout.at(here.pixel, here.vec);
+    FS_NO_UNROLL
+    for (int four = 0; four < kElements; four += 4, to += 4 * sizeof(T)) {
+      [[maybe_unused]] T element[4];
+      FS_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        const ChannelPlace channel =
+            channel_place(p, from.stride, (k_block * kVectors + here.vec) * kElements + four + e);
+        const bool exists = exists_at(from, channel, at.row, at.column) && at.n < p.batch;
+        if constexpr (sizeof(T) >= 4)
+          cp_async<sizeof(T)>(to + e * sizeof(T), exists ? data + channel.offset : from.data, exists);
+        else
+          element[e] = exists ? data[channel.offset] : T{};
+      }
+      if constexpr (sizeof(T) < 4) {
+        Packed16 gathered = {};
+        FS_UNROLL
+        for (int e = 0; e < 4; ++e) put_element(gathered, e, element[e]);
+        store_8(to, gathered.word[0], gathered.word[1]);
+      }
+    }
+  }
+}
+
+template <class T, class Layout>
+FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int k_block, unsigned char* stage,
+                           const Layout& layout) {
+  if constexpr (sizeof(T) == 2) {
+    if (p.source.vector == 8) return load_pixels<T, 8>(p, origin, k_block, stage, layout);
+  }
+  if (p.source.vector >= 4) return load_pixels<T, 4>(p, origin, k_block, stage, layout);
+  if (p.source.vector == 2) return load_pixels<T, 2>(p, origin, k_block, stage, layout);
+  gather_pixels<T>(p, origin, k_block, stage, layout);
+}
+
+// Neighbours in memory, read at once.
+template <class T, int kVector>
+struct alignas(kVector * sizeof(T)) Neighbours {
+  T element[kVector];
+};
+
+// A vec of the gradient before the activation, from channel `first` on, read kVector elements at a time. What does not
+// exist is zero, and stays zero.
+template <class T, int kVector>
+FS_DEVICE Packed16 activated_vector(const PixelLoad& p, const PixelPlace& at, int first) {
+  const PixelSource& from = p.source;
+  Packed16 gathered = {};
+  FS_UNROLL
+  for (int e = 0; e < 16 / static_cast<int>(sizeof(T)); e += kVector) {
+    Neighbours<T, kVector> gradient = {}, output = {};
+    const auto read = [&](const void* data, const PixelStrides& by, Neighbours<T, kVector>& to) {
+      const ChannelPlace channel = channel_place(p, by, first + e);
+      if (!exists_at(from, channel, at.row, at.column) || at.n >= p.batch) return;
+      const T* pixel = static_cast<const T*>(data) + pixel_offset(by, at);
+      to = *reinterpret_cast<const Neighbours<T, kVector>*>(pixel + channel.offset);
+    };
+    read(from.data, from.stride, gradient);
+    read(from.output, from.output_stride, output);
+    FS_UNROLL
+    for (int v = 0; v < kVector; ++v) {
+      T before;
+      narrow(grad_from_output(from.activation, from.negative_slope, widen(gradient.element[v]),
+                              widen(output.element[v])),
+             before);
+      put_element(gathered, e + v, before);
+    }
+  }
+  return gathered;
+}
+
+// As load_pixels, with the activation's gradient applied on the way. 16 bytes at a time, 4 or an element: more ways would
+// make the kernel long.
+template <class T, class Layout>
+FS_DEVICE void load_activated(const PixelLoad& p, const TileOrigin& origin, int k_block, unsigned char* stage,
+                              const Layout& layout) {
+  constexpr int kVectors = Layout::kVectors;
+  constexpr int kAll = 16 / static_cast<int>(sizeof(T)), kSome = 4 / static_cast<int>(sizeof(T));
+  FS_NO_UNROLL
+  for (int i = thread_index(); i < p.halo_pixels.divisor * kVectors; i += block_threads()) {
+    const VectorPlace here = vector_place<kVectors>(p, i);
+    const PixelPlace at = pixel_place(p, origin, here.pixel);
+    const int vector = p.source.vector, first = (k_block * kVectors + here.vec) * kAll;
+    store_16(stage + layout.at(here.pixel, here.vec), vector == kAll ? activated_vector<T, kAll>(p, at, first)
+                                                      : vector >= kSome
+                                                          ? activated_vector<T, kSome>(p, at, first)
+                                                          : activated_vector<T, 1>(p, at, first));
+  }
+}
+
+// Either of them, by whether the source has an output.
+template <class T, class Layout>
+FS_DEVICE void load_source(const PixelLoad& p, const TileOrigin& origin, int k_block, unsigned char* stage,
+                           const Layout& layout) {
+  if (p.source.output) return load_activated<T>(p, origin, k_block, stage, layout);
+  load_pixels<T>(p, origin, k_block, stage, layout);
+}
+
+FS_DEVICE void copy_bytes(const unsigned char* from, unsigned char* to, int bytes) {
+  FS_NO_UNROLL
+  for (int at = thread_index() * 16; at < bytes; at += block_threads() * 16)
+    cp_async<16>(to + at, from + at, true);
+}
+
+}  // namespace fused_subpixel::cuda

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// From an operator's tensors to what the planner and the kernels see: a problem, and tensors read at low-resolution
+// pixels.
+#pragma once
+
+#include "common/op_arguments.h"
+#include "cuda/params.h"
+
+namespace fused_subpixel::cuda {
+
+// The channels of a shuffled tensor, counted (i, j, c) if it is channels_last, else (c, i, j); and of a plain one.
+ShuffledChannels channels_of(const Geometry& g, const Strides& s);
+ShuffledChannels plain_channels(int64_t channels);
+
+// Output channels that are contiguous after the shuffle, within one high-resolution row of a dense output.
+int64_t interleave_of(int64_t channels, int64_t r_w, bool channels_last);
+
+// The kernel padding that single-phase tiles leave out: none if some phase would have no tap at all.
+struct KernelPadding {
+  int h, w;
+  bool any() const { return h + w > 0; }
+};
+KernelPadding skipped_padding(const Geometry& g);
+
+// How the kernels read a tensor. stored: channels of a pixel that may be read.
+PixelSource plain_source(const ConstTensorRef& t, DType dtype, int64_t channels, int64_t h, int64_t w,
+                         int64_t stored);
+PixelSource gradient_source(const Geometry& g, const ConstTensorRef& t, const SavedOutput& saved,
+                            DType dtype);
+
+// vector: elements of the input that can be copied at once.
+Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, int vector);
+// The convolution of the low-resolution gradient with the flipped kernel.
+Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last, const PixelSource& gradient);
+
+// What the forward kernels read: the input, or a copy of it in channels_last.
+struct KernelInput {
+  ConstTensorRef view;
+  int64_t stored;      // channels of a pixel that may be read: with the copy's zeros
+  int64_t copy_bytes;  // 0: it is the input
+};
+KernelInput kernel_input(const Geometry& g, DType dtype, const ConstTensorRef& input, const Target& target);
+
+}  // namespace fused_subpixel::cuda
