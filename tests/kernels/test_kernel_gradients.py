@@ -465,13 +465,17 @@ def test_repetition_changes_nothing(dtype: torch.dtype, layout: str, base: Case)
     case = Case(base.name, (3, 16, 33, 70), (base.weight[0], 16, 3, 3), padding=cases.SAME3)
     tensors = cases.randoms(case, dtype).to(dtype, LAYOUTS[layout])
     grad = torch.randn(case.output).to(dtype).contiguous(memory_format=LAYOUTS[layout])
-    first = input_grad(case, grad, tensors.weight)
+    first, alone = input_grad(case, grad, tensors.weight), None
     for number in (1, 2, 3):
         with cases.threads(number):
             plan = cases.plan_of(case, dtype, layout, cases.WEIGHT_GRAD)
             assert plan.parallel == (number > 1), "not a problem for several threads"
             assert input_grad(case, grad, tensors.weight).equal(first)
             once = weight_grad(case, grad, tensors.input)
+            alone = once if number == 1 else alone
+            for together, single in zip(once, alone, strict=True):  # the threads' shares are all there
+                rounding = 4 * torch.finfo(dtype).eps * float(single.abs().max())
+                assert error(together, single.double().numpy()) <= rounding
             for _ in range(5):
                 again = weight_grad(case, grad, tensors.input)
                 assert all(a.equal(b) for a, b in zip(again, once, strict=True))

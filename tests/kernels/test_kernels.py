@@ -111,9 +111,12 @@ def test_as_accurate_as_pytorch(case: Case, isa: int, dtype: torch.dtype, layout
 
 @pytest.mark.parametrize("rows", [12, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_long_sums_are_as_accurate(rows: int, dtype: torch.dtype, isa: int) -> None:
-    """In the root mean square, which luck moves little; sums in one chain fail."""
-    case = Case("256 channels", (1, 256, 6, 20), (rows, 256, 3, 3))
+@pytest.mark.parametrize(("channels", "kernel"), [(256, 3), (8192, 1)])
+def test_long_sums_are_as_accurate(
+    channels: int, kernel: int, rows: int, dtype: torch.dtype, isa: int
+) -> None:
+    """In the root mean square, which luck moves little; the longer sums fail in a single chain."""
+    case = Case(f"{channels} channels", (1, channels, 6, 20), (rows, channels, kernel, kernel))
     tensors = cases.randoms(case, dtype)
     truth = cases.by_oracle(case, tensors, np.longdouble)
     tensors = tensors.to(dtype)
@@ -122,6 +125,19 @@ def test_long_sums_are_as_accurate(rows: int, dtype: torch.dtype, isa: int) -> N
         for f in (cases.run, cases.plain)
     )
     assert ours <= 2 * pytorch
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_ties_round_to_even(isa: int, dtype: torch.dtype, layout: str) -> None:
+    """Sums halfway between two values of a half type: 2 * n + 1 where only even numbers are left."""
+    case = Case("ties", (1, 1, 4, 37), (16, 1, 1, 1), (1, 1))
+    first = {torch.bfloat16: 256, torch.float16: 2048}[dtype]
+    x = (first + 2 * torch.arange(4 * 37).remainder(100)).view(case.input).to(dtype)
+    ones = torch.ones(case.weight, dtype=dtype)
+    tensors = Tensors(x.contiguous(memory_format=LAYOUTS[layout]), ones, ones.flatten())
+    found, exact = cases.run(case, tensors), (x.double() + 1).expand(case.output)
+    assert (found.double() - exact).abs().eq(1).all()
+    assert found.equal(exact.to(dtype))
 
 
 # ---- every tile --------------------------------------------------------------------------------------------
