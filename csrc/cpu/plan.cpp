@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The cost model: estimates the cycles of every register tile that can compute a problem, and takes the cheapest.
 //
-// Decisions, and what is known of the gain of each. None of these gains is recorded in bench/results apart from others,
-// so a decision without a number here has to be measured before anybody relies on it.
+// Decisions, and what is known of the gain of each. bench/results records no decision apart from the others, so the gains
+// below have yet to be measured one by one.
 //   kernel             README's and docs' tables compare whole plans; Winograd needs 16 multiplications instead of 36
 //   single_phase       saves the spared pixels, and the taps that phases lack: 9 of 16 products of a 3x3 kernel with
 //                      stride 2 remain
@@ -11,8 +11,8 @@
 //   weights_resident   saves one pass of all threads over the weights; large weights are packed once for all threads
 //   channels_inner     OC-vectorised tiles read few cache lines, and channels_last is packed by plain copies
 //   parallel           waking threads costs about 20 us
-// The launcher and the kernels decide about in_place and deferred_tiles (plan_pass.cpp), K blocks (plan_k_blocks.cpp) and
-// what is prefetched (conv_oc-inl.h, pack_input-inl.h); docs/design.md says why.
+// plan_pass.cpp decides about in_place, plan_k_blocks.cpp about K blocks and deferred_tiles, and the kernels about what is
+// prefetched (conv_oc-inl.h, pack_input-inl.h). docs/design.md gives the reasons.
 #include "cpu/plan.h"
 
 #include <algorithm>
