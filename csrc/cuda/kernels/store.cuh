@@ -101,7 +101,7 @@ struct TileStore {
   // Slots of 16 bytes, by (row of the tile, interleave group, segment, slot): neighbouring threads write neighbouring
   // memory. A segment is a stretch of memory: a tile row of a group, or one pixel of it if blocks cut groups.
   FS_DEVICE void store(const TileOrigin& origin) const {
-    sync_threads();  // all staged are staged
+    sync_threads();  // all accumulators are staged
     if (!is_piecewise_linear(p.epilogue.activation)) {
       apply_transcendental();
       sync_threads();
