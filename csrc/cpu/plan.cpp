@@ -238,6 +238,7 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
 ConvPlan plan_weight_grad(const ConvShape& s, const Target& t) {
   ConvPlan plan{};
   plan.shape = s;
+  plan.weight_grad = true;
   plan.kernel = ConvKernel::kOwVectorised;
   const int64_t columns = s.ic * s.taps();
   double best = -1;

@@ -112,8 +112,9 @@ struct ConvPlan {
   bool parallel;          // false: so small that waking threads costs more than it saves
   bool channels_inner;    // the packed input tile's channels are neighbours, otherwise its columns are
   InputTile input_tile;
-  double
-      cycles[kConvKernels];  // estimate for the best tile of each kernel, or negative: it cannot compute this
+  bool weight_grad;  // tile_pixels counts columns (channel, tap)
+  // Estimate for the best tile of each kernel; negative if the kernel cannot compute this.
+  double cycles[kConvKernels];
 };
 
 ConvPlan plan_conv(const ConvProblem& problem, const Target& target);

@@ -11,6 +11,7 @@ constexpr const char* kNames[kConvKernels] = {"OW-vectorised", "OC-vectorised", 
 std::string tile_of(const ConvPlan& plan) {
   const std::string oc = std::to_string(plan.tile_oc) + " output channels x ";
   const std::string pixels = std::to_string(plan.tile_pixels);
+  if (plan.weight_grad) return oc + pixels + " columns (channel, tap)";
   if (plan.kernel == ConvKernel::kOcVectorised) return oc + pixels + " pixels";
   return oc + pixels +
          (plan.kernel == ConvKernel::kWinograd ? " vectors of 2x2 tiles" : " vectors of pixels");
@@ -22,7 +23,7 @@ std::string rounded(double cycles) {
   return text;
 }
 
-// "estimated at 1.2e+06 cycles, OC-vectorised 2.1e+06": the kernels that can compute the problem, the chosen one first.
+// "; estimated at 1.2e+06 cycles, OC-vectorised at 2.1e+06": the chosen kernel, then the others that can compute this.
 std::string reason(const ConvPlan& plan) {
   const int chosen = static_cast<int>(plan.kernel);
   if (plan.cycles[chosen] < 0) return "";

@@ -398,7 +398,9 @@ def test_a_plan_says_what_it_chose_and_what_else_it_could_have_chosen(problem: A
 
 def test_a_weight_gradient_has_one_kernel_to_name() -> None:
     plan = host.plan_weight_grad(image_problem().shape, AVX512)
-    assert host.describe(plan).endswith(f"{plan.items} blocks of 1 x {plan.block_h} x 64 pixels")
+    words = host.describe(plan)
+    assert f"{plan.tile_oc} output channels x {plan.tile_pixels} columns" in words
+    assert words.endswith(f"{plan.items} blocks of 1 x {plan.block_h} x 64 pixels")
 
 
 # ---- the cache of plans ------------------------------------------------------------------------------------
