@@ -12,7 +12,7 @@
 //   channels_inner     OC-vectorised tiles read few cache lines, and channels_last is packed by plain copies
 //   parallel           waking threads costs about 20 us
 // plan_pass.cpp decides about in_place, plan_k_blocks.cpp about K blocks and deferred_tiles, and the kernels about what is
-// prefetched (conv_oc-inl.h, pack_input-inl.h). docs/design.md gives the reasons.
+// prefetched (conv_oc-inl.h, pack_input-inl.h). docs/cpu_kernels.md gives the reasons.
 #include "cpu/plan.h"
 
 #include <algorithm>
