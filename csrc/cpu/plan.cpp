@@ -244,7 +244,7 @@ ConvPlan plan_weight_grad(const ConvShape& s, const Target& t) {
   double best = -1;
   for (int oc : TileOc::values) {
     const int v = weight_grad_columns(oc, t.registers);
-    // each output channel's gradient is a vector that is loaded
+    // vectors of the gradient are counted like broadcasts: one load each
     const double cycles = static_cast<double>(ceil_div(s.oc, oc) * ceil_div(columns, v)) *
                           k_cycles(oc * v, oc, v, kHiddenPixels);
     if (best < 0 || cycles < best) {

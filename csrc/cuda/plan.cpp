@@ -276,7 +276,7 @@ WeightGradPlan plan_weight_grad(const Problem& p, const Target& t) {
   constexpr int64_t kMost = int64_t{1} << 31;
   const bool countable = tiles < kMost && p.batch < kMost && p.lr_h * p.stride_h < kMost &&
                          p.lr_w * p.stride_w < kMost && pixels * (kGradWarpIc * bytes / 16) < kSmallNumber;
-  // The shape of the block's tile with the least padding work.
+  // The division of the warps that needs the fewest blocks.
   int64_t least = -1;
   for (int oc_warps : {4, 2, 1}) {
     const int64_t rows = oc_warps * kGradWarpOc, ic_warps = kGradWarps / oc_warps;

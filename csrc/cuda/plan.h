@@ -62,7 +62,7 @@ constexpr int kStagingPad = 8, kOcInfoBytes = 20;
 using MmaBlockOc = IntList<16, 32, 48, 64, 128>;
 using MmaBlockKBytes = IntList<32, 64>;
 using WgmmaBlockKBytes = IntList<64, 128>;
-using WeightGradTaps = IntList<1, 4, 9>;  // of a block
+using WeightGradTaps = IntList<1, 4, 9>;  // for which a block computes sums
 constexpr int kActivatedBlockOc =
     64;  // wider tiles leave no registers to apply an activation's gradient with
 // wgmma tile: as many pixels, 16 x 8 of one image or 8 x 8 of two, by one number of columns. Eight pixels of a row are
@@ -110,7 +110,7 @@ struct WeightGradPlan {
   int tile_n, tile_h, tile_w;  // images x rows x columns of pixels
   int tiles_n, tiles_h, tiles_w;
   int halo_h, halo_w;
-  int oc_warps;  // kGradWarps / oc_warps warps lie along the channels
+  int oc_warps;  // warps along output channels; the other kGradWarps / oc_warps are along input channels
   int taps;      // of a block: 1, 4 or 9
   int oc_blocks, ic_blocks, tap_blocks;
   int splits;  // of the pixels; each has sums of its own

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Weight gradient on the tensor cores, sm_80 and up: a GEMM of output channels (M) by (input channel, tap) (N), summed over
-// pixels (k). Blocks in x share the pixels, blocks in y the weight. A block has four warps. Each computes 16 output channels
+// pixels (k). The grid's x divides the pixels, its y the weight. A block has four warps. Each computes 16 output channels
 // by 32 input channels for up to kTaps taps.
 //
 //   load     A tile's gradient, and its input with the halo, are in shared memory pixel by pixel, as for the convolution
