@@ -33,8 +33,8 @@ assert pathlib.Path(fs.__file__).parent == pathlib.Path(sys.argv[1]), f"imported
 
 cuda_too = torch.version.cuda is not None and pathlib.Path(sys.argv[1], "fused_subpixel_cuda.so").exists()
 for device in ("cpu", "cuda") if cuda_too else ("cpu",):
-    library = library.libraries[device]
-    assert library.loaded, library.problem
+    loaded = library.libraries[device]
+    assert loaded.loaded, loaded.problem
     for op in ("subpixel_conv2d", "subpixel_conv2d_input_grad", "subpixel_conv2d_weight_grad"):
         has = torch._C._dispatch_has_kernel_for_dispatch_key(f"fused_subpixel::{op}", device.upper())
         assert has, f"{op} has no kernel for {device}"

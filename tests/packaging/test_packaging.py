@@ -253,21 +253,21 @@ def check(function):
 
 first = fs.subpixel_conv2d
 for _ in range(2):
-    problem = fs.library.libraries["cpu"].problem
+    problem = fs.ops.library.libraries["cpu"].problem
     for name in [name for name in sys.modules if name.startswith("fused_subpixel")]:
         del sys.modules[name]
     del fs
     gc.collect()
     import fused_subpixel as fs
     gc.collect()
-    assert fs.subpixel_conv2d is not first and fs.library.libraries["cpu"].problem == problem
+    assert fs.subpixel_conv2d is not first and fs.ops.library.libraries["cpu"].problem == problem
     check(fs.subpixel_conv2d)
     check(first)
 for name in [name for name in sys.modules if name.startswith("fused_subpixel")]:  # as autoreload does
     importlib.reload(sys.modules[name])
 check(fs.subpixel_conv2d)
 
-fs._schemas.SCHEMAS = (fs._schemas.SCHEMAS[0].replace("Tensor? residual, ", ""),)
+fs.ops.schemas.SCHEMAS = (fs.ops.schemas.SCHEMAS[0].replace("Tensor? residual, ", ""),)
 try:
     importlib.reload(fs.ops.library)
 except ImportError as error:
