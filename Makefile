@@ -72,7 +72,7 @@ mutants-smoke: compile $(call extras,test)  ## a few of these, of Python, in a m
 	$(py) tools/mutants.py --smoke $(ARGS)
 
 # In an environment of their own, on top of .venv.
-test-clients: compile $(clients)  ## pytest on models of other packages, downloaded first
+test-clients: compile $(clients) $(weights)  ## pytest on models of other packages, downloaded first
 	$(clients) -m pytest $(workers) tests/clients $(ARGS)
 
 .PHONY: $(clients) # looks each time whether something is still missing
