@@ -21,6 +21,10 @@ cuda_library := $(wildcard fused_subpixel/fused_subpixel_cuda.so)
         bench bench-clients gpu wheel clean
 .NOTPARALLEL: # pip must not run twice at once; ninja uses all cores anyway
 
+# pip would compile every file of torch to bytecode, half a minute. Python compiles what it imports, and keeps it.
+pip := $(py) -m pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
+
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
 
@@ -32,13 +36,13 @@ $(tools):
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing: install it (apt install python3-venv)"; exit 1; }
 	@command -v $(firstword $(CXX)) >/dev/null || command -v clang++ >/dev/null || { echo "No C++ compiler: install g++ (apt install g++) or clang++"; exit 1; }
 	test -x $(py) || $(PYTHON) -m venv $(VENV)
-	$(py) -m pip install --quiet "$(TORCH)" "setuptools>=77" "ninja>=1.11" "pybind11>=2.12"
+	$(pip) "$(TORCH)" "setuptools>=77" "ninja>=1.11" "pybind11>=2.12"
 	rm -f $(VENV)/.stamp-*
 	touch $@
 
 # The install is editable: Python files count as they are, C++ files after the next `build`.
 $(VENV)/.stamp-extra-%: $(tools) pyproject.toml
-	$(py) -m pip install --quiet --no-build-isolation --editable "$(if $(filter none,$*),.,.[$*])"
+	$(pip) --no-build-isolation --editable "$(if $(filter none,$*),.,.[$*])"
 	touch $@
 
 build: compile $(call extras,none)  ## compile what has changed

@@ -28,12 +28,19 @@ struct ShuffleSizes {
 template <class Divisor, class Int = typename Divisor::Int>
 FS_HOST_DEVICE PhaseOf<Int> phase_of_channel(Int channel, const ShuffleSizes<Divisor>& sizes,
                                              ChannelOrder order) {
-  if (order == ChannelOrder::kCRD) {
-    const Int row = sizes.r_w.divide(channel), c = sizes.r_h.divide(row);
-    return {c, row - c * sizes.r_h.divisor, channel - row * sizes.r_w.divisor};
+  PhaseOf<Int> p;
+  if (order == ChannelOrder::kDCR) {
+    const Int phase = sizes.channels.divide(channel);
+    p.i = sizes.r_w.divide(phase);
+    p.j = phase - p.i * sizes.r_w.divisor;
+    p.c = channel - phase * sizes.channels.divisor;
+  } else {
+    const Int row = sizes.r_w.divide(channel);
+    p.j = channel - row * sizes.r_w.divisor;
+    p.c = sizes.r_h.divide(row);
+    p.i = row - p.c * sizes.r_h.divisor;
   }
-  const Int phase = sizes.channels.divide(channel), i = sizes.r_w.divide(phase);
-  return {channel - phase * sizes.channels.divisor, i, phase - i * sizes.r_w.divisor};
+  return p;
 }
 
 template <class Divisor, class Int = typename Divisor::Int>

@@ -40,7 +40,8 @@ def make_environment() -> None:
 
 def install(seconds: float, *requirements: str) -> str:
     """Return why pip could not, in a line, or nothing."""
-    command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps"]
+    command += ["--only-binary", ":all:"]
     try:
         done = subprocess.run(
             [*command, *requirements], check=False, timeout=max(seconds, 1), text=True,

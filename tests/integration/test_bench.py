@@ -22,6 +22,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiers import tiered
 from torch import Tensor
 
 pytest.importorskip("tqdm")  # of the extra "bench"
@@ -139,11 +140,10 @@ def test_one_pass_only(tmp_path: Path) -> None:
     assert {(row["pass"], row["dtype"]) for row in rows} == {("forward", "bfloat16")}
 
 
-@pytest.mark.parametrize("start", [["bench/run.py"], ["-m", "bench.run"]])
-def test_unknown_names_are_answered_with_the_known(start: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, *start, "--only", "espcn"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+@tiered("start", ["-m bench.run", "bench/run.py"], fast=["-m bench.run"])
+def test_unknown_names_are_answered_with_the_known(start: str) -> None:
+    command = [sys.executable, *start.split(), "--only", "espcn"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "unknown workload 'espcn'" in done.stderr
     assert all(name in done.stderr for name in BY_NAME)
@@ -457,10 +457,9 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("pretended_gpu")
-@pytest.mark.parametrize(("option", "graphs"), [("no", ["no"]), ("only", ["yes"]), ("both", ["no", "yes"])])
-def test_run_on_a_gpu(
-    option: str, graphs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@tiered("option", ["no", "only", "both"], fast=["both"])
+def test_run_on_a_gpu(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graphs = {"no": ["no"], "only": ["yes"], "both": ["no", "yes"]}[option]
     HostGraph.captures = HostGraph.replays = 0
     options = ["--dtype", "tf32", "--dtype", "float32", "--graph", option]
     assert bench("--device", "cuda", "--only", "tiny", "--out", tmp_path / "a.csv", *options) == 0

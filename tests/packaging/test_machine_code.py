@@ -3,16 +3,12 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
-from typing import NamedTuple
 
+import machine_code
 import pytest
+from machine_code import Kernel
 
 import fused_subpixel
 
@@ -30,69 +26,23 @@ STORES_16_BYTES = {"conv_mma_kernel"}
 ARCHS = ("sm_80", "sm_90a")
 
 
-@functools.cache
-def tools() -> str | None:
-    """A PATH with cuobjdump and nvdisasm, which it calls: a toolkit's, or those of the extra `test`."""
-    nvidia = importlib.util.find_spec("nvidia")
-    places = (nvidia and nvidia.submodule_search_locations) or ()
-    folders = [str(folder) for place in places for folder in Path(place).glob("cu*/bin")]
-    homes = [f"{os.environ[name]}/bin" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    path = os.pathsep.join([*homes, os.environ.get("PATH", ""), *folders, "/usr/local/cuda/bin"])
-    return path if all(shutil.which(tool, path=path) for tool in ("cuobjdump", "nvdisasm")) else None
-
-
-def cuobjdump(*arguments: str | Path) -> str:
-    path = tools()
-    command = [shutil.which("cuobjdump", path=path), *map(str, arguments)]
-    env = {**os.environ, "PATH": path or ""}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    assert done.returncode == 0, done.stderr[:2000]
-    return done.stdout
-
-
 pytestmark = [
     pytest.mark.skipif(not LIBRARY.exists(), reason=f"{LIBRARY.name} is not built"),
-    pytest.mark.skipif(tools() is None, reason="no cuobjdump and nvdisasm: they come with the extra `test`"),
+    pytest.mark.skipif(
+        machine_code.tools() is None, reason="no cuobjdump and nvdisasm: they come with the extra `test`"
+    ),
 ]
-
-
-class Kernel(NamedTuple):
-    code: str  # its instructions, one a line
-    resources: dict[str, int]  # REG, STACK, LOCAL, SHARED, in bytes
-
-    def count(self, instruction: str) -> int:
-        """How many instructions match a regular expression from the operation on: r"HMMA\\."."""
-        return len(re.findall(rf"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?{instruction}", self.code, re.M))
-
-
-@functools.cache
-def architectures() -> frozenset[str]:
-    return frozenset(re.findall(r"\.(sm_\w+)\.cubin", cuobjdump("-lelf", LIBRARY)))
-
-
-@functools.cache
-def kernels(arch: str) -> dict[str, Kernel]:
-    """All kernels of one architecture, by mangled name. One dump serves all tests."""
-    code: dict[str, str] = {}
-    for part in re.split(r"^\s*Function : ", cuobjdump("-arch", arch, "-sass", LIBRARY), flags=re.M)[1:]:
-        name, _, rest = part.partition("\n")
-        code[name.strip()] = rest
-    found = {}
-    usage = cuobjdump("-arch", arch, "-res-usage", LIBRARY)
-    for name, numbers in re.findall(r"^ Function (\S+):\n\s*(.*)$", usage, re.M):
-        if name in code:
-            resources = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", numbers)}
-            found[name] = Kernel(code[name], resources)
-    return found
 
 
 def instances(kernel: str, arch: str, of_type: str = "") -> dict[str, Kernel]:
     """All instances of a template, or those for one element type; skips if there is no code for ``arch``."""
-    if arch not in architectures():
-        pytest.skip(f"the library is built for {', '.join(sorted(architectures()))}, not for {arch}")
+    built = machine_code.architectures(LIBRARY)
+    if arch not in built:
+        pytest.skip(f"the library is built for {', '.join(sorted(built))}, not for {arch}")
+    kernels = machine_code.kernels(LIBRARY, arch)
     pattern = re.compile(rf"\d{kernel}I.*?{len(of_type)}{of_type}[^a-z]" if of_type else rf"\d{kernel}")
-    found = {name: code for name, code in kernels(arch).items() if pattern.search(name)}
-    assert found, f"no {kernel}{f' of {of_type}' if of_type else ''} among: {', '.join(kernels(arch))}"
+    found = {name: code for name, code in kernels.items() if pattern.search(name)}
+    assert found, f"no {kernel}{f' of {of_type}' if of_type else ''} among: {', '.join(kernels)}"
     return found
 
 

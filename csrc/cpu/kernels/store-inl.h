@@ -19,23 +19,18 @@ struct Libm {
   static FS_INLINE double tanh(double x) { return __builtin_tanh(x); }
 };
 
-template <class S, Activation kActivation>
-FS_INLINE Vec<S> activate_lanes(Vec<S> v) {
+template <class S>
+FS_NOINLINE Vec<S> activate_lanes(Activation activation, Vec<S> v) {
   S part[kLanes<S>];
   store<S>(part, v);
-  for (int l = 0; l < kLanes<S>; ++l) part[l] = activate_transcendental<Libm, S>(kActivation, part[l]);
+  for (int l = 0; l < kLanes<S>; ++l) part[l] = activate_transcendental<Libm, S>(activation, part[l]);
   return load<S>(part);
 }
 
 template <class S>
 FS_INLINE Vec<S> activate(Activation activation, Vec<S> v, Vec<S> slope) {
-  switch (activation) {
-    case Activation::kSiLU: return activate_lanes<S, Activation::kSiLU>(v);
-    case Activation::kGELU: return activate_lanes<S, Activation::kGELU>(v);
-    case Activation::kTanh: return activate_lanes<S, Activation::kTanh>(v);
-    case Activation::kSigmoid: return activate_lanes<S, Activation::kSigmoid>(v);
-    default: return activate_piecewise_linear<Vec<S>>(activation, v, slope);
-  }
+  return is_piecewise_linear(activation) ? activate_piecewise_linear<Vec<S>>(activation, v, slope)
+                                         : activate_lanes<S>(activation, v);
 }
 
 template <class T>
@@ -175,27 +170,30 @@ struct Store {
     const int64_t x = p.w * dest.r_w - dest.crop_left, per_col = dest.interleave / dest.r_w;
     return {larger<int64_t>(0, -x) * per_col, smaller<int64_t>(p.count * dest.r_w, dest.out_w - x) * per_col};
   }
-  // Stores vector by vector. A copy of all elements at once would load across two stores, and wait for both.
   template <int M>
   FS_INLINE void store_part(T* to, Vec<S> (&v)[M], const GroupPart& part) const {
+    T elements[M * L];
     FS_UNROLL
-    for (int q = 0; q < M; ++q) {
-      if (part.lo <= q * L && q * L + L <= part.hi) {
-        store_narrowed<T>(to + q * L, v[q]);
+    for (int q = 0; q < M; ++q) store_narrowed<T>(elements + q * L, v[q]);
+    copy_part(to, elements, M, part);
+  }
+  // Vector by vector. A copy of all elements at once would load across two stores, and wait for both.
+  static FS_NOINLINE void copy_part(T* to, const T* elements, int vectors, const GroupPart& part) {
+    for (int64_t begin = 0; begin < vectors * L; begin += L) {
+      if (part.lo <= begin && begin + L <= part.hi) {
+        __builtin_memcpy(to + begin, elements + begin, L * sizeof(T));
       } else {
-        T elements[L];
-        store_narrowed<T>(elements, v[q]);
-        const int64_t end = smaller<int64_t>(part.hi, q * L + L);
-        for (int64_t e = larger<int64_t>(part.lo, q * L); e < end; ++e) to[e] = elements[e - q * L];
+        const int64_t end = smaller<int64_t>(part.hi, begin + L);
+        for (int64_t e = larger<int64_t>(part.lo, begin); e < end; ++e) to[e] = elements[e];
       }
     }
   }
 
-  // Whole interleave groups without a residual, the usual case. All conditions are checked once for all groups. Returns
-  // false, and nothing is stored, in any other case.
+  // Whole interleave groups without a residual and without a transcendental activation, the usual case. All conditions
+  // are checked once for all groups. Returns false, and nothing is stored, in any other case.
   bool store_groups(const S* acc, int64_t oc_step, int64_t oc, int64_t end, const PixelVector& p) const {
-    if (dest.interleave == 0 || epilogue.residual || table.interleave_left[oc] != dest.interleave ||
-        (end - oc) % dest.interleave != 0)
+    if (dest.interleave == 0 || epilogue.residual || !is_piecewise_linear(epilogue.activation) ||
+        table.interleave_left[oc] != dest.interleave || (end - oc) % dest.interleave != 0)
       return false;
     const GroupPart part = group_part(p);
     T* const first = at(p);
@@ -209,7 +207,8 @@ struct Store {
         FS_UNROLL
         for (int q = 0; q < M; ++q) {
           v[q] = load<S>(acc + q * oc_step) + splat<S>(bias[oc + q]);
-          if (!bias_only) v[q] = clamp(activate<S>(epilogue.activation, v[q], splat<S>(slope[oc + q])));
+          if (!bias_only)
+            v[q] = clamp(activate_piecewise_linear(epilogue.activation, v[q], splat<S>(slope[oc + q])));
         }
         interleave<S, M>(v);
         T* to = first + table.dest[oc];
@@ -227,9 +226,11 @@ struct Store {
   bool store_group(const S* acc, int64_t oc_step, int64_t oc, const PixelVector& p) const {
     return try_dispatch(RegisterInterleave{}, dest.interleave, [&](auto m) {
       constexpr int M = decltype(m)::value;
+      S part[M * L];  // `planar` is long: a loop that is not unrolled holds it once
+      for (int q = 0; q < M; ++q) store<S>(part + q * L, planar(load<S>(acc + q * oc_step), p, oc + q));
       Vec<S> v[M];
       FS_UNROLL
-      for (int q = 0; q < M; ++q) v[q] = planar(load<S>(acc + q * oc_step), p, oc + q);
+      for (int q = 0; q < M; ++q) v[q] = load<S>(part + q * L);
       interleave<S, M>(v);
       store_part<M>(at(p) + table.dest[oc], v, group_part(p));
     });
