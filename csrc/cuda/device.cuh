@@ -86,6 +86,7 @@ FS_DEVICE uint32_t load_4(const void* from) {
   return *static_cast<const uint32_t*>(from);
 }  // a multiple of 4
 FS_DEVICE void store_4(void* to, uint32_t value) { *static_cast<uint32_t*>(to) = value; }
+FS_DEVICE void store_2(void* to, uint16_t value) { *static_cast<uint16_t*>(to) = value; }  // a multiple of 2
 
 // ---- asynchronous copies from global to shared memory (sm_80) -----------------------------------------------------
 // 4, 8 or 16 bytes, aligned as many; zeros if !valid, and then `from` is not read. Seen by this thread after the
@@ -303,7 +304,6 @@ FS_DEVICE float widen(Float16 x) {
   return y;
 }
 FS_DEVICE void narrow(float x, Float16& to) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x)); }
-
 // To the nearest tf32, ties away from zero, as the hardware's own conversion.
 FS_DEVICE uint32_t round_to_tf32(uint32_t float_bits) {
 #if __CUDA_ARCH__ >= 800
@@ -351,6 +351,43 @@ FS_DEVICE void narrow(float x, BFloat16& to) {  // to nearest even
   const uint32_t u = bits_of(x);
   to.bits = x != x ? static_cast<uint16_t>(u >> 16 | 0x40u)
                    : static_cast<uint16_t>((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+#endif
+}
+
+// Two elements of a half type, in the order of memory.
+template <class T>
+FS_DEVICE uint32_t narrow_pair(float first, float second) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t pair;
+  if constexpr (__is_same(T, Float16))
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  else
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+#else
+  T low, high;
+  narrow(first, low), narrow(second, high);
+  return uint32_t{high.bits} << 16 | low.bits;
+#endif
+}
+
+// The larger, or the smaller, of two; NaN if one of them is.
+FS_DEVICE float larger_or_nan(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+#else
+  return a != a || a > b ? a : b;
+#endif
+}
+FS_DEVICE float smaller_or_nan(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float y;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+#else
+  return a != a || a < b ? a : b;
 #endif
 }
 

@@ -28,6 +28,8 @@ EpilogueParams epilogue_params(const ForwardArguments& a) {
   e.negative_slope_f = static_cast<float>(epilogue.negative_slope);
   e.clamp_min_f = static_cast<float>(epilogue.clamp_min);
   e.clamp_max_f = static_cast<float>(epilogue.clamp_max);
+  e.floor_f = epilogue.activation == Activation::kReLU ? std::max(0.f, e.clamp_min_f) : e.clamp_min_f;
+  e.ceiling_f = e.clamp_max_f;
   return e;
 }
 
@@ -37,6 +39,8 @@ EpilogueParams no_epilogue() {
   e.clamp_max = __builtin_inf();
   e.clamp_min_f = -__builtin_inff();
   e.clamp_max_f = __builtin_inff();
+  e.floor_f = -__builtin_inff();
+  e.ceiling_f = __builtin_inff();
   return e;
 }
 
@@ -104,6 +108,31 @@ void set_store(MmaParams& m, const Plan& plan, DType dtype) {
   m.store_interleave = SmallDivisor(m.interleave);
 }
 
+void set_vector_store(MmaParams& m, const Plan& plan, DType dtype) {
+  const int vector = 16 / static_cast<int>(element_bytes(dtype));
+  const bool by_pixel = plan.stores_by_pixel;
+  const int groups = std::min(m.oc, plan.block_oc) / m.interleave, stretch = plan.tile_w * m.interleave;
+  const int a = by_pixel ? plan.block_oc / vector : stretch / vector, b = by_pixel ? plan.tile_w : groups;
+  VectorStoreParams& v = m.vectors;
+  v.a = SmallDivisor(a);
+  v.b = SmallDivisor(b);
+  v.step_a = plan.threads % a;
+  v.step_b = plan.threads / a % b;
+  v.step_line = plan.threads / a / b;
+  v.vectors = plan.tile_n * plan.tile_h * a * b;
+  v.line_elements = a * b * vector;
+  v.pixel_elements = by_pixel ? plan.block_oc : m.interleave;
+  v.stretch_elements = by_pixel ? vector : m.interleave;
+  v.stretch_step = by_pixel ? vector : stretch;
+  v.place_a = by_pixel ? 1 : 0;
+  v.place_b = by_pixel ? 0 : 1;
+  v.element_a = by_pixel ? 0 : vector;
+  v.element_b = by_pixel ? m.interleave : 0;
+  v.places = by_pixel ? a : b;
+  v.place_columns = by_pixel ? vector : m.interleave;
+  v.pairs = by_pixel || m.interleave % 2 == 0;
+}
+
 }  // namespace
 
 void set_plan(MmaParams& m, const Geometry& g, const Plan& plan, const void* packed, DType dtype) {
@@ -117,7 +146,10 @@ void set_plan(MmaParams& m, const Geometry& g, const Plan& plan, const void* pac
   m.tile_w = SmallDivisor(plan.tile_w);
   m.tile_h = SmallDivisor(plan.tile_h);
   set_tap_ranges(m, g, plan);
-  set_store(m, plan, dtype);
+  if (plan.vectorised)
+    set_vector_store(m, plan, dtype);
+  else
+    set_store(m, plan, dtype);
 }
 
 PackParams pack_params(const Geometry& g, const ConstTensorRef& weight, const PhaseStrides& lr_channel_stride,

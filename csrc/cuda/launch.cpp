@@ -26,7 +26,7 @@ PlanKey key_of(const Problem& p, const Target& t) {
   PlanKey key;
   key.add_all(p.dtype, p.batch, p.ic, p.oc, p.groups, p.lr_h, p.lr_w, p.kernel_h, p.kernel_w, p.stride_h,
               p.stride_w, p.dilation_h, p.dilation_w, p.interleave, p.tf32, p.vector, p.wgmma, p.activated,
-              p.phase_oc, p.phase_h, p.phase_w, p.least_taps);
+              p.whole_vectors, p.phase_oc, p.phase_h, p.phase_w, p.least_taps);
   // mean_taps_share follows from the kernel padding, which one bit for each phase tells
   key.add_all(static_cast<int64_t>(p.mean_taps_share * (int64_t{1} << 52)), t.sm, t.multiprocessors,
               t.shared_bytes);
@@ -45,26 +45,34 @@ AnyPlan cached_plan(const Problem& problem, const Target& target, Make make) {
 
 Plan planned_conv(const Problem& p, const Target& t) { return cached_plan<Plan>(p, t, plan_conv); }
 
-Plan planned_forward(const Geometry& g, DType dtype, const KernelInput& input, bool channels_last,
-                     const Target& target) {
+Plan planned_forward(const Geometry& g, DType dtype, const KernelInput& input, const TensorRef& output,
+                     const Epilogue& epilogue, const Target& target) {
+  const bool channels_last = channels_are_neighbours(output.stride, g.channels);
   const PixelSource source = plain_source(input.view, dtype, g.in_channels, g.in_h, g.in_w, input.stored);
-  return planned_conv(forward_problem(g, dtype, channels_last, source.vector), target);
+  const bool whole_vectors = takes_whole_vectors(
+      output, dtype, channels_of(g, output.stride), g.lr_channels(),
+      interleave_of(g.channels, g.r_w, channels_last), g.crop_left, g.out_w, epilogue);
+  return planned_conv(forward_problem(g, dtype, channels_last, source.vector, whole_vectors), target);
 }
 
-Plan planned_input_grad(const Geometry& g, DType dtype, const PixelSource& gradient, bool channels_last,
-                        const Target& target) {
+Plan planned_input_grad(const Geometry& g, DType dtype, const PixelSource& gradient,
+                        const TensorRef& grad_input, const Target& target) {
   if (g.stride_h != 1 || g.stride_w != 1) {
     Plan plan{};
     plan.refusal = Refusal::kStridedInputGrad;
     return plan;
   }
-  return planned_conv(input_grad_problem(g, dtype, channels_last, gradient), target);
+  const bool channels_last = channels_are_neighbours(grad_input.stride, g.in_channels);
+  const bool whole_vectors =
+      takes_whole_vectors(grad_input, dtype, plain_channels(g.in_channels), g.in_channels,
+                          interleave_of(g.in_channels, 1, channels_last), 0, g.in_w, Epilogue{});
+  return planned_conv(input_grad_problem(g, dtype, channels_last, gradient, whole_vectors), target);
 }
 
 // It does not depend on how channels are copied.
 WeightGradPlan planned_weight_grad(const Geometry& g, DType dtype, const Target& target) {
   return cached_plan<WeightGradPlan>(
-      forward_problem(g, dtype, false, 1), target,
+      forward_problem(g, dtype, false, 1, false), target,
       [](const Problem& p, const Target& t) { return plan_weight_grad(p, t); });
 }
 
@@ -144,17 +152,15 @@ void copy_to_channels_last(const ForwardArguments& a, const KernelInput& copy, v
 ForwardPlan plan_forward(const ForwardArguments& a, const Target& target) {
   ForwardPlan made{};
   made.input = kernel_input(a.geometry, a.dtype, a.input, target);
-  const bool channels_last = channels_are_neighbours(a.output.stride, a.geometry.channels);
-  made.plan = planned_forward(a.geometry, a.dtype, made.input, channels_last, target);
+  made.plan = planned_forward(a.geometry, a.dtype, made.input, a.output, a.epilogue, target);
   if (made.plan.kernel != Kernel::kGeneric)
     made.scratch_bytes = aligned(made.plan.packed_bytes) + made.input.copy_bytes;
   return made;
 }
 
 Plan plan_input_grad(const InputGradArguments& a, const Target& target) {
-  const bool channels_last = channels_are_neighbours(a.grad_input.stride, a.geometry.in_channels);
   const PixelSource gradient = gradient_source(a.geometry, a.grad_output, a.saved, a.dtype);
-  return planned_input_grad(a.geometry, a.dtype, gradient, channels_last, target);
+  return planned_input_grad(a.geometry, a.dtype, gradient, a.grad_input, target);
 }
 
 WeightGradPlan plan_weight_grad(const WeightGradArguments& a, const Target& target) {
@@ -291,12 +297,14 @@ PassPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last
     return found;
   }
   const ConstTensorRef input{nullptr, dense_strides(g.in_channels, g.in_h, g.in_w, channels_last)};
-  const ConstTensorRef output{nullptr, dense_strides(g.channels, g.out_h, g.out_w, channels_last)};
-  const SavedOutput saved{output, activated ? Activation::kReLU : Activation::kNone};
+  const TensorRef output{nullptr, dense_strides(g.channels, g.out_h, g.out_w, channels_last)},
+      grad_input{nullptr, input.stride};
+  const ConstTensorRef gradient{nullptr, output.stride};
+  const SavedOutput saved{gradient, activated ? Activation::kReLU : Activation::kNone};
   const Plan p =
       pass == Pass::kForward
-          ? planned_forward(g, dtype, kernel_input(g, dtype, input, target), channels_last, target)
-          : planned_input_grad(g, dtype, gradient_source(g, output, saved, dtype), channels_last, target);
+          ? planned_forward(g, dtype, kernel_input(g, dtype, input, target), output, Epilogue{}, target)
+          : planned_input_grad(g, dtype, gradient_source(g, gradient, saved, dtype), grad_input, target);
   found.kernel = p.kernel;
   found.refusal = p.refusal;
   found.pixels = int64_t{p.tile_n} * p.tile_h * p.tile_w;

@@ -20,7 +20,8 @@ struct EpilogueParams {
   bool clamped;
   double negative_slope, clamp_min, clamp_max;
   float negative_slope_f, clamp_min_f,
-      clamp_max_f;  // a conversion for each value would cost more than its sum
+      clamp_max_f;           // a conversion for each value would cost more than its sum
+  float floor_f, ceiling_f;  // the clamp, and relu with it
 };
 
 // Everything of one operator, for the generic kernels.
@@ -103,6 +104,21 @@ struct TapRange {
   int taps, steps;      // steps: per k_block
 };
 
+// The store of vectors, if the plan is vectorised. A tile is staged as the vectors to be stored, by (line, b, a), where a
+// line is a row of low-resolution pixels. If pixels have whole vectors of an interleave group, b is a pixel of the line
+// and a a vector of the block's output channels; else b is an interleave group and a a vector of its stretch of the line.
+struct VectorStoreParams {
+  SmallDivisor a, b;                   // how many there are of each
+  int step_a, step_b, step_line;       // from a thread's vector to its next one
+  int vectors;                         // of a tile
+  int line_elements, pixel_elements;   // of the staging area
+  int stretch_elements, stretch_step;  // of channels that are staged together, and from one to the next
+  int place_a, place_b;                // of a vector in the table of places: place_a * a + place_b * b
+  int element_a, element_b;            // in its row of the output, in the same way
+  int places, place_columns;           // of the table, and output channels from one to the next
+  bool pairs;                          // output channels 2k and 2k + 1 are neighbours
+};
+
 struct MmaParams {
   PixelLoad load;
   const void* packed;
@@ -125,6 +141,7 @@ struct MmaParams {
   SmallDivisor store_slots, store_segments, store_groups,
       store_interleave;  // divisors and counts of the store loop
   bool whole_groups;  // every block has whole groups, so that a tile row of a group is one stretch of memory
+  VectorStoreParams vectors;
 };
 
 struct ShuffleParams {

@@ -49,6 +49,28 @@ void choose_tile(const Problem& p, int64_t most, AnyPlan& plan) {
   }
 }
 
+// Are all loads and stores of this tile whole vectors? Then vectors are staged by row of the tile, if blocks have whole
+// interleave groups and rows of them are whole vectors; else by pixel, if groups are.
+void choose_store(const Problem& p, Plan& plan) {
+  const int64_t vector = 16 / element_bytes(p.dtype);
+  const bool whole_groups = p.oc <= plan.block_oc || plan.block_oc % p.interleave == 0;
+  plan.stores_by_pixel = !whole_groups || plan.single_phase || plan.tile_w * p.interleave % vector != 0;
+  plan.vectorised = p.whole_vectors && p.vector == vector && !p.activated &&
+                    (!plan.stores_by_pixel || p.interleave % vector == 0);
+}
+
+// Shared memory that the store needs: the staging area, and tables beside it.
+struct StoreBytes {
+  int64_t staging, tables;
+};
+StoreBytes store_bytes(const Problem& p, const Plan& plan) {
+  if (!plan.vectorised)
+    return {int64_t{kMmaPixels} * (plan.block_oc + kStagingPad) * 4,
+            round_up(int64_t{plan.block_oc} * kOcInfoBytes, 16)};
+  return {int64_t{kMmaPixels} * plan.block_oc * element_bytes(p.dtype),
+          int64_t{plan.block_oc} * kOcPlaceBytes + int64_t{plan.tile_n} * plan.tile_h * kLineBytes};
+}
+
 // Fills in all that follows from tile, block_oc and k_block; false if that does not fit.
 bool lay_out(const Problem& p, const Target& t, Plan& plan) {
   const int64_t taps = p.kernel_h * p.kernel_w, pixels = int64_t{plan.tile_n} * plan.halo_h * plan.halo_w;
@@ -61,14 +83,14 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
   constexpr int64_t kMost = int64_t{1} << 31;  // the kernels count pixels in 32 bits
   if (tiles >= kMost || oc_blocks >= 1 << 16 || p.batch >= kMost) return false;
   if (p.lr_h * p.stride_h >= kMost || p.lr_w * p.stride_w >= kMost) return false;
+  choose_store(p, plan);
   plan.threads = plan.block_oc == 128 ? 256 : 128;
   plan.grid_y = static_cast<int>(oc_blocks);
   const int64_t tap_bytes = int64_t{plan.block_oc} * plan.block_k_bytes,
                 filter = plan.k_blocks * taps * tap_bytes;
   plan.packed_bytes = oc_blocks * filter;
   plan.pixel_stage_bytes = round_up(pixels * plan.block_k_bytes, 128);
-  const int64_t staging = int64_t{kMmaPixels} * (plan.block_oc + kStagingPad) * 4;
-  const int64_t table = round_up(int64_t{plan.block_oc} * kOcInfoBytes, 16);
+  const auto [staging, tables] = store_bytes(p, plan);
 
   // A filter that stays pays where blocks have several tiles each.
   plan.resident = filter <= kResidentBytes && tiles * oc_blocks > 2 * t.multiprocessors;
@@ -80,7 +102,7 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
     plan.filter_offset = plan.pixel_stages * plan.pixel_stage_bytes;
     plan.staging_offset = plan.filter_offset + filter;
     plan.table_offset = plan.staging_offset + staging;
-    plan.shared_bytes = plan.table_offset + table;
+    plan.shared_bytes = plan.table_offset + tables;
     if (plan.shared_bytes <= t.shared_bytes) {
       const int64_t together = std::clamp<int64_t>(t.shared_bytes / (plan.shared_bytes + 1024), 1, 3);
       plan.grid_x = static_cast<int>(std::min(tiles, ceil_div(t.multiprocessors * together, oc_blocks)));
@@ -101,7 +123,7 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
     plan.filter_offset = plan.pixel_stages * plan.pixel_stage_bytes;
     plan.staging_offset = 0;
     plan.table_offset = std::max(plan.filter_offset + plan.stages * plan.filter_step_bytes, staging);
-    plan.shared_bytes = plan.table_offset + table;
+    plan.shared_bytes = plan.table_offset + tables;
     if (plan.shared_bytes <= t.shared_bytes) return true;
   }
   return false;
@@ -151,16 +173,16 @@ bool lay_out_wgmma(const Problem& p, const Target& t, Plan& plan) {
   plan.step_taps = 1;
   plan.steps = static_cast<int>(taps);
   plan.filter_step_bytes = tap_bytes;
-  const int64_t staging = int64_t{kMmaPixels} * (plan.block_oc + kStagingPad) * 4;
-  const int64_t table = round_up(int64_t{plan.block_oc} * kOcInfoBytes, 16);
+  choose_store(p, plan);
+  const StoreBytes store = store_bytes(p, plan);
   const int64_t least_steps = plan.single_phase ? p.least_taps : plan.steps;
   const auto fits = [&](int stages, int64_t limit) {
     // a step is fetched while the one before the last is still read: stages steps in a row are in use
     plan.stages = stages;
     plan.pixel_stages = static_cast<int>(1 + ceil_div(stages - 1, least_steps));
     plan.filter_offset = plan.pixel_stages * plan.pixel_stage_bytes;
-    plan.table_offset = std::max(plan.filter_offset + plan.stages * plan.filter_step_bytes, staging);
-    plan.barrier_offset = plan.table_offset + table;
+    plan.table_offset = std::max(plan.filter_offset + plan.stages * plan.filter_step_bytes, store.staging);
+    plan.barrier_offset = plan.table_offset + store.tables;
     plan.shared_bytes = plan.barrier_offset + kWgmmaStages * 8;
     return plan.shared_bytes <= limit;
   };

@@ -45,6 +45,7 @@ struct Problem {
   int vector;          // neighbouring channels of a pixel that can be copied at once
   bool wgmma;          // Hopper's kernels were compiled
   bool activated;      // an activation's gradient is applied to what is loaded
+  bool whole_vectors;  // the output takes whole 16-byte vectors, with no epilogue that needs float32: see problem.h
   // If output channels are sorted by phase, phase_oc to each, single-phase tiles may do with less: low-resolution
   // pixels that suffice if the phases that the crop takes off the first row or column begin a pixel later; and taps, where
   // phases lack the first row or column of them: the fewest of a phase, and what share of them all an average one has.
@@ -55,9 +56,10 @@ struct Problem {
 
 // mma.sync tile: kMmaPixels pixels (M) by block_oc output channels (N).
 constexpr int kMmaPixels = 128;
-// Of the store: floats between rows of the staging area, so that rows start in different banks; and what it must know
-// of each output channel.
-constexpr int kStagingPad = 8, kOcInfoBytes = 20;
+// Of the store of elements: floats between rows of the staging area, so that rows start in different banks; and what it
+// must know of each output channel. Of the store of vectors: what it must know of each output channel, and of each row of
+// low-resolution pixels of the tile.
+constexpr int kStagingPad = 8, kOcInfoBytes = 20, kOcPlaceBytes = 32, kLineBytes = 16;
 // The tile shapes that are compiled, for the planner and for the launch.
 using MmaBlockOc = IntList<16, 32, 48, 64, 128>;
 using MmaBlockKBytes = IntList<32, 64>;
@@ -79,6 +81,8 @@ struct Plan {
   int tiles_n, tiles_h, tiles_w;
   int halo_h, halo_w;
   bool single_phase;  // tiles are of one phase each, see Problem
+  bool vectorised;    // all loads and stores are of whole 16-byte vectors: kernels without the code for anything else
+  bool stores_by_pixel;  // these are staged by pixel, not by row of the tile
   bool resident;      // the whole filter of a row block stays in shared memory, blocks go from tile to tile
   int step_taps;      // taps whose weights come at a time
   int steps;          // per k_block

@@ -108,7 +108,18 @@ PixelSource gradient_source(const Geometry& g, const ConstTensorRef& t, const Sa
   return source;
 }
 
-Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, int vector) {
+bool takes_whole_vectors(const TensorRef& output, DType dtype, const ShuffledChannels& map, int64_t oc,
+                         int64_t interleave, int64_t crop_left, int64_t out_w, const Epilogue& epilogue) {
+  if (epilogue.residual_kind != ResidualKind::kNone || !is_piecewise_linear(epilogue.activation)) return false;
+  const int vector = static_cast<int>(16 / element_bytes(dtype));
+  const Strides& s = output.stride;
+  const int64_t per_column = interleave / map.r_w;
+  const int64_t group_step = oc / interleave > map.r_h ? s.c : 0;  // from one channel to the next, if there are several
+  return copied_at_once(output.data, dtype,
+                        {s.n, s.h, group_step, crop_left * per_column, out_w * per_column}) == vector;
+}
+
+Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, int vector, bool whole_vectors) {
   Problem p{};
   p.dtype = dtype;
   p.batch = g.batch;
@@ -126,6 +137,7 @@ Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, int 
   p.interleave = interleave_of(g.channels, g.r_w, channels_last);
   p.tf32 = g.tf32;
   p.vector = vector;
+  p.whole_vectors = whole_vectors;
   p.wgmma = kHaveWgmma;
   const PhaseGeometry phases(g);
   const bool spared = phases.h.starts_in_first_block() && phases.w.starts_in_first_block() &&
@@ -140,7 +152,8 @@ Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, int 
   return p;
 }
 
-Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last, const PixelSource& gradient) {
+Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last, const PixelSource& gradient,
+                           bool whole_vectors) {
   Problem p{};
   p.dtype = dtype;
   p.batch = g.batch;
@@ -158,6 +171,7 @@ Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last, c
   p.interleave = interleave_of(g.in_channels, 1, channels_last);
   p.tf32 = g.tf32;
   p.vector = gradient.vector;
+  p.whole_vectors = whole_vectors;
   p.wgmma = kHaveWgmma;
   p.activated = gradient.activation != Activation::kNone;
   p.mean_taps_share = 1;
@@ -172,7 +186,7 @@ KernelInput kernel_input(const Geometry& g, DType dtype, const ConstTensorRef& i
   const int64_t vector = 16 / element_bytes(dtype), pixels = g.in_h * g.in_w;
   if (channels_are_neighbours(input.stride, g.in_channels) || g.in_channels < vector || pixels == 0)
     return native;
-  if (refusal_of(forward_problem(g, dtype, false, 1), target) != Refusal::kNone) return native;
+  if (refusal_of(forward_problem(g, dtype, false, 1, false), target) != Refusal::kNone) return native;
   constexpr int64_t kMost = (int64_t{1} << 31) - kLayoutTile;  // the kernel counts in 32 bits
   if (pixels >= kMost || g.batch * (pixels / kLayoutTile + 1) >= kMost) return native;
   const int64_t padded = round_up(g.in_channels, vector);

@@ -28,10 +28,16 @@ PixelSource plain_source(const ConstTensorRef& t, DType dtype, int64_t channels,
 PixelSource gradient_source(const Geometry& g, const ConstTensorRef& t, const SavedOutput& saved,
                             DType dtype);
 
+// Does an output begin and end with whole 16-byte vectors in each row, wherever a crop cuts it? And is everything done
+// with a value when it is staged: no residual, which is added later, and no transcendental activation?
+bool takes_whole_vectors(const TensorRef& output, DType dtype, const ShuffledChannels& map, int64_t oc,
+                         int64_t interleave, int64_t crop_left, int64_t out_w, const Epilogue& epilogue);
+
 // vector: elements of the input that can be copied at once.
-Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, int vector);
+Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, int vector, bool whole_vectors);
 // The convolution of the low-resolution gradient with the flipped kernel.
-Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last, const PixelSource& gradient);
+Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last, const PixelSource& gradient,
+                           bool whole_vectors);
 
 // What the forward kernels read: the input, or a copy of it in channels_last.
 struct KernelInput {

@@ -159,6 +159,9 @@ FS_DEVICE void store_16(void* to, const Packed16& value, FS_PLACE) {
   simt::store(to, &value, 16, {"store_16", file, line});
 }
 
+FS_DEVICE void store_2(void* to, uint16_t value, FS_PLACE) {
+  simt::store(to, &value, 2, {"store_2", file, line});
+}
 FS_DEVICE void store_4(void* to, uint32_t value, FS_PLACE) {
   simt::store(to, &value, 4, {"store_4", file, line});
 }

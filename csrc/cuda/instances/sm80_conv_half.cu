@@ -5,7 +5,7 @@ namespace fused_subpixel::cuda {
 #if !defined(FS_SIMT)
 int mma_image_version() {
   cudaFuncAttributes attributes;
-  const auto* kernel = reinterpret_cast<const void*>(&conv_mma_kernel<Float16, 64, 2, 1>);
+  const auto* kernel = reinterpret_cast<const void*>(&conv_mma_kernel<Float16, 64, 2, 1, true>);
   if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) return attributes.ptxVersion;
   (void)cudaGetLastError();
   return 0;

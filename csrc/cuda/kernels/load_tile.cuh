@@ -53,6 +53,31 @@ FS_DEVICE VectorPlace vector_place(const PixelLoad& p, int i) {
   return {i - vec * p.halo_pixels.divisor, vec};
 }
 
+// Walks the pixels of a tile with its halo in equal steps, by additions: (image, row, column) from the halo's first pixel,
+// and the offset that belongs to them.
+struct HaloWalk {
+  int image, row, column;
+  int64_t offset;
+  int step_image, step_row, step_column;
+  int64_t step_offset, next_row, next_image;  // next_: added when a column, or a row, goes back by the halo's width, height
+  FS_DEVICE HaloWalk(const PixelLoad& p, const PixelStrides& by, int pixel, int step) {
+    const auto digits = [&](int at, int& i, int& r, int& c) {
+      const int line = p.halo_w.divide(at);
+      i = p.halo_h.divide(line), r = line - i * p.halo_h.divisor, c = at - line * p.halo_w.divisor;
+      return i * by.batch + r * by.row + c * by.col;
+    };
+    offset = digits(pixel, image, row, column);
+    step_offset = digits(step, step_image, step_row, step_column);
+    next_row = by.row - p.halo_w.divisor * by.col;
+    next_image = by.batch - p.halo_h.divisor * by.row;
+  }
+  FS_DEVICE void go(const PixelLoad& p) {
+    column += step_column, row += step_row, image += step_image, offset += step_offset;
+    if (column >= p.halo_w.divisor) column -= p.halo_w.divisor, ++row, offset += next_row;
+    if (row >= p.halo_h.divisor) row -= p.halo_h.divisor, ++image, offset += next_image;
+  }
+};
+
 // One k_block of the tile's pixels into `stage`, kVector elements at a time; the threads share (pixel, vec) pairs. All
 // pairs of a thread are of one vec here, of which everything is found once.
 template <class T, int kVector, class Layout>
@@ -65,17 +90,19 @@ FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int k_b
   FS_UNROLL
   for (int e = 0; e < kElements; e += kVector)
     channel[e / kVector] = channel_place(p, from.stride, (k_block * kVectors + vec) * kElements + e);
+  const int first = thread_index() / kVectors, step = block_threads() / kVectors;
+  const PixelPlace corner = pixel_place(p, origin, 0);
+  const T* data = static_cast<const T*>(from.data) + pixel_offset(from.stride, corner);
+  HaloWalk at(p, from.stride, first, step);
   FS_NO_UNROLL
-  for (int pixel = thread_index() / kVectors; pixel < p.halo_pixels.divisor;
-       pixel += block_threads() / kVectors) {
-    const PixelPlace at = pixel_place(p, origin, pixel);
-    const T* data = static_cast<const T*>(from.data) + pixel_offset(from.stride, at);
+  for (int pixel = first; pixel < p.halo_pixels.divisor; pixel += step, at.go(p)) {
     unsigned char* to = stage + layout.at(pixel, vec);
     FS_UNROLL
     for (int e = 0; e < kElements; e += kVector) {
-      const bool exists = exists_at(from, channel[e / kVector], at.row, at.column) && at.n < p.batch;
-      cp_async<kVector * sizeof(T)>(to + e * sizeof(T),
-                                    exists ? data + channel[e / kVector].offset : from.data, exists);
+      const ChannelPlace& here = channel[e / kVector];
+      const bool exists = exists_at(from, here, corner.row + at.row, corner.column + at.column) &&
+                          corner.n + at.image < p.batch;
+      cp_async<kVector * sizeof(T)>(to + e * sizeof(T), data + (at.offset + here.offset), exists);
     }
   }
 }

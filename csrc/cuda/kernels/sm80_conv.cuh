@@ -18,6 +18,8 @@
 
 #include "cuda/kernels/load_tile.cuh"
 #include "cuda/kernels/pack_weight.cuh"
+#include "cuda/kernels/store_elements.cuh"
+#include "cuda/kernels/store_vectors.cuh"
 
 namespace fused_subpixel::cuda {
 
@@ -29,12 +31,16 @@ struct Cursor {
   int pixel_stage, filter_stage;
 };
 
-template <class T, int kBlockKBytes, int kOcTiles, int kOcWarps>
+template <class T, int kBlockOc, bool kVectorised>
+using Store = std::conditional_t<kVectorised, VectorStore<T, kBlockOc>, ElementStore<T, kBlockOc>>;
+
+// kVectorised: see Plan.
+template <class T, int kBlockKBytes, int kOcTiles, int kOcWarps, bool kVectorised>
 struct MmaBlock {
   static constexpr int kBlockOc = 8 * kOcTiles * kOcWarps;
   static constexpr int kTapBytes = kBlockOc * kBlockKBytes;  // of the filter
   const MmaParams& p;
-  TileStore<T, kBlockOc> store;
+  Store<T, kBlockOc, kVectorised> store;
   int range;                  // of taps
   int base[2];                // halo index, at tap 0, of the pixels whose rows this lane reads
   float acc[2][kOcTiles][4];  // 16 pixels x 8 output channels each
@@ -80,7 +86,9 @@ struct MmaBlock {
         const TileOrigin origin = tile_origin(p, at.tile);
         unsigned char* to = shared() + at.pixel_stage * plan.pixel_stage_bytes;
         const XorSwizzled<kBlockKBytes> layout(p.load.halo_pixels.divisor);
-        if constexpr (kBlockOc <= kActivatedBlockOc)
+        if constexpr (kVectorised)
+          load_pixels<T, 16 / static_cast<int>(sizeof(T))>(p.load, origin, at.k_block, to, layout);
+        else if constexpr (kBlockOc <= kActivatedBlockOc)
           load_source<T>(p.load, origin, at.k_block, to, layout);
         else
           load_pixels<T>(p.load, origin, at.k_block, to, layout);
@@ -151,7 +159,7 @@ struct MmaBlock {
       const auto at = store.columns_at(column);
       FS_UNROLL
       for (int m = 0; m < 2; ++m)
-        store.stage(pixel_warp() * kPixelsPerWarp + m * 16 + lane() / 4, column, at, acc[m][c]);
+        store.stage(pixel_warp() * kPixelsPerWarp + m * 16 + lane() / 4, at, acc[m][c]);
     }
   }
 
@@ -165,9 +173,9 @@ struct MmaBlock {
   // length, and it would wait for instructions.
   FS_DEVICE void run() {
     const Plan& plan = p.plan;
-    store.fill_oc_info();
     wait_for_kernel_before();  // that packs the filter
     Cursor ahead = {block_x(), 0, 0, 0, 0};
+    bool filled = false;  // the store's tables
     if (plan.resident)
       copy_bytes(packed(), shared() + plan.filter_offset, plan.k_blocks * p.taps * kTapBytes);
     int pixel_stage = 0, before = plan.stages - 1;  // iterations of the prologue
@@ -178,6 +186,7 @@ struct MmaBlock {
           FS_NO_UNROLL
           for (;; --before) {
             if (before == 0) {
+              if (!filled) store.fill_tables(), filled = true;  // while the first copies are under way
               wait_for_step();
               sync_threads();  // all copies of this step have come; all threads are done with the step before it
             }
@@ -194,16 +203,18 @@ struct MmaBlock {
         if (++pixel_stage == plan.pixel_stages) pixel_stage = 0;
       }
       if (!plan.resident) sync_threads();  // the staging area overlaps pixels and weight
+      const TileOrigin origin = tile_origin(p, tile);
+      store.begin(origin);
       stage_acc();
-      store.store(tile_origin(p, tile));  // the next tile's first barrier keeps its sums from overtaking
+      store.store(origin);  // the next tile's first barrier keeps its sums from overtaking
     }
   }
 };
 
-template <class T, int kBlockKBytes, int kOcTiles, int kOcWarps>
+template <class T, int kBlockKBytes, int kOcTiles, int kOcWarps, bool kVectorised>
 FS_KERNEL(32 * kPixelWarps * kOcWarps, kOcWarps == 1 ? 3 : 2)
 conv_mma_kernel(FS_CONSTANT(MmaParams) p) {
-  MmaBlock<T, kBlockKBytes, kOcTiles, kOcWarps>(p).run();
+  MmaBlock<T, kBlockKBytes, kOcTiles, kOcWarps, kVectorised>(p).run();
 }
 
 }  // namespace fused_subpixel::cuda

@@ -21,13 +21,13 @@
 
 namespace fused_subpixel::cuda {
 
-template <class T, int kVectors>
+template <class T, int kVectors, bool kVectorised>
 struct WgmmaBlock {
   static constexpr int kBlockOc = kWgmmaBlockOc, kTapBytes = kBlockOc * kVectors * 16;
   static_assert(kBlockOc == kWgmmaN && kMmaPixels == 2 * kWgmmaM);
   const MmaParams& p;
   unsigned char* shared;
-  TileStore<T, kBlockOc> store;
+  Store<T, kBlockOc, kVectorised> store;
   uint64_t* arrived;            // an mbarrier for each stage of the filter: its bytes have come
   const unsigned char* packed;  // of this row block
   TileOrigin origin;
@@ -58,7 +58,7 @@ struct WgmmaBlock {
       if (at.step == 0) {
         unsigned char* to = shared + at.pixel_stage * plan.pixel_stage_bytes;
         const KPlanes<kVectors> layout(plan.pixel_plane);
-        if (p.load.source.output)
+        if (!kVectorised && p.load.source.output)
           load_activated<T>(p.load, origin, at.k_block, to, layout);
         else
           load_pixels<T, 16 / static_cast<int>(sizeof(T))>(p.load, origin, at.k_block, to, layout);
@@ -112,13 +112,12 @@ struct WgmmaBlock {
     FS_UNROLL
     for (int c = 0; c < kBlockOc / 8; ++c) {
       const int column = c * 8 + lane % 4 * 2;
-      store.stage(group * kWgmmaM + warp * 16 + lane / 4, column, store.columns_at(column), acc + c * 4);
+      store.stage(group * kWgmmaM + warp * 16 + lane / 4, store.columns_at(column), acc + c * 4);
     }
   }
 
   FS_DEVICE void run() {
     const Plan& plan = p.plan;
-    store.fill_oc_info();
     if (thread_index() == 0) {
       for (int stage = 0; stage < plan.stages; ++stage) mbarrier_init(arrived + stage, 1);
       fence_async_proxy();  // of the barriers, for this thread's copies; others see them after the first step's barrier
@@ -126,11 +125,13 @@ struct WgmmaBlock {
     wait_for_kernel_before();  // that packs the filter
     Cursor ahead = {0, 0, 0, 0, 0};
     int pixel_stage = 0, filter_stage = 0, parity = 0, before = plan.stages - 2;  // as in sm80_conv.cuh
+    bool filled = false;
     for (int k_block = 0; k_block < plan.k_blocks; ++k_block) {
       for (int step = 0, i = taps().first_a, j = taps().first_b; step < taps().steps; ++step) {
         FS_NO_UNROLL
         for (;; --before) {
           if (before == 0) {
+            if (!filled) store.fill_tables(), store.begin(origin), filled = true;
             if (step == 0) {  // this k_block's pixels, the oldest of stages - 2 groups under way
               if (plan.stages == 3) cp_async_wait<0>();
               if (plan.stages == 4) cp_async_wait<1>();
@@ -159,10 +160,10 @@ struct WgmmaBlock {
   }
 };
 
-template <class T, int kVectors>
+template <class T, int kVectors, bool kVectorised>
 FS_KERNEL(256, 2)
 conv_wgmma_kernel(FS_CONSTANT(MmaParams) p) {
-  WgmmaBlock<T, kVectors>(p).run();
+  WgmmaBlock<T, kVectors, kVectorised>(p).run();
 }
 
 }  // namespace fused_subpixel::cuda

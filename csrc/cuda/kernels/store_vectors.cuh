@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The store of vectors, for the common case: everything is done with an accumulator when it is staged - bias, piecewise
+// linear activation, clamp, rounding to the element type - and the staging area holds the 16-byte vectors of the output
+// as they are to be stored. See VectorStoreParams.
+#pragma once
+
+#include "cuda/kernels/store.cuh"
+
+namespace fused_subpixel::cuda {
+
+template <class T, int kBlockOc>
+struct VectorStore {
+  static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  const MmaParams& p;
+
+  // What the epilogue must know of an output channel. place: in the staging area, from its pixel's; in bytes, or negative
+  // if there is no such channel.
+  struct alignas(16) OcInfo {
+    float bias, slope;
+    int place;
+  };
+  // Where the output has the first channel of a vector: from the block's sub-pixel, elements and rows; and its element of
+  // an interleave group.
+  struct alignas(16) Place {
+    int64_t offset;
+    int row, element;
+  };
+  // A row of low-resolution pixels: its first output row, and where that begins.
+  struct alignas(16) Line {
+    int64_t offset;
+    int row;
+  };
+  static_assert(sizeof(OcInfo) + sizeof(Place) == kOcPlaceBytes && sizeof(Line) == kLineBytes);
+  static constexpr int kNowhere = -(1 << 30);  // a row that no offset brings into the output
+  static constexpr int kNoElement = 1 << 30;   // past the end of every line
+
+  FS_DEVICE OcInfo* oc_info() const {
+    return reinterpret_cast<OcInfo*>(shared_memory() + p.plan.table_offset);
+  }
+  FS_DEVICE Place* places() const { return reinterpret_cast<Place*>(oc_info() + kBlockOc); }
+  FS_DEVICE Line* lines() const { return reinterpret_cast<Line*>(places() + kBlockOc); }
+  FS_DEVICE unsigned char* staging() const { return shared_memory() + p.plan.staging_offset; }
+
+  // Vectors are permuted by rows of 128 bytes: neighbouring pixels, which a warp stages at once, are in different banks.
+  static FS_DEVICE int permuted(int byte) { return byte ^ (byte >> 3 & 0x70); }
+
+  FS_DEVICE void fill_tables() const {
+    const VectorStoreParams& v = p.vectors;
+    const int first_oc = block_y() * kBlockOc;
+    const ShuffleSizes<PlainDivisor<int>> sizes = shuffle_sizes(p.map.channels, p.map.r_h, p.map.r_w);
+    const Activation activation = p.epilogue.activation;
+    const bool sloped = activation == Activation::kLeakyReLU || activation == Activation::kPReLU;
+    for (int column = thread_index(); column < kBlockOc; column += block_threads()) {
+      OcInfo info = {0, 0, -1};
+      if (first_oc + column < p.oc) {
+        const PhaseOf<int> at = phase_of(p.map, first_oc + column);
+        const int o = channel_of_phase(at, sizes, p.map.call_order);
+        const int stretch = column / v.stretch_elements;
+        info.bias = bias_of<T>(p.epilogue, at.c, o);
+        info.slope = sloped ? slope_of<T>(p.epilogue, at.c, o) : 1.f;
+        info.place = static_cast<int>(sizeof(T)) *
+                     (stretch * v.stretch_step + column - stretch * v.stretch_elements);
+      }
+      oc_info()[column] = info;
+    }
+    for (int i = thread_index(); i < v.places; i += block_threads()) {
+      const int oc = first_oc + i * v.place_columns, group = oc / p.interleave, block = group / p.map.r_h;
+      const int row = group - block * p.map.r_h;
+      places()[i] = {block * p.out_group_stride + row * p.out_row_stride, row,
+                     oc < p.oc ? oc - group * p.interleave : kNoElement};
+    }
+  }
+
+  // Of the tile at `origin`; before its accumulators are staged.
+  FS_DEVICE void begin(const TileOrigin& origin) const {
+    for (int line = thread_index(); line < p.plan.tile_n * p.plan.tile_h; line += block_threads()) {
+      const int image = p.tile_h.divide(line), n = origin.n + image,
+                h = origin.h + line - image * p.plan.tile_h;
+      const int row = h * p.map.r_h - p.crop_top;
+      lines()[line] = {n * p.out_batch_stride + row * p.out_row_stride,
+                       n < p.load.batch && h < p.lr_h ? row : kNowhere};
+    }
+  }
+
+  // What staging must know of two neighbouring output channels, the same for all pixels; and of a pixel.
+  struct Columns {
+    OcInfo left, right;
+  };
+  FS_DEVICE Columns columns_at(int column) const { return {oc_info()[column], oc_info()[column + 1]}; }
+  FS_DEVICE int place_of(int pixel) const {
+    const int line = p.tile_w.divide(pixel);
+    const int place = line * p.vectors.line_elements + (pixel - line * p.plan.tile_w) * p.vectors.pixel_elements;
+    return pixel < p.plan.tile_n * p.plan.tile_h * p.plan.tile_w ? place * static_cast<int>(sizeof(T))
+                                                                 : kNowhere;
+  }
+
+  // No branch depends on the activation: what has no slope has slope 1, and relu is a clamp from below.
+  FS_DEVICE float finish(float acc, const OcInfo& of) const {
+    const float v = acc + of.bias, sloped = v * of.slope;
+    return smaller_or_nan(larger_or_nan(v > 0.f ? v : sloped, p.epilogue.floor_f), p.epilogue.ceiling_f);
+  }
+
+  // The 16 x 8 accumulators from (pixel, column) on that a lane holds in the order of mma's d.
+  FS_DEVICE void stage(int pixel, const Columns& at, const float* acc) const {
+    FS_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int place = place_of(pixel + half * 8);
+      const float left = finish(acc[2 * half], at.left), right = finish(acc[2 * half + 1], at.right);
+      unsigned char* to = staging() + permuted(place + at.left.place);
+      const bool exists = place >= 0 && at.left.place >= 0;
+      if constexpr (sizeof(T) == 2) {
+        const uint32_t pair = narrow_pair<T>(left, right);
+        if (exists && p.vectors.pairs) store_4(to, pair);
+        if (exists && !p.vectors.pairs) store_2(to, static_cast<uint16_t>(pair));
+        if (place >= 0 && at.right.place >= 0 && !p.vectors.pairs)
+          store_2(staging() + permuted(place + at.right.place), static_cast<uint16_t>(pair >> 16));
+      } else {
+        if (exists && p.vectors.pairs) store_8(to, bits_of(left), bits_of(right));
+        if (exists && !p.vectors.pairs) store_4(to, bits_of(left));
+        if (place >= 0 && at.right.place >= 0 && !p.vectors.pairs)
+          store_4(staging() + permuted(place + at.right.place), bits_of(right));
+      }
+    }
+  }
+
+  FS_DEVICE void store(const TileOrigin& origin) const {
+    sync_threads();  // all accumulators are staged
+    const VectorStoreParams& v = p.vectors;
+    const int x0 = origin.w * p.map.r_w - p.crop_left;  // high-resolution column of the tile's first pixel
+    // Elements of a line that the crop leaves; columns are bounded before they are multiplied.
+    const int width = p.plan.tile_w < p.lr_w - origin.w ? p.plan.tile_w : p.lr_w - origin.w;
+    const int columns = width * p.map.r_w, before = x0 < 0 ? (-x0 < columns ? -x0 : columns) : 0;
+    const int left = p.out_w - x0 < columns ? p.out_w - x0 : columns;
+    const int low = before * p.per_column, high = left > 0 ? left * p.per_column : 0;
+    T* const first = static_cast<T*>(p.output) + int64_t{x0} * p.per_column;
+    const int rest = v.a.divide(thread_index());
+    int a = thread_index() - rest * v.a.divisor, line = v.b.divide(rest), b = rest - line * v.b.divisor;
+    FS_NO_UNROLL
+    for (int i = thread_index(); i < v.vectors; i += block_threads()) {
+      const Line at = lines()[line];
+      const Place place = places()[a * v.place_a + b * v.place_b];
+      const int element = a * v.element_a + b * v.element_b + place.element;
+      if (static_cast<unsigned>(at.row + place.row) < static_cast<unsigned>(p.out_h) && element >= low &&
+          element < high)
+        store_16(first + at.offset + place.offset + element, load_16(staging() + permuted(i * 16)));
+      a += v.step_a, b += v.step_b, line += v.step_line;
+      if (a >= v.a.divisor) a -= v.a.divisor, ++b;
+      if (b >= v.b.divisor) b -= v.b.divisor, ++line;
+    }
+  }
+};
+
+}  // namespace fused_subpixel::cuda
