@@ -334,7 +334,9 @@ FS_DEVICE uint64_t wgmma_operand(const void* start, int rows_stride, int k_strid
 }
 // The same operand `bytes` further on.
 FS_DEVICE uint64_t moved_operand(uint64_t operand, int bytes) {
-  return operand + static_cast<uint64_t>(bytes >> 4);
+  // the start has 14 bits, which hold all of shared memory: nothing is carried into the upper half
+  return (operand & ~uint64_t{0xffffffff}) |
+         (static_cast<uint32_t>(operand) + static_cast<uint32_t>(bytes >> 4));
 }
 
 FS_DEVICE float widen(float x) { return x; }

@@ -56,8 +56,6 @@ PixelLoad pixel_load(const PixelSource& source, int64_t batch, const TileSteps& 
   load.halo_w = SmallDivisor(halo_w);
   load.halo_h = SmallDivisor(halo_h);
   load.halo_pixels = SmallDivisor(images * halo_h * halo_w);
-  load.shuffle = {SmallDivisor(source.map.channels), SmallDivisor(source.map.r_h),
-                  SmallDivisor(source.map.r_w)};
   return load;
 }
 
@@ -70,7 +68,7 @@ void set_output(MmaParams& m, const TensorRef& output, const ShuffledChannels& m
   m.map = map;
   m.oc = static_cast<int>(oc);
   m.interleave = static_cast<int>(interleave);
-  m.per_column = static_cast<int>(interleave / map.r_w);
+  m.per_column = static_cast<int>(interleave / map.sizes.r_w.divisor);
 }
 
 namespace {
@@ -105,12 +103,11 @@ void set_store(MmaParams& m, const Plan& plan, DType dtype) {
     const bool divides = m.interleave % plan.block_oc == 0;
     m.store_groups = SmallDivisor(divides ? 1 : (most + m.interleave - 2) / m.interleave + 1);
   }
-  m.store_interleave = SmallDivisor(m.interleave);
 }
 
 void set_vector_store(MmaParams& m, const Plan& plan, DType dtype) {
   const int vector = 16 / static_cast<int>(element_bytes(dtype));
-  const bool by_pixel = plan.stores_by_pixel;
+  const bool by_pixel = plan.staging == Staging::kPixels;
   const int groups = std::min(m.oc, plan.block_oc) / m.interleave, stretch = plan.tile_w * m.interleave;
   const int a = by_pixel ? plan.block_oc / vector : stretch / vector, b = by_pixel ? plan.tile_w : groups;
   VectorStoreParams& v = m.vectors;
@@ -122,7 +119,7 @@ void set_vector_store(MmaParams& m, const Plan& plan, DType dtype) {
   v.vectors = plan.tile_n * plan.tile_h * a * b;
   v.line_elements = a * b * vector;
   v.pixel_elements = by_pixel ? plan.block_oc : m.interleave;
-  v.stretch_elements = by_pixel ? vector : m.interleave;
+  v.stretch = SmallDivisor(by_pixel ? vector : m.interleave);
   v.stretch_step = by_pixel ? vector : stretch;
   v.place_a = by_pixel ? 1 : 0;
   v.place_b = by_pixel ? 0 : 1;
@@ -145,8 +142,11 @@ void set_plan(MmaParams& m, const Geometry& g, const Plan& plan, const void* pac
   m.tiles = plan.tiles_n * plan.tiles_h * plan.tiles_w;
   m.tile_w = SmallDivisor(plan.tile_w);
   m.tile_h = SmallDivisor(plan.tile_h);
+  m.tiles_w = Divisor(plan.tiles_w);
+  m.tiles_h = Divisor(plan.tiles_h);
+  m.store_interleave = SmallDivisor(m.interleave);
   set_tap_ranges(m, g, plan);
-  if (plan.vectorised)
+  if (plan.vectorised())
     set_vector_store(m, plan, dtype);
   else
     set_store(m, plan, dtype);

@@ -49,9 +49,9 @@ Plan planned_forward(const Geometry& g, DType dtype, const KernelInput& input, c
                      const Epilogue& epilogue, const Target& target) {
   const bool channels_last = channels_are_neighbours(output.stride, g.channels);
   const PixelSource source = plain_source(input.view, dtype, g.in_channels, g.in_h, g.in_w, input.stored);
-  const bool whole_vectors = takes_whole_vectors(
-      output, dtype, channels_of(g, output.stride), g.lr_channels(),
-      interleave_of(g.channels, g.r_w, channels_last), g.crop_left, g.out_w, epilogue);
+  const bool whole_vectors =
+      takes_whole_vectors(output, dtype, channels_of(g, output.stride), g.lr_channels(),
+                          interleave_of(g.channels, g.r_w, channels_last), g.crop_left, g.out_w, epilogue);
   return planned_conv(forward_problem(g, dtype, channels_last, source.vector, whole_vectors), target);
 }
 
@@ -278,6 +278,8 @@ void conv_weight_grad(const WeightGradArguments& a, const WeightGradPlan& plan, 
   w.plan = plan;
   w.tile_w = SmallDivisor(plan.tile_w);
   w.tile_h = SmallDivisor(plan.tile_h);
+  w.tiles_w = Divisor(plan.tiles_w);
+  w.tiles_h = Divisor(plan.tiles_h);
 #if FS_HAVE_SM80
   return launch_of_type<WeightGradLaunch>(a.dtype, w, device.stream);
 #endif
@@ -310,6 +312,7 @@ PassPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last
   found.pixels = int64_t{p.tile_n} * p.tile_h * p.tile_w;
   found.block_oc = p.block_oc;
   found.blocks = int64_t{p.grid_x} * p.grid_y;
+  found.staging = p.staging;
   return found;
 }
 
@@ -321,7 +324,7 @@ std::string describe(const PassPlan& plan) {
   } else {
     text << (plan.kernel == Kernel::kWgmma ? "Hopper's tensor cores (wgmma)" : "tensor cores (mma.sync)")
          << ", " << plan.blocks << " blocks, tiles of " << plan.pixels << " pixels x " << plan.block_oc
-         << " output channels";
+         << " output channels" << (plan.staging == Staging::kFloats ? "" : " in whole vectors");
   }
   return text.str();
 }

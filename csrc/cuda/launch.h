@@ -50,6 +50,7 @@ struct PassPlan {
   Kernel kernel;
   Refusal refusal;
   int64_t pixels, block_oc, blocks;
+  Staging staging;
 };
 PassPlan plan_pass(Pass pass, const Geometry& geometry, DType dtype, bool channels_last, bool activated,
                    const Target& target);

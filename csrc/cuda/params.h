@@ -44,7 +44,7 @@ struct GenericParams {
 // any: a plain tensor's as they are, those of a shuffled tensor by phase_of_channel in `order`, which is kDCR -
 // (i, j, c) - for channels_last tensors and kCRD for contiguous ones.
 struct ShuffledChannels {
-  int channels, r_h, r_w;   // high-resolution channels, r_h, r_w
+  ShuffleSizes<SmallDivisor> sizes;
   ChannelOrder order;       // of the counting
   ChannelOrder call_order;  // of the operator: which convolution channel a phase is
 };
@@ -76,7 +76,6 @@ struct PixelLoad {
   PixelSource source;
   int batch, stride_h, stride_w, pad_top, pad_left;
   SmallDivisor halo_w, halo_h, halo_pixels;  // halo_pixels: of all images of the tile
-  ShuffleSizes<SmallDivisor> shuffle;        // of source.map
 };
 
 // The packed weight: [block of oc][block of k][tap] and then block_oc x block_k_bytes in the layout of shared memory. kMma:
@@ -108,15 +107,16 @@ struct TapRange {
 // line is a row of low-resolution pixels. If pixels have whole vectors of an interleave group, b is a pixel of the line
 // and a a vector of the block's output channels; else b is an interleave group and a a vector of its stretch of the line.
 struct VectorStoreParams {
-  SmallDivisor a, b;                   // how many there are of each
-  int step_a, step_b, step_line;       // from a thread's vector to its next one
-  int vectors;                         // of a tile
-  int line_elements, pixel_elements;   // of the staging area
-  int stretch_elements, stretch_step;  // of channels that are staged together, and from one to the next
-  int place_a, place_b;                // of a vector in the table of places: place_a * a + place_b * b
-  int element_a, element_b;            // in its row of the output, in the same way
-  int places, place_columns;           // of the table, and output channels from one to the next
-  bool pairs;                          // output channels 2k and 2k + 1 are neighbours
+  SmallDivisor a, b;                  // how many there are of each
+  int step_a, step_b, step_line;      // from a thread's vector to its next one
+  int vectors;                        // of a tile
+  int line_elements, pixel_elements;  // of the staging area
+  SmallDivisor stretch;               // output channels that are staged together
+  int stretch_step;                   // elements from one stretch to the next
+  int place_a, place_b;               // of a vector in the table of places: place_a * a + place_b * b
+  int element_a, element_b;           // in its row of the output, in the same way
+  int places, place_columns;          // of the table, and output channels from one to the next
+  bool pairs;                         // output channels 2k and 2k + 1 are neighbours
 };
 
 struct MmaParams {
@@ -138,6 +138,7 @@ struct MmaParams {
   EpilogueParams epilogue;
   Plan plan;
   SmallDivisor tile_w, tile_h;
+  Divisor tiles_w, tiles_h;
   SmallDivisor store_slots, store_segments, store_groups,
       store_interleave;  // divisors and counts of the store loop
   bool whole_groups;  // every block has whole groups, so that a tile row of a group is one stretch of memory
@@ -174,6 +175,7 @@ struct WeightGradParams {
   int oc, ic, kernel_h, kernel_w, dilation_h, dilation_w;
   WeightGradPlan plan;
   SmallDivisor tile_w, tile_h;
+  Divisor tiles_w, tiles_h;
 };
 
 }  // namespace fused_subpixel::cuda

@@ -49,14 +49,16 @@ void choose_tile(const Problem& p, int64_t most, AnyPlan& plan) {
   }
 }
 
-// Are all loads and stores of this tile whole vectors? Then vectors are staged by row of the tile, if blocks have whole
-// interleave groups and rows of them are whole vectors; else by pixel, if groups are.
-void choose_store(const Problem& p, Plan& plan) {
+// Rows of the tile can be staged if blocks have whole interleave groups and rows of these are whole vectors; pixels, if
+// groups are.
+Staging staging_of(const Problem& p, const Plan& plan) {
   const int64_t vector = 16 / element_bytes(p.dtype);
+  if (!p.whole_vectors || p.vector != vector || p.activated) return Staging::kFloats;
   const bool whole_groups = p.oc <= plan.block_oc || plan.block_oc % p.interleave == 0;
-  plan.stores_by_pixel = !whole_groups || plan.single_phase || plan.tile_w * p.interleave % vector != 0;
-  plan.vectorised = p.whole_vectors && p.vector == vector && !p.activated &&
-                    (!plan.stores_by_pixel || p.interleave % vector == 0);
+  const bool pairs = p.interleave % 2 == 0 || plan.block_oc <= kUnpairedBlockOc;
+  if (whole_groups && pairs && !plan.single_phase && plan.tile_w * p.interleave % vector == 0)
+    return Staging::kTileRows;
+  return p.interleave % vector == 0 ? Staging::kPixels : Staging::kFloats;
 }
 
 // Shared memory that the store needs: the staging area, and tables beside it.
@@ -64,7 +66,7 @@ struct StoreBytes {
   int64_t staging, tables;
 };
 StoreBytes store_bytes(const Problem& p, const Plan& plan) {
-  if (!plan.vectorised)
+  if (!plan.vectorised())
     return {int64_t{kMmaPixels} * (plan.block_oc + kStagingPad) * 4,
             round_up(int64_t{plan.block_oc} * kOcInfoBytes, 16)};
   return {int64_t{kMmaPixels} * plan.block_oc * element_bytes(p.dtype),
@@ -83,7 +85,7 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
   constexpr int64_t kMost = int64_t{1} << 31;  // the kernels count pixels in 32 bits
   if (tiles >= kMost || oc_blocks >= 1 << 16 || p.batch >= kMost) return false;
   if (p.lr_h * p.stride_h >= kMost || p.lr_w * p.stride_w >= kMost) return false;
-  choose_store(p, plan);
+  plan.staging = staging_of(p, plan);
   plan.threads = plan.block_oc == 128 ? 256 : 128;
   plan.grid_y = static_cast<int>(oc_blocks);
   const int64_t tap_bytes = int64_t{plan.block_oc} * plan.block_k_bytes,
@@ -173,7 +175,7 @@ bool lay_out_wgmma(const Problem& p, const Target& t, Plan& plan) {
   plan.step_taps = 1;
   plan.steps = static_cast<int>(taps);
   plan.filter_step_bytes = tap_bytes;
-  choose_store(p, plan);
+  plan.staging = staging_of(p, plan);
   const StoreBytes store = store_bytes(p, plan);
   const int64_t least_steps = plan.single_phase ? p.least_taps : plan.steps;
   const auto fits = [&](int stages, int64_t limit) {

@@ -27,6 +27,11 @@ enum class Refusal : int32_t {
   kStridedInputGrad,  // the input gradient of a strided convolution is no convolution of the gradient
 };
 
+// How a tile is staged in shared memory before it is stored. As float32, for any epilogue and alignment; or finished, as the
+// 16-byte vectors of the output, row by row of the tile or pixel by pixel. Then all loads are of whole vectors too, and
+// the kernel has no code for anything else.
+enum class Staging : int32_t { kFloats, kTileRows, kPixels };
+
 struct Target {
   int sm;  // compute capability, 80 for 8.0
   int multiprocessors;
@@ -45,7 +50,8 @@ struct Problem {
   int vector;          // neighbouring channels of a pixel that can be copied at once
   bool wgmma;          // Hopper's kernels were compiled
   bool activated;      // an activation's gradient is applied to what is loaded
-  bool whole_vectors;  // the output takes whole 16-byte vectors, with no epilogue that needs float32: see problem.h
+  bool
+      whole_vectors;  // the output takes whole 16-byte vectors, with no epilogue that needs float32: see problem.h
   // If output channels are sorted by phase, phase_oc to each, single-phase tiles may do with less: low-resolution
   // pixels that suffice if the phases that the crop takes off the first row or column begin a pixel later; and taps, where
   // phases lack the first row or column of them: the fewest of a phase, and what share of them all an average one has.
@@ -67,6 +73,8 @@ using WgmmaBlockKBytes = IntList<64, 128>;
 using WeightGradTaps = IntList<1, 4, 9>;  // for which a block computes sums
 constexpr int kActivatedBlockOc =
     64;  // wider tiles leave no registers to apply an activation's gradient with
+constexpr int kUnpairedBlockOc =
+    32;  // wider tiles stage vectors only of channels that are neighbours two by two
 // wgmma tile: as many pixels, 16 x 8 of one image or 8 x 8 of two, by one number of columns. Eight pixels of a row are
 // what the hardware reads at once.
 constexpr int kWgmmaBlockOc = 128, kWgmmaTileWidth = 8, kWgmmaStages = 4;
@@ -81,11 +89,10 @@ struct Plan {
   int tiles_n, tiles_h, tiles_w;
   int halo_h, halo_w;
   bool single_phase;  // tiles are of one phase each, see Problem
-  bool vectorised;    // all loads and stores are of whole 16-byte vectors: kernels without the code for anything else
-  bool stores_by_pixel;  // these are staged by pixel, not by row of the tile
-  bool resident;      // the whole filter of a row block stays in shared memory, blocks go from tile to tile
-  int step_taps;      // taps whose weights come at a time
-  int steps;          // per k_block
+  Staging staging;
+  bool resident;  // the whole filter of a row block stays in shared memory, blocks go from tile to tile
+  int step_taps;  // taps whose weights come at a time
+  int steps;      // per k_block
   int stages, pixel_stages;  // ring buffers of filter steps and of pixel k_blocks
   int grid_x, grid_y;
   int threads;
@@ -94,6 +101,7 @@ struct Plan {
   int64_t packed_bytes;                                 // of the reordered filter, in global memory
   int pixel_plane;         // kWgmma: pixels from one vector of channels to the next, with padding
   int64_t barrier_offset;  // kWgmma: in shared memory
+  bool vectorised() const { return staging != Staging::kFloats; }
 };
 
 const char* words_of(Refusal refusal);

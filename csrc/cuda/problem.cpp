@@ -48,16 +48,14 @@ double mean_share(int64_t taps, int64_t phases, int64_t padded) {
 
 ShuffledChannels channels_of(const Geometry& g, const Strides& s) {
   ShuffledChannels map{};
-  map.channels = static_cast<int>(g.channels);
-  map.r_h = static_cast<int>(g.r_h);
-  map.r_w = static_cast<int>(g.r_w);
+  map.sizes = {SmallDivisor(g.channels), SmallDivisor(g.r_h), SmallDivisor(g.r_w)};
   map.order = channels_are_neighbours(s, g.channels) ? ChannelOrder::kDCR : ChannelOrder::kCRD;
   map.call_order = g.order;
   return map;
 }
 
 ShuffledChannels plain_channels(int64_t channels) {
-  return {static_cast<int>(channels), 1, 1, ChannelOrder::kCRD, ChannelOrder::kCRD};
+  return {{SmallDivisor(channels), SmallDivisor(1), SmallDivisor(1)}, ChannelOrder::kCRD, ChannelOrder::kCRD};
 }
 
 int64_t interleave_of(int64_t channels, int64_t r_w, bool channels_last) {
@@ -110,11 +108,14 @@ PixelSource gradient_source(const Geometry& g, const ConstTensorRef& t, const Sa
 
 bool takes_whole_vectors(const TensorRef& output, DType dtype, const ShuffledChannels& map, int64_t oc,
                          int64_t interleave, int64_t crop_left, int64_t out_w, const Epilogue& epilogue) {
-  if (epilogue.residual_kind != ResidualKind::kNone || !is_piecewise_linear(epilogue.activation)) return false;
+  if (epilogue.residual_kind != ResidualKind::kNone || !is_piecewise_linear(epilogue.activation))
+    return false;
   const int vector = static_cast<int>(16 / element_bytes(dtype));
   const Strides& s = output.stride;
-  const int64_t per_column = interleave / map.r_w;
-  const int64_t group_step = oc / interleave > map.r_h ? s.c : 0;  // from one channel to the next, if there are several
+  const int64_t per_column = interleave / map.sizes.r_w.divisor;
+  const int64_t group_step = oc / interleave > map.sizes.r_h.divisor
+                                 ? s.c
+                                 : 0;  // from one channel to the next, if there are several
   return copied_at_once(output.data, dtype,
                         {s.n, s.h, group_step, crop_left * per_column, out_w * per_column}) == vector;
 }

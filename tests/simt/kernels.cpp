@@ -32,6 +32,8 @@ using namespace fused_subpixel::cuda;
 
 namespace {
 
+// forward and input_grad return the Staging of the plan.
+
 // Address, bytes that the strides span, sizes, strides (of a vector only the address counts).
 using Array = std::tuple<uintptr_t, size_t, std::vector<int64_t>, std::vector<int64_t>>;
 using OptionalArray = std::optional<Array>;
@@ -98,10 +100,10 @@ Memory memory(bool guard_start) {
   return {guard_start ? simt::GuardedBuffer::kStart : simt::GuardedBuffer::kEnd, {}};
 }
 
-void forward(const std::vector<int64_t>& geometry, int dtype, const Array& input, const Array& weight,
-             const OptionalArray& bias, const OptionalArray& prelu, int64_t prelu_size,
-             const OptionalArray& residual, int residual_kind, int activation, double slope, double low,
-             double high, const Array& output, const std::vector<int64_t>& target, bool guard_start) {
+int forward(const std::vector<int64_t>& geometry, int dtype, const Array& input, const Array& weight,
+            const OptionalArray& bias, const OptionalArray& prelu, int64_t prelu_size,
+            const OptionalArray& residual, int residual_kind, int activation, double slope, double low,
+            double high, const Array& output, const std::vector<int64_t>& target, bool guard_start) {
   Memory m = memory(guard_start);
   ForwardArguments a{};
   a.geometry = geometry_of(geometry);
@@ -120,11 +122,12 @@ void forward(const std::vector<int64_t>& geometry, int dtype, const Array& input
   conv_forward(a, plan, m.take("scratch", static_cast<size_t>(plan.scratch_bytes)), device);
   m.check();
   m.back(output, a.output.data);
+  return static_cast<int>(plan.plan.staging);
 }
 
-void input_grad(const std::vector<int64_t>& geometry, int dtype, const Array& grad_output,
-                const Array& weight, const OptionalArray& output, int activation, double slope,
-                const Array& grad_input, const std::vector<int64_t>& target, bool guard_start) {
+int input_grad(const std::vector<int64_t>& geometry, int dtype, const Array& grad_output, const Array& weight,
+               const OptionalArray& output, int activation, double slope, const Array& grad_input,
+               const std::vector<int64_t>& target, bool guard_start) {
   Memory m = memory(guard_start);
   const InputGradArguments a{geometry_of(geometry),
                              static_cast<DType>(dtype),
@@ -137,6 +140,7 @@ void input_grad(const std::vector<int64_t>& geometry, int dtype, const Array& gr
   conv_input_grad(a, plan, m.take("scratch", static_cast<size_t>(plan.packed_bytes)), device);
   m.check();
   m.back(grad_input, a.grad_input.data);
+  return static_cast<int>(plan.staging);
 }
 
 void weight_grad(const std::vector<int64_t>& geometry, int dtype, const Array& grad_output,
@@ -172,12 +176,13 @@ void shuffle(const std::vector<int64_t>& sizes, int order, bool inverse, bool ch
   m.back(output, to.data);
 }
 
-// Kernel, refusal, pixels and columns of a tile, blocks.
+// Kernel, refusal, pixels and columns of a tile, blocks, staging.
 std::vector<int64_t> plan(int pass, const std::vector<int64_t>& geometry, int dtype, bool channels_last,
                           bool activated, const std::vector<int64_t>& target) {
   const PassPlan p = plan_pass(static_cast<Pass>(pass), geometry_of(geometry), static_cast<DType>(dtype),
                                channels_last, activated, device_of(target).target);
-  return {static_cast<int64_t>(p.kernel), static_cast<int64_t>(p.refusal), p.pixels, p.block_oc, p.blocks};
+  return {static_cast<int64_t>(p.kernel), static_cast<int64_t>(p.refusal), p.pixels, p.block_oc, p.blocks,
+          static_cast<int64_t>(p.staging)};
 }
 
 }  // namespace

@@ -20,8 +20,8 @@ void launch_mma(const PackParams& pack, const MmaParams& params, void* stream) {
       // tiles of 8 output channels to a warp, and two warps side by side for the widest
       constexpr int kOcWarps = decltype(block_oc)::value > 64 ? 2 : 1;
       constexpr int kOcTiles = decltype(block_oc)::value / 8 / kOcWarps;
-      const auto kernel = plan.vectorised ? &conv_mma_kernel<T, kBlockKBytes, kOcTiles, kOcWarps, true>
-                                          : &conv_mma_kernel<T, kBlockKBytes, kOcTiles, kOcWarps, false>;
+      const auto kernel = plan.vectorised() ? &conv_mma_kernel<T, kBlockKBytes, kOcTiles, kOcWarps, true>
+                                            : &conv_mma_kernel<T, kBlockKBytes, kOcTiles, kOcWarps, false>;
       run_kernel<MmaParams>(kernel, plan.grid_x, plan.grid_y, plan.threads, plan.shared_bytes, stream, params,
                             Start::kDuring);
     });

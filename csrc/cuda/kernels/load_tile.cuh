@@ -17,25 +17,31 @@ struct ChannelPlace {
 FS_DEVICE ChannelPlace channel_place(const PixelLoad& p, const PixelStrides& by, int s) {
   const PixelSource& from = p.source;
   PhaseOf<int> at{s, 0, 0};
-  if (from.map.r_h * from.map.r_w > 1) at = phase_of_channel(s, p.shuffle, from.map.order);
+  if (from.map.sizes.r_h.divisor * from.map.sizes.r_w.divisor > 1) at = phase_of(from.map, s);
   const int row = at.i - from.crop_top, column = at.j - from.crop_left;
   return {at.c * by.channel + row * by.hr_row + column * by.hr_col, row, column, s < from.total};
 }
 // Whether it exists at this pixel. A negative row or column wraps to a large one.
 FS_DEVICE bool exists_at(const PixelSource& from, const ChannelPlace& channel, int row, int column) {
   return channel.exists &&
-         static_cast<unsigned>(row * from.map.r_h + channel.row) < static_cast<unsigned>(from.hr_h) &&
-         static_cast<unsigned>(column * from.map.r_w + channel.column) < static_cast<unsigned>(from.hr_w);
+         static_cast<unsigned>(row * from.map.sizes.r_h.divisor + channel.row) <
+             static_cast<unsigned>(from.hr_h) &&
+         static_cast<unsigned>(column * from.map.sizes.r_w.divisor + channel.column) <
+             static_cast<unsigned>(from.hr_w);
 }
 
 // Image, low-resolution row and column of a pixel of the halo.
 struct PixelPlace {
   int n, row, column;
 };
-FS_DEVICE PixelPlace pixel_place(const PixelLoad& p, const TileOrigin& origin, int pixel) {
+FS_DEVICE PixelPlace halo_place(const PixelLoad& p, int pixel) {  // from the halo's first pixel
   const int line = p.halo_w.divide(pixel), image = p.halo_h.divide(line);
-  return {origin.n + image, origin.h * p.stride_h - p.pad_top + line - image * p.halo_h.divisor,
-          origin.w * p.stride_w - p.pad_left + pixel - line * p.halo_w.divisor};
+  return {image, line - image * p.halo_h.divisor, pixel - line * p.halo_w.divisor};
+}
+FS_DEVICE PixelPlace pixel_place(const PixelLoad& p, const TileOrigin& origin, int pixel) {
+  const PixelPlace at = halo_place(p, pixel);
+  return {origin.n + at.n, origin.h * p.stride_h - p.pad_top + at.row,
+          origin.w * p.stride_w - p.pad_left + at.column};
 }
 FS_DEVICE int64_t pixel_offset(const PixelStrides& by, const PixelPlace& at) {
   return at.n * by.batch + at.row * by.row + at.column * by.col;
@@ -53,57 +59,55 @@ FS_DEVICE VectorPlace vector_place(const PixelLoad& p, int i) {
   return {i - vec * p.halo_pixels.divisor, vec};
 }
 
-// Walks the pixels of a tile with its halo in equal steps, by additions: (image, row, column) from the halo's first pixel,
-// and the offset that belongs to them.
-struct HaloWalk {
-  int image, row, column;
-  int64_t offset;
-  int step_image, step_row, step_column;
-  int64_t step_offset, next_row, next_image;  // next_: added when a column, or a row, goes back by the halo's width, height
-  FS_DEVICE HaloWalk(const PixelLoad& p, const PixelStrides& by, int pixel, int step) {
-    const auto digits = [&](int at, int& i, int& r, int& c) {
-      const int line = p.halo_w.divide(at);
-      i = p.halo_h.divide(line), r = line - i * p.halo_h.divisor, c = at - line * p.halo_w.divisor;
-      return i * by.batch + r * by.row + c * by.col;
-    };
-    offset = digits(pixel, image, row, column);
-    step_offset = digits(step, step_image, step_row, step_column);
-    next_row = by.row - p.halo_w.divisor * by.col;
-    next_image = by.batch - p.halo_h.divisor * by.row;
-  }
-  FS_DEVICE void go(const PixelLoad& p) {
-    column += step_column, row += step_row, image += step_image, offset += step_offset;
-    if (column >= p.halo_w.divisor) column -= p.halo_w.divisor, ++row, offset += next_row;
-    if (row >= p.halo_h.divisor) row -= p.halo_h.divisor, ++image, offset += next_image;
-  }
-};
-
 // One k_block of the tile's pixels into `stage`, kVector elements at a time; the threads share (pixel, vec) pairs. All
-// pairs of a thread are of one vec here, of which everything is found once.
+// pairs of a thread are of one vec here, and its pixels are equal steps apart: everything is found once, and then moved on
+// by additions.
 template <class T, int kVector, class Layout>
 FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int k_block, unsigned char* stage,
                            const Layout& layout) {
   constexpr int kVectors = Layout::kVectors, kElements = 16 / static_cast<int>(sizeof(T));
   const PixelSource& from = p.source;
+  const PixelStrides& by = from.stride;
   const int vec = thread_index() % kVectors;
   ChannelPlace channel[kElements / kVector];
+  int hr_h[kElements / kVector];  // no row of a channel that does not exist is in the image
   FS_UNROLL
-  for (int e = 0; e < kElements; e += kVector)
-    channel[e / kVector] = channel_place(p, from.stride, (k_block * kVectors + vec) * kElements + e);
+  for (int e = 0; e < kElements; e += kVector) {
+    channel[e / kVector] = channel_place(p, by, (k_block * kVectors + vec) * kElements + e);
+    hr_h[e / kVector] = channel[e / kVector].exists ? from.hr_h : 0;
+  }
+
   const int first = thread_index() / kVectors, step = block_threads() / kVectors;
-  const PixelPlace corner = pixel_place(p, origin, 0);
-  const T* data = static_cast<const T*>(from.data) + pixel_offset(from.stride, corner);
-  HaloWalk at(p, from.stride, first, step);
+  const PixelPlace corner = pixel_place(p, origin, 0), start = halo_place(p, first),
+                   move = halo_place(p, step);
+  const T* data = static_cast<const T*>(from.data) + channel[0].offset + pixel_offset(by, corner) +
+                  pixel_offset(by, start);
+  // When a column passes the halo's width it goes back, one row further down, and so do rows.
+  const int64_t moves = pixel_offset(by, move), next_row = by.row - p.halo_w.divisor * by.col,
+                next_image = by.batch - p.halo_h.divisor * by.row;
+  // In high-resolution rows and columns, of the first channel.
+  const int r_h = from.map.sizes.r_h.divisor, r_w = from.map.sizes.r_w.divisor;
+  const int rows = p.halo_h.divisor * r_h, columns = p.halo_w.divisor * r_w;
+  const int end_row = corner.row * r_h + channel[0].row + rows,
+            end_column = corner.column * r_w + channel[0].column + columns;
+  int row = end_row - rows + start.row * r_h, column = end_column - columns + start.column * r_w;
+  const int images = p.batch - origin.n, pixels = p.halo_pixels.divisor;  // pixels past the batch are zeros
+  const int exist = images < kMmaPixels ? images * p.halo_h.divisor * p.halo_w.divisor : pixels;
+  unsigned char* to = stage + layout.at(first, vec);
   FS_NO_UNROLL
-  for (int pixel = first; pixel < p.halo_pixels.divisor; pixel += step, at.go(p)) {
-    unsigned char* to = stage + layout.at(pixel, vec);
+  for (int pixel = first; pixel < pixels; pixel += step) {
     FS_UNROLL
     for (int e = 0; e < kElements; e += kVector) {
       const ChannelPlace& here = channel[e / kVector];
-      const bool exists = exists_at(from, here, corner.row + at.row, corner.column + at.column) &&
-                          corner.n + at.image < p.batch;
-      cp_async<kVector * sizeof(T)>(to + e * sizeof(T), data + (at.offset + here.offset), exists);
+      const int y = row + here.row - channel[0].row, x = column + here.column - channel[0].column;
+      const bool exists = (static_cast<unsigned>(y) < static_cast<unsigned>(hr_h[e / kVector])) &
+                          (static_cast<unsigned>(x) < static_cast<unsigned>(from.hr_w)) & (pixel < exist);
+      cp_async<kVector * sizeof(T)>(to + e * sizeof(T), data + (here.offset - channel[0].offset), exists);
     }
+    to += layout.rows_on(step);
+    data += moves, column += move.column * r_w, row += move.row * r_h;
+    if (column >= end_column) column -= columns, row += r_h, data += next_row;
+    if (row >= end_row) row -= rows, data += next_image;
   }
 }
 

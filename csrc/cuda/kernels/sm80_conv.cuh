@@ -34,7 +34,7 @@ struct Cursor {
 template <class T, int kBlockOc, bool kVectorised>
 using Store = std::conditional_t<kVectorised, VectorStore<T, kBlockOc>, ElementStore<T, kBlockOc>>;
 
-// kVectorised: see Plan.
+// kVectorised: see Staging.
 template <class T, int kBlockKBytes, int kOcTiles, int kOcWarps, bool kVectorised>
 struct MmaBlock {
   static constexpr int kBlockOc = 8 * kOcTiles * kOcWarps;
@@ -152,15 +152,23 @@ struct MmaBlock {
     }
   }
 
-  FS_DEVICE void stage_acc() const {
+  template <bool kPairs>
+  FS_DEVICE void stage_all() const {
+    const int pixel = pixel_warp() * kPixelsPerWarp + lane() / 4;
+    const auto first = store.pixels_at(pixel), second = store.pixels_at(pixel + 16);
     FS_UNROLL
     for (int c = 0; c < kOcTiles; ++c) {
-      const int column = opaque((oc_warp() * kOcTiles + c) * 8 + lane() % 4 * 2);
-      const auto at = store.columns_at(column);
-      FS_UNROLL
-      for (int m = 0; m < 2; ++m)
-        store.stage(pixel_warp() * kPixelsPerWarp + m * 16 + lane() / 4, at, acc[m][c]);
+      const auto at = store.columns_at(opaque((oc_warp() * kOcTiles + c) * 8 + lane() % 4 * 2));
+      store.template stage<kPairs>(first, at, acc[0][c]);
+      store.template stage<kPairs>(second, at, acc[1][c]);
     }
+  }
+
+  FS_DEVICE void stage_acc() const {
+    if constexpr (kVectorised && kBlockOc <= kUnpairedBlockOc) {
+      if (!p.vectors.pairs) return stage_all<false>();
+    }
+    stage_all<true>();
   }
 
   FS_DEVICE void wait_for_step() const {  // the oldest of stages - 1 groups under way

@@ -83,7 +83,7 @@ struct WeightGradBlock {
   FS_DEVICE void fetch(int tile, int stage) const {
     const WeightGradPlan& plan = p.plan;
     if (tile < plan.tiles_n * plan.tiles_h * plan.tiles_w) {
-      const TileOrigin origin = tile_origin(plan, tile);
+      const TileOrigin origin = plain_tile_origin(p, tile);
       unsigned char* to = shared + stage * plan.stage_bytes;
       for (int warp = 0; warp < plan.oc_warps; ++warp, to += plan.gradient_block_bytes)
         load_source<T>(p.gradient, origin, oc_block * plan.oc_warps + warp, to, GradientLayout(kPixels));

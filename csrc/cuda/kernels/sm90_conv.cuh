@@ -29,7 +29,7 @@ struct WgmmaBlock {
   unsigned char* shared;
   Store<T, kBlockOc, kVectorised> store;
   uint64_t* arrived;            // an mbarrier for each stage of the filter: its bytes have come
-  const unsigned char* packed;  // of this row block
+  const unsigned char* packed;  // of this row block, the tap that is fetched next
   TileOrigin origin;
   int lane, warp, group;  // warp of the warpgroup, warpgroup
   int range;              // of taps
@@ -52,7 +52,7 @@ struct WgmmaBlock {
   FS_DEVICE const TapRange& taps() const { return p.ranges[range]; }
 
   // Fetches what `at` points to and moves it on. One group of copies, empty but for a k_block's first step.
-  FS_DEVICE void fetch(Cursor& at) const {
+  FS_DEVICE void fetch(Cursor& at) {
     const Plan& plan = p.plan;
     if (at.k_block < plan.k_blocks) {
       if (at.step == 0) {
@@ -65,14 +65,15 @@ struct WgmmaBlock {
       }
       if (thread_index() == 0) {
         mbarrier_arrive_expect(arrived + at.filter_stage, kTapBytes);
-        bulk_copy(shared + plan.filter_offset + at.filter_stage * kTapBytes,
-                  packed + (int64_t{at.k_block} * p.taps + at.step) * kTapBytes, kTapBytes,
+        bulk_copy(shared + plan.filter_offset + at.filter_stage * kTapBytes, packed, kTapBytes,
                   arrived + at.filter_stage);
       }
+      packed += kTapBytes;
       if (++at.filter_stage == plan.stages) at.filter_stage = 0;
       if (++at.step == taps().steps) {
         at.step = 0;
         ++at.k_block;
+        packed += (p.taps - taps().steps) * kTapBytes;  // those that this block leaves out
         if (++at.pixel_stage == plan.pixel_stages) at.pixel_stage = 0;
       }
     }
@@ -93,27 +94,23 @@ struct WgmmaBlock {
     }
   }
 
-  // Tap (i, j) of one k_block; filter holds its weights. One group of wgmmas, and no branch between them: else the
+  // One tap of one k_block: pixels of the warpgroup by filter. One group of wgmmas, and no branch between them: else the
   // compiler would make several groups of it, and the wait that follows would be for more than the step before.
-  FS_DEVICE void multiply(const unsigned char* pixels, const unsigned char* filter, int i, int j,
-                          bool accumulate) {
+  FS_DEVICE void multiply(uint64_t pixels, uint64_t filter, bool accumulate) {
     const int plane = p.plan.pixel_plane * 16;
-    const int moved = i * p.dilation_h * p.plan.halo_w + j * p.dilation_w;
-    const uint64_t a = wgmma_operand(pixels + (base + moved) * 16, p.plan.halo_w * 16, plane);
-    const uint64_t b = wgmma_operand(filter, 128, kBlockOc * 16);
     wgmma_fence();
     FS_UNROLL
     for (int k = 0; k < kVectors; k += 2)
-      wgmma<T>(acc, moved_operand(a, k * plane), moved_operand(b, k * kBlockOc * 16), accumulate || k > 0);
+      wgmma<T>(acc, moved_operand(pixels, k * plane), moved_operand(filter, k * kBlockOc * 16),
+               accumulate || k > 0);
     wgmma_commit();
   }
 
   FS_DEVICE void stage_acc() const {
+    const auto pixels = store.pixels_at(group * kWgmmaM + warp * 16 + lane / 4);
     FS_UNROLL
-    for (int c = 0; c < kBlockOc / 8; ++c) {
-      const int column = c * 8 + lane % 4 * 2;
-      store.stage(group * kWgmmaM + warp * 16 + lane / 4, store.columns_at(column), acc + c * 4);
-    }
+    for (int c = 0; c < kBlockOc / 8; ++c)
+      store.template stage<true>(pixels, store.columns_at(c * 8 + lane % 4 * 2), acc + c * 4);
   }
 
   FS_DEVICE void run() {
@@ -126,8 +123,16 @@ struct WgmmaBlock {
     Cursor ahead = {0, 0, 0, 0, 0};
     int pixel_stage = 0, filter_stage = 0, parity = 0, before = plan.stages - 2;  // as in sm80_conv.cuh
     bool filled = false;
+    // Operands of the first tap in the first stages, and bytes from there to those that are multiplied next.
+    const int next_tap = p.dilation_w * 16, next_row = p.dilation_h * plan.halo_w * 16;
+    const uint64_t pixels =
+        wgmma_operand(shared + base * 16 + taps().first_a * next_row + taps().first_b * next_tap,
+                      plan.halo_w * 16, plan.pixel_plane * 16);
+    const uint64_t filter = wgmma_operand(shared + plan.filter_offset, 128, kBlockOc * 16);
+    const int across = taps().across.divisor;
     for (int k_block = 0; k_block < plan.k_blocks; ++k_block) {
-      for (int step = 0, i = taps().first_a, j = taps().first_b; step < taps().steps; ++step) {
+      int tap = pixel_stage * static_cast<int>(plan.pixel_stage_bytes), column = 0;
+      for (int step = 0; step < taps().steps; ++step) {
         FS_NO_UNROLL
         for (;; --before) {
           if (before == 0) {
@@ -145,11 +150,12 @@ struct WgmmaBlock {
         }
         mbarrier_wait(arrived + filter_stage, parity);
         sync_warp();
-        multiply(shared + pixel_stage * plan.pixel_stage_bytes,
-                 shared + plan.filter_offset + filter_stage * kTapBytes, i, j, k_block + step > 0);
+        multiply(moved_operand(pixels, tap), moved_operand(filter, filter_stage * kTapBytes),
+                 k_block + step > 0);
         wgmma_wait<1>();
         if (++filter_stage == plan.stages) filter_stage = 0, parity ^= 1;
-        if (++j == p.kernel_w) j = taps().first_b, ++i;
+        tap += next_tap;
+        if (++column == across) column = 0, tap += next_row - across * next_tap;
       }
       if (++pixel_stage == plan.pixel_stages) pixel_stage = 0;
     }

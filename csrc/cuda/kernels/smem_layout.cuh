@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Layouts of matrices in shared memory. A matrix row is one pixel's, or one output channel's, block of k; a layout tells
-// where each of its 16-byte vectors is: kVectors of them, and at(row, vector).
+// where each of its 16-byte vectors is: kVectors of them, and at(row, vector). The same vector of a row further on, by a
+// multiple of eight rows, is rows_on(rows) bytes away.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -22,6 +23,7 @@ struct XorSwizzled {
   static constexpr int kVectors = kBlockKBytes / 16;
   FS_DEVICE explicit XorSwizzled(int) {}
   FS_DEVICE int at(int row, int vec) const { return swizzled<kBlockKBytes>(row, vec); }
+  FS_DEVICE int rows_on(int rows) const { return rows * kBlockKBytes; }
 };
 
 FS_DEVICE uint32_t to_operand(uint32_t word, TF32) { return round_to_tf32(word); }
@@ -37,6 +39,7 @@ struct KPlanes {
   int rows;  // of a plane
   FS_DEVICE explicit KPlanes(int plane_rows) : rows(plane_rows) {}
   FS_DEVICE int at(int row, int vec) const { return (vec * rows + row) * 16; }
+  FS_DEVICE int rows_on(int by) const { return by * 16; }
 };
 
 // For tf32, in place of XorSwizzled: four pixels of eight neighbours each, which a warp reads at once, are in 32 banks.
@@ -46,6 +49,7 @@ struct Padded {
   static_assert(kPitch % 64 == 32, "8 or 24 banks from one pixel to the next");
   FS_DEVICE explicit Padded(int) {}
   FS_DEVICE int at(int row, int vec) const { return row * kPitch + vec * 16; }
+  FS_DEVICE int rows_on(int rows) const { return rows * kPitch; }
 };
 
 }  // namespace fused_subpixel::cuda

@@ -32,8 +32,7 @@ struct ElementStore {
       OcInfo info = {};
       if (row < p.oc) {
         const PhaseOf<int> at = phase_of(p.map, row);
-        const int o =
-            channel_of_phase(at, shuffle_sizes(p.map.channels, p.map.r_h, p.map.r_w), p.map.call_order);
+        const int o = channel_of_phase(at, p.map.sizes, p.map.call_order);
         info = {bias_of<T>(p.epilogue, at.c, o), slope_of<T>(p.epilogue, at.c, o), at.c, at.j, o};
       }
       oc_info()[column] = info;
@@ -49,15 +48,18 @@ struct ElementStore {
   FS_DEVICE Columns columns_at(int column) const {
     return {column, oc_info()[column], oc_info()[column + 1]};
   }
+  using Pixels = float*;  // where the first of them is staged
+  FS_DEVICE Pixels pixels_at(int pixel) const { return staging() + pixel * kPitch; }
   FS_DEVICE void begin(const TileOrigin&) const {}
-  FS_DEVICE void stage(int pixel, const Columns& at, const float* acc) const {
+  template <bool>
+  FS_DEVICE void stage(Pixels pixels, const Columns& at, const float* acc) const {
     const Activation activation = p.epilogue.activation;
     FS_UNROLL
     for (int half = 0; half < 2; ++half) {
       const float left = activate_piecewise_linear(activation, acc[2 * half] + at.left.bias, at.left.slope);
       const float right =
           activate_piecewise_linear(activation, acc[2 * half + 1] + at.right.bias, at.right.slope);
-      store_8(staging() + (pixel + half * 8) * kPitch + at.column, bits_of(left), bits_of(right));
+      store_8(pixels + half * 8 * kPitch + at.column, bits_of(left), bits_of(right));
     }
   }
 
@@ -80,14 +82,14 @@ struct ElementStore {
     }
     constexpr int kVector = 16 / static_cast<int>(sizeof(T));
     const Plan& plan = p.plan;
-    const ShuffledChannels& m = p.map;
+    const int r_h = p.map.sizes.r_h.divisor, r_w = p.map.sizes.r_w.divisor;
     const int first_oc = block_y() * kBlockOc,
               end_oc = first_oc + kBlockOc < p.oc ? first_oc + kBlockOc : p.oc;
     const int first_group = first_oc / p.interleave;
     const int width = plan.tile_w < p.lr_w - origin.w ? plan.tile_w : p.lr_w - origin.w;
-    const int x0 = origin.w * m.r_w - p.crop_left;  // high-resolution column of the tile's first pixel
+    const int x0 = origin.w * r_w - p.crop_left;  // high-resolution column of the tile's first pixel
     // Elements of a tile row that the crop leaves; columns are bounded before they are multiplied.
-    const int columns = width * m.r_w, columns_before = x0 < 0 ? (-x0 < columns ? -x0 : columns) : 0;
+    const int columns = width * r_w, columns_before = x0 < 0 ? (-x0 < columns ? -x0 : columns) : 0;
     const int64_t columns_left = int64_t{p.out_w} - x0;
     const int from_element = columns_before * p.per_column;
     const int to_element = (columns_left < 0         ? 0
@@ -108,7 +110,7 @@ struct ElementStore {
       const int begin_oc = oc_group * p.interleave > first_oc ? oc_group * p.interleave : first_oc;
       const int stop_oc = (oc_group + 1) * p.interleave < end_oc ? (oc_group + 1) * p.interleave : end_oc;
       if (n >= p.load.batch || h >= p.lr_h || begin_oc >= stop_oc) continue;
-      const int block = oc_group / m.r_h, y = h * m.r_h + oc_group - block * m.r_h - p.crop_top;
+      const int block = p.map.sizes.r_h.divide(oc_group), y = h * r_h + oc_group - block * r_h - p.crop_top;
       if (y < 0 || y >= p.out_h) continue;
       // Elements of the tile row, p.interleave to the pixel: [begin, end) are this segment's, [low, high) of these exist.
       const int begin = p.whole_groups ? 0 : segment * p.interleave + begin_oc - oc_group * p.interleave;
@@ -160,8 +162,8 @@ struct ElementStore {
         if (p.epilogue.residual) {
           const OcInfo& info = oc_info()[oc_group * p.interleave + q - first_oc];
           const int column = origin.w + w;
-          value += residual_at<T>(p.epilogue, {n, info.c, y, int64_t{column} * m.r_w + info.j - p.crop_left,
-                                               h, column, info.lr_channel});
+          value += residual_at<T>(p.epilogue, {n, info.c, y, int64_t{column} * r_w + info.j - p.crop_left, h,
+                                               column, info.lr_channel});
         }
         T result;
         narrow(clamp_to(p.epilogue, value), result);

@@ -13,8 +13,7 @@ struct VectorStore {
   static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const MmaParams& p;
 
-  // What the epilogue must know of an output channel. place: in the staging area, from its pixel's; in bytes, or negative
-  // if there is no such channel.
+  // What the epilogue must know of an output channel. place: in the staging area, from its pixel's; in bytes, or kNowhere.
   struct alignas(16) OcInfo {
     float bias, slope;
     int place;
@@ -31,7 +30,7 @@ struct VectorStore {
     int row;
   };
   static_assert(sizeof(OcInfo) + sizeof(Place) == kOcPlaceBytes && sizeof(Line) == kLineBytes);
-  static constexpr int kNowhere = -(1 << 30);  // a row that no offset brings into the output
+  static constexpr int kNowhere = -(1 << 30);  // negative, whatever is added
   static constexpr int kNoElement = 1 << 30;   // past the end of every line
 
   FS_DEVICE OcInfo* oc_info() const {
@@ -47,25 +46,24 @@ struct VectorStore {
   FS_DEVICE void fill_tables() const {
     const VectorStoreParams& v = p.vectors;
     const int first_oc = block_y() * kBlockOc;
-    const ShuffleSizes<PlainDivisor<int>> sizes = shuffle_sizes(p.map.channels, p.map.r_h, p.map.r_w);
     const Activation activation = p.epilogue.activation;
     const bool sloped = activation == Activation::kLeakyReLU || activation == Activation::kPReLU;
     for (int column = thread_index(); column < kBlockOc; column += block_threads()) {
-      OcInfo info = {0, 0, -1};
+      OcInfo info = {0, 0, kNowhere};
       if (first_oc + column < p.oc) {
         const PhaseOf<int> at = phase_of(p.map, first_oc + column);
-        const int o = channel_of_phase(at, sizes, p.map.call_order);
-        const int stretch = column / v.stretch_elements;
+        const int o = channel_of_phase(at, p.map.sizes, p.map.call_order);
+        const int stretch = v.stretch.divide(column);
         info.bias = bias_of<T>(p.epilogue, at.c, o);
         info.slope = sloped ? slope_of<T>(p.epilogue, at.c, o) : 1.f;
-        info.place = static_cast<int>(sizeof(T)) *
-                     (stretch * v.stretch_step + column - stretch * v.stretch_elements);
+        info.place =
+            static_cast<int>(sizeof(T)) * (stretch * v.stretch_step + column - stretch * v.stretch.divisor);
       }
       oc_info()[column] = info;
     }
     for (int i = thread_index(); i < v.places; i += block_threads()) {
-      const int oc = first_oc + i * v.place_columns, group = oc / p.interleave, block = group / p.map.r_h;
-      const int row = group - block * p.map.r_h;
+      const int oc = first_oc + i * v.place_columns, group = p.store_interleave.divide(oc);
+      const int block = p.map.sizes.r_h.divide(group), row = group - block * p.map.sizes.r_h.divisor;
       places()[i] = {block * p.out_group_stride + row * p.out_row_stride, row,
                      oc < p.oc ? oc - group * p.interleave : kNoElement};
     }
@@ -76,23 +74,28 @@ struct VectorStore {
     for (int line = thread_index(); line < p.plan.tile_n * p.plan.tile_h; line += block_threads()) {
       const int image = p.tile_h.divide(line), n = origin.n + image,
                 h = origin.h + line - image * p.plan.tile_h;
-      const int row = h * p.map.r_h - p.crop_top;
+      const int row = h * p.map.sizes.r_h.divisor - p.crop_top;
       lines()[line] = {n * p.out_batch_stride + row * p.out_row_stride,
                        n < p.load.batch && h < p.lr_h ? row : kNowhere};
     }
   }
 
-  // What staging must know of two neighbouring output channels, the same for all pixels; and of a pixel.
+  // What staging must know of two neighbouring output channels, the same for all pixels; and of two pixels, eight apart.
   struct Columns {
     OcInfo left, right;
   };
   FS_DEVICE Columns columns_at(int column) const { return {oc_info()[column], oc_info()[column + 1]}; }
+  struct Pixels {
+    unsigned char* staging;
+    int place[2];
+  };
   FS_DEVICE int place_of(int pixel) const {
-    const int line = p.tile_w.divide(pixel);
-    const int place = line * p.vectors.line_elements + (pixel - line * p.plan.tile_w) * p.vectors.pixel_elements;
+    const int line = p.tile_w.divide(pixel), column = pixel - line * p.tile_w.divisor;
+    const int place = line * p.vectors.line_elements + column * p.vectors.pixel_elements;
     return pixel < p.plan.tile_n * p.plan.tile_h * p.plan.tile_w ? place * static_cast<int>(sizeof(T))
                                                                  : kNowhere;
   }
+  FS_DEVICE Pixels pixels_at(int pixel) const { return {staging(), {place_of(pixel), place_of(pixel + 8)}}; }
 
   // No branch depends on the activation: what has no slope has slope 1, and relu is a clamp from below.
   FS_DEVICE float finish(float acc, const OcInfo& of) const {
@@ -100,25 +103,30 @@ struct VectorStore {
     return smaller_or_nan(larger_or_nan(v > 0.f ? v : sloped, p.epilogue.floor_f), p.epilogue.ceiling_f);
   }
 
-  // The 16 x 8 accumulators from (pixel, column) on that a lane holds in the order of mma's d.
-  FS_DEVICE void stage(int pixel, const Columns& at, const float* acc) const {
+  // What a lane holds of 16 pixels x 8 output channels in the order of mma's d. kPairs: neighbouring output
+  // channels are neighbours in the staging area, too.
+  template <bool kPairs>
+  FS_DEVICE void stage(const Pixels& pixels, const Columns& at, const float* acc) const {
     FS_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const int place = place_of(pixel + half * 8);
+      const int place = pixels.place[half], left_place = place + at.left.place,
+                right_place = place + at.right.place;
       const float left = finish(acc[2 * half], at.left), right = finish(acc[2 * half + 1], at.right);
-      unsigned char* to = staging() + permuted(place + at.left.place);
-      const bool exists = place >= 0 && at.left.place >= 0;
+      unsigned char* const to_left = pixels.staging + permuted(left_place);
+      unsigned char* const to_right = pixels.staging + permuted(right_place);
       if constexpr (sizeof(T) == 2) {
         const uint32_t pair = narrow_pair<T>(left, right);
-        if (exists && p.vectors.pairs) store_4(to, pair);
-        if (exists && !p.vectors.pairs) store_2(to, static_cast<uint16_t>(pair));
-        if (place >= 0 && at.right.place >= 0 && !p.vectors.pairs)
-          store_2(staging() + permuted(place + at.right.place), static_cast<uint16_t>(pair >> 16));
+        if constexpr (kPairs) {
+          if (left_place >= 0) store_4(to_left, pair);
+        } else {
+          if (left_place >= 0) store_2(to_left, static_cast<uint16_t>(pair));
+          if (right_place >= 0) store_2(to_right, static_cast<uint16_t>(pair >> 16));
+        }
+      } else if constexpr (kPairs) {
+        if (left_place >= 0) store_8(to_left, bits_of(left), bits_of(right));
       } else {
-        if (exists && p.vectors.pairs) store_8(to, bits_of(left), bits_of(right));
-        if (exists && !p.vectors.pairs) store_4(to, bits_of(left));
-        if (place >= 0 && at.right.place >= 0 && !p.vectors.pairs)
-          store_4(staging() + permuted(place + at.right.place), bits_of(right));
+        if (left_place >= 0) store_4(to_left, bits_of(left));
+        if (right_place >= 0) store_4(to_right, bits_of(right));
       }
     }
   }
@@ -126,10 +134,12 @@ struct VectorStore {
   FS_DEVICE void store(const TileOrigin& origin) const {
     sync_threads();  // all accumulators are staged
     const VectorStoreParams& v = p.vectors;
-    const int x0 = origin.w * p.map.r_w - p.crop_left;  // high-resolution column of the tile's first pixel
+    const int x0 =
+        origin.w * p.map.sizes.r_w.divisor - p.crop_left;  // high-resolution column of the tile's first pixel
     // Elements of a line that the crop leaves; columns are bounded before they are multiplied.
     const int width = p.plan.tile_w < p.lr_w - origin.w ? p.plan.tile_w : p.lr_w - origin.w;
-    const int columns = width * p.map.r_w, before = x0 < 0 ? (-x0 < columns ? -x0 : columns) : 0;
+    const int columns = width * p.map.sizes.r_w.divisor,
+              before = x0 < 0 ? (-x0 < columns ? -x0 : columns) : 0;
     const int left = p.out_w - x0 < columns ? p.out_w - x0 : columns;
     const int low = before * p.per_column, high = left > 0 ? left * p.per_column : 0;
     T* const first = static_cast<T*>(p.output) + int64_t{x0} * p.per_column;
