@@ -23,7 +23,8 @@ CUDA = ROOT / "csrc" / "cuda"
 FAMILIES = {  # where barriers and waits stand, and what runs through them
     "sm90_conv.cuh": lambda seed, _: run_hopper(seed),
     "sm80_conv.cuh": lambda seed, target: run_forward(seed, target),
-    "store.cuh": lambda seed, target: run_forward(seed, target),
+    "store_elements.cuh": lambda seed, target: run_forward(seed, target),
+    "store_vectors.cuh": lambda seed, target: run_forward(seed, target),
     "sm80_weight_grad.cuh": lambda seed, target: run_weight_grad(seed, target),
     "pixel_shuffle.cuh": lambda *_: run_shuffle(),
     "generic.cuh": lambda seed, target: run_weight_grad(seed, OLD._replace(multiprocessors=1)),

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The tensor-core convolutions whose loads and stores are whole 16-byte vectors: exact, wherever a vector may end."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import cases
+import emulated
+import pytest
+import torch
+from cases import SAME3, Case, variant
+from emulated import LARGE, SMALL, Target
+from gradients import exact as exact_gradients
+from gradients import integer_gradient
+
+FLOATS, TILE_ROWS, PIXELS = 0, 1, 2  # enum class Staging
+TYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+# Rows of the output are whole vectors in every type, but for the cases that say otherwise.
+CASES = (
+    Case("r=3, odd groups", (2, 16, 9, 24), (9, 16, 3, 3), (3, 3), padding=SAME3, activation="relu"),
+    Case("r=3 colour", (1, 24, 7, 16), (27, 24, 3, 3), (3, 3), padding=SAME3, order="dcr"),
+    Case("r=4", (1, 16, 5, 18), (48, 16, 3, 3), (4, 4), padding=(2, 1, 0, 1), activation="leaky_relu"),
+    Case("uneven factors", (2, 16, 6, 20), (48, 16, 2, 3), (4, 2), clamp=(-9.0, 30.0)),
+    Case("several rows of tiles", (1, 40, 19, 40), (32, 40, 3, 3), padding=SAME3),
+    Case("groups that blocks cut", (1, 16, 6, 9), (4 * 96, 16, 1, 1), activation="prelu", slopes=96),
+    Case("groups of two sizes", (1, 24, 5, 12), (2 * 72, 24, 1, 3), (1, 2), padding=(0, 1, 0, 1)),
+    Case("crop", (1, 16, 7, 6), (4 * 8, 16, 3, 3), padding=SAME3, crop=(1, 1, 0, 1), clamp=(None, 5.0)),
+    Case("crop, late pixels", (2, 16, 6, 5), (4 * 16, 16, 2, 2), padding=(1, 1, 1, 1), crop=(1, 1, 1, 1)),
+    Case("crop by a vector", (1, 16, 4, 6), (2 * 8 * 3, 16, 1, 1), (2, 8), crop=(1, 8, 0, 0)),
+    Case("small images", (5, 32, 4, 8), (24, 32, 3, 3), (1, 2), padding=SAME3),
+    Case("r=1", (3, 16, 5, 8), (12, 16, 3, 3), (1, 1), padding=SAME3, activation="relu"),
+    Case("r=1, 40 channels", (2, 24, 6, 16), (40, 24, 3, 1), (1, 1), activation="leaky_relu"),
+    Case("one row", (2, 16, 1, 72), (16, 16, 1, 3), (1, 4)),
+    Case("one pixel", (1, 16, 1, 1), (32, 16, 1, 1), (2, 2)),
+    Case("stride and dilation", (1, 16, 13, 17), (32, 16, 3, 2), stride=(2, 2), dilation=(1, 3)),
+    Case("rows that end within a vector", (1, 16, 4, 7), (12, 16, 3, 3), padding=SAME3),
+)
+WIDE = (
+    Case("128 rows", (1, 64, 16, 16), (128, 64, 3, 3), padding=SAME3, activation="relu"),
+    Case("two images to a tile", (3, 128, 7, 8), (256, 128, 1, 1), activation="prelu", slopes=256),
+    Case("late phases", (1, 64, 8, 8), (512, 64, 2, 2), padding=(1,) * 4, crop=(1,) * 4, clamp=(-30.0, 30.0)),
+    Case("odd channels", (1, 64, 8, 8), (135, 64, 1, 1), (1, 3)),
+    Case("136 rows, cropped", (1, 64, 9, 16), (136, 64, 3, 1), (1, 2), crop=(0, 1, 2, 0)),
+)
+LAYOUTS = {False: torch.contiguous_format, True: torch.channels_last}
+every_combination = pytest.mark.parametrize(
+    ("of_type", "channels_last"), list(itertools.product(TYPES, LAYOUTS)), ids=str
+)
+
+
+def check(case: Case, of_type: torch.dtype, channels_last: bool, target: Target, seed: int) -> None:
+    """Forward pass and input gradient, exact on integers, between guards."""
+    layout = LAYOUTS[channels_last]
+    tensors, start = cases.integers(case).to(of_type, layout), bool(seed % 2)
+    found = emulated.forward(
+        case, tensors, channels_last, target, tf32=True, seed=seed, guard_start=start
+    )
+    torch.testing.assert_close(found, cases.exact(case).to(of_type), rtol=0, atol=0)
+    if case.stride == (1, 1):
+        bare = variant(case, activation=None, slopes=0, clamp=None)
+        grad = integer_gradient(bare).to(of_type).contiguous(memory_format=layout)
+        weight = cases.integers(bare).weight.to(of_type).contiguous(memory_format=layout)
+        found = emulated.input_grad(
+            bare, grad, weight, channels_last, target, tf32=True, seed=seed, guard_start=start
+        )
+        torch.testing.assert_close(found, exact_gradients(bare)[0].to(of_type), rtol=0, atol=0)
+
+
+@every_combination
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_exact_on_integers(case: Case, of_type: torch.dtype, channels_last: bool) -> None:
+    index = CASES.index(case)
+    check(case, of_type, channels_last, (LARGE, SMALL)[index % 2], seed=index)
+
+
+@every_combination
+@pytest.mark.parametrize("case", WIDE, ids=lambda case: case.name)
+def test_hopper(case: Case, of_type: torch.dtype, channels_last: bool) -> None:
+    check(case, of_type, channels_last, emulated.HOPPER, seed=WIDE.index(case))
+
+
+def stagings(some: tuple[Case, ...], target: Target) -> set[tuple[int, torch.dtype, bool, int]]:
+    """(kernel, type, channels_last, staging) that plans of these cases have."""
+    return {
+        (plan[0], of_type, channels_last, plan[5])
+        for case, of_type, channels_last in itertools.product(some, TYPES, LAYOUTS)
+        for plan in [emulated.plan(case, of_type, channels_last, target, tf32=True)]
+    }
+
+
+def test_the_cases_meet_every_kernel() -> None:
+    met = stagings(CASES, LARGE) | stagings(WIDE, emulated.HOPPER)
+    for of_type in TYPES:
+        for kernel in (emulated.MMA, emulated.WGMMA):
+            assert {(kernel, of_type, last, TILE_ROWS) for last in LAYOUTS} <= met
+            assert (kernel, of_type, True, PIXELS) in met
+        assert {(emulated.MMA, of_type, last, FLOATS) for last in LAYOUTS} <= met
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "prelu"])
+def test_infinities_and_nan(activation: str | None) -> None:
+    """As PyTorch has them, with a clamp and without."""
+    slopes = 1 if activation == "prelu" else 0
+    case = Case("one", (1, 16, 1, 8), (16, 16, 1, 1), (1, 1), activation=activation, slopes=slopes)
+    assert emulated.plan(case, torch.float16, True, LARGE)[5] == TILE_ROWS
+    for clamp in (None, (-2.0, 3.0)):
+        changed = variant(case, clamp=clamp)
+        tensors = cases.integers(changed).to(torch.float16, torch.channels_last)
+        tensors.input[0, 0, 0, :4] = torch.tensor([math.inf, -math.inf, math.nan, 60000.0])
+        tensors.weight[:, 0] = 1
+        found = emulated.forward(changed, tensors, True, LARGE)
+        expected = cases.plain(changed, tensors.double()).half()
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=0, equal_nan=True)
+
+
+def test_a_residual_and_a_curve_are_stored_by_elements() -> None:
+    """Their plans are others; the numbers are tested with those of every epilogue."""
+    case = Case("64 rows", (1, 16, 8, 8), (64, 16, 3, 3), padding=SAME3)
+    for changes in ({"residual": "high"}, {"activation": "sigmoid"}):
+        changed = variant(case, **changes)
+        tensors = cases.randoms(changed, torch.float16).to(torch.float16, torch.channels_last)
+        found = emulated.forward(changed, tensors, True, LARGE)
+        assert emulated.error(found, cases.plain(changed, tensors.double())) < 0.05
