@@ -50,4 +50,16 @@ struct WeightGradArguments {
   SavedOutput saved;
 };
 
+// The gradient of the low-resolution convolution output, and of the bias. Of the geometry, what the shuffle and the crop
+// need: batch, channels, factors, low-resolution and output size, crop, order.
+struct UnshuffleReduceArguments {
+  Geometry geometry;
+  DType dtype;
+  ConstTensorRef grad_output;
+  void*
+      lr_grad;  // [batch, lr_h, lr_w, channels of 16 bytes each, padded with zeros], channels of the weight's order
+  void* grad_bias;  // contiguous
+  SavedOutput saved;
+};
+
 }  // namespace fused_subpixel
