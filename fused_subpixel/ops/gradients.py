@@ -85,8 +85,8 @@ def convolution_gradients(
     if any(rest):
         operands = input, weight, geometry, input_shape, weight_shape, rest
         if has_reducing_unshuffle(grad, output, geometry):
-            prepared = _unshuffle_reduce_operator(grad, tuple(geometry), *saved)
-            grad_input, grad_weight, grad_bias = prepared_convolution_gradients(*prepared, *operands)
+            lr_grad, sums = _unshuffle_reduce_operator(grad, tuple(geometry), *saved)
+            grad_input, grad_weight, grad_bias = prepared_convolution_gradients(lr_grad, sums, *operands)
         else:
             if output is not None:
                 grad, saved = activation_gradient(grad, output, epilogue), ()
@@ -193,8 +193,8 @@ def prepared_convolution_gradients(
     need_input, need_weight, need_bias = needed
     grad_input = grad_weight = None
     if need_input or need_weight:
-        # cuDNN computes in channels_last if the weight is. A tensor that is not needed stands in with its shape
-        # and layout.
+        # cuDNN computes in channels_last if the weight is. A tensor that is not needed stands in with its
+        # shape and layout.
         padded_rows = lr_grad.shape[1]
         if weight is None:
             weight = _stand_in(lr_grad, (padded_rows, *weight_shape[1:]))
@@ -202,16 +202,10 @@ def prepared_convolution_gradients(
             weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, padded_rows - rows))
         weight = weight.contiguous(memory_format=torch.channels_last)
         input = _stand_in(lr_grad, input_shape) if input is None else input
-        padded, padding = reference.symmetric_padding(input, g)
-        grad_input, grad_weight, _ = aten.convolution_backward(
-            lr_grad, padded, weight, None, (g.stride_h, g.stride_w), padding, (g.dilation_h, g.dilation_w),
-            False, (0, 0), 1, (need_input, need_weight, False),
-        )  # fmt: skip
-        if need_input and padded is not input:
-            height, width = input_shape[2:]
-            grad_input = grad_input[:, :, g.pad_top : g.pad_top + height, g.pad_left : g.pad_left + width]
-        if need_weight:
-            grad_weight = grad_weight[:rows]  # all of it, if there is no padding
+        grad_input, grad_weight, _ = _convolution_backward(
+            lr_grad, input, weight, g, (need_input, need_weight, False)
+        )
+        grad_weight = grad_weight[:rows] if grad_weight is not None else None
     return grad_input, grad_weight, grad_bias if need_bias else None
 
 
@@ -241,17 +235,25 @@ def pytorch_convolution_gradients(
     # A tensor that is not needed stands in with its shape only.
     input = grad.new_empty(()).expand(input_shape) if input is None else input
     weight = grad.new_empty(()).expand(weight_shape) if weight is None else weight
+    grad_input, grad_weight, grad_bias = _convolution_backward(lr_grad, input, weight, g, needed)
+    if reorder:
+        grad_weight = None if grad_weight is None else _transpose_rows(grad_weight, phases, channels)
+        grad_bias = None if grad_bias is None else _transpose_rows(grad_bias, phases, channels)
+    return grad_input, grad_weight, grad_bias
+
+
+def _convolution_backward(
+    lr_grad: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, needed: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    g = geometry
     padded, padding = reference.symmetric_padding(input, g)
     grad_input, grad_weight, grad_bias = aten.convolution_backward(
-        lr_grad, padded, weight, [weight_shape[0]], (g.stride_h, g.stride_w), padding,
+        lr_grad, padded, weight, [weight.shape[0]], (g.stride_h, g.stride_w), padding,
         (g.dilation_h, g.dilation_w), False, (0, 0), g.groups, needed,
     )  # fmt: skip
     if needed[0] and padded is not input:
-        height, width = input_shape[2:]
+        height, width = input.shape[2:]
         grad_input = grad_input[:, :, g.pad_top : g.pad_top + height, g.pad_left : g.pad_left + width]
-    if reorder:
-        grad_weight = _transpose_rows(grad_weight, phases, channels) if needed[1] else None
-        grad_bias = _transpose_rows(grad_bias, phases, channels) if needed[2] else None
     return grad_input, grad_weight, grad_bias
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""PyTorch's convolution backward on what ``unshuffle_reduce`` prepares: the path that CUDA takes, on a CPU."""
+"""PyTorch's convolution backward on what ``unshuffle_reduce`` prepares: the path of CUDA, run on a CPU."""
 
 from __future__ import annotations
 
@@ -26,11 +26,17 @@ SUBSETS = [subset for subset in itertools.product((False, True), repeat=3) if an
 CASES = (
     Case("one channel", (2, 3, 4, 5), (4, 3, 3, 3), padding=(1, 1, 1, 1)),
     Case("ragged", (2, 5, 6, 5), (12, 5, 3, 3), padding=(1, 1, 1, 1)),
-    Case("ragged dcr, cropped", (1, 4, 5, 5), (30, 4, 3, 3), (3, 2), padding=(1, 1, 1, 1), crop=(1, 0, 2, 1), order="dcr"),
+    Case(
+        "ragged dcr, cropped", (1, 4, 5, 5), (30, 4, 3, 3), (3, 2), padding=(1, 1, 1, 1), crop=(1, 0, 2, 1),
+        order="dcr",
+    ),
     Case("cropped crd", (2, 4, 5, 6), (30, 4, 2, 3), (2, 3), padding=(1, 1, 1, 1), crop=(2, 1, 0, 3)),
     Case("strided", (1, 8, 9, 8), (32, 8, 3, 3), stride=(2, 3), padding=(1, 1, 1, 1)),
     Case("asymmetric padding", (2, 6, 7, 6), (20, 6, 3, 2), padding=(2, 0, 1, 1), order="dcr"),
-    Case("strided, dilated, asymmetric", (1, 3, 9, 9), (16, 3, 2, 3), (4, 1), stride=(1, 2), dilation=(2, 1), padding=(0, 1, 2, 0)),
+    Case(
+        "strided, dilated, asymmetric", (1, 3, 9, 9), (16, 3, 2, 3), (4, 1), stride=(1, 2), dilation=(2, 1),
+        padding=(0, 1, 2, 0),
+    ),
     Case("no shuffle", (1, 3, 6, 6), (5, 3, 3, 3), (1, 1), padding=(1, 1, 1, 1)),
 )  # fmt: skip
 

@@ -160,7 +160,7 @@ void weight_grad(const std::vector<int64_t>& geometry, int dtype, const Array& g
   m.back(grad_weight, a.grad_weight), m.back(grad_bias, a.grad_bias);
 }
 
-void unshuffle_reduce(const std::vector<int64_t>& geometry, int dtype, const Array& grad_output,
+void prepare_gradient(const std::vector<int64_t>& geometry, int dtype, const Array& grad_output,
                       const OptionalArray& output, int activation, double slope, const Array& lr_grad,
                       const Array& grad_bias, const std::vector<int64_t>& target, bool guard_start) {
   Memory m = memory(guard_start);
@@ -205,7 +205,7 @@ void bind_kernels(py::module_& m) {
   m.def("forward", &forward);
   m.def("input_grad", &input_grad);
   m.def("weight_grad", &weight_grad);
-  m.def("unshuffle_reduce", &unshuffle_reduce);
+  m.def("unshuffle_reduce", &prepare_gradient);
   m.def("shuffle", &shuffle);
   m.def("plan", &plan);
 }
