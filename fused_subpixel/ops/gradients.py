@@ -13,6 +13,8 @@ On CUDA the operator ``unshuffle_reduce`` prepares the gradient for it in one pa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -167,15 +169,28 @@ def transposed_convolution_gradients(
 def has_reducing_unshuffle(grad: Tensor, output: Tensor | None, geometry: Geometry) -> bool:
     """Whether the operator ``unshuffle_reduce`` prepares this gradient for PyTorch's convolution backward.
 
-    It is not differentiable. The kernel's offsets and its count of pixels have 32 bits.
+    It is not differentiable.
     """
     if not grad.is_cuda or torch.is_grad_enabled() or geometry.groups > 1 or not libraries["cuda"].loaded:
         return False
     if grad.dtype not in KERNEL_DTYPES or (output is not None and output.dtype != grad.dtype):
         return False
-    g, (batch, channels, height, width) = geometry, grad.shape
+    return fits_reducing_unshuffle(grad.shape, geometry)
+
+
+def fits_reducing_unshuffle(shape: Sequence[int], geometry: Geometry) -> bool:
+    """Whether the kernel can count a gradient: its offsets and its number of pixels have 32 bits.
+
+    The sizes of a traced graph may be symbols.
+    """
+    g, (batch, channels, height, width) = geometry, shape
     pixels = (height + g.crop_top + g.crop_bottom) * (width + g.crop_left + g.crop_right)
-    return batch * pixels < 1 << 31 and channels * pixels < 1 << 30
+    bounds = (batch * pixels < 1 << 31, channels * pixels < 1 << 30)
+    if all(isinstance(bound, bool) for bound in bounds):
+        return all(bounds)
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return all(guard_or_false(bound) for bound in bounds)
 
 
 def prepared_convolution_gradients(
