@@ -56,8 +56,7 @@ struct UnshuffleReduceArguments {
   Geometry geometry;
   DType dtype;
   ConstTensorRef grad_output;
-  void*
-      lr_grad;  // [batch, lr_h, lr_w, channels of 16 bytes each, padded with zeros], channels of the weight's order
+  void* lr_grad;    // [batch, lr_h, lr_w, lr_channels], channels padded with zeros to a multiple of 16 bytes
   void* grad_bias;  // contiguous
   SavedOutput saved;
 };

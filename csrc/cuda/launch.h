@@ -71,7 +71,7 @@ int image_error();
 int mma_image_version();
 // float32 or a half type, to channels_last.
 void launch_channels_last(DType dtype, int64_t images, const LayoutParams& params, void* stream);
-// vector: elements of the gradient that are read at once, 1 or 16 bytes of them.
+// vector: elements of the gradient that are read at once, 1 or 16 bytes.
 void launch_unshuffle_reduce(DType dtype, int vector, const UnshuffleReduceParams& params, void* stream);
 void launch_generic(Pass pass, DType dtype, const GenericParams& params, const Target& target, void* stream);
 

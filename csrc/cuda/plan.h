@@ -120,12 +120,12 @@ struct WeightGradPlan {
 WeightGradPlan plan_weight_grad(const Problem& problem, const Target& target);
 
 // Unshuffle and bias sums. A vector is 16 bytes of a low-resolution pixel's channels. A block takes block_vectors of them
-// and goes over tiles of block_pixels pixels; a thread makes one vector of one pixel at a time.
+// and goes over tiles of block_pixels pixels. A thread makes one vector of one pixel at a time.
 constexpr int kUnshuffleThreads = 256;
 struct UnshuffleReducePlan {
-  bool
-      by_pixel;  // neighbouring threads read neighbouring pixels, and vectors cross shared memory before they are
-                 // stored; else neighbouring threads take neighbouring vectors
+  // Neighbouring threads read neighbouring pixels, and vectors cross shared memory before they are stored. Else
+  // neighbouring threads take neighbouring vectors.
+  bool by_pixel;
   int vectors;  // of a pixel, with the padding
   int block_vectors, vector_blocks;
   int block_pixels;    // a power of two
