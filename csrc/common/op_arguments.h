@@ -50,4 +50,15 @@ struct WeightGradArguments {
   SavedOutput saved;
 };
 
+// The gradient of the low-resolution convolution output, and of the bias. Of the geometry, what the shuffle and the crop
+// need: batch, channels, factors, low-resolution and output size, crop, order.
+struct UnshuffleReduceArguments {
+  Geometry geometry;
+  DType dtype;
+  ConstTensorRef grad_output;
+  void* lr_grad;    // [batch, lr_h, lr_w, lr_channels], channels padded with zeros to a multiple of 16 bytes
+  void* grad_bias;  // contiguous
+  SavedOutput saved;
+};
+
 }  // namespace fused_subpixel

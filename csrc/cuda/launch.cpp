@@ -167,6 +167,12 @@ WeightGradPlan plan_weight_grad(const WeightGradArguments& a, const Target& targ
   return planned_weight_grad(a.geometry, a.dtype, target);
 }
 
+UnshuffleReducePlan plan_unshuffle_reduce(const UnshuffleReduceArguments& a, const Target& target) {
+  const Geometry& g = a.geometry;
+  const bool by_pixel = !channels_are_neighbours(a.grad_output.stride, g.channels);
+  return plan_unshuffle_reduce(a.dtype, g.lr_channels(), g.batch * g.lr_h * g.lr_w, by_pixel, target);
+}
+
 void conv_forward(const ForwardArguments& a, const ForwardPlan& made, void* scratch, const Device& device) {
   const Geometry& g = a.geometry;
   const Plan& plan = made.plan;
@@ -284,6 +290,32 @@ void conv_weight_grad(const WeightGradArguments& a, const WeightGradPlan& plan, 
   return launch_of_type<WeightGradLaunch>(a.dtype, w, device.stream);
 #endif
   not_built("mma.sync");
+}
+
+void unshuffle_reduce(const UnshuffleReduceArguments& a, const UnshuffleReducePlan& plan, void* scratch,
+                      const Device& device) {
+  const Geometry& g = a.geometry;
+  UnshuffleReduceParams p{};
+  p.gradient = gradient_source(g, a.grad_output, a.saved, a.dtype);
+  ShuffledChannels& map = p.gradient.map;
+  // Where the two orders differ, neighbours in memory are none in the result.
+  const bool neighbours = map.order == map.call_order || g.phases() == 1;
+  const int whole = static_cast<int>(16 / element_bytes(a.dtype));
+  const int vector = neighbours && p.gradient.vector == whole ? whole : 1;
+  map.order = map.call_order;
+  p.shuffle = {Divisor(g.channels), Divisor(g.r_h), Divisor(g.r_w)};
+  p.lr_grad = a.lr_grad;
+  p.partial = scratch;
+  p.grad_bias = a.grad_bias;
+  p.pixels = static_cast<int>(g.batch * g.lr_h * g.lr_w);
+  p.lr_h = Divisor(g.lr_h);
+  p.lr_w = Divisor(g.lr_w);
+  p.negative_slope = a.saved.negative_slope;
+  p.plan = plan;
+  p.vector_blocks = Divisor(plan.vector_blocks);
+  p.block_vectors = Divisor(plan.block_vectors);
+  p.block_pixels = Divisor(plan.block_pixels);
+  launch_unshuffle_reduce(a.dtype, vector, p, device.stream);
 }
 
 PassPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last, bool activated,

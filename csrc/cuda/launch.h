@@ -16,8 +16,7 @@ struct Device {
 };
 
 // A plan, made once for a call: equal calls find it in a cache of the thread. The caller allocates the scratch memory
-// on the device: `scratch_bytes` of a forward plan, `packed_bytes` of an input gradient's, `partial_bytes` of a weight
-// gradient's.
+// on the device: `scratch_bytes` of a forward plan, `packed_bytes` of an input gradient's, `partial_bytes` of the others.
 struct ForwardPlan {
   KernelInput input;
   Plan plan;
@@ -26,10 +25,13 @@ struct ForwardPlan {
 ForwardPlan plan_forward(const ForwardArguments& a, const Target& target);
 Plan plan_input_grad(const InputGradArguments& a, const Target& target);
 WeightGradPlan plan_weight_grad(const WeightGradArguments& a, const Target& target);
+UnshuffleReducePlan plan_unshuffle_reduce(const UnshuffleReduceArguments& a, const Target& target);
 
 void conv_forward(const ForwardArguments& a, const ForwardPlan& plan, void* scratch, const Device& device);
 void conv_input_grad(const InputGradArguments& a, const Plan& plan, void* scratch, const Device& device);
 void conv_weight_grad(const WeightGradArguments& a, const WeightGradPlan& plan, void* scratch,
+                      const Device& device);
+void unshuffle_reduce(const UnshuffleReduceArguments& a, const UnshuffleReducePlan& plan, void* scratch,
                       const Device& device);
 
 // The shuffle alone: [batch, channels, height, width] is the output.
@@ -70,6 +72,8 @@ int image_error();
 int mma_image_version();
 // float32 or a half type, to channels_last.
 void launch_channels_last(DType dtype, int64_t images, const LayoutParams& params, void* stream);
+// vector: elements of the gradient that are read at once, 1 or 16 bytes.
+void launch_unshuffle_reduce(DType dtype, int vector, const UnshuffleReduceParams& params, void* stream);
 void launch_generic(Pass pass, DType dtype, const GenericParams& params, const Target& target, void* stream);
 
 }  // namespace fused_subpixel::cuda

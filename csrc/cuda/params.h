@@ -178,4 +178,17 @@ struct WeightGradParams {
   Divisor tiles_w, tiles_h;
 };
 
+struct UnshuffleReduceParams {
+  PixelSource gradient;           // its map's order is that of the weight's rows
+  ShuffleSizes<Divisor> shuffle;  // of the map
+  void* lr_grad;
+  void* partial;  // [split][channel], float or double
+  void* grad_bias;
+  int pixels;  // of low resolution, of all images
+  Divisor lr_h, lr_w;
+  double negative_slope;
+  UnshuffleReducePlan plan;
+  Divisor vector_blocks, block_vectors, block_pixels;
+};
+
 }  // namespace fused_subpixel::cuda

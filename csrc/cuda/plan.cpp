@@ -330,4 +330,31 @@ WeightGradPlan plan_weight_grad(const Problem& p, const Target& t) {
   return plan;
 }
 
+UnshuffleReducePlan plan_unshuffle_reduce(DType dtype, int64_t lr_channels, int64_t pixels, bool by_pixel,
+                                          const Target& t) {
+  const int64_t vector = 16 / element_bytes(dtype), vectors = ceil_div(lr_channels, vector);
+  UnshuffleReducePlan plan{};
+  plan.by_pixel = by_pixel;
+  plan.vectors = static_cast<int>(vectors);
+  // 32 or more pixels make long reads of contiguous rows, and 8 vectors are whole lines of the result. With the channels
+  // of a pixel next to one another, more vectors make longer reads.
+  const int64_t most = by_pixel ? 8 : kUnshuffleThreads;
+  plan.vector_blocks = static_cast<int>(ceil_div(vectors, most));
+  plan.block_vectors = static_cast<int>(ceil_div(vectors, plan.vector_blocks));
+  plan.block_pixels = 1;
+  while (2 * plan.block_pixels * plan.block_vectors <= kUnshuffleThreads) plan.block_pixels *= 2;
+  plan.threads = plan.block_pixels * plan.block_vectors;
+  plan.tiles = static_cast<int>(ceil_div(pixels, plan.block_pixels));
+  // Enough blocks to fill every multiprocessor.
+  plan.splits = static_cast<int>(std::clamp<int64_t>(int64_t{8} * t.multiprocessors / plan.vector_blocks, 1,
+                                                     std::max<int64_t>(plan.tiles, 1)));
+  plan.pitch = plan.block_vectors | 1;  // odd: neighbouring pixels start in different banks
+  const int64_t sum_bytes = dtype == DType::kFloat64 ? 8 : 4;
+  plan.stage_bytes = by_pixel ? int64_t{16} * plan.block_pixels * plan.pitch : 0;
+  plan.sums_offset = 2 * plan.stage_bytes;
+  plan.shared_bytes = plan.sums_offset + plan.threads * vector * sum_bytes;
+  plan.partial_bytes = plan.splits * lr_channels * sum_bytes;
+  return plan;
+}
+
 }  // namespace fused_subpixel::cuda

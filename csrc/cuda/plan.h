@@ -131,4 +131,22 @@ struct WeightGradPlan {
 };
 WeightGradPlan plan_weight_grad(const Problem& problem, const Target& target);
 
+// Unshuffle and bias sums. A vector is 16 bytes of a low-resolution pixel's channels. A block takes block_vectors of them
+// and goes over tiles of block_pixels pixels. A thread makes one vector of one pixel at a time.
+constexpr int kUnshuffleThreads = 256;
+struct UnshuffleReducePlan {
+  // Neighbouring threads read neighbouring pixels, and vectors cross shared memory before they are stored. Else
+  // neighbouring threads take neighbouring vectors.
+  bool by_pixel;
+  int vectors;  // of a pixel, with the padding
+  int block_vectors, vector_blocks;
+  int block_pixels;    // a power of two
+  int tiles, splits;   // of the pixels; each split has bias sums of its own
+  int threads, pitch;  // pitch: vectors from one pixel to the next in shared memory
+  int64_t stage_bytes, sums_offset, shared_bytes;
+  int64_t partial_bytes;  // of the bias sums, in global memory
+};
+UnshuffleReducePlan plan_unshuffle_reduce(DType dtype, int64_t lr_channels, int64_t pixels, bool by_pixel,
+                                          const Target& target);
+
 }  // namespace fused_subpixel::cuda

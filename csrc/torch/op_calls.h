@@ -172,6 +172,70 @@ inline WeightGradCall weight_grad_call(const Tensor& grad_output, const Tensor& 
   return {a, grad_weight, grad_bias};
 }
 
+struct UnshuffleReduceCall {
+  UnshuffleReduceArguments arguments;
+  Tensor lr_grad, grad_bias;
+  Tensor grad_output;  // what is read, as long as the call
+  OptionalTensor output;
+};
+
+// Offsets within an image have 32 bits, so that a tensor of larger steps is read from a dense copy.
+inline Tensor with_small_steps(const Tensor& t, const Geometry& g) {
+  const Strides s = strides_of(t);
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  const bool small = s.c >= 0 && s.h >= 0 && s.w >= 0 && s.c <= kMost / g.channels && s.h <= kMost / g.r_h &&
+                     s.w <= kMost / g.r_w && g.channels * s.c + g.r_h * s.h + g.r_w * s.w <= kMost;
+  return small ? t : torch::stable::contiguous(t);
+}
+
+inline UnshuffleReduceCall unshuffle_reduce_call(const Tensor& grad_output,
+                                                 const std::vector<int64_t>& geometry,
+                                                 const OptionalTensor& output, int64_t activation,
+                                                 double negative_slope) {
+  check(grad_output.dim() == 4, "expected grad_output of 4 dimensions");
+  const ConvOptions o = conv_options(geometry);
+  check(o.r_h >= 1 && o.r_w >= 1, "upscale factors must be positive, got ", o.r_h, " and ", o.r_w);
+  check(o.crop_top >= 0 && o.crop_left >= 0 && o.crop_bottom >= 0 && o.crop_right >= 0,
+        "crop must not be negative");
+  check(o.channel_order == 0 || o.channel_order == 1, "channel_order must be 0 (crd) or 1 (dcr), got ",
+        o.channel_order);
+  const DType dtype = dtype_of(grad_output);
+  Geometry g{};
+  g.batch = grad_output.size(0);
+  g.channels = grad_output.size(1);
+  g.out_h = grad_output.size(2);
+  g.out_w = grad_output.size(3);
+  g.r_h = o.r_h;
+  g.r_w = o.r_w;
+  g.crop_top = o.crop_top;
+  g.crop_left = o.crop_left;
+  g.order = static_cast<ChannelOrder>(o.channel_order);
+  const int64_t hr_h = g.out_h + o.crop_top + o.crop_bottom, hr_w = g.out_w + o.crop_left + o.crop_right;
+  check(hr_h % g.r_h == 0 && hr_w % g.r_w == 0, "grad_output ", shape_of(grad_output),
+        " with the crop does not divide by ", g.r_h, " and ", g.r_w);
+  g.lr_h = hr_h / g.r_h;
+  g.lr_w = hr_w / g.r_w;
+  check(g.channels >= 1 && g.lr_h >= 1 && g.lr_w >= 1, "no channels or no pixels");
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  const int64_t vector = 16 / element_bytes(dtype);
+  check(hr_h <= kMost && hr_w <= kMost && g.channels <= kMost / g.r_h / g.r_w - vector &&
+            g.batch <= kMost / g.lr_h / g.lr_w && g.channels * g.out_h <= kMost &&
+            g.channels * g.out_h * g.out_w <= kMost / 2,
+        "grad_output ", shape_of(grad_output), " is too large");
+  SavedOutput saved = saved_output(grad_output, output, activation, negative_slope);
+  const Tensor gradient = with_small_steps(grad_output, g);
+  OptionalTensor read;
+  if (output) read = with_small_steps(*output, g), saved.output = view_of(*read);
+  Tensor lr_grad =
+      new_tensor({g.batch, round_up(g.lr_channels(), vector), g.lr_h, g.lr_w}, grad_output, true);
+  const std::array<int64_t, 1> rows{g.lr_channels()};
+  Tensor grad_bias =
+      torch::stable::empty(rows, grad_output.scalar_type(), std::nullopt, grad_output.device());
+  const UnshuffleReduceArguments a{
+      g, dtype, view_of(gradient), lr_grad.mutable_data_ptr(), grad_bias.mutable_data_ptr(), saved};
+  return {a, lr_grad, grad_bias, gradient, read};
+}
+
 // A problem as the plan operators take it: pass, dtype, channels_last, batch, in_channels, in_h, in_w, lr_channels,
 // kernel_h, kernel_w, then the geometry values.
 inline Geometry problem_geometry(const std::vector<int64_t>& problem) {

@@ -90,6 +90,18 @@ std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& 
   return {call.grad_weight, call.grad_bias};
 }
 
+std::tuple<Tensor, Tensor> unshuffle_reduce(const Tensor& grad_output, std::vector<int64_t> geometry,
+                                            const OptionalTensor& output, int64_t activation,
+                                            double negative_slope) {
+  const OnDevice on(grad_output);
+  const UnshuffleReduceCall call =
+      unshuffle_reduce_call(grad_output, geometry, output, activation, negative_slope);
+  const UnshuffleReducePlan plan = plan_unshuffle_reduce(call.arguments, on.device.target);
+  Tensor scratch = scratch_of(plan.partial_bytes, grad_output);
+  unshuffle_reduce(call.arguments, plan, scratch.mutable_data_ptr(), on.device);
+  return {call.lr_grad, call.grad_bias};
+}
+
 Tensor shuffle(const Tensor& input, int64_t factor_h, int64_t factor_w, int64_t order, bool inverse) {
   check(input.dim() == 4, "expected input [N, C, H, W], got ", shape_of(input));
   check(factor_h >= 1 && factor_w >= 1 && (order == 0 || order == 1),
@@ -154,6 +166,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CUDA, m) {
   m.impl("subpixel_conv2d", TORCH_BOX(&fused_subpixel::cuda::subpixel_conv2d));
   m.impl("subpixel_conv2d_input_grad", TORCH_BOX(&fused_subpixel::cuda::input_grad));
   m.impl("subpixel_conv2d_weight_grad", TORCH_BOX(&fused_subpixel::cuda::weight_grad));
+  m.impl("unshuffle_reduce", TORCH_BOX(&fused_subpixel::cuda::unshuffle_reduce));
   m.impl("shuffle", TORCH_BOX(&fused_subpixel::cuda::shuffle));
 }
 

@@ -97,6 +97,23 @@ def _(
     return grad_output.new_empty(weight_shape), grad_output.new_empty(lr_channels)
 
 
+@_register_fake("unshuffle_reduce")
+def _(grad_output: Tensor, numbers: Sequence[int], *saved: Any) -> tuple[Tensor, Tensor]:
+    g, (batch, channels, height, width) = Geometry(*numbers), grad_output.shape
+    low = (
+        (height + g.crop_top + g.crop_bottom) // g.upscale_h,
+        (width + g.crop_left + g.crop_right) // g.upscale_w,
+    )
+    lr_channels = channels * g.upscale_h * g.upscale_w
+    shape = (batch, lr_channels + vector_padding(lr_channels, grad_output.dtype), *low)
+    return _empty(grad_output, shape, channels_last=True), grad_output.new_empty(lr_channels)
+
+
+def vector_padding(channels: int, dtype: torch.dtype) -> int:
+    """The channels of zeros that :func:`unshuffle_reduce` adds: whole vectors of 16 bytes."""
+    return -channels % (16 // dtype.itemsize)
+
+
 @_register_fake("shuffle")
 def fake_shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: int, inverse: bool) -> Tensor:
     """The output, without values."""

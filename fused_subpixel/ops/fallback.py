@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference, torch_compat
@@ -100,6 +101,13 @@ def _plain_weight_grad(
     return grad_weight.contiguous(), grad_bias
 
 
+def _plain_unshuffle_reduce(grad: Tensor, numbers: Sequence[int], *saved: Any) -> tuple[Tensor, Tensor]:
+    low = reference.uncrop_and_unshuffle(_before_activation(grad, *saved), Geometry(*numbers))
+    padding = fakes.vector_padding(low.shape[1], low.dtype)
+    padded = F.pad(low, (0, 0, 0, 0, 0, padding))
+    return padded.contiguous(memory_format=torch.channels_last), low.sum((0, 2, 3))
+
+
 def _plain_shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: int, inverse: bool) -> Tensor:
     run = reference.unshuffle if inverse else reference.shuffle
     return run(input, factor_h, factor_w, channel_order)
@@ -107,6 +115,7 @@ def _plain_shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: i
 
 PLAIN_KERNELS: dict[str, Callable[..., Any]] = {
     "shuffle": _plain_shuffle,
+    "unshuffle_reduce": _plain_unshuffle_reduce,
     "subpixel_conv2d": _plain_subpixel_conv2d,
     "subpixel_conv2d_input_grad": _plain_input_grad,
     "subpixel_conv2d_weight_grad": _plain_weight_grad,

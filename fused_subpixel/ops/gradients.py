@@ -8,23 +8,29 @@ stores the pre-activation and applies the epilogue as ordinary PyTorch.
 *Convolution.* Either the operators ``subpixel_conv2d_input_grad`` and ``subpixel_conv2d_weight_grad``, which
 apply the activation's gradient as they read that of the output, or PyTorch's convolution backward on the
 unshuffled gradient. PyTorch's serves wherever ours are not faster, do not exist, or must be differentiated.
+On CUDA the operator ``unshuffle_reduce`` prepares the gradient for it in one pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
 from ..dispatch.call import BackwardPlan
 from ..weights import subpixel_weight_and_bias, subpixel_weight_to_conv_transpose
 from .fakes import counting
-from .geometry import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, Problem
+from .geometry import ACTIVATIONS, CHANNEL_ORDERS, KERNEL_DTYPES, Epilogue, Geometry, Problem
 from .layout import is_channels_last
+from .library import libraries
 
 aten = torch.ops.aten
 _input_grad_operator = torch.ops.fused_subpixel.subpixel_conv2d_input_grad.default
 _weight_grad_operator = torch.ops.fused_subpixel.subpixel_conv2d_weight_grad.default
+_unshuffle_reduce_operator = torch.ops.fused_subpixel.unshuffle_reduce.default
 _RELU, _LEAKY_RELU = ACTIVATIONS["relu"], ACTIVATIONS["leaky_relu"]
 _TANH, _SIGMOID = ACTIVATIONS["tanh"], ACTIVATIONS["sigmoid"]
 _CRD, _DCR = CHANNEL_ORDERS["crd"], CHANNEL_ORDERS["dcr"]
@@ -77,13 +83,16 @@ def convolution_gradients(
     our_input, our_weight = need_input and ours.input_grad, need_weight and ours.weight_grad
     rest = (need_input and not our_input, need_weight and not our_weight, need_bias and not our_weight)
     grad_input = grad_weight = grad_bias = None
-    if output is not None and any(rest):
-        grad, output = activation_gradient(grad, output, epilogue), None
-    if any(rest):
-        grad_input, grad_weight, grad_bias = pytorch_convolution_gradients(
-            grad, input, weight, geometry, input_shape, weight_shape, rest
-        )
     saved = () if output is None else (output, epilogue.activation, epilogue.negative_slope)
+    if any(rest):
+        operands = input, weight, geometry, input_shape, weight_shape, rest
+        if has_reducing_unshuffle(grad, output, geometry):
+            lr_grad, sums = _unshuffle_reduce_operator(grad, tuple(geometry), *saved)
+            grad_input, grad_weight, grad_bias = prepared_convolution_gradients(lr_grad, sums, *operands)
+        else:
+            if output is not None:
+                grad, saved = activation_gradient(grad, output, epilogue), ()
+            grad_input, grad_weight, grad_bias = pytorch_convolution_gradients(grad, *operands)
     if our_input:
         assert weight is not None
         grad_input = _input_grad_operator(
@@ -157,6 +166,71 @@ def transposed_convolution_gradients(
     return grad_input, grad_weight, grad_bias
 
 
+def has_reducing_unshuffle(grad: Tensor, output: Tensor | None, geometry: Geometry) -> bool:
+    """Whether the operator ``unshuffle_reduce`` prepares this gradient for PyTorch's convolution backward.
+
+    It is not differentiable, and its result is channels_last: of contiguous models cuDNN would copy the input
+    to that format as well.
+    """
+    if not grad.is_cuda or torch.is_grad_enabled() or geometry.groups > 1 or not libraries["cuda"].loaded:
+        return False
+    if not is_channels_last(grad):
+        return False
+    if grad.dtype not in KERNEL_DTYPES or (output is not None and output.dtype != grad.dtype):
+        return False
+    return fits_reducing_unshuffle(grad.shape, geometry)
+
+
+def fits_reducing_unshuffle(shape: Sequence[int], geometry: Geometry) -> bool:
+    """Whether the kernel can count a gradient: its offsets and its number of pixels have 32 bits.
+
+    The sizes of a traced graph may be symbols.
+    """
+    g, (batch, channels, height, width) = geometry, shape
+    pixels = (height + g.crop_top + g.crop_bottom) * (width + g.crop_left + g.crop_right)
+    bounds = (batch * pixels < 1 << 31, channels * pixels < 1 << 30)
+    if all(isinstance(bound, bool) for bound in bounds):
+        return all(bounds)
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return all(guard_or_false(bound) for bound in bounds)
+
+
+def prepared_convolution_gradients(
+    lr_grad: Tensor,
+    grad_bias: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    geometry: Geometry,
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    needed: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of (input, weight, bias), from what ``unshuffle_reduce`` returns."""
+    g, rows = geometry, weight_shape[0]
+    need_input, need_weight, need_bias = needed
+    grad_input = grad_weight = None
+    if need_input or need_weight:
+        # cuDNN computes in channels_last if the weight is. A tensor that is not needed stands in with its
+        # shape and layout.
+        padded_rows = lr_grad.shape[1]
+        if weight is None:
+            weight = _stand_in(lr_grad, (padded_rows, *weight_shape[1:]))
+        elif padded_rows > rows:
+            weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, padded_rows - rows))
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        input = _stand_in(lr_grad, input_shape) if input is None else input
+        grad_input, grad_weight, _ = _convolution_backward(
+            lr_grad, input, weight, g, (need_input, need_weight, False)
+        )
+        grad_weight = grad_weight[:rows] if grad_weight is not None else None
+    return grad_input, grad_weight, grad_bias if need_bias else None
+
+
+def _stand_in(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
 def pytorch_convolution_gradients(
     grad: Tensor,
     input: Tensor | None,
@@ -179,17 +253,25 @@ def pytorch_convolution_gradients(
     # A tensor that is not needed stands in with its shape only.
     input = grad.new_empty(()).expand(input_shape) if input is None else input
     weight = grad.new_empty(()).expand(weight_shape) if weight is None else weight
+    grad_input, grad_weight, grad_bias = _convolution_backward(lr_grad, input, weight, g, needed)
+    if reorder:
+        grad_weight = None if grad_weight is None else _transpose_rows(grad_weight, phases, channels)
+        grad_bias = None if grad_bias is None else _transpose_rows(grad_bias, phases, channels)
+    return grad_input, grad_weight, grad_bias
+
+
+def _convolution_backward(
+    lr_grad: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, needed: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    g = geometry
     padded, padding = reference.symmetric_padding(input, g)
     grad_input, grad_weight, grad_bias = aten.convolution_backward(
-        lr_grad, padded, weight, [weight_shape[0]], (g.stride_h, g.stride_w), padding,
+        lr_grad, padded, weight, [weight.shape[0]], (g.stride_h, g.stride_w), padding,
         (g.dilation_h, g.dilation_w), False, (0, 0), g.groups, needed,
     )  # fmt: skip
     if needed[0] and padded is not input:
-        height, width = input_shape[2:]
+        height, width = input.shape[2:]
         grad_input = grad_input[:, :, g.pad_top : g.pad_top + height, g.pad_left : g.pad_left + width]
-    if reorder:
-        grad_weight = _transpose_rows(grad_weight, phases, channels) if needed[1] else None
-        grad_bias = _transpose_rows(grad_bias, phases, channels) if needed[2] else None
     return grad_input, grad_weight, grad_bias
 
 

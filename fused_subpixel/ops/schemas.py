@@ -23,6 +23,9 @@ SCHEMAS = (
     f"{GEOMETRY_SCHEMA}, bool channels_last, {SAVED_SCHEMA}) -> Tensor",
     "subpixel_conv2d_weight_grad(Tensor grad_output, Tensor input, int kernel_h, int kernel_w, "
     f"{GEOMETRY_SCHEMA}, {SAVED_SCHEMA}) -> (Tensor, Tensor)",
+    # What PyTorch's convolution backward reads: the low-resolution gradient in channels_last, with zeros
+    # after its C*r_h*r_w channels up to a multiple of 16 bytes; and the bias's gradient, [C*r_h*r_w].
+    f"unshuffle_reduce(Tensor grad_output, {GEOMETRY_SCHEMA}, {SAVED_SCHEMA}) -> (Tensor, Tensor)",
     # pixel_shuffle alone, or its inverse; a kernel on CUDA, plain PyTorch elsewhere.
     "shuffle(Tensor input, int factor_h, int factor_w, int channel_order, bool inverse) -> Tensor",
     # The CPU library's plan for a problem, and the same in words; see csrc/cpu/plan.h.

@@ -27,6 +27,7 @@ FAMILIES = {  # where barriers and waits stand, and what runs through them
     "store_vectors.cuh": lambda seed, target: run_forward(seed, target),
     "sm80_weight_grad.cuh": lambda seed, target: run_weight_grad(seed, target),
     "pixel_shuffle.cuh": lambda *_: run_shuffle(),
+    "unshuffle_reduce.cuh": lambda seed, _: run_unshuffle_reduce(seed),
     "generic.cuh": lambda seed, target: run_weight_grad(seed, OLD._replace(multiprocessors=1)),
 }
 LACKING = Case("several chunks, steps and tiles", (1, 128, 9, 33), (96, 128, 3, 3), padding=SAME3)
@@ -34,6 +35,7 @@ LACKING_LITTLE = Case("several tiles", (2, 40, 9, 33), (16, 40, 3, 3), padding=S
 LACKING_POINTS = Case("one step for each of many chunks", (1, 300, 5, 33), (48, 300, 1, 1))
 LACKING_CURVE = variant(LACKING_LITTLE, activation="sigmoid")
 LACKING_ACTIVATED = variant(LACKING_LITTLE, activation="tanh")
+LACKING_SHUFFLED = Case("several tiles for a block", (2, 1, 24, 25), (12, 1, 1, 1))
 LACKING_GENERIC = Case("more results than blocks", (1, 2, 9, 33), (36, 2, 1, 1))
 
 
@@ -69,6 +71,19 @@ def run_shuffle() -> bool:
     return high.equal(reference.shuffle(x, 3, 2, 0)) and emulated.shuffle(high, (3, 2), 0, True, True).equal(
         x
     )
+
+
+def run_unshuffle_reduce(seed: int) -> bool:
+    grad = integer_gradient(LACKING_SHUFFLED).half()
+    low = reference.uncrop_and_unshuffle(grad, LACKING_SHUFFLED.geometry)
+    bias = low.double().sum((0, 2, 3)).half()
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found, sums = emulated.unshuffle_reduce(
+            LACKING_SHUFFLED, grad.contiguous(memory_format=layout), HOPPER, seed=seed
+        )
+        if not (found[:, :12].equal(low) and sums.equal(bias)):
+            return False
+    return True
 
 
 def gradients_tensors(

@@ -9,11 +9,12 @@ import cases
 import pytest
 import torch
 from cases import EPILOGUES, GEOMETRIES, Case, Tensors
-from gradients import ACTIVATED, RECOVERABLE, integer_gradient, quarters, saved
+from gradients import ACTIVATED, RECOVERABLE, applied_once, integer_gradient, quarters, saved
 from gradients import exact as exact_gradients
 from torch import Tensor
 
 import fused_subpixel as fs
+from fused_subpixel import reference
 from fused_subpixel.dispatch import backends
 
 HERE = torch.device("cuda", 0)
@@ -92,6 +93,46 @@ def test_gradients_are_exact_on_integers(
         found = gradients(case, grad, tensors, not channels_last, tf32)
     for gradient, expected in zip(found, exact_gradients(case), strict=True):
         assert gradient.cpu().equal(expected.to(dtype))
+
+
+@pytest.mark.parametrize("activation", (None, *RECOVERABLE))
+@pytest.mark.parametrize("base", GEOMETRIES, ids=str)
+def test_unshuffle_reduce_is_exact_on_integers(
+    base: Case, activation: str | None, dtype: torch.dtype, channels_last: bool
+) -> None:
+    case = cases.variant(base, activation=activation)
+    layout = layout_of(channels_last)
+    grad = integer_gradient(case).to(dtype).contiguous(memory_format=layout)
+    output = quarters(case).to(dtype).contiguous(memory_format=layout) if activation else None
+    rest = saved(case, None if output is None else output.cuda())
+    with cases.outputs_start_as_nan():
+        low, bias = cases.operators.unshuffle_reduce(grad.cuda(), case.geometry, *rest)
+    applied = grad if output is None else applied_once(grad, output, case)
+    expected, channels = reference.uncrop_and_unshuffle(applied, case.geometry), case.weight[0]
+    assert low.is_contiguous(memory_format=torch.channels_last)
+    assert low[:, :channels].cpu().equal(expected)
+    assert not low[:, channels:].any()
+    assert bias.cpu().equal(expected.double().sum((0, 2, 3)).to(dtype))
+    again = cases.operators.unshuffle_reduce(grad.cuda(), case.geometry, *rest)
+    assert again[0].equal(low)
+    assert again[1].equal(bias)
+
+
+@pytest.mark.parametrize("activation", (None, "tanh"))
+def test_training_takes_unshuffle_reduce(activation: str | None, channels_last: bool) -> None:
+    """Of groups and of gradients that are differentiated again, PyTorch unshuffles the gradient."""
+    x = torch.randn(2, 16, 9, 8, dtype=torch.float64, device="cuda")
+    x = x.contiguous(memory_format=layout_of(channels_last))
+    weight, bias = (torch.randn(s, dtype=x.dtype, device="cuda") for s in ((12, 16, 3, 3), (12,)))
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    with fs.use_backend("cuda"):
+        output = fs.subpixel_conv2d(*leaves, 2, padding=1, activation=activation)
+    grad = torch.randn_like(output)
+    with torch.profiler.profile() as profile:
+        found = torch.autograd.grad(output, leaves, grad, retain_graph=True)
+    assert any(event.key == "fused_subpixel::unshuffle_reduce" for event in profile.key_averages())
+    differentiable = torch.autograd.grad(output, leaves, grad, create_graph=True)
+    torch.testing.assert_close(found, differentiable)
 
 
 WIDE = Case("wide rows", (2, 128, 33, 34), (256, 128, 3, 3), padding=cases.SAME3)

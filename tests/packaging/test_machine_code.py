@@ -68,6 +68,14 @@ def test_hopper_multiplies_by_warpgroups(of_type: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
+def test_unshuffle_stores_16_bytes_at_a_time(arch: str) -> None:
+    """And divides by multiplications, without conversions to floating point."""
+    for instance, kernel in instances("unshuffle_reduce_kernel", arch).items():
+        assert kernel.count(r"STG\.E(\.\w+)*\.128\b") == 1, instance
+        assert kernel.count(r"I2F\b") == 0, instance
+
+
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize(("name", "of_type"), KERNELS)
 class TestTensorCoreKernels:
     def test_multiplies_on_tensor_cores(self, name: str, of_type: str, arch: str) -> None:

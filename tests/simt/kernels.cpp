@@ -23,6 +23,7 @@
 #include "cuda/instances/sm90_conv_bfloat16.cu"
 #include "cuda/instances/sm90_conv_half.cu"
 #include "cuda/instances/sm90_conv_tf32.cu"
+#include "cuda/instances/unshuffle_reduce.cu"
 #include "cuda/launch.cpp"
 #include "cuda/problem.cpp"
 
@@ -163,6 +164,24 @@ void weight_grad(const std::vector<int64_t>& geometry, int dtype, const Array& g
   m.back(grad_weight, a.grad_weight), m.back(grad_bias, a.grad_bias);
 }
 
+void prepare_gradient(const std::vector<int64_t>& geometry, int dtype, const Array& grad_output,
+                      const OptionalArray& output, int activation, double slope, const Array& lr_grad,
+                      const Array& grad_bias, const std::vector<int64_t>& target, bool guard_start) {
+  Memory m = memory(guard_start);
+  UnshuffleReduceArguments a{};
+  a.geometry = geometry_of(geometry);
+  a.dtype = static_cast<DType>(dtype);
+  a.grad_output = m.in("the gradient", grad_output);
+  a.lr_grad = m.take("the low-resolution gradient", std::get<1>(lr_grad));
+  a.grad_bias = m.take("the bias's gradient", std::get<1>(grad_bias));
+  a.saved = {m.in("the output", output), static_cast<Activation>(activation), slope};
+  const Device device = device_of(target);
+  const UnshuffleReducePlan plan = plan_unshuffle_reduce(a, device.target);
+  unshuffle_reduce(a, plan, m.take("scratch", static_cast<size_t>(plan.partial_bytes)), device);
+  m.check();
+  m.back(lr_grad, a.lr_grad), m.back(grad_bias, a.grad_bias);
+}
+
 // sizes: batch, channels, height, width of the output, factors.
 void shuffle(const std::vector<int64_t>& sizes, int order, bool inverse, bool channels_last,
              int64_t element_bytes, const Array& input, const Array& output, bool guard_start) {
@@ -191,6 +210,7 @@ void bind_kernels(py::module_& m) {
   m.def("forward", &forward);
   m.def("input_grad", &input_grad);
   m.def("weight_grad", &weight_grad);
+  m.def("unshuffle_reduce", &prepare_gradient);
   m.def("shuffle", &shuffle);
   m.def("plan", &plan);
 }

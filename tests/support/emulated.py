@@ -64,7 +64,7 @@ def array(tensor: Tensor | None) -> Any:
     if tensor is None:
         return None
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    bytes = (last + 1) * tensor.element_size()
+    bytes = (last + 1) * tensor.element_size() if tensor.numel() else 0
     return tensor.data_ptr(), bytes, list(tensor.shape), list(tensor.stride())
 
 
@@ -122,6 +122,22 @@ def weight_grad(
         array(weight), array(bias), list(target), guard_start,
     )  # fmt: skip
     return weight, bias
+
+
+def unshuffle_reduce(
+    case: Case, grad: Tensor, target: Target = LARGE, *, output: Tensor | None = None, seed: int = 0,
+    guard_start: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The low-resolution gradient, [N, padded channels, P, Q] in channels_last, and the bias's."""
+    simt.set_seed(seed)
+    channels, vector = case.weight[0], 16 // grad.element_size()
+    low = empty((grad.shape[0], -(-channels // vector) * vector, *case.low), grad, True)
+    bias = grad.new_empty(channels)
+    simt.unshuffle_reduce(
+        geometry(case), DTYPES.index(grad.dtype), array(grad), *saved(case, output), array(low), array(bias),
+        list(target), guard_start,
+    )  # fmt: skip
+    return low, bias
 
 
 def plan(

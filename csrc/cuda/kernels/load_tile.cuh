@@ -14,12 +14,17 @@ struct ChannelPlace {
   int row, column;
   bool exists;
 };
-FS_DEVICE ChannelPlace channel_place(const PixelLoad& p, const PixelStrides& by, int s) {
-  const PixelSource& from = p.source;
-  PhaseOf<int> at{s, 0, 0};
-  if (from.map.sizes.r_h.divisor * from.map.sizes.r_w.divisor > 1) at = phase_of(from.map, s);
-  const int row = at.i - from.crop_top, column = at.j - from.crop_left;
+template <class AnyDivisor, class Int = typename AnyDivisor::Int>
+FS_DEVICE ChannelPlace channel_place(const PixelSource& from, const ShuffleSizes<AnyDivisor>& shuffle,
+                                     const PixelStrides& by, int s) {
+  PhaseOf<Int> at{static_cast<Int>(s), 0, 0};
+  if (from.map.sizes.r_h.divisor * from.map.sizes.r_w.divisor > 1)
+    at = phase_of_channel(static_cast<Int>(s), shuffle, from.map.order);
+  const int row = static_cast<int>(at.i) - from.crop_top, column = static_cast<int>(at.j) - from.crop_left;
   return {at.c * by.channel + row * by.hr_row + column * by.hr_col, row, column, s < from.total};
+}
+FS_DEVICE ChannelPlace channel_place(const PixelLoad& p, const PixelStrides& by, int s) {
+  return channel_place(p.source, p.source.map.sizes, by, s);
 }
 // Whether it exists at this pixel. A negative row or column wraps to a large one.
 FS_DEVICE bool exists_at(const PixelSource& from, const ChannelPlace& channel, int row, int column) {
