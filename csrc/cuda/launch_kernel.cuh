@@ -6,9 +6,14 @@
 #include <string>
 
 #include "common/dispatch.h"
-#include "cuda/device.cuh"
 #include "cuda/launch.h"
 #include "cuda/per_device.h"
+
+#if defined(FS_SIMT)
+#include "simt.h"
+#else
+#include <cuda_runtime.h>
+#endif
 
 namespace fused_subpixel::cuda {
 
@@ -82,7 +87,9 @@ void run_kernel(void (*kernel)(Params), int grid_x, int grid_y, int threads, int
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &early;
   config.numAttrs = start == Start::kDuring && can_start_early() ? 1 : 0;
-  check_cuda(cudaLaunchKernelEx(&config, kernel, params), "a kernel could not be launched");
+  void* arguments[] = {const_cast<Params*>(&params)};
+  check_cuda(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments),
+             "a kernel could not be launched");
 }
 
 #endif
