@@ -2,8 +2,11 @@
 // How a kernel is launched, on a GPU or in the emulator.
 #pragma once
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "common/dispatch.h"
 #include "cuda/launch.h"
@@ -46,14 +49,18 @@ inline void check_cuda(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string("fused_subpixel: ") + what + ": " + cudaGetErrorString(error));
 }
 
+inline int current_device() {
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "the current GPU");
+  return device;
+}
+
 // Programmatic dependent launch: by code for compute capability 9.0 and later - older code, compiled for such a GPU by
 // the driver, would not wait - and in graphs by drivers for CUDA 12.3.
 inline bool can_start_early() {
 #if CUDART_VERSION >= 12030 && FS_HAVE_SM80
   static PerDevice<bool> known;
-  int device = 0;
-  check_cuda(cudaGetDevice(&device), "the current GPU");
-  return known.get(device, [] {
+  return known.get(current_device(), [] {
     int driver = 0;
     return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12030 && mma_image_version() >= 90;
   });
@@ -63,20 +70,25 @@ inline bool can_start_early() {
 }
 
 // Blocks may have 48 KB of shared memory without asking. What is asked for is always the most the GPU has, so that
-// threads that launch the same kernel with different sizes do not take it from one another.
+// threads that launch the same kernel with different sizes do not take it from one another; each thread asks once for a
+// kernel and GPU.
+inline void allow_shared_memory(const void* kernel) {
+  thread_local std::vector<std::pair<const void*, int>> asked;
+  const std::pair<const void*, int> request(kernel, current_device());
+  if (std::find(asked.begin(), asked.end(), request) != asked.end()) return;
+  int most = 0;
+  check_cuda(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, request.second),
+             "shared memory");
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), "shared memory");
+  asked.push_back(request);
+}
+
 template <class Params>
 void run_kernel(void (*kernel)(Params), int grid_x, int grid_y, int threads, int64_t shared_bytes,
                 void* stream, const Params& params, Start start = Start::kAfter) {
+  const auto* address = reinterpret_cast<const void*>(kernel);
   const auto bytes = static_cast<int>(shared_bytes);
-  if (bytes > 48 << 10) {
-    int device = 0, most = 0;
-    check_cuda(cudaGetDevice(&device), "the current GPU");
-    check_cuda(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-               "shared memory");
-    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                    cudaFuncAttributeMaxDynamicSharedMemorySize, most),
-               "shared memory");
-  }
+  if (bytes > 48 << 10) allow_shared_memory(address);
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
@@ -88,8 +100,7 @@ void run_kernel(void (*kernel)(Params), int grid_x, int grid_y, int threads, int
   config.attrs = &early;
   config.numAttrs = start == Start::kDuring && can_start_early() ? 1 : 0;
   void* arguments[] = {const_cast<Params*>(&params)};
-  check_cuda(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments),
-             "a kernel could not be launched");
+  check_cuda(cudaLaunchKernelExC(&config, address, arguments), "a kernel could not be launched");
 }
 
 #endif

@@ -76,10 +76,10 @@ inline bool suggests_channels_last(const Tensor& t) {
   return true;
 }
 
-inline Tensor new_tensor(const std::array<int64_t, 4>& size, const Tensor& like, bool channels_last) {
-  return torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
+// A dense tensor without values; each library has its own.
+Tensor new_tensor(const std::array<int64_t, 4>& size, const Tensor& like, bool channels_last);
+Tensor new_vector(int64_t size, const Tensor& like);
+Tensor new_bytes(int64_t size, const Tensor& like);
 
 // The options that every operator takes as one list `int[] geometry`, in this order, which is that of Geometry in the
 // Python package. As separate integers they would cost 3 us per call.

@@ -16,15 +16,11 @@ namespace fused_subpixel {
 inline ConstTensorRef view_of(const Tensor& t) { return {t.const_data_ptr(), strides_of(t)}; }
 inline TensorRef writable_view_of(Tensor& t) { return {t.mutable_data_ptr(), strides_of(t)}; }
 
-inline Tensor scratch_of(int64_t bytes, const Tensor& like) {
-  const std::array<int64_t, 1> size{bytes};
-  return torch::stable::empty(size, ScalarType::Byte, std::nullopt, like.device());
-}
-
 inline Tensor dense_vector(const char* name, const Tensor& t, const Tensor& input) {
   check_like(name, t, input);
   check(t.dim() <= 1, name, " must have one dimension, got ", shape_of(t));
-  return torch::stable::contiguous(t);
+  const bool dense = t.numel() <= 1 || t.stride(0) == 1;
+  return dense ? t : torch::stable::contiguous(t);
 }
 
 // A transposed convolution's weight [Ci, C, K_h, K_w] is read where it is: no copy splits its phases, flips its taps or
@@ -159,9 +155,7 @@ inline WeightGradCall weight_grad_call(const Tensor& grad_output, const Tensor& 
   const SavedOutput saved = saved_output(grad_output, output, activation, negative_slope);
   Tensor grad_weight =
       new_tensor({g.lr_channels(), g.in_channels / g.groups, g.kernel_h, g.kernel_w}, grad_output, false);
-  const std::array<int64_t, 1> rows{g.lr_channels()};
-  Tensor grad_bias =
-      torch::stable::empty(rows, grad_output.scalar_type(), std::nullopt, grad_output.device());
+  Tensor grad_bias = new_vector(g.lr_channels(), grad_output);
   const WeightGradArguments a{g,
                               dtype_of(grad_output),
                               view_of(grad_output),

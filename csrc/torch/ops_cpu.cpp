@@ -7,6 +7,24 @@
 #include "cpu/launch.h"
 #include "torch/op_calls.h"
 
+namespace fused_subpixel {
+
+// By the dispatcher: what skips it ignores torch.utils.deterministic.fill_uninitialized_memory.
+Tensor new_tensor(const std::array<int64_t, 4>& size, const Tensor& like, bool channels_last) {
+  return torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+Tensor new_vector(int64_t size, const Tensor& like) {
+  const std::array<int64_t, 1> sizes{size};
+  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device());
+}
+Tensor new_bytes(int64_t size, const Tensor& like) {
+  const std::array<int64_t, 1> sizes{size};
+  return torch::stable::empty(sizes, ScalarType::Byte, std::nullopt, like.device());
+}
+
+}  // namespace fused_subpixel
+
 namespace fused_subpixel::cpu {
 namespace {
 
@@ -66,7 +84,7 @@ std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& 
   const WeightGradCall call =
       weight_grad_call(grad_output, input, kernel_h, kernel_w, geometry, output, activation, negative_slope);
   launched([&](const Pool& pool) {
-    Tensor scratch = scratch_of(weight_grad_scratch(call.arguments, pool), grad_output);
+    Tensor scratch = new_bytes(weight_grad_scratch(call.arguments, pool), grad_output);
     torch::stable::zero_(scratch);
     conv_weight_grad(call.arguments, scratch.mutable_data_ptr(), pool);
   });

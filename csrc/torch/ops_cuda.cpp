@@ -3,12 +3,51 @@
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <algorithm>
+
 #include "cuda/launch.h"
 #include "cuda/per_device.h"
 #include "torch/op_calls.h"
 
 // Only CUDA builds of torch have it, and only they load this library.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+
+namespace fused_subpixel {
+namespace {
+
+// torch::stable::empty would look its operator up by name in every call.
+Tensor new_strided(int64_t dims, const int64_t* size, const int64_t* stride, int32_t dtype,
+                   const Tensor& like) {
+  int32_t device_type = 0, device_index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dims, size, stride, dtype, device_type, device_index, &handle));
+  return Tensor(handle);
+}
+int32_t dtype_number(const Tensor& t) {
+  int32_t dtype = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  return dtype;
+}
+Tensor new_line(int64_t size, int32_t dtype, const Tensor& like) {
+  constexpr int64_t kStride = 1;
+  return new_strided(1, &size, &kStride, dtype, like);
+}
+
+}  // namespace
+
+Tensor new_tensor(const std::array<int64_t, 4>& size, const Tensor& like, bool channels_last) {
+  const auto some = [&](int d) { return channels_last ? size[d] : std::max<int64_t>(size[d], 1); };  // as PyTorch
+  const Strides s = dense_strides(some(1), some(2), some(3), channels_last);
+  const std::array<int64_t, 4> stride{s.n, s.c, s.h, s.w};
+  return new_strided(4, size.data(), stride.data(), dtype_number(like), like);
+}
+Tensor new_vector(int64_t size, const Tensor& like) { return new_line(size, dtype_number(like), like); }
+Tensor new_bytes(int64_t size, const Tensor& like) { return new_line(size, aoti_torch_dtype_uint8(), like); }
+
+}  // namespace fused_subpixel
 
 namespace fused_subpixel::cuda {
 namespace {
@@ -22,22 +61,26 @@ int attribute(cudaDeviceAttr which, int device) {
 }
 
 // The tensor-core kernels may have been left out, or built for newer GPUs only.
-bool has_mma_image(int device) {
+bool has_mma_image() {
 #if FS_HAVE_SM80
-  static PerDevice<bool> known;
-  return known.get(device, [] { return mma_image_version() >= 80; });
+  return mma_image_version() >= 80;
 #else
-  (void)device;
   return false;
 #endif
 }
 
 // Of the current device.
 Target target_of(int device) {
-  const int sm = attribute(cudaDevAttrComputeCapabilityMajor, device) * 10 +
-                 attribute(cudaDevAttrComputeCapabilityMinor, device);
-  return {sm >= 80 && !has_mma_image(device) ? 75 : sm, attribute(cudaDevAttrMultiProcessorCount, device),
-          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)};
+  static PerDevice<int> sm, multiprocessors, shared_bytes;
+  const auto ask = [&](cudaDeviceAttr which) { return [=] { return attribute(which, device); }; };
+  return {sm.get(device,
+                 [&] {
+                   const int found = attribute(cudaDevAttrComputeCapabilityMajor, device) * 10 +
+                                     attribute(cudaDevAttrComputeCapabilityMinor, device);
+                   return found >= 80 && !has_mma_image() ? 75 : found;
+                 }),
+          multiprocessors.get(device, ask(cudaDevAttrMultiProcessorCount)),
+          shared_bytes.get(device, ask(cudaDevAttrMaxSharedMemoryPerBlockOptin))};
 }
 
 struct OnDevice {
@@ -59,7 +102,7 @@ Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const Optional
                                         activation, negative_slope, clamp_min, clamp_max, transposed_weight);
   if (call.output.numel() == 0) return call.output;
   const ForwardPlan plan = plan_forward(call.arguments, on.device.target);
-  Tensor scratch = scratch_of(plan.scratch_bytes, input);
+  Tensor scratch = new_bytes(plan.scratch_bytes, input);
   conv_forward(call.arguments, plan, scratch.mutable_data_ptr(), on.device);
   return call.output;
 }
@@ -72,7 +115,7 @@ Tensor input_grad(const Tensor& grad_output, const Tensor& weight, int64_t heigh
                                              output, activation, negative_slope);
   if (call.grad_input.numel() == 0) return call.grad_input;
   const Plan plan = plan_input_grad(call.arguments, on.device.target);
-  Tensor scratch = scratch_of(plan.packed_bytes, grad_output);
+  Tensor scratch = new_bytes(plan.packed_bytes, grad_output);
   conv_input_grad(call.arguments, plan, scratch.mutable_data_ptr(), on.device);
   return call.grad_input;
 }
@@ -85,7 +128,7 @@ std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& 
   const WeightGradCall call =
       weight_grad_call(grad_output, input, kernel_h, kernel_w, geometry, output, activation, negative_slope);
   const WeightGradPlan plan = plan_weight_grad(call.arguments, on.device.target);
-  Tensor scratch = scratch_of(plan.partial_bytes, grad_output);
+  Tensor scratch = new_bytes(plan.partial_bytes, grad_output);
   conv_weight_grad(call.arguments, plan, scratch.mutable_data_ptr(), on.device);
   return {call.grad_weight, call.grad_bias};
 }
