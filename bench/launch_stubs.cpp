@@ -71,10 +71,9 @@ AOTITorchError aoti_torch_empty_strided(int64_t dims, const int64_t* sizes, cons
   const auto count = static_cast<size_t>(dims);
   const c10::Device device(static_cast<c10::DeviceType>(device_type),
                            static_cast<c10::DeviceIndex>(device_index));
-  *result = reinterpret_cast<AtenTensorHandle>(new at::Tensor(
-      at::_ops::empty_strided::call(c10::fromIntArrayRefSlow({sizes, count}),
-                                    c10::fromIntArrayRefSlow({strides, count}),
-                                    static_cast<c10::ScalarType>(dtype), std::nullopt, device, std::nullopt)));
+  *result = reinterpret_cast<AtenTensorHandle>(new at::Tensor(at::_ops::empty_strided::call(
+      c10::fromIntArrayRefSlow({sizes, count}), c10::fromIntArrayRefSlow({strides, count}),
+      static_cast<c10::ScalarType>(dtype), std::nullopt, device, std::nullopt)));
   return 0;
 }
 AOTITorchError aoti_torch_delete_device_guard(DeviceGuardHandle guard) {
@@ -120,9 +119,9 @@ void launch_weight_grad_mma(const WeightGradParams& params, void* stream) {
   run_kernel<WeightGradParams>(&no_kernel<WeightGradParams>, 1, 1, 256, 0, stream, params, Start::kDuring);
 }
 
-#define FS_STUB_LAUNCHES(T)                                                        \
-  template void launch_mma<T>(const PackParams&, const MmaParams&, void*);         \
-  template void launch_wgmma<T>(const PackParams&, const MmaParams&, void*);       \
+#define FS_STUB_LAUNCHES(T)                                                  \
+  template void launch_mma<T>(const PackParams&, const MmaParams&, void*);   \
+  template void launch_wgmma<T>(const PackParams&, const MmaParams&, void*); \
   template void launch_weight_grad_mma<T>(const WeightGradParams&, void*);
 FS_STUB_LAUNCHES(TF32)
 FS_STUB_LAUNCHES(BFloat16)
@@ -133,10 +132,16 @@ int image_error() { return 0; }
 int mma_image_version() { return 90; }
 
 void launch_channels_last(DType, int64_t images, const LayoutParams& p, void* stream) {
-  run_kernel<LayoutParams>(&no_kernel<LayoutParams>, static_cast<int>(images * p.tiles), 1, 256, 0, stream, p);
+  run_kernel<LayoutParams>(&no_kernel<LayoutParams>, static_cast<int>(images * p.tiles), 1, 256, 0, stream,
+                           p);
 }
 void launch_generic(Pass, DType, const GenericParams& p, const Target&, void* stream) {
   run_kernel<GenericParams>(&no_kernel<GenericParams>, 1, 1, 256, 0, stream, p);
+}
+void launch_unshuffle_reduce(DType, int, const UnshuffleReduceParams& p, void* stream) {
+  run_kernel<UnshuffleReduceParams>(&no_kernel<UnshuffleReduceParams>, 1, 1, 256, 0, stream, p);
+  run_kernel<UnshuffleReduceParams>(&no_kernel<UnshuffleReduceParams>, 1, 1, 256, 0, stream, p,
+                                    Start::kDuring);
 }
 void pixel_shuffle(const ShuffleArguments& a, const Device& device) {
   ShuffleParams p{};

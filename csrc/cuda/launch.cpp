@@ -292,8 +292,8 @@ void conv_weight_grad(const WeightGradArguments& a, const WeightGradPlan& plan, 
   not_built("mma.sync");
 }
 
-void unshuffle_reduce(const UnshuffleReduceArguments& a, const UnshuffleReducePlan& plan, void* scratch,
-                      const Device& device) {
+void unshuffle_gradient(const UnshuffleReduceArguments& a, const UnshuffleReducePlan& plan, void* scratch,
+                        const Device& device) {
   const Geometry& g = a.geometry;
   UnshuffleReduceParams p{};
   p.gradient = gradient_source(g, a.grad_output, a.saved, a.dtype);

@@ -31,8 +31,8 @@ void conv_forward(const ForwardArguments& a, const ForwardPlan& plan, void* scra
 void conv_input_grad(const InputGradArguments& a, const Plan& plan, void* scratch, const Device& device);
 void conv_weight_grad(const WeightGradArguments& a, const WeightGradPlan& plan, void* scratch,
                       const Device& device);
-void unshuffle_reduce(const UnshuffleReduceArguments& a, const UnshuffleReducePlan& plan, void* scratch,
-                      const Device& device);
+void unshuffle_gradient(const UnshuffleReduceArguments& a, const UnshuffleReducePlan& plan, void* scratch,
+                        const Device& device);
 
 // The shuffle alone: [batch, channels, height, width] is the output.
 struct ShuffleArguments {

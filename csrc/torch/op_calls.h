@@ -222,9 +222,7 @@ inline UnshuffleReduceCall unshuffle_reduce_call(const Tensor& grad_output,
   if (output) read = with_small_steps(*output, g), saved.output = view_of(*read);
   Tensor lr_grad =
       new_tensor({g.batch, round_up(g.lr_channels(), vector), g.lr_h, g.lr_w}, grad_output, true);
-  const std::array<int64_t, 1> rows{g.lr_channels()};
-  Tensor grad_bias =
-      torch::stable::empty(rows, grad_output.scalar_type(), std::nullopt, grad_output.device());
+  Tensor grad_bias = new_vector(g.lr_channels(), grad_output);
   const UnshuffleReduceArguments a{
       g, dtype, view_of(gradient), lr_grad.mutable_data_ptr(), grad_bias.mutable_data_ptr(), saved};
   return {a, lr_grad, grad_bias, gradient, read};

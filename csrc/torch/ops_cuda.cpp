@@ -39,7 +39,9 @@ Tensor new_line(int64_t size, int32_t dtype, const Tensor& like) {
 }  // namespace
 
 Tensor new_tensor(const std::array<int64_t, 4>& size, const Tensor& like, bool channels_last) {
-  const auto some = [&](int d) { return channels_last ? size[d] : std::max<int64_t>(size[d], 1); };  // as PyTorch
+  const auto some = [&](int d) {
+    return channels_last ? size[d] : std::max<int64_t>(size[d], 1);
+  };  // as PyTorch
   const Strides s = dense_strides(some(1), some(2), some(3), channels_last);
   const std::array<int64_t, 4> stride{s.n, s.c, s.h, s.w};
   return new_strided(4, size.data(), stride.data(), dtype_number(like), like);
@@ -140,8 +142,8 @@ std::tuple<Tensor, Tensor> unshuffle_reduce(const Tensor& grad_output, std::vect
   const UnshuffleReduceCall call =
       unshuffle_reduce_call(grad_output, geometry, output, activation, negative_slope);
   const UnshuffleReducePlan plan = plan_unshuffle_reduce(call.arguments, on.device.target);
-  Tensor scratch = scratch_of(plan.partial_bytes, grad_output);
-  unshuffle_reduce(call.arguments, plan, scratch.mutable_data_ptr(), on.device);
+  Tensor scratch = new_bytes(plan.partial_bytes, grad_output);
+  unshuffle_gradient(call.arguments, plan, scratch.mutable_data_ptr(), on.device);
   return {call.lr_grad, call.grad_bias};
 }
 

@@ -177,7 +177,7 @@ void prepare_gradient(const std::vector<int64_t>& geometry, int dtype, const Arr
   a.saved = {m.in("the output", output), static_cast<Activation>(activation), slope};
   const Device device = device_of(target);
   const UnshuffleReducePlan plan = plan_unshuffle_reduce(a, device.target);
-  unshuffle_reduce(a, plan, m.take("scratch", static_cast<size_t>(plan.partial_bytes)), device);
+  unshuffle_gradient(a, plan, m.take("scratch", static_cast<size_t>(plan.partial_bytes)), device);
   m.check();
   m.back(lr_grad, a.lr_grad), m.back(grad_bias, a.grad_bias);
 }
