@@ -287,19 +287,6 @@ class NinjaFile:
         flags += " -Wl,--exclude-libs,ALL"
         return self.step("link", BUILD / f"{PACKAGE}_cuda.so", objects, flags)
 
-    def stubbed_cuda_library(self) -> list[Path]:
-        """The CUDA library without kernels and GPU, for bench.launch_cost: nothing if there is no toolkit."""
-        stubs, found = Path("bench/launch_stubs.cpp"), find_nvcc()
-        if not stubs.exists() or found is None:
-            return []
-        flags = f"-DFS_HAVE_SM80=1 -DFS_HAVE_SM90=1 -isystem {shlex.quote(str(found[1]))}/include"
-        flags += " -DFS_CUDA_DISPATCH_KEY=CPU"
-        objects = [self.compile(source, flags, ".stubbed") for source in host_sources("cuda")]
-        objects += [self.compile(stubs, f"{flags} -UTORCH_TARGET_VERSION")]
-        out = Path("build/tests", f"{PACKAGE}_cuda_stubbed.so")
-        # -Bsymbolic: calls of torch functions that have a stub reach the stub
-        return [self.step("link", out, self.planners["cuda"] + objects, "-Wl,-z,defs,-Bsymbolic $torch -lc10")]
-
     def schemas_library(self) -> Path:
         """The schemas in C++, for processes without Python; never loaded where Python defines them."""
         lines = "".join(f'    R"({schema})",\n' for schema in runpy.run_path(str(SCHEMAS))["SCHEMAS"])

@@ -207,11 +207,7 @@ std::tuple<std::vector<int64_t>, std::string> cuda_plan(std::vector<int64_t> pro
 }  // namespace
 }  // namespace fused_subpixel::cuda
 
-// bench.launch_cost measures these operators on CPU tensors.
-#if !defined(FS_CUDA_DISPATCH_KEY)
-#define FS_CUDA_DISPATCH_KEY CUDA
-#endif
-STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, FS_CUDA_DISPATCH_KEY, m) {
+STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CUDA, m) {
   m.impl("subpixel_conv2d", TORCH_BOX(&fused_subpixel::cuda::subpixel_conv2d));
   m.impl("subpixel_conv2d_input_grad", TORCH_BOX(&fused_subpixel::cuda::input_grad));
   m.impl("subpixel_conv2d_weight_grad", TORCH_BOX(&fused_subpixel::cuda::weight_grad));
