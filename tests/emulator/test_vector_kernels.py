@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The tensor-core convolutions whose loads and stores are whole 16-byte vectors: exact, wherever a vector may end."""
+"""Tensor-core convolutions that load and store whole 16-byte vectors: exact, wherever one may end."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ def check(case: Case, of_type: torch.dtype, channels_last: bool, target: Target,
     """Forward pass and input gradient, exact on integers, between guards."""
     layout = LAYOUTS[channels_last]
     tensors, start = cases.integers(case).to(of_type, layout), bool(seed % 2)
-    found = emulated.forward(
-        case, tensors, channels_last, target, tf32=True, seed=seed, guard_start=start
-    )
+    found = emulated.forward(case, tensors, channels_last, target, tf32=True, seed=seed, guard_start=start)
     torch.testing.assert_close(found, cases.exact(case).to(of_type), rtol=0, atol=0)
     if case.stride == (1, 1):
         bare = variant(case, activation=None, slopes=0, clamp=None)

@@ -542,6 +542,15 @@ def test_report_without_example_inputs() -> None:
     assert "48 B/pixel" in str(report)
 
 
+@pytest.mark.parametrize(
+    ("channels", "factor", "reason"),
+    [(10, 2, "10 channels cannot be shuffled by 2"), (12, 1, "a shuffle by 1 rearranges nothing")],
+)
+def test_a_factor_that_does_not_fit_is_the_reason(channels: int, factor: int, reason: str) -> None:
+    _, report = replace(nn.Sequential(nn.Conv2d(4, channels, 3), nn.PixelShuffle(factor)))
+    assert [(site.status, site.reason) for site in report] == [("left alone", reason)]
+
+
 def test_no_site_is_said_once(recwarn: pytest.WarningsRecorder) -> None:
     model = nn.Sequential(nn.Conv2d(4, 12, 3), nn.ReLU())
     replaced, report = fs.replace_pixel_shuffle(model, return_report=True)
