@@ -53,6 +53,25 @@ class Counter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("name", ["ragged", "cropped crd"])
+def test_rows_go_back_where_they_came_from(name: str) -> None:
+    """PyTorch's backward, which sorts the rows of the weight by phases in channels_last, or not."""
+    case = next(case for case in CASES if case.name == name)
+    tensors = cases.randoms(case, torch.float64)
+    grad = torch.randn(case.output, dtype=torch.float64)
+    shapes, needed = (torch.Size(case.input), torch.Size(case.weight)), (True, True, True)
+    found = [
+        gradients.pytorch_convolution_gradients(
+            *(t.contiguous(memory_format=layout) for t in (grad, tensors.input, tensors.weight)),
+            case.geometry, *shapes, needed,
+        )
+        for layout in (torch.channels_last, torch.contiguous_format)
+    ]  # fmt: skip
+    for channels_last, contiguous in zip(*found, strict=True):
+        assert channels_last is not None
+        torch.testing.assert_close(channels_last, contiguous)
+
+
 @pytest.fixture
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU tensors take the path, by the operator's plain implementation."""

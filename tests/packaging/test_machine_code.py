@@ -67,6 +67,34 @@ def test_hopper_multiplies_by_warpgroups(of_type: str) -> None:
         assert kernel.count(r"STG\.E(\.\w+)*\.128\b") > 0, instance
 
 
+# Of the kernels that move whole vectors, in instructions: the loops that store and load 16 bytes to a thread,
+# and all of the longest instance. A little more than the compiler makes now. sm_90a has three more for each
+# asynchronous copy.
+BUDGETS = {
+    "sm_80": {"store": 52, "load": 34, "conv_mma_kernel": 1900},
+    "sm_90a": {"store": 55, "load": 36, "conv_mma_kernel": 2100, "conv_wgmma_kernel": 1700},
+}
+
+
+def vectorised(kernel: str, arch: str) -> dict[str, Kernel]:
+    return {name: code for name, code in instances(kernel, arch).items() if "Lb1E" in name}
+
+
+@pytest.mark.parametrize(
+    ("arch", "kernel"),
+    [(arch, kernel) for arch in ARCHS for kernel in BUDGETS[arch] if kernel.startswith("conv")],
+)
+def test_loops_of_vectors_are_short(kernel: str, arch: str) -> None:
+    """A longer loop costs all layers that it bounds: the kernels wait for dependent instructions."""
+    for instance, code in vectorised(kernel, arch).items():
+        stores = code.loops_with(r"STG\.E(\.\w+)*\.128\b")
+        loads = code.loops_with(r"LDGSTS\.E(\.\w+)*\.128\b")
+        assert len(stores) == 1 and stores[0] <= BUDGETS[arch]["store"], f"{instance}: store loop {stores}"
+        assert max(loads) <= BUDGETS[arch]["load"], f"{instance}: load loops {loads}"
+        assert code.instructions <= BUDGETS[arch][kernel], f"{instance}: {code.instructions}"
+        assert code.count(r"(I2F|MUFU)\b") == 0, f"{instance}: divides"
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_unshuffle_stores_16_bytes_at_a_time(arch: str) -> None:
     """And divides by multiplications, without conversions to floating point."""

@@ -47,6 +47,26 @@ class Kernel(NamedTuple):
         """How many instructions match a regular expression from the operation on: r"HMMA\\."."""
         return len(re.findall(rf"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?{instruction}", self.code, re.M))
 
+    def loops_with(self, instruction: str) -> list[int]:
+        """Lengths of the innermost loops around each instruction that matches, in instructions.
+
+        A loop is what a backward branch encloses: all its ways, also those that exclude each other.
+        """
+        found = re.findall(r"^\s*/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?([^;]+);", self.code, re.M)
+        code = [(int(address, 16), operation.strip()) for address, operation in found]
+        branches = [
+            (int(target[1], 16), address)
+            for address, operation in code
+            if (target := re.match(r"BRA\S* (?:\S+ )?(?:`\()?0x([0-9a-f]+)", operation))
+        ]
+        lengths = []
+        for address, operation in code:
+            if re.match(instruction, operation):
+                around = [end - start for start, end in branches if start <= address < end]
+                if around:
+                    lengths.append(min(around) // INSTRUCTION_BYTES + 1)
+        return lengths
+
     @property
     def instructions(self) -> int:
         """All of them, without the endless loop and the NOPs that pad the end."""

@@ -260,6 +260,17 @@ def test_a_sequential_with_its_own_forward() -> None:
     assert report[0].reason == "Same has a forward of its own"
 
 
+def test_a_class_that_gets_a_forward_after_the_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its replaced modules keep the class's forward of that time; no new site is made of them."""
+
+    class Own(nn.Sequential): ...
+
+    model, report = replace(Own(conv(), nn.PixelShuffle(2)))
+    assert len(report.replaced) == 1 and chain.why_own_forward(model, nn.Sequential) is None
+    monkeypatch.setattr(Own, "forward", lambda self, x: x)
+    assert chain.why_own_forward(model, nn.Sequential) == "Own has a forward of its own"
+
+
 @pytest.mark.parametrize("chained", [False, True])
 def test_convolutions_of_another_kind(chained: bool) -> None:
     class OwnForward(nn.Conv2d):

@@ -198,6 +198,16 @@ def test_icnr_starts_as_nearest_neighbour(order: str, factor: Any) -> None:
     assert fs.SubpixelConv2d(4, 3, 3, factor, icnr=True, channel_order=order)(X).shape == output.shape
 
 
+def test_icnr_of_a_transposed_convolution_is_the_convolution_that_the_initializer_filled() -> None:
+    """Upsampled to the nearest neighbour; a transposed convolution turns the taps of its kernel around."""
+    shared = torch.randn(3, 4, 2, 3)
+    weight = fs.icnr_(torch.empty(4, 3, 4, 9), (2, 3), lambda _: shared, transposed=True)
+    found = torch.nn.functional.conv_transpose2d(X, weight, stride=(2, 3))
+    small = torch.conv2d(torch.nn.functional.pad(X, (2, 2, 1, 1)), shared)
+    expected = small.repeat_interleave(2, 2).repeat_interleave(3, 3)
+    torch.testing.assert_close(found, expected)
+
+
 def test_icnr_takes_an_initializer_and_refuses_what_does_not_divide() -> None:
     weight = nn.Parameter(torch.zeros(4, 1, 1, 1))
     fs.icnr_(weight, 2, nn.init.ones_)
