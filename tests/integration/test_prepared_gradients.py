@@ -240,18 +240,20 @@ class _OnCuda:
 
     is_cuda = True
 
-    def __init__(self, *shape: int, dtype: torch.dtype = torch.float16) -> None:
-        self.shape, self.dtype = shape, dtype
+    def __init__(self, *shape: int, dtype: torch.dtype = torch.float16, channels_last: bool = True) -> None:
+        self.shape, self.dtype, self.channels_last = shape, dtype, channels_last
 
 
 def test_which_gradients_take_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: Any = gradients.has_reducing_unshuffle
+    monkeypatch.setattr(gradients, "is_channels_last", lambda grad: grad.channels_last)
     half, wide = _OnCuda(2, 3, 8, 8), _OnCuda(2, 3, 8, 8, dtype=torch.float32)
     with torch.no_grad():
         monkeypatch.setattr(gradients.libraries["cuda"], "problem", None)
         assert taken(half, None, Geometry())
         assert taken(half, half, Geometry())
         assert not taken(half, wide, Geometry())
+        assert not taken(_OnCuda(2, 3, 8, 8, channels_last=False), None, Geometry())
         assert not taken(half, None, Geometry(groups=3))
         assert not taken(_OnCuda(2, 3, 8, 8, dtype=torch.complex64), None, Geometry())
         assert not taken(_OnCuda(1 << 13, 1, 512, 512), None, Geometry())
