@@ -181,12 +181,12 @@ def test_through_autograd(order: str, activation: str | None, compiled: bool) ->
 
 
 @pytest.mark.usefixtures("as_on_cuda", "never_ours")
-def test_compiled_for_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+@torch._dynamo.config.patch(error_on_recompile=True)
+def test_compiled_for_all_sizes() -> None:
     """One graph serves several: no size is written into it."""
     case = variant(CASES[1], activation="tanh")
     torch.compiler.reset()  # what was compiled for other tests
     function = torch.compile(run, backend="aot_eager", fullgraph=True, dynamic=True)
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
     for size in ((2, 5, 6, 7), (4, 5, 9, 8)):  # no two alike, which would be taken for one
         changed = variant(case, input=size)
         tensors, grad, _ = tensors_of(changed, True)
