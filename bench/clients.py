@@ -31,7 +31,7 @@ import fused_subpixel as fs
 from bench import environment
 from bench.run import MIN_TIME, QUICK_ROUNDS, RESULTS
 from bench.timing import Timing, interleave
-from fused_subpixel.ops.layout import memory_format
+from bench.workloads import memory_format
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "clients"))
 

@@ -15,10 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_subpixel.ops.layout import memory_format
-
 from .peers import Peer, Prepared
-from .workloads import Operands, Transposed, Workload
+from .workloads import Operands, Transposed, Workload, memory_format
 
 
 class WrongNumbers(Exception):

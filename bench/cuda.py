@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fused_subpixel.ops import library
-
 DEVICE = "cuda"
 MOST_SETS, FEWEST_SETS = 32, 4  # of tensors, see rotation()
 FLUSH_BYTES = 1 << 26  # at least; else twice the L2 cache
@@ -27,6 +25,8 @@ def problem() -> str | None:
         return f"torch {torch.__version__} is built without CUDA"
     if not torch.cuda.is_available():
         return "torch finds no CUDA GPU"
+    from fused_subpixel.ops import library  # here, since worker.py runs other builds
+
     return library.libraries["cuda"].problem  # without the library, ours would be PyTorch's
 
 

@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fused_subpixel as fs
-from fused_subpixel.ops.layout import is_channels_last
 
 from . import runtimes
-from .workloads import GROWING, Operands, Transposed, Workload
+from .workloads import GROWING, Operands, Transposed, Workload, memory_format
 
 
 class Prepared(NamedTuple):
@@ -115,7 +114,8 @@ def build_transpose(workload: Workload, operands: Operands) -> Callable[[], Tens
     """One transposed convolution. For even kernels its output begins r pixels early."""
     input, weight, bias, _ = operands
     r, padding = workload.r, (workload.kernel - 1) // 2 * workload.r
-    layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format
+    channels_last = input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
+    layout = memory_format(channels_last)
 
     def head() -> Tensor:
         output = F.conv_transpose2d(input, weight, bias, stride=r, padding=padding)

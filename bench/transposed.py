@@ -29,8 +29,7 @@ import fused_subpixel as fs
 from bench import environment
 from bench.run import MIN_TIME, QUICK_ROUNDS, RESULTS
 from bench.timing import Timing, interleave
-from bench.workloads import WORKLOADS
-from fused_subpixel.ops.layout import memory_format
+from bench.workloads import WORKLOADS, memory_format
 
 ROUNDS = 11
 

@@ -23,7 +23,6 @@ from bench import correctness, memory  # noqa: E402
 from bench.peers import PEERS, contenders  # noqa: E402
 from bench.timing import keep_freed_memory, seconds_per_call  # noqa: E402
 from bench.workloads import DTYPES, Workload, operands  # noqa: E402
-from fused_subpixel.ops import library  # noqa: E402
 
 
 class Worker:
@@ -32,8 +31,11 @@ class Worker:
     def start(self, threads: int) -> None:
         if (found := Path(fs.__file__).parent.parent.resolve()) != DIRECTORY:
             raise ImportError(f"{DIRECTORY} holds no fused_subpixel, found was {found}")
-        if problem := library.libraries["cpu"].problem:
-            raise ImportError(f"{DIRECTORY} is not built: {problem}")
+        try:
+            with fs.use_backend("cpu"):
+                fs.subpixel_conv2d(torch.zeros(1, 1, 1, 1), torch.zeros(4, 1, 1, 1))
+        except Exception as problem:
+            raise ImportError(f"{DIRECTORY} is not built: {problem}") from None
         torch.set_num_threads(threads)
 
     def prepare(

@@ -10,7 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fused_subpixel.ops.layout import memory_format
+
+def memory_format(channels_last: bool) -> torch.memory_format:
+    """PyTorch's name for a layout. Not the product's function: worker.py runs this with another build."""
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 @dataclass(frozen=True)
