@@ -44,6 +44,10 @@ FS_DEVICE int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
+FS_DEVICE uint64_t opaque(uint64_t value) {
+  asm volatile("" : "+l"(value));
+  return value;
+}
 
 // ---- meeting ------------------------------------------------------------------------------------------------------
 FS_DEVICE void sync_threads() { __syncthreads(); }

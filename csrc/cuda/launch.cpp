@@ -26,7 +26,8 @@ PlanKey key_of(const Problem& p, const Target& t) {
   PlanKey key;
   key.add_all(p.dtype, p.batch, p.ic, p.oc, p.groups, p.lr_h, p.lr_w, p.kernel_h, p.kernel_w, p.stride_h,
               p.stride_w, p.dilation_h, p.dilation_w, p.interleave, p.tf32, p.vector, p.wgmma, p.activated,
-              p.whole_vectors, p.phase_oc, p.phase_h, p.phase_w, p.least_taps);
+              p.whole_vectors, p.image_step, p.row_step, p.col_step, p.phase_oc, p.phase_h, p.phase_w,
+              p.least_taps);
   // mean_taps_share follows from the kernel padding, which one bit for each phase tells
   key.add_all(static_cast<int64_t>(p.mean_taps_share * (int64_t{1} << 52)), t.sm, t.multiprocessors,
               t.shared_bytes);
@@ -52,7 +53,7 @@ Plan planned_forward(const Geometry& g, DType dtype, const KernelInput& input, c
   const bool whole_vectors =
       takes_whole_vectors(output, dtype, channels_of(g, output.stride), g.lr_channels(),
                           interleave_of(g.channels, g.r_w, channels_last), g.crop_left, g.out_w, epilogue);
-  return planned_conv(forward_problem(g, dtype, channels_last, source.vector, whole_vectors), target);
+  return planned_conv(forward_problem(g, dtype, channels_last, source, whole_vectors), target);
 }
 
 Plan planned_input_grad(const Geometry& g, DType dtype, const PixelSource& gradient,
@@ -72,7 +73,7 @@ Plan planned_input_grad(const Geometry& g, DType dtype, const PixelSource& gradi
 // It does not depend on how channels are copied.
 WeightGradPlan planned_weight_grad(const Geometry& g, DType dtype, const Target& target) {
   return cached_plan<WeightGradPlan>(
-      forward_problem(g, dtype, false, 1, false), target,
+      forward_problem(g, dtype, false, PixelSource{}, false), target,
       [](const Problem& p, const Target& t) { return plan_weight_grad(p, t); });
 }
 

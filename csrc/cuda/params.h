@@ -87,10 +87,14 @@ struct PackParams {
   int64_t in_stride;               // and by those of the input
   int64_t tap_h_stride, tap_w_stride;
   int oc, ic, kernel_h, kernel_w;
-  int block_oc, k_blocks, oc_blocks;
+  int64_t first_tap_offset;  // of the first tap in the weight, which may be flipped
+  int block_oc, blocks;      // blocks: of threads, by (block of oc, k_block, 8 channels, taps)
+  Divisor k_blocks, oc_parts, tap_parts;
+  bool k_nearer;           // neighbours of k are nearer in the weight than those of oc
+  SmallDivisor across[2];  // taps of a row, of those that lack none and of those that lack the first
   ShuffledChannels
       map;  // of the low-resolution channels: the output (forward) or the input channels (input gradient)
-  bool map_oc, flipped;  // flipped: by 180 degrees
+  bool map_oc;
   // The last so many phases lack the first row (column) of taps: zeros, never read.
   int kernel_pad_h, kernel_pad_w;
   bool skips_missing_taps;  // a row block is of one phase, and begins with the taps that it has

@@ -8,8 +8,9 @@
 namespace fused_subpixel::cuda {
 namespace {
 
-constexpr int64_t kSmallNumber = 1 << 16;  // what the kernels divide by a multiplication; see SmallDivisor
-constexpr int64_t kStepBytes = 16 << 10;   // of filter that is fetched at a time
+constexpr double kMostWithinTile = 1 << 30;  // bytes, and as many again that are counted past the end
+constexpr int64_t kSmallNumber = 1 << 16;    // what the kernels divide by a multiplication; see SmallDivisor
+constexpr int64_t kStepBytes = 16 << 10;     // of filter that is fetched at a time
 constexpr int64_t kResidentBytes = 72 << 10;
 // Loading the pixels costs about as much as computing a dozen output channels of the tile.
 constexpr int64_t kPixelCostInOc = 12;
@@ -54,6 +55,11 @@ void choose_tile(const Problem& p, int64_t most, AnyPlan& plan) {
 Staging staging_of(const Problem& p, const Plan& plan) {
   const int64_t vector = 16 / element_bytes(p.dtype);
   if (!p.whole_vectors || p.vector != vector || p.activated) return Staging::kFloats;
+  // the kernels for whole vectors count in 32 bits within a tile
+  const double elements = static_cast<double>(p.image_step) * (plan.tile_n > 1 ? plan.tile_n : 0) +
+                          static_cast<double>(p.row_step) * plan.halo_h +
+                          static_cast<double>(p.col_step) * plan.halo_w;
+  if (elements * static_cast<double>(element_bytes(p.dtype)) >= kMostWithinTile) return Staging::kFloats;
   const bool whole_groups = p.oc <= plan.block_oc || plan.block_oc % p.interleave == 0;
   const bool pairs = p.interleave % 2 == 0 || plan.block_oc <= kUnpairedBlockOc;
   if (whole_groups && pairs && !plan.single_phase && plan.tile_w * p.interleave % vector == 0)

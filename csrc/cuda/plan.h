@@ -52,6 +52,7 @@ struct Problem {
   bool activated;      // an activation's gradient is applied to what is loaded
   bool
       whole_vectors;  // the output takes whole 16-byte vectors, with no epilogue that needs float32: see problem.h
+  int64_t image_step, row_step, col_step;  // of the input, in elements
   // If output channels are sorted by phase, phase_oc to each, single-phase tiles may do with less: low-resolution
   // pixels that suffice if the phases that the crop takes off the first row or column begin a pixel later; and taps, where
   // phases lack the first row or column of them: the fewest of a phase, and what share of them all an average one has.
@@ -78,6 +79,9 @@ constexpr int kUnpairedBlockOc =
 // wgmma tile: as many pixels, 16 x 8 of one image or 8 x 8 of two, by one number of columns. Eight pixels of a row are
 // what the hardware reads at once.
 constexpr int kWgmmaBlockOc = 128, kWgmmaTileWidth = 8, kWgmmaStages = 4;
+// Output channels that a block of the kernel that packs the weight takes, of one block of k, and how many taps at most:
+// those of 3x3.
+constexpr int kPackOc = 8, kPackTaps = 9;
 
 struct Plan {
   Kernel kernel;

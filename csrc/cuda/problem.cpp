@@ -39,6 +39,13 @@ PixelStrides shuffled_strides(const Geometry& g, const Strides& s) {
   return {s.n, g.r_h * s.h, g.r_w * s.w, s.c, s.h, s.w};
 }
 
+void set_source(Problem& p, const PixelSource& source) {
+  p.vector = source.vector;
+  p.image_step = source.stride.batch;
+  p.row_step = source.stride.row;
+  p.col_step = source.stride.col;
+}
+
 // The part of a kernel's taps that a phase has on average.
 double mean_share(int64_t taps, int64_t phases, int64_t padded) {
   return 1 - static_cast<double>(padded) / static_cast<double>(taps * phases);
@@ -120,7 +127,8 @@ bool takes_whole_vectors(const TensorRef& output, DType dtype, const ShuffledCha
                         {s.n, s.h, group_step, crop_left * per_column, out_w * per_column}) == vector;
 }
 
-Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, int vector, bool whole_vectors) {
+Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, const PixelSource& input,
+                        bool whole_vectors) {
   Problem p{};
   p.dtype = dtype;
   p.batch = g.batch;
@@ -137,7 +145,7 @@ Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, int 
   p.dilation_w = g.dilation_w;
   p.interleave = interleave_of(g.channels, g.r_w, channels_last);
   p.tf32 = g.tf32;
-  p.vector = vector;
+  set_source(p, input);
   p.whole_vectors = whole_vectors;
   p.wgmma = kHaveWgmma;
   const PhaseGeometry phases(g);
@@ -171,7 +179,7 @@ Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last, c
   p.dilation_w = g.dilation_w;
   p.interleave = interleave_of(g.in_channels, 1, channels_last);
   p.tf32 = g.tf32;
-  p.vector = gradient.vector;
+  set_source(p, gradient);
   p.whole_vectors = whole_vectors;
   p.wgmma = kHaveWgmma;
   p.activated = gradient.activation != Activation::kNone;
@@ -187,7 +195,8 @@ KernelInput kernel_input(const Geometry& g, DType dtype, const ConstTensorRef& i
   const int64_t vector = 16 / element_bytes(dtype), pixels = g.in_h * g.in_w;
   if (channels_are_neighbours(input.stride, g.in_channels) || g.in_channels < vector || pixels == 0)
     return native;
-  if (refusal_of(forward_problem(g, dtype, false, 1, false), target) != Refusal::kNone) return native;
+  if (refusal_of(forward_problem(g, dtype, false, PixelSource{}, false), target) != Refusal::kNone)
+    return native;
   constexpr int64_t kMost = (int64_t{1} << 31) - kLayoutTile;  // the kernel counts in 32 bits
   if (pixels >= kMost || g.batch * (pixels / kLayoutTile + 1) >= kMost) return native;
   const int64_t padded = round_up(g.in_channels, vector);

@@ -33,8 +33,8 @@ PixelSource gradient_source(const Geometry& g, const ConstTensorRef& t, const Sa
 bool takes_whole_vectors(const TensorRef& output, DType dtype, const ShuffledChannels& map, int64_t oc,
                          int64_t interleave, int64_t crop_left, int64_t out_w, const Epilogue& epilogue);
 
-// vector: elements of the input that can be copied at once.
-Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, int vector, bool whole_vectors);
+Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, const PixelSource& input,
+                        bool whole_vectors);
 // The convolution of the low-resolution gradient with the flipped kernel.
 Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last, const PixelSource& gradient,
                            bool whole_vectors);

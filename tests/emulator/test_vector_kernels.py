@@ -98,6 +98,17 @@ def test_the_cases_meet_every_kernel() -> None:
         assert {(emulated.MMA, of_type, last, FLOATS) for last in LAYOUTS} <= met
 
 
+def test_a_tile_that_reaches_too_far_is_stored_by_elements() -> None:
+    """The kernels for whole vectors count bytes within a tile in 32 bits: rows of 2 GB are too long."""
+    staging = {
+        width: emulated.plan(
+            Case("long rows", (1, 64, 16, width), (16, 64, 3, 3), padding=SAME3), torch.float16, True
+        )[5]
+        for width in (1 << 14, 1 << 24)
+    }
+    assert staging == {1 << 14: TILE_ROWS, 1 << 24: FLOATS}
+
+
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "prelu"])
 def test_infinities_and_nan(activation: str | None) -> None:
     """As PyTorch has them, with a clamp and without."""

@@ -131,6 +131,7 @@ FS_DEVICE unsigned char* shared_memory() { return simt::here.shared; }
 
 FS_DEVICE void sync_threads(FS_PLACE) { simt::block_barrier({"sync_threads", file, line}); }
 FS_DEVICE int opaque(int value) { return value; }
+FS_DEVICE uint64_t opaque(uint64_t value) { return value; }
 FS_DEVICE void let_next_kernel_start() {}  // here, one ends before the next begins
 FS_DEVICE void wait_for_kernel_before() {}
 FS_DEVICE void sync_warp(FS_PLACE) { simt::warp_barrier({"sync_warp", file, line}); }

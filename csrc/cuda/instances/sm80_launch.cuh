@@ -15,7 +15,7 @@ void launch_mma(const PackParams& pack, const MmaParams& params, void* stream) {
   const Plan& plan = params.plan;
   launch_listed(MmaBlockKBytes{}, plan.block_k_bytes, "block_k_bytes", [&](auto block_k_bytes) {
     constexpr int kBlockKBytes = decltype(block_k_bytes)::value;
-    launch_pack<T, XorSwizzled<kBlockKBytes>>(pack, plan, stream);
+    launch_pack<T, XorSwizzled<kBlockKBytes>>(pack, stream);
     launch_listed(MmaBlockOc{}, plan.block_oc, "block_oc", [&](auto block_oc) {
       // tiles of 8 output channels to a warp, and two warps side by side for the widest
       constexpr int kOcWarps = decltype(block_oc)::value > 64 ? 2 : 1;

@@ -66,8 +66,8 @@ FS_DEVICE VectorPlace vector_place(const PixelLoad& p, int i) {
 
 // One k_block of the tile's pixels into `stage`, kVector elements at a time; the threads share (pixel, vec) pairs. All
 // pairs of a thread are of one vec here, and its pixels are equal steps apart: everything is found once, and then moved on
-// by additions.
-template <class T, int kVector, class Layout>
+// by additions. Offset: of bytes within the tile.
+template <class T, int kVector, class Offset, class Layout>
 FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int k_block, unsigned char* stage,
                            const Layout& layout) {
   constexpr int kVectors = Layout::kVectors, kElements = 16 / static_cast<int>(sizeof(T));
@@ -85,11 +85,19 @@ FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int k_b
   const int first = thread_index() / kVectors, step = block_threads() / kVectors;
   const PixelPlace corner = pixel_place(p, origin, 0), start = halo_place(p, first),
                    move = halo_place(p, step);
-  const T* data = static_cast<const T*>(from.data) + channel[0].offset + pixel_offset(by, corner) +
-                  pixel_offset(by, start);
+  const auto* data = reinterpret_cast<const unsigned char*>(static_cast<const T*>(from.data) +
+                                                            channel[0].offset + pixel_offset(by, corner));
+  using Wrapping =
+      std::make_unsigned_t<Offset>;  // a tile of one image may not need, nor hold, the step to the next
+  const auto bytes = [](int64_t elements) { return static_cast<Wrapping>(elements) * Wrapping{sizeof(T)}; };
+  const Wrapping image_bytes = bytes(by.batch), row_bytes = bytes(by.row), col_bytes = bytes(by.col);
+  const auto within = [&](const PixelPlace& place) {
+    return place.n * image_bytes + place.row * row_bytes + place.column * col_bytes;
+  };
   // When a column passes the halo's width it goes back, one row further down, and so do rows.
-  const int64_t moves = pixel_offset(by, move), next_row = by.row - p.halo_w.divisor * by.col,
-                next_image = by.batch - p.halo_h.divisor * by.row;
+  Wrapping at = within(start);
+  const Wrapping moves = within(move), next_row = row_bytes - p.halo_w.divisor * col_bytes,
+                 next_image = image_bytes - p.halo_h.divisor * row_bytes;
   // In high-resolution rows and columns, of the first channel.
   const int r_h = from.map.sizes.r_h.divisor, r_w = from.map.sizes.r_w.divisor;
   const int rows = p.halo_h.divisor * r_h, columns = p.halo_w.divisor * r_w;
@@ -107,12 +115,30 @@ FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int k_b
       const int y = row + here.row - channel[0].row, x = column + here.column - channel[0].column;
       const bool exists = (static_cast<unsigned>(y) < static_cast<unsigned>(hr_h[e / kVector])) &
                           (static_cast<unsigned>(x) < static_cast<unsigned>(from.hr_w)) & (pixel < exist);
-      cp_async<kVector * sizeof(T)>(to + e * sizeof(T), data + (here.offset - channel[0].offset), exists);
+      cp_async<kVector * sizeof(T)>(
+          to + e * sizeof(T),
+          data + static_cast<Offset>(at) + (here.offset - channel[0].offset) * int64_t{sizeof(T)}, exists);
     }
     to += layout.rows_on(step);
-    data += moves, column += move.column * r_w, row += move.row * r_h;
-    if (column >= end_column) column -= columns, row += r_h, data += next_row;
-    if (row >= end_row) row -= rows, data += next_image;
+    at += moves, column += move.column * r_w, row += move.row * r_h;
+    if (column >= end_column) column -= columns, row += r_h, at += next_row;
+    if (row >= end_row) row -= rows, at += next_image;
+  }
+}
+
+// tf32: mma and wgmma would cut the last bits off. Every thread rounds what load_pixels has had it copy, before others
+// see it: once, and not for every tap.
+template <class Layout>
+FS_DEVICE void round_pixels(const PixelLoad& p, unsigned char* stage, const Layout& layout) {
+  constexpr int kVectors = Layout::kVectors;
+  const int first = thread_index() / kVectors, step = block_threads() / kVectors;
+  unsigned char* at = stage + layout.at(first, thread_index() % kVectors);
+  FS_NO_UNROLL
+  for (int pixel = first; pixel < p.halo_pixels.divisor; pixel += step, at += layout.rows_on(step)) {
+    Packed16 vec = load_16(at);
+    FS_UNROLL
+    for (int word = 0; word < 4; ++word) vec.word[word] = round_to_tf32(vec.word[word]);
+    store_16(at, vec);
   }
 }
 
@@ -156,10 +182,10 @@ template <class T, class Layout>
 FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int k_block, unsigned char* stage,
                            const Layout& layout) {
   if constexpr (sizeof(T) == 2) {
-    if (p.source.vector == 8) return load_pixels<T, 8>(p, origin, k_block, stage, layout);
+    if (p.source.vector == 8) return load_pixels<T, 8, int64_t>(p, origin, k_block, stage, layout);
   }
-  if (p.source.vector >= 4) return load_pixels<T, 4>(p, origin, k_block, stage, layout);
-  if (p.source.vector == 2) return load_pixels<T, 2>(p, origin, k_block, stage, layout);
+  if (p.source.vector >= 4) return load_pixels<T, 4, int64_t>(p, origin, k_block, stage, layout);
+  if (p.source.vector == 2) return load_pixels<T, 2, int64_t>(p, origin, k_block, stage, layout);
   gather_pixels<T>(p, origin, k_block, stage, layout);
 }
 

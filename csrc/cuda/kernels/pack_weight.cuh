@@ -11,57 +11,96 @@ namespace fused_subpixel::cuda {
 
 constexpr int kPackThreads = 256;
 
-// A thread makes one 16-byte vec of the packed filter.
+FS_DEVICE void store_element(void* to, Float16 value) { store_2(to, value.bits); }
+FS_DEVICE void store_element(void* to, BFloat16 value) { store_2(to, value.bits); }
+FS_DEVICE void store_element(void* to, TF32 value) { store_4(to, bits_of(value.value)); }
+
+// The elements cross shared memory. Neighbouring threads read neighbouring channels, each thread all taps of its channel at
+// once; 16-byte vectors are stored in the order of the packed filter.
 template <class T, class Layout>
-FS_KERNEL(kPackThreads, 1)
-pack_filter_kernel(FS_CONSTANT(PackParams) p) {
-  constexpr int kVectors = Layout::kVectors, kElements = 16 / static_cast<int>(sizeof(T));
-  let_next_kernel_start();
-  const Layout layout(p.block_oc);
-  const int taps = p.kernel_h * p.kernel_w;
-  const int total = p.oc_blocks * p.k_blocks * taps * p.block_oc * kVectors;
-  for (int i = block_x() * kPackThreads + thread_index(); i < total; i += grid_x() * kPackThreads) {
-    const int vec = i % kVectors, by_column = i / kVectors, block = by_column / p.block_oc;
-    const int column = by_column - block * p.block_oc;  // block: (row block, k_block, tap)
-    const int by_chunk = block / taps, tap = block - by_chunk * taps;
-    const int oc_block = by_chunk / p.k_blocks, k_block = by_chunk - oc_block * p.k_blocks;
-    const int row = oc_block * p.block_oc + column;
-    const int lacks = p.map_oc && row < p.oc ? missing_taps_of(p, row) : 0;
-    const int first_a = p.skips_missing_taps ? lacks / 2 : 0, first_b = p.skips_missing_taps ? lacks % 2 : 0;
-    const int across = p.kernel_w - first_b, a = first_a + tap / across, b = first_b + tap % across;
-    const bool there = a < p.kernel_h && a >= lacks / 2 && b >= lacks % 2;
-    const int64_t at_tap = (p.flipped ? p.kernel_h - 1 - a : a) * p.tap_h_stride +
-                           (p.flipped ? p.kernel_w - 1 - b : b) * p.tap_w_stride;
-    const int first = (k_block * kVectors + vec) * kElements;
-    Packed16 packed = {};
-    const auto lr_channel = [&](int counted) {
-      const PhaseOf<int> at = phase_of(p.map, counted);
-      return at.c * p.lr_channel_stride.c + at.i * p.lr_channel_stride.i + at.j * p.lr_channel_stride.j;
-    };
-    if (row < p.oc && there) {
-      const int64_t at_row = p.map_oc ? lr_channel(row) : row * p.in_stride;
+struct PackBlock {
+  static constexpr int kVectors = Layout::kVectors, kK = kVectors * 16 / static_cast<int>(sizeof(T));
+  // Of shared memory: of an output channel, and of a tap.
+  static constexpr int kOcBytes = kVectors * 16, kTapBytes = kPackOc * kOcBytes;
+  const PackParams& p;
+  int block, k_block, first_column, first_oc, first_tap, taps;  // first_column: first_oc in the block of oc
+
+  FS_DEVICE explicit PackBlock(const PackParams& params) : p(params) {
+    const auto index = static_cast<uint32_t>(block_x());
+    const uint32_t part = p.tap_parts.divide(index), by_oc = p.oc_parts.divide(part);
+    const uint32_t oc_block = p.k_blocks.divide(by_oc);
+    first_tap = static_cast<int>(index - part * p.tap_parts.divisor) * kPackTaps;
+    const int left = p.kernel_h * p.kernel_w - first_tap;
+    taps = left < kPackTaps ? left : kPackTaps;
+    first_column = static_cast<int>(part - by_oc * p.oc_parts.divisor) * kPackOc;
+    first_oc = static_cast<int>(oc_block) * p.block_oc + first_column;
+    block = static_cast<int>(by_oc);  // (block of oc, block of k)
+    k_block = static_cast<int>(by_oc - oc_block * p.k_blocks.divisor);
+  }
+
+  // All taps of output channel `at_oc` and channel `at_k` of the block. Zero where the weight has none.
+  FS_DEVICE void read(int at_oc, int at_k, T (&value)[kPackTaps]) const {
+    const int oc = first_oc + at_oc, k = k_block * kK + at_k;
+    const PhaseOf<int> phase = phase_of(p.map, p.map_oc ? oc : k);
+    const int lacks = p.map_oc ? missing_taps_of(p, phase) : 0, lacks_row = lacks / 2,
+              lacks_column = lacks % 2;
+    const int first_a = p.skips_missing_taps ? lacks_row : 0;
+    const int first_b = p.skips_missing_taps ? lacks_column : 0;
+    const T* from = static_cast<const T*>(p.weight) + phase.c * p.lr_channel_stride.c +
+                    phase.i * p.lr_channel_stride.i + phase.j * p.lr_channel_stride.j +
+                    (p.map_oc ? k : oc) * p.in_stride;
+    const SmallDivisor& across = p.across[first_b];
+    const int line = across.divide(first_tap);
+    int a = first_a + line, b = first_b + first_tap - line * across.divisor;
+    FS_UNROLL
+    for (int tap = 0; tap < kPackTaps; ++tap) {
+      const bool exists =
+          (oc < p.oc) & (k < p.ic) & (tap < taps) & (a < p.kernel_h) & (a >= lacks_row) & (b >= lacks_column);
+      value[tap] = exists ? from[p.first_tap_offset + a * p.tap_h_stride + b * p.tap_w_stride] : T{};
+      if (++b == p.kernel_w) b = first_b, ++a;
+    }
+  }
+
+  FS_DEVICE void run() const {
+    let_next_kernel_start();
+    unsigned char* stage = shared_memory();
+    FS_NO_UNROLL
+    for (int i = thread_index(); i < kPackOc * kK; i += kPackThreads) {
+      const int oc = p.k_nearer ? i / kK : i % kPackOc, k = p.k_nearer ? i % kK : i / kPackOc;
+      T value[kPackTaps];
+      read(oc, k, value);
+      unsigned char* to = stage + oc * kOcBytes + k * static_cast<int>(sizeof(T));
       FS_UNROLL
-      for (int e = 0; e < kElements; ++e) {
-        const int k = first + e;
-        if (k >= p.ic) break;
-        const int64_t at_channel = p.map_oc ? k * p.in_stride : lr_channel(k);
-        put_element(packed, e, static_cast<const T*>(p.weight)[at_row + at_channel + at_tap]);
+      for (int tap = 0; tap < kPackTaps; ++tap) {
+        if (tap < taps) store_element(to + tap * kTapBytes, value[tap]);
       }
     }
-    FS_UNROLL
-    for (int word = 0; word < 4; ++word) packed.word[word] = to_operand(packed.word[word], T{});
-    store_16(static_cast<unsigned char*>(p.packed) + int64_t{block} * p.block_oc * kVectors * 16 +
-                 layout.at(column, vec),
-             packed);
+    sync_threads();  // all elements are there
+    const Layout layout(p.block_oc);
+    unsigned char* packed = static_cast<unsigned char*>(p.packed) +
+                            (int64_t{block} * p.kernel_h * p.kernel_w + first_tap) * p.block_oc * kOcBytes;
+    FS_NO_UNROLL
+    for (int i = thread_index(); i < taps * kPackOc * kVectors; i += kPackThreads) {
+      const int oc = i % kPackOc, vec = i / kPackOc % kVectors, tap = i / (kPackOc * kVectors);
+      Packed16 value = load_16(stage + tap * kTapBytes + oc * kOcBytes + vec * 16);
+      FS_UNROLL
+      for (int word = 0; word < 4; ++word) value.word[word] = to_operand(value.word[word], T{});
+      store_16(packed + tap * p.block_oc * kOcBytes + layout.at(first_column + oc, vec), value);
+    }
   }
+};
+
+template <class T, class Layout>
+FS_KERNEL(kPackThreads, 2)
+pack_filter_kernel(FS_CONSTANT(PackParams) p) {
+  PackBlock<T, Layout>(p).run();
 }
 
 // Host: fills the packed filter of a plan.
 template <class T, class Layout>
-void launch_pack(const PackParams& params, const Plan& plan, void* stream) {
-  const int64_t vectors = plan.packed_bytes / 16;
-  const int blocks = static_cast<int>((vectors + kPackThreads - 1) / kPackThreads);
-  run_kernel<PackParams>(&pack_filter_kernel<T, Layout>, blocks, 1, kPackThreads, 0, stream, params);
+void launch_pack(const PackParams& params, void* stream) {
+  run_kernel<PackParams>(&pack_filter_kernel<T, Layout>, params.blocks, 1, kPackThreads,
+                         kPackTaps * PackBlock<T, Layout>::kTapBytes, stream, params);
 }
 
 }  // namespace fused_subpixel::cuda

@@ -39,6 +39,8 @@ template <class T, int kBlockKBytes, int kOcTiles, int kOcWarps, bool kVectorise
 struct MmaBlock {
   static constexpr int kBlockOc = 8 * kOcTiles * kOcWarps;
   static constexpr int kTapBytes = kBlockOc * kBlockKBytes;  // of the filter
+  // In shared memory, and not for every tap. Of whole vectors each thread knows which ones it has copied.
+  static constexpr bool kRoundsPixels = kVectorised && std::is_same_v<T, TF32>;
   const MmaParams& p;
   Store<T, kBlockOc, kVectorised> store;
   int range;                  // of taps
@@ -60,7 +62,8 @@ struct MmaBlock {
   FS_DEVICE explicit MmaBlock(const MmaParams& params)
       : p(params),
         store{params},
-        range(params.plan.single_phase ? missing_taps_of(params, block_y() * kBlockOc) : 0) {
+        range(params.plan.single_phase ? missing_taps_of(params, phase_of(params.map, block_y() * kBlockOc))
+                                       : 0) {
     FS_UNROLL
     for (int m = 0; m < 2; ++m) {
       int pixel = pixel_warp() * kPixelsPerWarp + m * 16 + lane() % 16;
@@ -87,7 +90,7 @@ struct MmaBlock {
         unsigned char* to = shared() + at.pixel_stage * plan.pixel_stage_bytes;
         const XorSwizzled<kBlockKBytes> layout(p.load.halo_pixels.divisor);
         if constexpr (kVectorised)
-          load_pixels<T, 16 / static_cast<int>(sizeof(T))>(p.load, origin, at.k_block, to, layout);
+          load_pixels<T, 16 / static_cast<int>(sizeof(T)), int>(p.load, origin, at.k_block, to, layout);
         else if constexpr (kBlockOc <= kActivatedBlockOc)
           load_source<T>(p.load, origin, at.k_block, to, layout);
         else
@@ -122,8 +125,10 @@ struct MmaBlock {
         FS_UNROLL
         for (int m = 0; m < 2; ++m) {
           ldmatrix_x4(x[m], pixels + swizzled<kBlockKBytes>(base[m] + moved, 2 * k + lane() / 16));
-          FS_UNROLL
-          for (int q = 0; q < 4; ++q) x[m][q] = to_operand(x[m][q], T{});
+          if constexpr (!kRoundsPixels) {
+            FS_UNROLL
+            for (int q = 0; q < 4; ++q) x[m][q] = to_operand(x[m][q], T{});
+          }
         }
         FS_UNROLL
         for (int c = 0; c < kOcTiles; c += 2) {
@@ -196,6 +201,11 @@ struct MmaBlock {
             if (before == 0) {
               if (!filled) store.fill_tables(), filled = true;  // while the first copies are under way
               wait_for_step();
+              if constexpr (kRoundsPixels) {
+                if (step == 0)
+                  round_pixels(p.load, shared() + pixel_stage * plan.pixel_stage_bytes,
+                               XorSwizzled<kBlockKBytes>(p.load.halo_pixels.divisor));
+              }
               sync_threads();  // all copies of this step have come; all threads are done with the step before it
             }
             fetch(ahead);

@@ -45,7 +45,7 @@ struct WgmmaBlock {
     packed = static_cast<const unsigned char*>(p.packed) +
              int64_t{block_y()} * p.plan.k_blocks * p.taps * kTapBytes;
     origin = tile_origin(p, block_x());
-    range = p.plan.single_phase ? missing_taps_of(p, block_y() * kBlockOc) : 0;
+    range = p.plan.single_phase ? missing_taps_of(p, phase_of(p.map, block_y() * kBlockOc)) : 0;
     base = group * (p.plan.tile_n == 2 ? p.plan.halo_h : 8) * p.plan.halo_w;
   }
 
@@ -61,7 +61,8 @@ struct WgmmaBlock {
         if (!kVectorised && p.load.source.output)
           load_activated<T>(p.load, origin, at.k_block, to, layout);
         else
-          load_pixels<T, 16 / static_cast<int>(sizeof(T))>(p.load, origin, at.k_block, to, layout);
+          load_pixels<T, 16 / static_cast<int>(sizeof(T)), std::conditional_t<kVectorised, int, int64_t>>(
+              p.load, origin, at.k_block, to, layout);
       }
       if (thread_index() == 0) {
         mbarrier_arrive_expect(arrived + at.filter_stage, kTapBytes);
@@ -78,20 +79,6 @@ struct WgmmaBlock {
       }
     }
     cp_async_commit();
-  }
-
-  // tf32: wgmma would cut the last bits off. Every thread rounds what it has fetched, before others see it.
-  FS_DEVICE void round_pixels(unsigned char* stage) const {
-    const KPlanes<kVectors> layout(p.plan.pixel_plane);
-    FS_NO_UNROLL
-    for (int pixel = thread_index() / kVectors; pixel < p.load.halo_pixels.divisor;
-         pixel += block_threads() / kVectors) {
-      unsigned char* at = stage + layout.at(pixel, thread_index() % kVectors);
-      Packed16 vec = load_16(at);
-      FS_UNROLL
-      for (int word = 0; word < 4; ++word) vec.word[word] = to_operand(vec.word[word], T{});
-      store_16(at, vec);
-    }
   }
 
   // One tap of one k_block: pixels of the warpgroup by filter. One group of wgmmas, and no branch between them: else the
@@ -116,6 +103,7 @@ struct WgmmaBlock {
   FS_DEVICE void run() {
     const Plan& plan = p.plan;
     if (thread_index() == 0) {
+      FS_NO_UNROLL
       for (int stage = 0; stage < plan.stages; ++stage) mbarrier_init(arrived + stage, 1);
       fence_async_proxy();  // of the barriers, for this thread's copies; others see them after the first step's barrier
     }
@@ -126,10 +114,10 @@ struct WgmmaBlock {
     // Operands of the first tap in the first stages, and bytes from there to those that are multiplied next.
     const int next_tap = p.dilation_w * 16, next_row = p.dilation_h * plan.halo_w * 16;
     const uint64_t pixels =
-        wgmma_operand(shared + base * 16 + taps().first_a * next_row + taps().first_b * next_tap,
-                      plan.halo_w * 16, plan.pixel_plane * 16);
+        opaque(wgmma_operand(shared + base * 16 + taps().first_a * next_row + taps().first_b * next_tap,
+                             plan.halo_w * 16, plan.pixel_plane * 16));
     const uint64_t filter = wgmma_operand(shared + plan.filter_offset, 128, kBlockOc * 16);
-    const int across = taps().across.divisor;
+    const int across = taps().across.divisor, wrap = opaque(next_row - across * next_tap);
     for (int k_block = 0; k_block < plan.k_blocks; ++k_block) {
       int tap = pixel_stage * static_cast<int>(plan.pixel_stage_bytes), column = 0;
       for (int step = 0; step < taps().steps; ++step) {
@@ -140,7 +128,9 @@ struct WgmmaBlock {
             if (step == 0) {  // this k_block's pixels, the oldest of stages - 2 groups under way
               if (plan.stages == 3) cp_async_wait<0>();
               if (plan.stages == 4) cp_async_wait<1>();
-              if constexpr (sizeof(T) == 4) round_pixels(shared + pixel_stage * plan.pixel_stage_bytes);
+              if constexpr (std::is_same_v<T, TF32>)
+                round_pixels(p.load, shared + pixel_stage * plan.pixel_stage_bytes,
+                             KPlanes<kVectors>(plan.pixel_plane));
               fence_async_proxy();
             }
             sync_threads();  // all pixels of this step have come; all are done with the last step but one
@@ -155,7 +145,7 @@ struct WgmmaBlock {
         wgmma_wait<1>();
         if (++filter_stage == plan.stages) filter_stage = 0, parity ^= 1;
         tap += next_tap;
-        if (++column == across) column = 0, tap += next_row - across * next_tap;
+        if (++column == across) column = 0, tap += wrap;
       }
       if (++pixel_stage == plan.pixel_stages) pixel_stage = 0;
     }

@@ -15,10 +15,9 @@ FS_DEVICE int lr_channel_of(const ShuffledChannels& m, int counted) {
 
 // The taps that a row of the weight lacks: 1 the first column + 2 the first row.
 template <class Params>
-FS_DEVICE int missing_taps_of(const Params& p, int counted) {
+FS_DEVICE int missing_taps_of(const Params& p, const PhaseOf<int>& phase) {
   const ShuffleSizes<SmallDivisor>& sizes = p.map.sizes;
-  return missing_taps(phase_of(p.map, counted), sizes.r_h.divisor, sizes.r_w.divisor, p.kernel_pad_h,
-                      p.kernel_pad_w);
+  return missing_taps(phase, sizes.r_h.divisor, sizes.r_w.divisor, p.kernel_pad_h, p.kernel_pad_w);
 }
 
 // First pixel of a tile.
