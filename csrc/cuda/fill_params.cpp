@@ -152,17 +152,12 @@ void set_plan(MmaParams& m, const Geometry& g, const Plan& plan, const void* pac
     set_store(m, plan, dtype);
 }
 
-PackParams pack_params(const Geometry& g, const ConstTensorRef& weight, const PhaseStrides& lr_channel_stride,
-                       bool flipped, void* packed, const Plan& plan, const ShuffledChannels& map, Pass pass) {
+PackParams pack_params(const Geometry& g, const WeightSource& weight, void* packed, const Plan& plan,
+                       const ShuffledChannels& map, Pass pass) {
   const bool forward = pass == Pass::kForward;
   PackParams p{};
-  p.weight = weight.data;
+  p.weight = weight;
   p.packed = packed;
-  p.lr_channel_stride = lr_channel_stride;
-  p.in_stride = weight.stride.c;
-  p.tap_h_stride = flipped ? -weight.stride.h : weight.stride.h;
-  p.tap_w_stride = flipped ? -weight.stride.w : weight.stride.w;
-  if (flipped) p.first_tap_offset = (g.kernel_h - 1) * weight.stride.h + (g.kernel_w - 1) * weight.stride.w;
   p.oc = static_cast<int>(forward ? g.lr_channels() : g.in_channels);
   p.ic = static_cast<int>(forward ? g.in_channels : g.lr_channels());
   p.kernel_h = static_cast<int>(g.kernel_h);
@@ -172,8 +167,8 @@ PackParams pack_params(const Geometry& g, const ConstTensorRef& weight, const Ph
   p.oc_parts = Divisor(plan.block_oc / kPackOc);
   p.tap_parts = Divisor(ceil_div(g.kernel_h * g.kernel_w, kPackTaps));
   p.blocks = plan.grid_y * static_cast<int>(p.k_blocks.divisor * p.oc_parts.divisor * p.tap_parts.divisor);
-  const int64_t lr_stride = map.order == ChannelOrder::kDCR ? lr_channel_stride.c : lr_channel_stride.j;
-  p.k_nearer = (forward ? p.in_stride : lr_stride) <= (forward ? lr_stride : p.in_stride);
+  const int64_t lr = map.order == ChannelOrder::kDCR ? weight.lr_channel.c : weight.lr_channel.j;
+  p.k_nearer = forward ? weight.in_channel <= lr : lr <= weight.in_channel;
   p.across[0] = SmallDivisor(p.kernel_w);
   p.across[1] = SmallDivisor(std::max(1, p.kernel_w - 1));
   p.map = map;

@@ -21,9 +21,9 @@ void set_output(MmaParams& m, const TensorRef& output, const ShuffledChannels& m
                 int64_t interleave);
 void set_plan(MmaParams& m, const Geometry& g, const Plan& plan, const void* packed, DType dtype);
 
-// The weight as a pass reads it. Its output channels are those of the convolution, or, for the input gradient, those of
-// the input. lr_channel_stride: of the weight, by low-resolution channel.
-PackParams pack_params(const Geometry& g, const ConstTensorRef& weight, const PhaseStrides& lr_channel_stride,
-                       bool flipped, void* packed, const Plan& plan, const ShuffledChannels& map, Pass pass);
+// How a pass packs the weight. Its output channels are those of the convolution, or, for the input gradient, those of the
+// input.
+PackParams pack_params(const Geometry& g, const WeightSource& weight, void* packed, const Plan& plan,
+                       const ShuffledChannels& map, Pass pass);
 
 }  // namespace fused_subpixel::cuda

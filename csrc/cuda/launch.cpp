@@ -26,8 +26,8 @@ PlanKey key_of(const Problem& p, const Target& t) {
   PlanKey key;
   key.add_all(p.dtype, p.batch, p.ic, p.oc, p.groups, p.lr_h, p.lr_w, p.kernel_h, p.kernel_w, p.stride_h,
               p.stride_w, p.dilation_h, p.dilation_w, p.interleave, p.tf32, p.vector, p.wgmma, p.activated,
-              p.whole_vectors, p.image_step, p.row_step, p.col_step, p.phase_oc, p.phase_h, p.phase_w,
-              p.least_taps);
+              p.whole_vectors, p.weight_vectors, p.image_step, p.row_step, p.col_step, p.phase_oc, p.phase_h,
+              p.phase_w, p.least_taps);
   // mean_taps_share follows from the kernel padding, which one bit for each phase tells
   key.add_all(static_cast<int64_t>(p.mean_taps_share * (int64_t{1} << 52)), t.sm, t.multiprocessors,
               t.shared_bytes);
@@ -46,14 +46,16 @@ AnyPlan cached_plan(const Problem& problem, const Target& target, Make make) {
 
 Plan planned_conv(const Problem& p, const Target& t) { return cached_plan<Plan>(p, t, plan_conv); }
 
-Plan planned_forward(const Geometry& g, DType dtype, const KernelInput& input, const TensorRef& output,
-                     const Epilogue& epilogue, const Target& target) {
+Plan planned_forward(const Geometry& g, DType dtype, const KernelInput& input, const WeightSource& weight,
+                     const TensorRef& output, const Epilogue& epilogue, const Target& target) {
   const bool channels_last = channels_are_neighbours(output.stride, g.channels);
   const PixelSource source = plain_source(input.view, dtype, g.in_channels, g.in_h, g.in_w, input.stored);
   const bool whole_vectors =
       takes_whole_vectors(output, dtype, channels_of(g, output.stride), g.lr_channels(),
                           interleave_of(g.channels, g.r_w, channels_last), g.crop_left, g.out_w, epilogue);
-  return planned_conv(forward_problem(g, dtype, channels_last, source, whole_vectors), target);
+  return planned_conv(
+      forward_problem(g, dtype, channels_last, source, whole_vectors, has_whole_vectors(g, dtype, weight)),
+      target);
 }
 
 Plan planned_input_grad(const Geometry& g, DType dtype, const PixelSource& gradient,
@@ -73,7 +75,7 @@ Plan planned_input_grad(const Geometry& g, DType dtype, const PixelSource& gradi
 // It does not depend on how channels are copied.
 WeightGradPlan planned_weight_grad(const Geometry& g, DType dtype, const Target& target) {
   return cached_plan<WeightGradPlan>(
-      forward_problem(g, dtype, false, PixelSource{}, false), target,
+      forward_problem(g, dtype, false, PixelSource{}, false, false), target,
       [](const Problem& p, const Target& t) { return plan_weight_grad(p, t); });
 }
 
@@ -148,12 +150,16 @@ void copy_to_channels_last(const ForwardArguments& a, const KernelInput& copy, v
   launch_channels_last(a.dtype, g.batch, p, device.stream);
 }
 
+WeightSource weight_of(const ForwardArguments& a) {
+  return weight_source(a.geometry, a.weight, a.weight_rows, a.weight_flipped);
+}
+
 }  // namespace
 
 ForwardPlan plan_forward(const ForwardArguments& a, const Target& target) {
   ForwardPlan made{};
   made.input = kernel_input(a.geometry, a.dtype, a.input, target);
-  made.plan = planned_forward(a.geometry, a.dtype, made.input, a.output, a.epilogue, target);
+  made.plan = planned_forward(a.geometry, a.dtype, made.input, weight_of(a), a.output, a.epilogue, target);
   if (made.plan.kernel != Kernel::kGeneric)
     made.scratch_bytes = aligned(made.plan.packed_bytes) + made.input.copy_bytes;
   return made;
@@ -194,8 +200,7 @@ void conv_forward(const ForwardArguments& a, const ForwardPlan& made, void* scra
     return launch_generic(Pass::kForward, a.dtype, p, device.target, device.stream);
   }
   const ShuffledChannels map = channels_of(g, a.output.stride);
-  const PackParams pack =
-      pack_params(g, a.weight, a.weight_rows, a.weight_flipped, scratch, plan, map, Pass::kForward);
+  const PackParams pack = pack_params(g, weight_of(a), scratch, plan, map, Pass::kForward);
   ConstTensorRef input = made.input.view;
   if (made.input.copy_bytes > 0) {
     void* copy = static_cast<unsigned char*>(scratch) + aligned(plan.packed_bytes);
@@ -213,6 +218,7 @@ void conv_forward(const ForwardArguments& a, const ForwardPlan& made, void* scra
   m.out_h = static_cast<int>(g.out_h);
   m.out_w = static_cast<int>(g.out_w);
   m.epilogue = epilogue_params(a);
+  if (!plan.packs_weight) m.weight = pack.weight;
   set_plan(m, g, plan, scratch, a.dtype);
   launch_conv(a.dtype, pack, m, device.stream);
 }
@@ -238,8 +244,8 @@ void conv_input_grad(const InputGradArguments& a, const Plan& plan, void* scratc
                         (g.kernel_w - 1) * g.dilation_w - g.pad_left};
   m.load = pixel_load(gradient_source(g, a.grad_output, a.saved, a.dtype), g.batch, steps, plan.tile_n,
                       plan.halo_h, plan.halo_w);
-  const PackParams pack = pack_params(g, a.weight, phase_strides(g, a.weight.stride.n), true, scratch, plan,
-                                      m.load.source.map, Pass::kInputGrad);
+  const WeightSource weight = weight_source(g, a.weight, phase_strides(g, a.weight.stride.n), true);
+  const PackParams pack = pack_params(g, weight, scratch, plan, m.load.source.map, Pass::kInputGrad);
   set_output(m, a.grad_input, plain_channels(g.in_channels), g.in_channels,
              interleave_of(g.in_channels, 1, channels_last));
   m.lr_h = static_cast<int>(g.in_h);
@@ -336,9 +342,14 @@ PassPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last
       grad_input{nullptr, input.stride};
   const ConstTensorRef gradient{nullptr, output.stride};
   const SavedOutput saved{gradient, activated ? Activation::kReLU : Activation::kNone};
+  const ConstTensorRef dense_weight{
+      nullptr, dense_strides(g.in_channels / g.groups, g.kernel_h, g.kernel_w, channels_last)};
+  const WeightSource weight = weight_source(g, dense_weight, phase_strides(g, dense_weight.stride.n),
+                                            g.kernel_pad_h + g.kernel_pad_w > 0);
   const Plan p =
       pass == Pass::kForward
-          ? planned_forward(g, dtype, kernel_input(g, dtype, input, target), output, Epilogue{}, target)
+          ? planned_forward(g, dtype, kernel_input(g, dtype, input, target), weight, output, Epilogue{},
+                            target)
           : planned_input_grad(g, dtype, gradient_source(g, gradient, saved, dtype), grad_input, target);
   found.kernel = p.kernel;
   found.refusal = p.refusal;
@@ -346,6 +357,7 @@ PassPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last
   found.block_oc = p.block_oc;
   found.blocks = int64_t{p.grid_x} * p.grid_y;
   found.staging = p.staging;
+  found.packs_weight = p.packs_weight;
   return found;
 }
 

@@ -53,6 +53,7 @@ struct PassPlan {
   Refusal refusal;
   int64_t pixels, block_oc, blocks;
   Staging staging;
+  bool packs_weight;
 };
 PassPlan plan_pass(Pass pass, const Geometry& geometry, DType dtype, bool channels_last, bool activated,
                    const Target& target);

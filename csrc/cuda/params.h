@@ -78,17 +78,22 @@ struct PixelLoad {
   SmallDivisor halo_w, halo_h, halo_pixels;  // halo_pixels: of all images of the tile
 };
 
+// Where the elements of a weight are. Steps, in elements: by channels of the convolution, by those of the input, and by taps,
+// which may be flipped by 180 degrees.
+struct WeightSource {
+  const void* data;
+  PhaseStrides lr_channel;
+  int64_t in_channel, tap_h, tap_w;
+  int64_t first_tap;
+};
+
 // The packed weight: [block of oc][block of k][tap] and then block_oc x block_k_bytes in the layout of shared memory. kMma:
 // [column][block_k_bytes], 16-byte vectors swizzled; kWgmma: [vector][column][16 bytes].
 struct PackParams {
-  const void* weight;
+  WeightSource weight;
   void* packed;
-  PhaseStrides lr_channel_stride;  // of the weight, by channels of the convolution
-  int64_t in_stride;               // and by those of the input
-  int64_t tap_h_stride, tap_w_stride;
   int oc, ic, kernel_h, kernel_w;
-  int64_t first_tap_offset;  // of the first tap in the weight, which may be flipped
-  int block_oc, blocks;      // blocks: of threads, by (block of oc, k_block, 8 channels, taps)
+  int block_oc, blocks;  // blocks: of threads, by (block of oc, k_block, 8 channels, taps)
   Divisor k_blocks, oc_parts, tap_parts;
   bool k_nearer;           // neighbours of k are nearer in the weight than those of oc
   SmallDivisor across[2];  // taps of a row, of those that lack none and of those that lack the first
@@ -126,6 +131,7 @@ struct VectorStoreParams {
 struct MmaParams {
   PixelLoad load;
   const void* packed;
+  WeightSource weight;  // if the plan reads it directly
   void* output;
   // Output channels come in interleave groups, which are contiguous in a high-resolution row: group u is channel u / r_h
   // of the map, high-resolution row u % r_h.

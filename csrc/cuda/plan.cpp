@@ -96,6 +96,7 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
   plan.grid_y = static_cast<int>(oc_blocks);
   const int64_t tap_bytes = int64_t{plan.block_oc} * plan.block_k_bytes,
                 filter = plan.k_blocks * taps * tap_bytes;
+  plan.packs_weight = true;
   plan.packed_bytes = oc_blocks * filter;
   plan.pixel_stage_bytes = round_up(pixels * plan.block_k_bytes, 128);
   const auto [staging, tables] = store_bytes(p, plan);
@@ -114,6 +115,8 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
     if (plan.shared_bytes <= t.shared_bytes) {
       const int64_t together = std::clamp<int64_t>(t.shared_bytes / (plan.shared_bytes + 1024), 1, 3);
       plan.grid_x = static_cast<int>(std::min(tiles, ceil_div(t.multiprocessors * together, oc_blocks)));
+      plan.packs_weight = !(p.weight_vectors && plan.vectorised());
+      if (!plan.packs_weight) plan.packed_bytes = 0;
       return true;
     }
     plan.resident = false;
@@ -177,6 +180,7 @@ bool lay_out_wgmma(const Problem& p, const Target& t, Plan& plan) {
   plan.pixel_plane = static_cast<int>(round_up(pixels, 8) + 8 / vectors);
   plan.pixel_stage_bytes = round_up(plan.pixel_plane * int64_t{plan.block_k_bytes}, 128);
   const int64_t taps = p.kernel_h * p.kernel_w, tap_bytes = int64_t{plan.block_oc} * plan.block_k_bytes;
+  plan.packs_weight = true;
   plan.packed_bytes = oc_blocks * plan.k_blocks * taps * tap_bytes;
   plan.step_taps = 1;
   plan.steps = static_cast<int>(taps);

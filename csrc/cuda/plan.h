@@ -52,6 +52,8 @@ struct Problem {
   bool activated;      // an activation's gradient is applied to what is loaded
   bool
       whole_vectors;  // the output takes whole 16-byte vectors, with no epilogue that needs float32: see problem.h
+  bool
+      weight_vectors;  // the weight can be copied from where it is in whole 16-byte vectors of input channels
   int64_t image_step, row_step, col_step;  // of the input, in elements
   // If output channels are sorted by phase, phase_oc to each, single-phase tiles may do with less: low-resolution
   // pixels that suffice if the phases that the crop takes off the first row or column begin a pixel later; and taps, where
@@ -94,15 +96,16 @@ struct Plan {
   int halo_h, halo_w;
   bool single_phase;  // tiles are of one phase each, see Problem
   Staging staging;
-  bool resident;  // the whole filter of a row block stays in shared memory, blocks go from tile to tile
-  int step_taps;  // taps whose weights come at a time
-  int steps;      // per k_block
+  bool resident;      // the whole filter of a row block stays in shared memory, blocks go from tile to tile
+  bool packs_weight;  // first; else a resident filter is read from the weight itself
+  int step_taps;      // taps whose weights come at a time
+  int steps;          // per k_block
   int stages, pixel_stages;  // ring buffers of filter steps and of pixel k_blocks
   int grid_x, grid_y;
   int threads;
   int64_t pixel_stage_bytes, filter_step_bytes, shared_bytes;
   int64_t filter_offset, staging_offset, table_offset;  // in shared memory; pixels are at 0
-  int64_t packed_bytes;                                 // of the reordered filter, in global memory
+  int64_t packed_bytes;    // of the packed filter, in global memory; 0 without one
   int pixel_plane;         // kWgmma: pixels from one vector of channels to the next, with padding
   int64_t barrier_offset;  // kWgmma: in shared memory
   bool vectorised() const { return staging != Staging::kFloats; }

@@ -113,6 +113,23 @@ PixelSource gradient_source(const Geometry& g, const ConstTensorRef& t, const Sa
   return source;
 }
 
+WeightSource weight_source(const Geometry& g, const ConstTensorRef& weight, const PhaseStrides& lr_channel,
+                           bool flipped) {
+  const int64_t tap_h = weight.stride.h, tap_w = weight.stride.w;
+  if (!flipped) return {weight.data, lr_channel, weight.stride.c, tap_h, tap_w, 0};
+  return {weight.data, lr_channel, weight.stride.c,
+          -tap_h,      -tap_w,     (g.kernel_h - 1) * tap_h + (g.kernel_w - 1) * tap_w};
+}
+
+bool has_whole_vectors(const Geometry& g, DType dtype, const WeightSource& weight) {
+  if (weight.in_channel != 1 || g.kernel_pad_h > 0 || g.kernel_pad_w > 0) return false;
+  const PhaseStrides& lr = weight.lr_channel;
+  // of a single channel, row or column the step does not count
+  const int64_t tap_h = g.kernel_h > 1 ? weight.tap_h : 0, tap_w = g.kernel_w > 1 ? weight.tap_w : 0;
+  return copied_at_once(weight.data, dtype, {lr.c, lr.i, lr.j, tap_h, tap_w, g.in_channels}) ==
+         16 / element_bytes(dtype);
+}
+
 bool takes_whole_vectors(const TensorRef& output, DType dtype, const ShuffledChannels& map, int64_t oc,
                          int64_t interleave, int64_t crop_left, int64_t out_w, const Epilogue& epilogue) {
   if (epilogue.residual_kind != ResidualKind::kNone || !is_piecewise_linear(epilogue.activation))
@@ -128,7 +145,7 @@ bool takes_whole_vectors(const TensorRef& output, DType dtype, const ShuffledCha
 }
 
 Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, const PixelSource& input,
-                        bool whole_vectors) {
+                        bool whole_vectors, bool weight_vectors) {
   Problem p{};
   p.dtype = dtype;
   p.batch = g.batch;
@@ -147,6 +164,7 @@ Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, cons
   p.tf32 = g.tf32;
   set_source(p, input);
   p.whole_vectors = whole_vectors;
+  p.weight_vectors = weight_vectors;
   p.wgmma = kHaveWgmma;
   const PhaseGeometry phases(g);
   const bool spared = phases.h.starts_in_first_block() && phases.w.starts_in_first_block() &&
@@ -195,7 +213,7 @@ KernelInput kernel_input(const Geometry& g, DType dtype, const ConstTensorRef& i
   const int64_t vector = 16 / element_bytes(dtype), pixels = g.in_h * g.in_w;
   if (channels_are_neighbours(input.stride, g.in_channels) || g.in_channels < vector || pixels == 0)
     return native;
-  if (refusal_of(forward_problem(g, dtype, false, PixelSource{}, false), target) != Refusal::kNone)
+  if (refusal_of(forward_problem(g, dtype, false, PixelSource{}, false, false), target) != Refusal::kNone)
     return native;
   constexpr int64_t kMost = (int64_t{1} << 31) - kLayoutTile;  // the kernel counts in 32 bits
   if (pixels >= kMost || g.batch * (pixels / kLayoutTile + 1) >= kMost) return native;

@@ -28,13 +28,19 @@ PixelSource plain_source(const ConstTensorRef& t, DType dtype, int64_t channels,
 PixelSource gradient_source(const Geometry& g, const ConstTensorRef& t, const SavedOutput& saved,
                             DType dtype);
 
+// lr_channel: steps by low-resolution channel.
+WeightSource weight_source(const Geometry& g, const ConstTensorRef& weight, const PhaseStrides& lr_channel,
+                           bool flipped);
+// Can kernels copy it from where it is, in whole 16-byte vectors of input channels?
+bool has_whole_vectors(const Geometry& g, DType dtype, const WeightSource& weight);
+
 // Does an output begin and end with whole 16-byte vectors in each row, wherever a crop cuts it? And is everything done
 // with a value when it is staged: no residual, which is added later, and no transcendental activation?
 bool takes_whole_vectors(const TensorRef& output, DType dtype, const ShuffledChannels& map, int64_t oc,
                          int64_t interleave, int64_t crop_left, int64_t out_w, const Epilogue& epilogue);
 
 Problem forward_problem(const Geometry& g, DType dtype, bool channels_last, const PixelSource& input,
-                        bool whole_vectors);
+                        bool whole_vectors, bool weight_vectors);
 // The convolution of the low-resolution gradient with the flipped kernel.
 Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last, const PixelSource& gradient,
                            bool whole_vectors);

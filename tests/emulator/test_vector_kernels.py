@@ -80,6 +80,34 @@ def test_hopper(case: Case, of_type: torch.dtype, channels_last: bool) -> None:
     check(case, of_type, channels_last, emulated.HOPPER, seed=WIDE.index(case))
 
 
+@every_combination
+@pytest.mark.parametrize("channels", [8, 24, 40])
+def test_a_weight_is_read_where_it_is(channels: int, of_type: torch.dtype, channels_last: bool) -> None:
+    """A small one of whole vectors, by blocks that stay. Others of the same shapes are packed: same bits."""
+    for kernel, order, rows in ((3, "crd", 12), (3, "dcr", 48), (1, "crd", 96)):
+        case = Case("direct", (3, channels, 16, 32), (rows, channels, kernel, kernel), order=order,
+                    padding=(kernel // 2,) * 4)  # fmt: skip
+        packs = emulated.plan(case, of_type, channels_last, LARGE, tf32=True)[6]
+        assert packs == (not (channels_last or kernel == 1))
+        tensors = cases.integers(case).to(of_type, LAYOUTS[channels_last])
+        shifted = torch.empty(tensors.weight.numel() + 1, dtype=of_type)[1:]
+        odd = shifted.as_strided(tensors.weight.shape, tensors.weight.stride()).copy_(tensors.weight)
+        last = tensors.weight.contiguous(memory_format=torch.channels_last)
+        for weight in (tensors.weight, last, odd):
+            found = emulated.forward(
+                case, tensors._replace(weight=weight), channels_last, LARGE, tf32=True, guard_start=True
+            )
+            torch.testing.assert_close(found, cases.exact(case).to(of_type), rtol=0, atol=0)
+        rounded = cases.randoms(case, of_type).to(of_type, LAYOUTS[channels_last])
+        found = [
+            emulated.forward(
+                case, rounded._replace(weight=weight.copy_(rounded.weight)), channels_last, LARGE, tf32=True
+            )
+            for weight in (last, odd)
+        ]
+        assert found[0].equal(found[1])
+
+
 def stagings(some: tuple[Case, ...], target: Target) -> set[tuple[int, torch.dtype, bool, int]]:
     """(kernel, type, channels_last, staging) that plans of these cases have."""
     return {

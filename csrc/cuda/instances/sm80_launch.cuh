@@ -15,7 +15,7 @@ void launch_mma(const PackParams& pack, const MmaParams& params, void* stream) {
   const Plan& plan = params.plan;
   launch_listed(MmaBlockKBytes{}, plan.block_k_bytes, "block_k_bytes", [&](auto block_k_bytes) {
     constexpr int kBlockKBytes = decltype(block_k_bytes)::value;
-    launch_pack<T, XorSwizzled<kBlockKBytes>>(pack, stream);
+    if (plan.packs_weight) launch_pack<T, XorSwizzled<kBlockKBytes>>(pack, stream);
     launch_listed(MmaBlockOc{}, plan.block_oc, "block_oc", [&](auto block_oc) {
       // tiles of 8 output channels to a warp, and two warps side by side for the widest
       constexpr int kOcWarps = decltype(block_oc)::value > 64 ? 2 : 1;
@@ -23,7 +23,7 @@ void launch_mma(const PackParams& pack, const MmaParams& params, void* stream) {
       const auto kernel = plan.vectorised() ? &conv_mma_kernel<T, kBlockKBytes, kOcTiles, kOcWarps, true>
                                             : &conv_mma_kernel<T, kBlockKBytes, kOcTiles, kOcWarps, false>;
       run_kernel<MmaParams>(kernel, plan.grid_x, plan.grid_y, plan.threads, plan.shared_bytes, stream, params,
-                            Start::kDuring);
+                            plan.packs_weight ? Start::kDuring : Start::kAfter);
     });
   });
 }

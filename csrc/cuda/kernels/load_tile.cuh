@@ -126,6 +126,13 @@ FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int k_b
   }
 }
 
+FS_DEVICE void round_vector(unsigned char* at) {
+  Packed16 vec = load_16(at);
+  FS_UNROLL
+  for (int word = 0; word < 4; ++word) vec.word[word] = round_to_tf32(vec.word[word]);
+  store_16(at, vec);
+}
+
 // tf32: mma and wgmma would cut the last bits off. Every thread rounds what load_pixels has had it copy, before others
 // see it: once, and not for every tap.
 template <class Layout>
@@ -135,10 +142,7 @@ FS_DEVICE void round_pixels(const PixelLoad& p, unsigned char* stage, const Layo
   unsigned char* at = stage + layout.at(first, thread_index() % kVectors);
   FS_NO_UNROLL
   for (int pixel = first; pixel < p.halo_pixels.divisor; pixel += step, at += layout.rows_on(step)) {
-    Packed16 vec = load_16(at);
-    FS_UNROLL
-    for (int word = 0; word < 4; ++word) vec.word[word] = round_to_tf32(vec.word[word]);
-    store_16(at, vec);
+    round_vector(at);
   }
 }
 

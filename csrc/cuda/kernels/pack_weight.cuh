@@ -15,6 +15,10 @@ FS_DEVICE void store_element(void* to, Float16 value) { store_2(to, value.bits);
 FS_DEVICE void store_element(void* to, BFloat16 value) { store_2(to, value.bits); }
 FS_DEVICE void store_element(void* to, TF32 value) { store_4(to, bits_of(value.value)); }
 
+FS_DEVICE int64_t channel_offset(const WeightSource& from, const PhaseOf<int>& at) {
+  return at.c * from.lr_channel.c + at.i * from.lr_channel.i + at.j * from.lr_channel.j;
+}
+
 // The elements cross shared memory. Neighbouring threads read neighbouring channels, each thread all taps of its channel at
 // once; 16-byte vectors are stored in the order of the packed filter.
 template <class T, class Layout>
@@ -46,9 +50,8 @@ struct PackBlock {
               lacks_column = lacks % 2;
     const int first_a = p.skips_missing_taps ? lacks_row : 0;
     const int first_b = p.skips_missing_taps ? lacks_column : 0;
-    const T* from = static_cast<const T*>(p.weight) + phase.c * p.lr_channel_stride.c +
-                    phase.i * p.lr_channel_stride.i + phase.j * p.lr_channel_stride.j +
-                    (p.map_oc ? k : oc) * p.in_stride;
+    const T* from = static_cast<const T*>(p.weight.data) + channel_offset(p.weight, phase) +
+                    (p.map_oc ? k : oc) * p.weight.in_channel + p.weight.first_tap;
     const SmallDivisor& across = p.across[first_b];
     const int line = across.divide(first_tap);
     int a = first_a + line, b = first_b + first_tap - line * across.divisor;
@@ -56,7 +59,7 @@ struct PackBlock {
     for (int tap = 0; tap < kPackTaps; ++tap) {
       const bool exists =
           (oc < p.oc) & (k < p.ic) & (tap < taps) & (a < p.kernel_h) & (a >= lacks_row) & (b >= lacks_column);
-      value[tap] = exists ? from[p.first_tap_offset + a * p.tap_h_stride + b * p.tap_w_stride] : T{};
+      value[tap] = exists ? from[a * p.weight.tap_h + b * p.weight.tap_w] : T{};
       if (++b == p.kernel_w) b = first_b, ++a;
     }
   }

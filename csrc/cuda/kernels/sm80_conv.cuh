@@ -16,8 +16,7 @@
 // bytes of channels: 16 elements of half types, 8 of tf32.
 #pragma once
 
-#include "cuda/kernels/load_tile.cuh"
-#include "cuda/kernels/pack_weight.cuh"
+#include "cuda/kernels/load_weight.cuh"
 #include "cuda/kernels/store_elements.cuh"
 #include "cuda/kernels/store_vectors.cuh"
 
@@ -112,6 +111,14 @@ struct MmaBlock {
     cp_async_commit();
   }
 
+  FS_DEVICE void load_filter() const {
+    unsigned char* to = shared() + p.plan.filter_offset;
+    if constexpr (kVectorised) {
+      if (!p.plan.packs_weight) return load_weight<T, kBlockKBytes, kBlockOc>(p, to);
+    }
+    copy_bytes(packed(), to, p.plan.k_blocks * p.taps * kTapBytes);
+  }
+
   // Taps first .. first + count - 1 of one k_block; filter holds these taps.
   FS_DEVICE void multiply(const unsigned char* pixels, const unsigned char* filter, int first, int count) {
     int a = taps().across.divide(first), b = first - a * taps().across.divisor + taps().first_b;
@@ -189,8 +196,7 @@ struct MmaBlock {
     wait_for_kernel_before();  // that packs the filter
     Cursor ahead = {block_x(), 0, 0, 0, 0};
     bool filled = false;  // the store's tables
-    if (plan.resident)
-      copy_bytes(packed(), shared() + plan.filter_offset, plan.k_blocks * p.taps * kTapBytes);
+    if (plan.resident) load_filter();
     int pixel_stage = 0, before = plan.stages - 1;  // iterations of the prologue
     for (int tile = block_x(); tile < p.tiles; tile += grid_x()) {
       clear();
@@ -199,9 +205,12 @@ struct MmaBlock {
           FS_NO_UNROLL
           for (;; --before) {
             if (before == 0) {
-              if (!filled) store.fill_tables(), filled = true;  // while the first copies are under way
+              const bool first = !filled;
+              if (first) store.fill_tables(), filled = true;  // while the first copies are under way
               wait_for_step();
               if constexpr (kRoundsPixels) {
+                if (first && !plan.packs_weight)
+                  round_weight<T, kBlockKBytes, kBlockOc>(p, shared() + plan.filter_offset);
                 if (step == 0)
                   round_pixels(p.load, shared() + pixel_stage * plan.pixel_stage_bytes,
                                XorSwizzled<kBlockKBytes>(p.load.halo_pixels.divisor));
