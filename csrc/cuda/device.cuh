@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "common/op_arguments.h"
+#include "cuda/marks.h"
 #include "cuda/wgmma_shape.h"
 
 #if defined(FS_SIMT)
@@ -20,7 +21,12 @@
 #define FS_CONSTANT(Params) const __grid_constant__ Params  // of a kernel: read where it is, never copied
 #define FS_UNROLL _Pragma("unroll")
 #define FS_NO_UNROLL _Pragma("unroll 1")  // where registers are short
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)    // compiled for sm_90a
+#if defined(FS_MARKS)
+#define FS_MARK(mark) asm volatile("pmevent %0;" ::"n"(static_cast<int>(mark)))
+#else
+#define FS_MARK(mark)
+#endif
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)  // compiled for sm_90a
 #define FS_SM90A 1
 #endif
 

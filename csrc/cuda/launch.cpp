@@ -343,6 +343,7 @@ PassPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last
   found.refusal = p.refusal;
   found.pixels = int64_t{p.tile_n} * p.tile_h * p.tile_w;
   found.block_oc = p.block_oc;
+  found.block_k_bytes = p.block_k_bytes;
   found.blocks = int64_t{p.grid_x} * p.grid_y;
   found.staging = p.staging;
   return found;

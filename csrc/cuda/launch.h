@@ -51,7 +51,7 @@ void pixel_shuffle(const ShuffleArguments& a, const Device& device);
 struct PassPlan {
   Kernel kernel;
   Refusal refusal;
-  int64_t pixels, block_oc, blocks;
+  int64_t pixels, block_oc, block_k_bytes, blocks;
   Staging staging;
 };
 PassPlan plan_pass(Pass pass, const Geometry& geometry, DType dtype, bool channels_last, bool activated,

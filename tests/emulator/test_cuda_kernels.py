@@ -106,7 +106,7 @@ def signature(
 ) -> tuple[Any, ...]:
     """What of a plan chooses the code that runs: kernel, tile, and how many bytes are loaded at a time."""
     plan = emulated.plan(case, dtype, channels_last, TARGETS[target], which=which, tf32=True)
-    kernel, _, _, columns, _, staging = plan
+    kernel, _, _, columns, _, staging, *_ = plan
     if kernel == GENERIC:
         return kernel, dtype, channels_last, case.groups > 1
     vector = math.gcd(16, (case.input[1] if channels_last else case.input[3]) * dtype.itemsize)
@@ -184,7 +184,7 @@ def test_hopper(case: Case, of_type: torch.dtype, channels_last: bool) -> None:
 def test_no_tile_for_what_is_cropped() -> None:
     """Phases that the crop takes off the first row or column begin a pixel later: 8 x 8 pixels, not 9 x 9."""
     case = WIDE_LATE
-    kernel, _, pixels, columns, blocks, _ = emulated.plan(case, torch.float16, True, HOPPER)
+    kernel, _, pixels, columns, blocks, *_ = emulated.plan(case, torch.float16, True, HOPPER)
     assert (kernel, columns) == (WGMMA, 128)
     assert blocks * pixels * columns == 128 * case.weight[0]  # one tile of 8 x 16 for each block of rows
 
@@ -612,7 +612,7 @@ H100, A100 = Target(90, 132, 227 << 10), Target(80, 108, 163 << 10)
 )
 def test_channel_counts_of_heads_waste_little(rows: int, columns: int) -> None:
     case = Case("head", (1, 64, 360, 640), (rows, 64, 3, 3), (1, 1), padding=SAME3)
-    kernel, refusal, pixels, found, blocks, _ = emulated.plan(case, torch.float16, True, H100)
+    kernel, refusal, pixels, found, blocks, *_ = emulated.plan(case, torch.float16, True, H100)
     assert (kernel, refusal, found) == (WGMMA if rows >= 128 else MMA, 0, columns)
     assert pixels >= 120
     assert blocks >= 132
@@ -623,7 +623,7 @@ def test_wide_tiles_are_for_gradients_without_activation() -> None:
     case = Case("wide", (8, 128, 96, 96), (512, 128, 3, 3), padding=SAME3)
     for target, with_activation in ((A100, (MMA, 64)), (H100, (WGMMA, 128))):
         for activated in (False, True):
-            kernel, _, _, columns, _, _ = emulated.plan(
+            kernel, _, _, columns, *_ = emulated.plan(
                 case, torch.float16, True, target, which=1, activated=activated
             )
             assert (kernel, columns) == (with_activation if activated else (with_activation[0], 128))
@@ -636,7 +636,7 @@ def test_wide_tiles_are_for_gradients_without_activation() -> None:
 def test_small_images_fill_the_gpu(shape: tuple[int, int, int, int], target: Target) -> None:
     """On Hopper too, unless its wide tiles are done sooner on half of the multiprocessors."""
     case = Case("wide", shape, (4 * shape[1], shape[1], 1, 1))
-    kernel, *_, blocks, _ = emulated.plan(case, torch.float16, True, target)
+    kernel, _, _, _, blocks, *_ = emulated.plan(case, torch.float16, True, target)
     assert kernel == MMA or target is H100
     fewest = 60 if kernel == WGMMA else 100
     assert blocks >= min(fewest, shape[0] * shape[2] * shape[3] // 128 * 4 * shape[1] // 16)

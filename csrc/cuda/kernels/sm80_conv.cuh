@@ -114,6 +114,7 @@ struct MmaBlock {
     int a = taps().across.divide(first), b = first - a * taps().across.divisor + taps().first_b;
     a += taps().first_a;
     for (int tap = 0; tap < count; ++tap, filter += kTapBytes) {
+      FS_MARK(Mark::kTap);
       const int moved = a * p.dilation_h * p.plan.halo_w + b * p.dilation_w;
       if (++b == p.kernel_w) b = taps().first_b, ++a;
       FS_UNROLL
@@ -154,6 +155,7 @@ struct MmaBlock {
 
   template <bool kPairs>
   FS_DEVICE void stage_all() const {
+    FS_MARK(Mark::kStage);
     const int pixel = pixel_warp() * kPixelsPerWarp + lane() / 4;
     const auto first = store.pixels_at(pixel), second = store.pixels_at(pixel + 16);
     FS_UNROLL
@@ -193,6 +195,7 @@ struct MmaBlock {
         for (int step = 0; step < taps().steps; ++step) {
           FS_NO_UNROLL
           for (;; --before) {
+            FS_MARK(Mark::kStep);
             if (before == 0) {
               if (!filled) store.fill_tables(), filled = true;  // while the first copies are under way
               wait_for_step();

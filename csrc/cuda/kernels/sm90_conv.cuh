@@ -86,6 +86,7 @@ struct WgmmaBlock {
     FS_NO_UNROLL
     for (int pixel = thread_index() / kVectors; pixel < p.load.halo_pixels.divisor;
          pixel += block_threads() / kVectors) {
+      FS_MARK(Mark::kRound);
       unsigned char* at = stage + layout.at(pixel, thread_index() % kVectors);
       Packed16 vec = load_16(at);
       FS_UNROLL
@@ -97,6 +98,7 @@ struct WgmmaBlock {
   // One tap of one k_block: pixels of the warpgroup by filter. One group of wgmmas, and no branch between them: else the
   // compiler would make several groups of it, and the wait that follows would be for more than the step before.
   FS_DEVICE void multiply(uint64_t pixels, uint64_t filter, bool accumulate) {
+    FS_MARK(Mark::kTap);
     const int plane = p.plan.pixel_plane * 16;
     wgmma_fence();
     FS_UNROLL
@@ -107,6 +109,7 @@ struct WgmmaBlock {
   }
 
   FS_DEVICE void stage_acc() const {
+    FS_MARK(Mark::kStage);
     const auto pixels = store.pixels_at(group * kWgmmaM + warp * 16 + lane / 4);
     FS_UNROLL
     for (int c = 0; c < kBlockOc / 8; ++c)
@@ -135,6 +138,7 @@ struct WgmmaBlock {
       for (int step = 0; step < taps().steps; ++step) {
         FS_NO_UNROLL
         for (;; --before) {
+          FS_MARK(Mark::kStep);
           if (before == 0) {
             if (!filled) store.fill_tables(), store.begin(origin), filled = true;
             if (step == 0) {  // this k_block's pixels, the oldest of stages - 2 groups under way

@@ -49,6 +49,7 @@ struct VectorStore {
     const Activation activation = p.epilogue.activation;
     const bool sloped = activation == Activation::kLeakyReLU || activation == Activation::kPReLU;
     for (int column = thread_index(); column < kBlockOc; column += block_threads()) {
+      FS_MARK(Mark::kOcTable);
       OcInfo info = {0, 0, kNowhere};
       if (first_oc + column < p.oc) {
         const PhaseOf<int> at = phase_of(p.map, first_oc + column);
@@ -62,6 +63,7 @@ struct VectorStore {
       oc_info()[column] = info;
     }
     for (int i = thread_index(); i < v.places; i += block_threads()) {
+      FS_MARK(Mark::kPlaceTable);
       const int oc = first_oc + i * v.place_columns, group = p.store_interleave.divide(oc);
       const int block = p.map.sizes.r_h.divide(group), row = group - block * p.map.sizes.r_h.divisor;
       places()[i] = {block * p.out_group_stride + row * p.out_row_stride, row,
@@ -72,6 +74,7 @@ struct VectorStore {
   // Of the tile at `origin`; before its accumulators are staged.
   FS_DEVICE void begin(const TileOrigin& origin) const {
     for (int line = thread_index(); line < p.plan.tile_n * p.plan.tile_h; line += block_threads()) {
+      FS_MARK(Mark::kLineTable);
       const int image = p.tile_h.divide(line), n = origin.n + image,
                 h = origin.h + line - image * p.plan.tile_h;
       const int row = h * p.map.sizes.r_h.divisor - p.crop_top;
@@ -147,6 +150,7 @@ struct VectorStore {
     int a = thread_index() - rest * v.a.divisor, line = v.b.divide(rest), b = rest - line * v.b.divisor;
     FS_NO_UNROLL
     for (int i = thread_index(); i < v.vectors; i += block_threads()) {
+      FS_MARK(Mark::kStore);
       const Line at = lines()[line];
       const Place place = places()[a * v.place_a + b * v.place_b];
       const int element = a * v.element_a + b * v.element_b + place.element;
