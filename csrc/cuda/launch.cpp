@@ -345,6 +345,7 @@ PassPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last
   found.block_oc = p.block_oc;
   found.block_k_bytes = p.block_k_bytes;
   found.blocks = int64_t{p.grid_x} * p.grid_y;
+  found.tiles = int64_t{p.tiles_n} * p.tiles_h * p.tiles_w * p.grid_y;
   found.staging = p.staging;
   return found;
 }

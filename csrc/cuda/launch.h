@@ -52,6 +52,7 @@ struct PassPlan {
   Kernel kernel;
   Refusal refusal;
   int64_t pixels, block_oc, block_k_bytes, blocks;
+  int64_t tiles;  // times blocks of output channels: at least as many as blocks; not of a weight gradient
   Staging staging;
 };
 PassPlan plan_pass(Pass pass, const Geometry& geometry, DType dtype, bool channels_last, bool activated,

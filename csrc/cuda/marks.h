@@ -19,8 +19,8 @@ enum class Mark : int {
   kLineTable,
   kRound,      // rounds 16 bytes of pixels to tf32
   kStage,      // stages the accumulators of a tile
-  kStore,      // stores 16 bytes
-  kAligned,    // in the store of elements: reads them as vectors
+  kStore,      // stores 16 bytes, if they are in the image
+  kAligned,    // reads what it stores as vectors
   kUnaligned,  // or one by one
 };
 constexpr int kMarks = 16;

@@ -155,8 +155,10 @@ struct VectorStore {
       const Place place = places()[a * v.place_a + b * v.place_b];
       const int element = a * v.element_a + b * v.element_b + place.element;
       if (static_cast<unsigned>(at.row + place.row) < static_cast<unsigned>(p.out_h) && element >= low &&
-          element < high)
+          element < high) {
+        FS_MARK(Mark::kAligned);
         store_16(first + at.offset + place.offset + element, load_16(staging() + permuted(i * 16)));
+      }
       a += v.step_a, b += v.step_b, line += v.step_line;
       if (a >= v.a.divisor) a -= v.a.divisor, ++b;
       if (b >= v.b.divisor) b -= v.b.divisor, ++line;
