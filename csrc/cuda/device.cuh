@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "common/op_arguments.h"
+#include "cuda/marks.h"
 #include "cuda/wgmma_shape.h"
 
 #if defined(FS_SIMT)
@@ -20,7 +21,12 @@
 #define FS_CONSTANT(Params) const __grid_constant__ Params  // of a kernel: read where it is, never copied
 #define FS_UNROLL _Pragma("unroll")
 #define FS_NO_UNROLL _Pragma("unroll 1")  // where registers are short
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)    // compiled for sm_90a
+#if defined(FS_MARKS)
+#define FS_MARK(mark) asm volatile("pmevent %0;" ::"n"(static_cast<int>(mark)))
+#else
+#define FS_MARK(mark)
+#endif
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)  // compiled for sm_90a
 #define FS_SM90A 1
 #endif
 
@@ -394,6 +400,36 @@ FS_DEVICE float smaller_or_nan(float a, float b) {
   return y;
 #else
   return a != a || a < b ? a : b;
+#endif
+}
+
+// The same of two pairs of a half type.
+template <class T>
+FS_DEVICE uint32_t larger_pair(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t y;
+  if constexpr (__is_same(T, Float16))
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  else
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+#else
+  const auto of = [](uint32_t bits) { return widen(T{static_cast<uint16_t>(bits)}); };
+  return narrow_pair<T>(larger_or_nan(of(a), of(b)), larger_or_nan(of(a >> 16), of(b >> 16)));
+#endif
+}
+template <class T>
+FS_DEVICE uint32_t smaller_pair(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t y;
+  if constexpr (__is_same(T, Float16))
+    asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  else
+    asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+#else
+  const auto of = [](uint32_t bits) { return widen(T{static_cast<uint16_t>(bits)}); };
+  return narrow_pair<T>(smaller_or_nan(of(a), of(b)), smaller_or_nan(of(a >> 16), of(b >> 16)));
 #endif
 }
 

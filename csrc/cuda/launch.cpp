@@ -355,7 +355,9 @@ PassPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last
   found.refusal = p.refusal;
   found.pixels = int64_t{p.tile_n} * p.tile_h * p.tile_w;
   found.block_oc = p.block_oc;
+  found.block_k_bytes = p.block_k_bytes;
   found.blocks = int64_t{p.grid_x} * p.grid_y;
+  found.tiles = int64_t{p.tiles_n} * p.tiles_h * p.tiles_w * p.grid_y;
   found.staging = p.staging;
   found.packs_weight = p.packs_weight;
   return found;

@@ -51,7 +51,8 @@ void pixel_shuffle(const ShuffleArguments& a, const Device& device);
 struct PassPlan {
   Kernel kernel;
   Refusal refusal;
-  int64_t pixels, block_oc, blocks;
+  int64_t pixels, block_oc, block_k_bytes, blocks;
+  int64_t tiles;  // times blocks of output channels: at least as many as blocks; not of a weight gradient
   Staging staging;
   bool packs_weight;
 };

@@ -106,7 +106,7 @@ def signature(
 ) -> tuple[Any, ...]:
     """What of a plan chooses the code that runs: kernel, tile, and how many bytes are loaded at a time."""
     plan = emulated.plan(case, dtype, channels_last, TARGETS[target], which=which, tf32=True)
-    kernel, _, _, columns, _, staging, _ = plan
+    kernel, _, _, columns, _, staging, *_ = plan
     if kernel == GENERIC:
         return kernel, dtype, channels_last, case.groups > 1
     vector = math.gcd(16, (case.input[1] if channels_last else case.input[3]) * dtype.itemsize)

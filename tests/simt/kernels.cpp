@@ -195,7 +195,7 @@ void shuffle(const std::vector<int64_t>& sizes, int order, bool inverse, bool ch
   m.back(output, to.data);
 }
 
-// Kernel, refusal, pixels and columns of a tile, blocks, staging, whether the weight is packed.
+// Kernel, refusal, pixels and columns of a tile, blocks, staging, block_k_bytes, tiles, whether the weight is packed.
 std::vector<int64_t> plan(int pass, const std::vector<int64_t>& geometry, int dtype, bool channels_last,
                           bool activated, const std::vector<int64_t>& target) {
   const PassPlan p = plan_pass(static_cast<Pass>(pass), geometry_of(geometry), static_cast<DType>(dtype),
@@ -206,6 +206,8 @@ std::vector<int64_t> plan(int pass, const std::vector<int64_t>& geometry, int dt
           p.block_oc,
           p.blocks,
           static_cast<int64_t>(p.staging),
+          p.block_k_bytes,
+          p.tiles,
           p.packs_weight};
 }
 

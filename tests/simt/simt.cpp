@@ -117,7 +117,10 @@ struct Thread {
   uint32_t warp_epoch;                        // warp barriers passed
   uint32_t fences;                            // of the asynchronous proxy, so far
   std::map<const Mbarrier*, uint32_t> ended;  // phases that it has waited for
-  bool started = false;                       // its fiber waits in registers, else it is to be made
+  std::array<std::array<uint32_t, cuda::kMarks>, cuda::kMarks> marks;  // passed, see Statistics
+  uint64_t mark_count;
+  int mark;              // the latest
+  bool started = false;  // its fiber waits in registers, else it is to be made
   jmp_buf registers;
 };
 
@@ -363,6 +366,7 @@ void run_block() {
     Thread& t = m.threads[i];
     t.state = State::kRunnable, t.site = {"the start", "kernel", 0}, t.copies.clear(), t.groups = 0;
     t.epoch = m.epoch, t.warp_epoch = 0, t.fences = 0, t.ended.clear();
+    t.marks = {}, t.mark_count = 0, t.mark = 0;
   }
   if (!m.mbarriers.empty())
     for (Word& w : m.words) w.with = nullptr;
@@ -398,7 +402,14 @@ void run_block() {
       throw std::runtime_error(block_name() + ", warp " + std::to_string(i) +
                                ": not all wgmmas of its warpgroup");
   m.epoch = m.threads[0].epoch + 1;
-  ++options().statistics.blocks;
+  Statistics& statistics = options().statistics;
+  for (int i = 0; i < m.thread_count; ++i) {
+    Thread& t = m.threads[i];
+    if (t.mark_count <= statistics.mark_count) continue;
+    ++t.marks[t.mark][0];
+    statistics.marks = t.marks, statistics.mark_count = t.mark_count;
+  }
+  ++statistics.blocks;
 }
 
 // ---- what operations share --------------------------------------------------------------------------------
@@ -515,6 +526,13 @@ float half_to_float(uint32_t bits) { return cuda::widen(Float16{static_cast<uint
 }  // namespace
 
 // ---- operations -------------------------------------------------------------------------------------------
+void pass_mark(cuda::Mark mark) {  // no other thread may run here: seeds repeat the runs that they always did
+  if (!m.current) throw std::runtime_error("a mark outside of a launch");
+  Thread& t = *m.current;
+  ++t.marks[t.mark][static_cast<int>(mark)], ++t.mark_count;
+  t.mark = static_cast<int>(mark);
+}
+
 namespace {
 bool skipped(const Site& site) {
   const std::string& end = options().skipped_file;
@@ -917,12 +935,19 @@ void run(int grid_x, int grid_y, int threads, int shared_bytes, const std::funct
   const CatchSignals catch_signals;
   m.random = options().seed;
   options().statistics = {};
+  options().statistics.grid_x = grid_x, options().statistics.grid_y = grid_y;
+  options().statistics.threads = threads, options().statistics.shared_bytes = shared_bytes;
   m.words.assign(shared_bytes / 4 + 1, {}), m.epoch = 1;
   m.thread_count = threads, m.warp_count = (threads + kWarp - 1) / kWarp;
   m.shared = &shared, m.body = &thread, m.host = pthread_self();
   here = {0, threads, 0, 0, grid_x, shared.data()};
   std::vector<int64_t> blocks(int64_t{grid_x} * grid_y);
   std::iota(blocks.begin(), blocks.end(), 0);
+  if (const std::vector<int64_t>& some = options().blocks; !some.empty())
+    blocks.erase(
+        std::remove_if(blocks.begin(), blocks.end(),
+                       [&](int64_t b) { return std::find(some.begin(), some.end(), b) == some.end(); }),
+        blocks.end());
   shuffle_order(blocks.data(), static_cast<int>(blocks.size()));
   m.busy = true;
   try {

@@ -3,14 +3,17 @@
 // liberty the programming model allows and turns each breach of it into an error. See README.md.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "common/scalar.h"
+#include "cuda/marks.h"
 #include "cuda/wgmma_shape.h"
 
 #define FS_DEVICE inline
@@ -18,12 +21,17 @@
 #define FS_CONSTANT(Params) const Params
 #define FS_UNROLL
 #define FS_NO_UNROLL
+#define FS_MARK(begun) simt::pass_mark(begun)
 
 namespace fused_subpixel::simt {
 
 // ---- for tests --------------------------------------------------------------------------------------------
 struct Statistics {                                                        // of the last launch
   uint64_t blocks, barriers, collectives, mmas, wgmmas, copies, switches;  // wgmmas: of warps
+  int grid_x, grid_y, threads, shared_bytes;
+  // How often one mark followed another, in the thread that passed the most; kStart follows the last one.
+  std::array<std::array<uint32_t, cuda::kMarks>, cuda::kMarks> marks;
+  uint64_t mark_count;  // all of these
 };
 struct Options {
   uint64_t seed = 0;  // every launch starts from it: the same seed runs the same interleaving again
@@ -31,6 +39,7 @@ struct Options {
   // A barrier, a wait or a fence that is left out, to see that it is missed: the end of its file's name, and its line.
   std::string skipped_file;
   int skipped_line = 0;
+  std::vector<int64_t> blocks;  // those that run, of every launch: x + grid_x * y; empty: all
   Statistics statistics = {};
 };
 Options& options();
@@ -95,6 +104,7 @@ struct Site {
 
 enum class Multiply { kHalf, kBFloat16, kTF32 };
 
+void pass_mark(cuda::Mark mark);
 void block_barrier(Site site);
 void warp_barrier(Site site);
 void exchange(void* to, const void* from, int bytes, int mask, Site site);

@@ -144,7 +144,7 @@ def plan(
     case: Case, dtype: torch.dtype, channels_last: bool, target: Target = LARGE, *,
     which: int = cases.FORWARD, tf32: bool = False, activated: bool = False,
 ) -> list[int]:  # fmt: skip
-    """Kernel, refusal, pixels and columns of a tile, blocks, staging, whether the weight is packed."""
+    """Kernel, refusal, pixels and columns of a tile, blocks, staging, block_k_bytes, tiles, weight packed?"""
     return simt.plan(which, geometry(case, tf32), DTYPES.index(dtype), channels_last, activated, list(target))
 
 

@@ -109,6 +109,7 @@ FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int k_b
   unsigned char* to = stage + layout.at(first, vec);
   FS_NO_UNROLL
   for (int pixel = first; pixel < pixels; pixel += step) {
+    FS_MARK(kVector == kElements ? Mark::kPixels : Mark::kPixelParts);
     FS_UNROLL
     for (int e = 0; e < kElements; e += kVector) {
       const ChannelPlace& here = channel[e / kVector];
@@ -142,6 +143,7 @@ FS_DEVICE void round_pixels(const PixelLoad& p, unsigned char* stage, const Layo
   unsigned char* at = stage + layout.at(first, thread_index() % kVectors);
   FS_NO_UNROLL
   for (int pixel = first; pixel < p.halo_pixels.divisor; pixel += step, at += layout.rows_on(step)) {
+    FS_MARK(Mark::kRound);
     round_vector(at);
   }
 }
@@ -257,8 +259,10 @@ FS_DEVICE void load_source(const PixelLoad& p, const TileOrigin& origin, int k_b
 
 FS_DEVICE void copy_bytes(const unsigned char* from, unsigned char* to, int bytes) {
   FS_NO_UNROLL
-  for (int at = thread_index() * 16; at < bytes; at += block_threads() * 16)
+  for (int at = thread_index() * 16; at < bytes; at += block_threads() * 16) {
+    FS_MARK(Mark::kWeights);
     cp_async<16>(to + at, from + at, true);
+  }
 }
 
 }  // namespace fused_subpixel::cuda

@@ -38,14 +38,19 @@ FS_DEVICE void visit_weight(const MmaParams& p, unsigned char* to, const Visit& 
 
 template <class T, int kBlockKBytes, int kBlockOc>
 FS_DEVICE void load_weight(const MmaParams& p, unsigned char* to) {
-  visit_weight<T, kBlockKBytes, kBlockOc>(
-      p, to, [](void* at, const T* vector, bool exists) { cp_async<16>(at, vector, exists); });
+  visit_weight<T, kBlockKBytes, kBlockOc>(p, to, [](void* at, const T* vector, bool exists) {
+    FS_MARK(Mark::kWeights);
+    cp_async<16>(at, vector, exists);
+  });
 }
 
 // As pack_filter_kernel does it. Each thread rounds what it has copied.
 template <class T, int kBlockKBytes, int kBlockOc>
 FS_DEVICE void round_weight(const MmaParams& p, unsigned char* to) {
-  visit_weight<T, kBlockKBytes, kBlockOc>(p, to, [](unsigned char* at, const T*, bool) { round_vector(at); });
+  visit_weight<T, kBlockKBytes, kBlockOc>(p, to, [](unsigned char* at, const T*, bool) {
+    FS_MARK(Mark::kRound);
+    round_vector(at);
+  });
 }
 
 }  // namespace fused_subpixel::cuda

@@ -124,6 +124,7 @@ struct MmaBlock {
     int a = taps().across.divide(first), b = first - a * taps().across.divisor + taps().first_b;
     a += taps().first_a;
     for (int tap = 0; tap < count; ++tap, filter += kTapBytes) {
+      FS_MARK(Mark::kTap);
       const int moved = a * p.dilation_h * p.plan.halo_w + b * p.dilation_w;
       if (++b == p.kernel_w) b = taps().first_b, ++a;
       FS_UNROLL
@@ -166,6 +167,7 @@ struct MmaBlock {
 
   template <bool kPairs>
   FS_DEVICE void stage_all() const {
+    FS_MARK(Mark::kStage);
     const int pixel = pixel_warp() * kPixelsPerWarp + lane() / 4;
     const auto first = store.pixels_at(pixel), second = store.pixels_at(pixel + 16);
     FS_UNROLL
@@ -176,7 +178,19 @@ struct MmaBlock {
     }
   }
 
-  FS_DEVICE void stage_acc() const {
+  FS_DEVICE void apply_slopes() {
+    FS_UNROLL
+    for (int c = 0; c < kOcTiles; ++c) {
+      const auto at = store.columns_at(opaque((oc_warp() * kOcTiles + c) * 8 + lane() % 4 * 2));
+      store.apply_slopes(at, acc[0][c]);
+      store.apply_slopes(at, acc[1][c]);
+    }
+  }
+
+  FS_DEVICE void stage_acc() {
+    if constexpr (kVectorised) {
+      if (store.has_slopes()) apply_slopes();
+    }
     if constexpr (kVectorised && kBlockOc <= kUnpairedBlockOc) {
       if (!p.vectors.pairs) return stage_all<false>();
     }
@@ -204,6 +218,7 @@ struct MmaBlock {
         for (int step = 0; step < taps().steps; ++step) {
           FS_NO_UNROLL
           for (;; --before) {
+            FS_MARK(Mark::kStep);
             if (before == 0) {
               const bool first = !filled;
               if (first) store.fill_tables(), filled = true;  // while the first copies are under way

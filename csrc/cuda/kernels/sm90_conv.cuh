@@ -84,6 +84,7 @@ struct WgmmaBlock {
   // One tap of one k_block: pixels of the warpgroup by filter. One group of wgmmas, and no branch between them: else the
   // compiler would make several groups of it, and the wait that follows would be for more than the step before.
   FS_DEVICE void multiply(uint64_t pixels, uint64_t filter, bool accumulate) {
+    FS_MARK(Mark::kTap);
     const int plane = p.plan.pixel_plane * 16;
     wgmma_fence();
     FS_UNROLL
@@ -93,7 +94,15 @@ struct WgmmaBlock {
     wgmma_commit();
   }
 
-  FS_DEVICE void stage_acc() const {
+  FS_DEVICE void stage_acc() {
+    FS_MARK(Mark::kStage);
+    if constexpr (kVectorised) {
+      if (store.has_slopes()) {
+        FS_UNROLL
+        for (int c = 0; c < kBlockOc / 8; ++c)
+          store.apply_slopes(store.columns_at(c * 8 + lane % 4 * 2), acc + c * 4);
+      }
+    }
     const auto pixels = store.pixels_at(group * kWgmmaM + warp * 16 + lane / 4);
     FS_UNROLL
     for (int c = 0; c < kBlockOc / 8; ++c)
@@ -123,6 +132,7 @@ struct WgmmaBlock {
       for (int step = 0; step < taps().steps; ++step) {
         FS_NO_UNROLL
         for (;; --before) {
+          FS_MARK(Mark::kStep);
           if (before == 0) {
             if (!filled) store.fill_tables(), store.begin(origin), filled = true;
             if (step == 0) {  // this k_block's pixels, the oldest of stages - 2 groups under way

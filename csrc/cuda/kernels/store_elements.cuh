@@ -28,6 +28,7 @@ struct ElementStore {
 
   FS_DEVICE void fill_tables() const {
     for (int column = thread_index(); column < kBlockOc; column += block_threads()) {
+      FS_MARK(Mark::kOcTable);
       const int row = block_y() * kBlockOc + column;
       OcInfo info = {};
       if (row < p.oc) {
@@ -100,6 +101,7 @@ struct ElementStore {
         plan.tile_n * plan.tile_h * p.store_groups.divisor * p.store_segments.divisor * p.store_slots.divisor;
     FS_NO_UNROLL
     for (int i = thread_index(); i < total; i += block_threads()) {
+      FS_MARK(Mark::kStore);
       const int stretch = p.store_slots.divide(i), slot = i - stretch * p.store_slots.divisor;
       const int group_of_line = p.store_segments.divide(stretch),
                 segment = stretch - group_of_line * p.store_segments.divisor;
@@ -130,6 +132,7 @@ struct ElementStore {
         float value[kVector];
         if (q + kVector <= p.interleave &&
             reinterpret_cast<uintptr_t>(staged + q) % 16 == 0) {  // one pixel's
+          FS_MARK(Mark::kAligned);
           FS_UNROLL
           for (int four = 0; four < kVector; four += 4) {
             const Packed16 part = load_16(staged + q + four);
@@ -137,6 +140,7 @@ struct ElementStore {
             for (int v = 0; v < 4; ++v) value[four + v] = float_of(part.word[v]);
           }
         } else {
+          FS_MARK(Mark::kUnaligned);
           FS_UNROLL
           for (int v = 0; v < kVector; ++v) {
             value[v] = staged[q];

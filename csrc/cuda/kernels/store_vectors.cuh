@@ -13,9 +13,10 @@ struct VectorStore {
   static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const MmaParams& p;
 
-  // What the epilogue must know of an output channel. place: in the staging area, from its pixel's; in bytes, or kNowhere.
+  // What the epilogue must know of an output channel. late_bias: what staging adds, the bias or, where a slope has been
+  // applied before, nothing. place: in the staging area, from its pixel's; in bytes, or kNowhere.
   struct alignas(16) OcInfo {
-    float bias, slope;
+    float bias, slope, late_bias;
     int place;
   };
   // Where the output has the first channel of a vector: from the block's sub-pixel, elements and rows; and its element of
@@ -43,25 +44,32 @@ struct VectorStore {
   // Vectors are permuted by rows of 128 bytes: neighbouring pixels, which a warp stages at once, are in different banks.
   static FS_DEVICE int permuted(int byte) { return byte ^ (byte >> 3 & 0x70); }
 
+  FS_DEVICE bool has_slopes() const {
+    const Activation activation = p.epilogue.activation;
+    return activation == Activation::kLeakyReLU || activation == Activation::kPReLU;
+  }
+
   FS_DEVICE void fill_tables() const {
     const VectorStoreParams& v = p.vectors;
     const int first_oc = block_y() * kBlockOc;
-    const Activation activation = p.epilogue.activation;
-    const bool sloped = activation == Activation::kLeakyReLU || activation == Activation::kPReLU;
+    const bool sloped = has_slopes();
     for (int column = thread_index(); column < kBlockOc; column += block_threads()) {
-      OcInfo info = {0, 0, kNowhere};
+      FS_MARK(Mark::kOcTable);
+      OcInfo info = {0, 0, 0, kNowhere};
       if (first_oc + column < p.oc) {
         const PhaseOf<int> at = phase_of(p.map, first_oc + column);
         const int o = channel_of_phase(at, p.map.sizes, p.map.call_order);
         const int stretch = v.stretch.divide(column);
         info.bias = bias_of<T>(p.epilogue, at.c, o);
-        info.slope = sloped ? slope_of<T>(p.epilogue, at.c, o) : 1.f;
+        if (sloped) info.slope = slope_of<T>(p.epilogue, at.c, o);
+        info.late_bias = sloped ? -0.f : info.bias;  // -0 changes nothing, not even a zero
         info.place =
             static_cast<int>(sizeof(T)) * (stretch * v.stretch_step + column - stretch * v.stretch.divisor);
       }
       oc_info()[column] = info;
     }
     for (int i = thread_index(); i < v.places; i += block_threads()) {
+      FS_MARK(Mark::kPlaceTable);
       const int oc = first_oc + i * v.place_columns, group = p.store_interleave.divide(oc);
       const int block = p.map.sizes.r_h.divide(group), row = group - block * p.map.sizes.r_h.divisor;
       places()[i] = {block * p.out_group_stride + row * p.out_row_stride, row,
@@ -72,6 +80,7 @@ struct VectorStore {
   // Of the tile at `origin`; before its accumulators are staged.
   FS_DEVICE void begin(const TileOrigin& origin) const {
     for (int line = thread_index(); line < p.plan.tile_n * p.plan.tile_h; line += block_threads()) {
+      FS_MARK(Mark::kLineTable);
       const int image = p.tile_h.divide(line), n = origin.n + image,
                 h = origin.h + line - image * p.plan.tile_h;
       const int row = h * p.map.sizes.r_h.divisor - p.crop_top;
@@ -97,10 +106,30 @@ struct VectorStore {
   }
   FS_DEVICE Pixels pixels_at(int pixel) const { return {staging(), {place_of(pixel), place_of(pixel + 8)}}; }
 
-  // No branch depends on the activation: what has no slope has slope 1, and relu is a clamp from below.
-  FS_DEVICE float finish(float acc, const OcInfo& of) const {
-    const float v = acc + of.bias, sloped = v * of.slope;
-    return smaller_or_nan(larger_or_nan(v > 0.f ? v : sloped, p.epilogue.floor_f), p.epilogue.ceiling_f);
+  // Bias and slope, of an activation that has one; in the order of mma's d.
+  FS_DEVICE void apply_slopes(const Columns& at, float* acc) const {
+    FS_UNROLL
+    for (int q = 0; q < 4; ++q) {
+      const OcInfo& of = q % 2 ? at.right : at.left;
+      const float v = acc[q] + of.bias;
+      acc[q] = v > 0.f ? v : v * of.slope;
+    }
+  }
+
+  // Bias, relu, clamp. relu is a clamp from below. Half types are clamped after they are rounded, two at a time: rounding
+  // keeps the order of numbers, so that the result is the same.
+  struct Finished {
+    uint32_t left, right;  // right: of four bytes only
+  };
+  FS_DEVICE Finished finish(float left, float right) const {
+    const float floor = p.epilogue.floor_f, ceiling = p.epilogue.ceiling_f;
+    if constexpr (sizeof(T) == 2) {
+      const uint32_t pair = larger_pair<T>(narrow_pair<T>(left, right), narrow_pair<T>(floor, floor));
+      return {smaller_pair<T>(pair, narrow_pair<T>(ceiling, ceiling)), 0};
+    } else {
+      return {bits_of(smaller_or_nan(larger_or_nan(left, floor), ceiling)),
+              bits_of(smaller_or_nan(larger_or_nan(right, floor), ceiling))};
+    }
   }
 
   // What a lane holds of 16 pixels x 8 output channels in the order of mma's d. kPairs: neighbouring output
@@ -111,22 +140,21 @@ struct VectorStore {
     for (int half = 0; half < 2; ++half) {
       const int place = pixels.place[half], left_place = place + at.left.place,
                 right_place = place + at.right.place;
-      const float left = finish(acc[2 * half], at.left), right = finish(acc[2 * half + 1], at.right);
+      const Finished done = finish(acc[2 * half] + at.left.late_bias, acc[2 * half + 1] + at.right.late_bias);
       unsigned char* const to_left = pixels.staging + permuted(left_place);
       unsigned char* const to_right = pixels.staging + permuted(right_place);
       if constexpr (sizeof(T) == 2) {
-        const uint32_t pair = narrow_pair<T>(left, right);
         if constexpr (kPairs) {
-          if (left_place >= 0) store_4(to_left, pair);
+          if (left_place >= 0) store_4(to_left, done.left);
         } else {
-          if (left_place >= 0) store_2(to_left, static_cast<uint16_t>(pair));
-          if (right_place >= 0) store_2(to_right, static_cast<uint16_t>(pair >> 16));
+          if (left_place >= 0) store_2(to_left, static_cast<uint16_t>(done.left));
+          if (right_place >= 0) store_2(to_right, static_cast<uint16_t>(done.left >> 16));
         }
       } else if constexpr (kPairs) {
-        if (left_place >= 0) store_8(to_left, bits_of(left), bits_of(right));
+        if (left_place >= 0) store_8(to_left, done.left, done.right);
       } else {
-        if (left_place >= 0) store_4(to_left, bits_of(left));
-        if (right_place >= 0) store_4(to_right, bits_of(right));
+        if (left_place >= 0) store_4(to_left, done.left);
+        if (right_place >= 0) store_4(to_right, done.right);
       }
     }
   }
@@ -147,12 +175,15 @@ struct VectorStore {
     int a = thread_index() - rest * v.a.divisor, line = v.b.divide(rest), b = rest - line * v.b.divisor;
     FS_NO_UNROLL
     for (int i = thread_index(); i < v.vectors; i += block_threads()) {
+      FS_MARK(Mark::kStore);
       const Line at = lines()[line];
       const Place place = places()[a * v.place_a + b * v.place_b];
       const int element = a * v.element_a + b * v.element_b + place.element;
       if (static_cast<unsigned>(at.row + place.row) < static_cast<unsigned>(p.out_h) && element >= low &&
-          element < high)
+          element < high) {
+        FS_MARK(Mark::kAligned);
         store_16(first + at.offset + place.offset + element, load_16(staging() + permuted(i * 16)));
+      }
       a += v.step_a, b += v.step_b, line += v.step_line;
       if (a >= v.a.divisor) a -= v.a.divisor, ++b;
       if (b >= v.b.divisor) b -= v.b.divisor, ++line;
