@@ -14,7 +14,7 @@ struct VectorStore {
   const MmaParams& p;
 
   // What the epilogue must know of an output channel. late_bias: what staging adds, the bias or, where a slope has been
-  // applied before, nothing. place: in the staging area, from its pixel's; in bytes, or kNowhere.
+  // applied before, nothing. place: from its pixel's, in bytes; or kNowhere.
   struct alignas(16) OcInfo {
     float bias, slope, late_bias;
     int place;
@@ -39,10 +39,10 @@ struct VectorStore {
   }
   FS_DEVICE Place* places() const { return reinterpret_cast<Place*>(oc_info() + kBlockOc); }
   FS_DEVICE Line* lines() const { return reinterpret_cast<Line*>(places() + kBlockOc); }
-  FS_DEVICE unsigned char* staging() const { return shared_memory() + p.plan.staging_offset; }
 
-  // Vectors are permuted by rows of 128 bytes: neighbouring pixels, which a warp stages at once, are in different banks.
-  static FS_DEVICE int permuted(int byte) { return byte ^ (byte >> 3 & 0x70); }
+  // Vectors are permuted within rows of 128 bytes of shared memory: neighbouring pixels, which a warp stages at once, are in
+  // different banks.
+  static FS_DEVICE unsigned char* permuted(int byte) { return shared_memory() + (byte ^ (byte >> 3 & 0x70)); }
 
   FS_DEVICE bool has_slopes() const {
     const Activation activation = p.epilogue.activation;
@@ -95,16 +95,16 @@ struct VectorStore {
   };
   FS_DEVICE Columns columns_at(int column) const { return {oc_info()[column], oc_info()[column + 1]}; }
   struct Pixels {
-    unsigned char* staging;
-    int place[2];
+    int place[2];  // in shared memory
   };
   FS_DEVICE int place_of(int pixel) const {
     const int line = p.tile_w.divide(pixel), column = pixel - line * p.tile_w.divisor;
     const int place = line * p.vectors.line_elements + column * p.vectors.pixel_elements;
-    return pixel < p.plan.tile_n * p.plan.tile_h * p.plan.tile_w ? place * static_cast<int>(sizeof(T))
-                                                                 : kNowhere;
+    return pixel < p.plan.tile_n * p.plan.tile_h * p.plan.tile_w
+               ? static_cast<int>(p.plan.staging_offset) + place * static_cast<int>(sizeof(T))
+               : kNowhere;
   }
-  FS_DEVICE Pixels pixels_at(int pixel) const { return {staging(), {place_of(pixel), place_of(pixel + 8)}}; }
+  FS_DEVICE Pixels pixels_at(int pixel) const { return {{place_of(pixel), place_of(pixel + 8)}}; }
 
   // Bias and slope, of an activation that has one; in the order of mma's d.
   FS_DEVICE void apply_slopes(const Columns& at, float* acc) const {
@@ -141,8 +141,8 @@ struct VectorStore {
       const int place = pixels.place[half], left_place = place + at.left.place,
                 right_place = place + at.right.place;
       const Finished done = finish(acc[2 * half] + at.left.late_bias, acc[2 * half + 1] + at.right.late_bias);
-      unsigned char* const to_left = pixels.staging + permuted(left_place);
-      unsigned char* const to_right = pixels.staging + permuted(right_place);
+      unsigned char* const to_left = permuted(left_place);
+      unsigned char* const to_right = permuted(right_place);
       if constexpr (sizeof(T) == 2) {
         if constexpr (kPairs) {
           if (left_place >= 0) store_4(to_left, done.left);
@@ -182,7 +182,8 @@ struct VectorStore {
       if (static_cast<unsigned>(at.row + place.row) < static_cast<unsigned>(p.out_h) && element >= low &&
           element < high) {
         FS_MARK(Mark::kAligned);
-        store_16(first + at.offset + place.offset + element, load_16(staging() + permuted(i * 16)));
+        store_16(first + at.offset + place.offset + element,
+                 load_16(permuted(static_cast<int>(p.plan.staging_offset) + i * 16)));
       }
       a += v.step_a, b += v.step_b, line += v.step_line;
       if (a >= v.a.divisor) a -= v.a.divisor, ++b;
