@@ -292,7 +292,6 @@ template <>
 FS_DEVICE void wgmma<TF32>(float (&d)[kWgmmaAcc], uint64_t a, uint64_t b, bool accumulate) {
   FS_WGMMA("k8.f32.tf32.tf32", "");
 }
-#undef FS_WGMMA
 
 // ---- conversions --------------------------------------------------------------------------------------------------
 FS_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
