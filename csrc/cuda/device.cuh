@@ -251,6 +251,7 @@ FS_DEVICE void wgmma_wait_for(float (&d)[kWgmmaAcc]) {
   for (int i = 0; i < kWgmmaAcc; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+// Used by tools/gpu_checks too, with other layouts.
 #if FS_SM90A
 #define FS_WGMMA(shape_and_types, layouts)                                                              \
   asm volatile(                                                                                         \

@@ -18,7 +18,7 @@ pytest.importorskip("tqdm")  # of the extra "bench"
 
 from benching import SMALL, bench, rows_of
 
-from bench import cuda, environment, peers, run
+from bench import cuda, environment, peers, profile_cuda, run
 from bench.peers import CHEAP, FURTHER_PEERS, PEERS, Peer, build_eager
 from bench.workloads import BY_NAME, TINY, Operands, Workload, operands
 
@@ -259,3 +259,77 @@ def test_torch_compile_does_not_give_up_in_a_long_run(monkeypatch: pytest.Monkey
     peers.build_compiled("default")(TINY, operands(TINY, torch.float32))
     most = len(BY_NAME) * len(run.DTYPES) * 2 * 2 * 2  # layouts, with and without gradients, modes
     assert min(config.recompile_limit, config.accumulated_recompile_limit) >= most
+
+
+# ---- kernels ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def profiled_processor(pretended_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_cuda, "ACTIVITY", torch.profiler.ProfilerActivity.CPU)
+    monkeypatch.setattr(profile_cuda, "DEVICE_TYPE", torch.autograd.DeviceType.CPU)
+
+
+@pytest.mark.usefixtures("profiled_processor")
+def test_kernel_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "folder" / "profile.csv"
+    options = ["--only", "tiny", "--dtype", "float32", "--dtype", "tf32", "--out", str(path)]
+    assert profile_cuda.main(options) == 0
+    rows = rows_of(path)
+    assert tuple(rows[0]) == profile_cuda.COLUMNS
+    assert [(row["dtype"], row["contender"], row["pass"]) for row in rows] == [
+        (dtype, peer.name, direction)
+        for dtype in ("float32", "tf32")
+        for peer in PEERS
+        for direction in ("forward", "backward")
+    ]
+    for row in rows:
+        kernels = [kernel.split(" ", 1) for kernel in row["kernels_us"].split("; ")]
+        times = [float(time) for time, _ in kernels]
+        assert times == sorted(times, reverse=True)
+        assert sum(times) == pytest.approx(float(row["total_us"]), abs=0.06 * (len(times) + 1))
+        assert row["gpu"] == "NVIDIA Pretence"
+    assert "aten::conv2d" in rows[4]["kernels_us"]
+    assert torch.backends.cudnn.allow_tf32 is True  # as the last dtype wants it
+    assert f"written: {path}" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("profiled_processor")
+def test_a_profiler_that_sees_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_cuda, "DEVICE_TYPE", torch.autograd.DeviceType.CUDA)
+    with pytest.raises(RuntimeError, match="has seen no kernel"):
+        profile_cuda.kernel_times(lambda: None)
+
+
+def test_kernel_times_are_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    def event(name: str, ns: int, device: str = "CUDA", annotation: bool = False) -> SimpleNamespace:
+        kind = getattr(torch.autograd.DeviceType, device)
+        values = {"name": name, "duration_ns": ns, "device_type": kind, "is_user_annotation": annotation}
+        return SimpleNamespace(**{key: lambda value=value: value for key, value in values.items()})
+
+    events = [event("void f<int>(int)", 2500), event("g", 10_000), event("void f<int>(int)", 2500)]
+    events += [event("launch", 10**6, device="CPU"), event("step", 10**6, annotation=True)]
+    found = SimpleNamespace(profiler=SimpleNamespace(kineto_results=SimpleNamespace(events=lambda: events)))
+    monkeypatch.setattr(profile_cuda, "profile", lambda activities: nullcontext(found))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    calls: list[int] = []
+    times = profile_cuda.kernel_times(lambda: calls.append(1))
+    assert len(calls) == profile_cuda.WARM_UP + profile_cuda.CALLS
+    assert times == {"g": 10 / profile_cuda.CALLS, "f<int>": 5 / profile_cuda.CALLS}
+    assert list(times) == ["g", "f<int>"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name"),
+    [
+        (
+            "void fused_subpixel::cuda::conv<fused_subpixel::Float16, 64, 2>(fused_subpixel::cuda::Params)",
+            "conv<Float16, 64, 2>",
+        ),
+        ("void at::native::(anonymous namespace)::pick<(int)3>(float*)", "at::native::pick<(int)3>"),
+        ("sm90_xmma_fprop_implicit_gemm", "sm90_xmma_fprop_implicit_gemm"),
+        ("Memset (Device)", "Memset"),
+    ],
+)
+def test_names_of_kernels(kernel: str, name: str) -> None:
+    assert profile_cuda.short(kernel) == name
