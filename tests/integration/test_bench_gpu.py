@@ -141,6 +141,22 @@ def test_run_on_a_gpu(option: str, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "fastest other" in out and "CPU: ours, other" in out and "\ntf32\n" in out
 
 
+@pytest.mark.full
+@pytest.mark.usefixtures("pretended_gpu")
+def test_compiled_contenders_on_a_gpu(tmp_path: Path) -> None:
+    options = ["--device", "cuda", "--only", "tiny", "--graph", "both", "--peers", "compile"]
+    assert bench(*options, "--peers", "max-autotune", "--out", tmp_path / "a.csv") == 0
+    names = [
+        f"{group} {layout}" for group in ("compile", "max-autotune") for layout in ("NCHW", "channels_last")
+    ]
+    assert [(row["pass"], row["graph"], row["contender"]) for row in rows_of(tmp_path / "a.csv")] == [
+        (direction, graph, name)
+        for direction in ("forward", "backward")
+        for graph in ("no", "yes")
+        for name in (*(peer.name for peer in PEERS), *names)
+    ]
+
+
 @pytest.mark.usefixtures("pretended_gpu")
 def test_sets_of_tensors_take_turns() -> None:
     assert cuda.rotation(1) == cuda.MOST_SETS

@@ -279,10 +279,20 @@ std::string difference(const Shuffle& s, const std::vector<unsigned char>& found
   return {};
 }
 
+// What cuTensorMapEncodeTiled and the copy engine demand of a map.
+bool allowed(const Map& map, int element_bytes) {
+  const uint32_t row_bytes = map.box[0] * element_bytes;
+  bool good = map.start % 16 == 0 && row_bytes % 16 == 0 && (!map.swizzle || row_bytes == 128);
+  for (uint64_t stride : map.strides) good = good && stride % 16 == 0;
+  for (uint32_t size : map.box) good = good && size >= 1 && size <= 256;
+  return good;
+}
+
 void prove(const Case& c) {
   std::vector<unsigned char> out(c.shuffle.bytes() + 2 * kGuard, kUntouched), misled = out;
   const int element_bytes = c.shuffle.element_bytes;
   for (const Map& map : c.maps) {
+    expect(allowed(map, element_bytes), format("%s: no such tensor map can be", c.name));
     std::vector<Coordinates> boxes = boxes_of(map);
     const std::vector<unsigned char> images = images_of(map, boxes, element_bytes);
     model_store(map, boxes, images, element_bytes, out);
