@@ -17,7 +17,7 @@ FOLDER = ROOT / "build" / "gpu_checks"
 PROGRAMS = tuple(sorted(path.stem for path in SOURCES.glob("*.cu")))
 NVCC = ("nvcc", "-arch=sm_90a", "-std=c++17", "-O2", "-I", str(ROOT / "csrc"))
 ANSWERS = (0, 1, 2)  # yes, no, no GPU of capability 9.0
-SECONDS = 30  # for each program, which takes one
+SECONDS = 15  # for each program, so that all fit into the step of make gpu
 
 
 def program(name: str) -> Path:
