@@ -7,6 +7,7 @@ import math
 import statistics
 import subprocess
 from collections.abc import Callable, Sequence
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -64,6 +65,7 @@ class Clock:
 
     def __init__(self, calls: int, graph: bool) -> None:
         self.calls, self.graph = calls, graph
+        self.enqueued: dict[Callable[[], object], list[float]] = {}  # seconds per call, of each sample
         self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self.flusher = torch.zeros(max(2 * l2_bytes(), FLUSH_BYTES) // 4, dtype=torch.int32, device=DEVICE)
 
@@ -74,10 +76,16 @@ class Clock:
         if not self.graph:
             torch.cuda.synchronize()
         self.start.record()
+        before = perf_counter()
         function()
+        self.enqueued.setdefault(function, []).append((perf_counter() - before) / self.calls)
         self.end.record()
         self.end.synchronize()
         return float(self.start.elapsed_time(self.end)) / 1e3 / self.calls
+
+    def cpu_time(self, function: Callable[[], object], rounds: int) -> float:
+        """Seconds in which a call returns, its work queued and the GPU not waited for: of the last rounds."""
+        return statistics.median(self.enqueued[function][-rounds:])
 
 
 def captured(function: Callable[[], object]) -> Callable[[], None]:

@@ -33,6 +33,11 @@ def describe(command: str) -> dict[str, str | int]:
     }
 
 
+def load_per_core() -> float:
+    """The load average of one minute over the cores of the machine: both count all that runs on it."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
+
+
 def slug(text: str) -> str:
     """``text`` as a part of a file name."""
     text = re.sub(r"\((r|tm)\)|\bcpu\b|\bprocessor\b|@.*|\(family.*", "", text.lower())

@@ -102,8 +102,9 @@ def build_compiled(mode: str) -> Callable[[Workload, Operands], Callable[[], Ten
             output = F.pixel_shuffle(F.conv2d(input, weight, bias, padding=padding), r)
             return F.relu(output) if relu else output
 
-        # all workloads share this code, and past its limit torch.compile goes on without compiling
+        # all workloads share this code, and past its limits torch.compile goes on without compiling
         torch._dynamo.config.recompile_limit = 10_000
+        torch._dynamo.config.accumulated_recompile_limit = 10_000
         compiled = torch.compile(head, mode=mode, dynamic=False)
         return lambda: compiled(input, weight, bias)
 

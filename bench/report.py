@@ -8,7 +8,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .peers import Peer
@@ -16,6 +16,10 @@ from .timing import Timing
 from .workloads import DTYPES, TINY, Workload
 
 PASSES = {"forward": "fwd", "backward": "fwd+bwd"}
+
+
+def pass_name(backward: bool) -> str:
+    return "backward" if backward else "forward"
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,11 @@ class Result:
     dtype: str = "float32"
     on_gpu: bool = False
     graph: bool = False  # replayed as a CUDA graph
+    cpu: dict[Peer, float] = field(default_factory=dict)  # seconds to queue a call: on GPUs, without a graph
 
     @property
     def pass_name(self) -> str:
-        return "backward" if self.backward else "forward"
+        return pass_name(self.backward)
 
     def fastest(self, fused: bool, build: str = "") -> float:
         """Seconds of the best of ours, by default of this build, or of the others."""
@@ -77,7 +82,8 @@ def heading(ours: Sequence[Peer], on_gpu: bool, build: str = "") -> str:
     times += f"{'fastest other':>15}{'':<22}"
     ratios = "".join(f"{'x' + _layout(peer):>7}" for peer in ours if not peer.build_name)
     ratios += f"{'xbest':>7}" + (f"{'x@':>7}" if build else "")
-    return f"{'workload':14} {'pass':{_pass_width(on_gpu)}}{times}{ratios}{'GFLOP/s':>9}{'limit':>7}"
+    cpu = f"{'CPU: ours, other':>19}" if on_gpu else ""
+    return f"{'workload':14} {'pass':{_pass_width(on_gpu)}}{times}{ratios}{'GFLOP/s':>9}{'limit':>7}{cpu}"
 
 
 def line(result: Result, ours: Sequence[Peer], build: str = "") -> str:
@@ -98,7 +104,12 @@ def line(result: Result, ours: Sequence[Peer], build: str = "") -> str:
     rates = f"{result.gflops(fastest):9.1f}{result.limit / fastest:7.0%}"
     name = f"{result.workload.name}{' (µs)' if result.workload is TINY else ''}"
     label = f"{_label(result.pass_name, result.graph):{_pass_width(result.on_gpu)}}"
-    return f"{name:14} {label}{times}{ratios}{'' if result.workload is TINY else rates}"
+    cpu = ""
+    if result.cpu:  # of those whose times are compared
+        fused = min((peer for peer in timings if peer.fused), key=lambda peer: timings[peer].median)
+        cpu = f"{result.cpu[fused] * 1e6:12.2f}{result.cpu[best] * 1e6:7.2f}"
+    rates = " " * len(rates) if result.workload is TINY else rates
+    return f"{name:14} {label}{times}{ratios}{rates}{cpu}".rstrip()
 
 
 def summary(results: Iterable[Result], build: str = "") -> str:
@@ -148,7 +159,7 @@ def _layout(peer: Peer) -> str:
 
 COLUMNS = (
     "workload", "pass", "contender", "dtype", "median_ms", "low_ms", "high_ms", "rounds", "gflops",
-    "ratio", "headline_ratio", "limit_ms", "of_limit", "flop_per_byte", "extra_bytes", "graph",
+    "ratio", "headline_ratio", "limit_ms", "of_limit", "flop_per_byte", "extra_bytes", "graph", "cpu_ms",
 )  # fmt: skip
 
 
@@ -182,6 +193,7 @@ class CsvFile:
                     "flop_per_byte": f"{result.flop_per_byte:.4g}",
                     "extra_bytes": result.extra.get(peer, ""),
                     "graph": "yes" if result.graph else "no",
+                    "cpu_ms": f"{result.cpu[peer] * 1e3:.6g}" if peer in result.cpu else "",
                     **self.environment,
                 }
             )

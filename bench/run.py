@@ -43,6 +43,7 @@ SECONDS = 10  # of rounds for a workload and pass: `make bench` shall take less 
 MIN_TIME = 0.01  # seconds; 10 000 times the clock's own noise
 TINY_ROUNDS = 5  # times as many for the tiny call, of a fifth of the time each
 CUDA_WARM_UP = 0.05  # seconds, by when a GPU has raised its clocks
+MOST_LOAD = 1  # of the machine per core, for plain calls on a GPU
 PAUSE = 0.002  # seconds before a sample, where threads other than PyTorch's take part
 # Guesses for the progress bar only: seconds until a contender's first call is done; operations per second.
 PREPARATION, SPEED = {"compile": 5, "max-autotune": 20}, 1e11
@@ -123,6 +124,8 @@ def run(options: argparse.Namespace, other: OtherBuild | None) -> int:
         except KeyboardInterrupt:
             tqdm.write(f"Interrupted; what was finished is in {path}", file=sys.stderr)
             status = 130
+    if not results:  # all was wrong or refused
+        status = status or 1
     for dtype in options.dtypes:
         if summary := report.summary((result for result in results if result.dtype == dtype), build):
             print(summary if len(options.dtypes) == 1 else f"{dtype}\n{summary}")
@@ -184,6 +187,7 @@ def measure(
             for peer, own in some.items()
             if not peer.runtime
         }
+        cpu: dict[Peer, float] = {}
         share = rounds_duration(workload, peers, backward, options)
 
         def step(fraction: float, share: float = share) -> None:
@@ -203,12 +207,46 @@ def measure(
                     peer: cuda.in_turn([each.run(backward) for each in own]) for peer, own in some.items()
                 }
                 if graph:
-                    functions = {peer: cuda.captured(function) for peer, function in functions.items()}
+                    functions = captured(workload, functions)
+                elif refused(workload, backward):
+                    step(1)
+                    continue
                 # a sample is one turn through all sets, however long that takes
                 ticker = cuda.Clock(sets, graph)
                 timings = interleave(functions, rounds, 0, step, ticker, CUDA_WARM_UP, options.seconds)
+                if not graph:
+                    if refused(workload, backward):
+                        continue
+                    cpu = {peer: ticker.cpu_time(functions[peer], timings[peer].rounds) for peer in timings}
         limit = rates.limit(workload, dtype, backward)
-        yield report.Result(workload, backward, timings, limit, extra, dtype, on_gpu, graph)
+        yield report.Result(workload, backward, timings, limit, extra, dtype, on_gpu, graph, cpu)
+
+
+def refused(workload: Workload, backward: bool) -> bool:
+    """Whether the machine is too busy for plain calls on a GPU, whose time is in part the host's; say so."""
+    load = environment.load_per_core()
+    if load > MOST_LOAD:
+        tqdm.write(
+            f"{workload.name}: {report.PASSES[report.pass_name(backward)]} without a graph is not reported: "
+            f"the machine's load is {load:.2f} per core, at most {MOST_LOAD} is allowed",
+            file=sys.stderr,
+        )
+    return load > MOST_LOAD
+
+
+def captured(
+    workload: Workload, functions: dict[Peer, Callable[[], object]]
+) -> dict[Peer, Callable[[], object]]:
+    """CUDA graphs of the functions. Further contenders that cannot be captured are left out."""
+    graphs: dict[Peer, Callable[[], object]] = {}
+    for peer, function in functions.items():
+        try:
+            graphs[peer] = cuda.captured(function)
+        except RuntimeError as problem:
+            if not peer.group:
+                raise
+            leave_out(workload, f"{peer.name} in a CUDA graph", str(problem).splitlines()[0])
+    return graphs
 
 
 def leave_out(workload: Workload, name: str, problem: str) -> None:

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Build, test, sanitize and measure on a machine with a CUDA GPU, in some ten minutes: `make gpu`.
+"""Build, test, sanitize and measure on a machine with a CUDA GPU, in at most half an hour: `make gpu`.
 
     make gpu PYTHON=python3                       everything
     make gpu PYTHON=python3 STEPS=build,test      these only
     make gpu STEPS=build,bench ARGS="--bench='--peers compile --only srvgg_x4'"
 
 Nothing is installed and nothing fetched: Python must hold a CUDA build of torch, setuptools and, for the
-tests, pytest. Each step has a time limit and a log file; a table ends the run. The exit status is 1 if a step
-failed, 2 if there is nothing to run on.
+tests, pytest. Each step has a time limit and a log file, and leaves what it measured in a file of its name;
+CONTRIBUTING.md lists the steps. A table ends the run. A step that fails does not stop the others; only after
+a failed build the rest is skipped. The exit status is 1 if a step failed, 2 if there is nothing to run on.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ sys.path.insert(0, str(ROOT))
 SHORT = "tools/cuda_short.py"  # a few small calls of every kernel
 GPU_TESTS = "tests/kernels/test_cuda.py"
 EMULATOR_TEST = "emulator_matches_hardware"
-DTYPES = ("float16", "bfloat16", "tf32", "float32")
+# for torch.compile, which takes long: 1x1, which max-autotune makes a matrix product, and 3x3
+COMPILED = ("nafnet_1x1", "fastai_1x1", "srvgg_x4", "edsr_base_x2")
 TAIL = 40  # lines of a failed step's log that are shown
 
 
@@ -42,6 +44,7 @@ class Step(NamedTuple):
     limit: int  # seconds
     commands: list[list[str]]
     needs: tuple[str, ...] = ()  # Python modules and programs without which it cannot run
+    shown: int = 1  # last lines of the log
 
 
 class Outcome(NamedTuple):
@@ -85,9 +88,18 @@ def steps(results: Path, bench: Sequence[str]) -> dict[str, Step]:
     sanitizer = ["compute-sanitizer", "--error-exitcode", "1", "--launch-timeout", "60"]
     # torch's allocator hands out parts of large blocks: without it, every overrun is seen
     unpooled = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1"]
-    dtypes = [word for dtype in DTYPES for word in ("--dtype", dtype)]
-    measure = [python, "-m", "bench.run", "--device", "cuda", "--graph", "both", "--rounds", "11", *dtypes]
+
+    def measure(name: str, limit: int, dtypes: Sequence[str], *arguments: str) -> Step:
+        command = [python, "-m", "bench.run", "--device", "cuda", "--rounds", "11", "--no-plots"]
+        words = [word for dtype in dtypes for word in ("--dtype", dtype)]
+        return Step(
+            limit, [[*command, *words, *arguments, "--out", f"{results}/{name}.csv"]], ("tqdm",), shown=TAIL
+        )
+
+    only = [word for name in COMPILED for word in ("--only", name)]
+    both = ("float16", "tf32")
     return {
+        "checks": Step(60, [[python, "-m", "tools.gpu_checks"]], ("nvcc",), shown=TAIL),
         "build": Step(120, [build], ("setuptools",)),
         "test": Step(
             240, [verify, [*pytest, "-m", "gpu", "-k", f"not {EMULATOR_TEST}", GPU_TESTS]], ("pytest",)
@@ -103,7 +115,19 @@ def steps(results: Path, bench: Sequence[str]) -> dict[str, Step]:
             ],
             ("compute-sanitizer",),
         ),
-        "bench": Step(300, [[*measure, "--no-plots", *bench, "--out", f"{results}/bench.csv"]], ("tqdm",)),
+        "bench": measure("bench", 300, both, "--graph", "both", *bench),
+        "profile": Step(90, [[python, "-m", "bench.profile_cuda", "--out", f"{results}/profile.csv"]]),
+        "model": Step(
+            60,
+            [[python, "-m", "tools.speed_model", "refit", f"{results}/profile.csv"]],
+            ("tools.speed_model",),
+            shown=TAIL,
+        ),
+        "compile": measure("compile", 240, both, "--graph", "both", "--peers", "compile", *only),
+        "autotune": measure(
+            "autotune", 300, both, "--graph", "both", "--pass", "forward", "--peers", "max-autotune", *only
+        ),
+        "dtypes": measure("dtypes", 180, ("bfloat16", "float32"), "--graph", "only"),
     }
 
 
@@ -116,13 +140,15 @@ def toolkits() -> list[str]:
 def missing(step: Step) -> str | None:
     for name in step.needs:
         if importlib.util.find_spec(name.replace("-", "_")) is None and shutil.which(name) is None:
-            if name == "compute-sanitizer":
-                return "no compute-sanitizer on PATH"
+            if name in ("compute-sanitizer", "nvcc"):
+                return f"no {name} on PATH"
+            if name.startswith("tools."):
+                return f"this checkout has no {name}"
             return f"no {name} for {sys.executable}: pip install it, or carry its wheel to this machine"
     return None
 
 
-def run(name: str, step: Step, log: Path, env: dict[str, str]) -> Outcome:
+def run(step: Step, log: Path, env: dict[str, str]) -> Outcome:
     """Run a step; its output goes to ``log``, and its end to the terminal if it failed."""
     start = time.monotonic()
     if problem := missing(step):
@@ -150,7 +176,7 @@ def run(name: str, step: Step, log: Path, env: dict[str, str]) -> Outcome:
                 failures.append(f"exit status {status}")
     result = ", ".join(failures) or "ok"
     lines = log.read_text(errors="replace").splitlines()
-    shown = lines[-TAIL:] if result != "ok" or name == "bench" else lines[-1:]
+    shown = lines[-(step.shown if result == "ok" else TAIL) :]
     print("\n".join(line[:240] for line in shown), flush=True)
     return Outcome(result, time.monotonic() - start)
 
@@ -206,7 +232,7 @@ def main() -> int:
         if "build" in table and table["build"].result != "ok":
             table[name] = Outcome("skipped: the build failed", 0)
             continue
-        table[name] = run(name, step, results / f"{name}.log", env)
+        table[name] = run(step, results / f"{name}.log", env)
     width = max(map(len, table))
     lines = [f"{name:{width}}  {seconds:6.1f} s  {result}" for name, (result, seconds) in table.items()]
     (results / "summary.txt").write_text("\n".join(lines) + "\n")

@@ -261,6 +261,7 @@ FS_DEVICE void wgmma_wait_for(float (&d)[kWgmmaAcc]) {
   for (int i = 0; i < kWgmmaAcc; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+// Used by tools/gpu_checks too, with other layouts.
 #if FS_SM90A
 #define FS_WGMMA(shape_and_types, layouts)                                                              \
   asm volatile(                                                                                         \
@@ -302,7 +303,6 @@ template <>
 FS_DEVICE void wgmma<TF32>(float (&d)[kWgmmaAcc], uint64_t a, uint64_t b, bool accumulate) {
   FS_WGMMA("k8.f32.tf32.tf32", "");
 }
-#undef FS_WGMMA
 
 // ---- conversions --------------------------------------------------------------------------------------------------
 FS_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }

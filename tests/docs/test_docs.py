@@ -30,7 +30,8 @@ PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "bench/R
 PAGES += ["tests/simt/README.md", *DOCS]
 TOP = ("csrc", "fused_subpixel", "tests", "bench", "docs", "examples", "tools", ".github")
 SOURCES = (".py", ".h", ".cpp", ".cuh", ".cu", ".toml", ".csv")
-WRITTEN_BY_PROGRAMS = ("log.csv", "psnr.csv")
+STEPS_OF_MAKE_GPU = ("bench", "dtypes", "compile", "autotune", "profile")  # those that measure
+WRITTEN_BY_PROGRAMS = ("log.csv", "psnr.csv", *(f"{step}.csv" for step in STEPS_OF_MAKE_GPU))
 
 
 def text_of(page: str) -> str:

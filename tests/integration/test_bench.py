@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import itertools
@@ -15,10 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,12 +24,10 @@ from torch import Tensor
 
 pytest.importorskip("tqdm")  # of the extra "bench"
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+from benching import ROOT, SMALL, bench, rows_of
 
-from bench import (  # noqa: E402
+from bench import (
     correctness,
-    cuda,
     environment,
     limits,
     memory,
@@ -41,8 +36,7 @@ from bench import (  # noqa: E402
     runtimes,
     timing,
 )
-from bench.peers import (  # noqa: E402
-    CHEAP,
+from bench.peers import (
     FURTHER_PEERS,
     GROUPS,
     PEERS,
@@ -51,7 +45,7 @@ from bench.peers import (  # noqa: E402
     build_fused,
     contenders,
 )
-from bench.workloads import (  # noqa: E402
+from bench.workloads import (
     BY_NAME,
     GROWING,
     SUITE,
@@ -63,28 +57,11 @@ from bench.workloads import (  # noqa: E402
     operands,
 )
 
-SMALL = Workload("small", 2, 5, 6, 7, 3, 2, 3, "sizes that cannot be mixed up")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EVEN = dataclasses.replace(SMALL, kernel=2, r=3, activation="relu")
 TRANSPOSED = Transposed("transposed", 2, 5, 6, 7, 3, 2, 5, "as small", cut=1)
 UNBIASED = dataclasses.replace(SMALL, kernel=1, bias=False)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """On a busy machine, threads that wait for each other take a hundred times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def bench(*arguments: str | Path) -> int:
-    return run.main(["--rounds", "2", "--min-time", "1e-4", "--no-plots", *map(str, arguments)])
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def check(workload: Workload, peers: tuple[Peer, ...], dtype: torch.dtype = torch.float32) -> None:
@@ -367,137 +344,6 @@ def test_runtimes_that_cannot_run_are_left_out(
 def test_compiled_contenders(tmp_path: Path) -> None:
     assert bench("--only", "tiny", "--peers", "compile", "--out", tmp_path / "a.csv") == 0
     assert sum(row["contender"].startswith("compile ") for row in rows_of(tmp_path / "a.csv")) == 4
-
-
-# ---- on a GPU --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--device", "cuda"], "--device cuda: torch "),
-        (["--graph"], "--graph needs --device cuda"),
-        (["--dtype", "tf32"], "--dtype tf32 needs --device cuda"),
-    ],
-)
-def test_what_needs_a_gpu_is_refused(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as refused:
-        run.main(arguments)
-    assert refused.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-class HostEvent:
-    """An event of a GPU that is the CPU."""
-
-    def __init__(self, enable_timing: bool) -> None:
-        assert enable_timing
-
-    def record(self) -> None:
-        self.time = time.perf_counter()
-
-    def synchronize(self) -> None: ...
-
-    def elapsed_time(self, end: HostEvent) -> float:
-        return (end.time - self.time) * 1e3
-
-
-class HostGraph:
-    """What is called under capture is called once more in every replay: enough for the program around it."""
-
-    captures = 0
-    replays = 0
-
-    def replay(self) -> None:
-        HostGraph.replays += 1
-
-
-@pytest.fixture
-def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The CPU in the role of a GPU, to run what a machine without one would never run."""
-    properties = SimpleNamespace(
-        name="NVIDIA Pretence", major=9, minor=0, multi_processor_count=1, L2_cache_size=1 << 12, uuid="none"
-    )
-
-    def graph(captured: HostGraph) -> nullcontext[None]:
-        HostGraph.captures += 1
-        return nullcontext()
-
-    stream = SimpleNamespace(wait_stream=lambda other: None)
-    for name, value in {
-        "Event": HostEvent,
-        "CUDAGraph": HostGraph,
-        "graph": graph,
-        "Stream": lambda: stream,
-        "current_stream": lambda: stream,
-        "stream": lambda stream: nullcontext(),
-        "synchronize": lambda: None,
-        "memory_allocated": lambda: 0,
-        "reset_peak_memory_stats": lambda: None,
-        "max_memory_allocated": lambda: 1 << 30,
-        "get_device_properties": lambda device: properties,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    for name, value in {
-        "DEVICE": "cpu",
-        "problem": lambda: None,
-        "COPY_BYTES": 1 << 20,
-        "MATRIX": 64,
-    }.items():
-        monkeypatch.setattr(cuda, name, value)
-    monkeypatch.setattr(run, "CUDA_WARM_UP", 1e-4)
-    monkeypatch.setattr(run, "TINY_ROUNDS", 1)
-    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
-    yield
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = before
-    torch.backends.cuda.matmul.allow_tf32 = False
-
-
-@pytest.mark.usefixtures("pretended_gpu")
-@tiered("option", ["no", "only", "both"], fast=["both"])
-def test_run_on_a_gpu(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    graphs = {"no": ["no"], "only": ["yes"], "both": ["no", "yes"]}[option]
-    HostGraph.captures = HostGraph.replays = 0
-    options = ["--dtype", "tf32", "--dtype", "float32", "--graph", option]
-    assert bench("--device", "cuda", "--only", "tiny", "--out", tmp_path / "a.csv", *options) == 0
-    rows = rows_of(tmp_path / "a.csv")
-    names = [peer.name for peer in PEERS + FURTHER_PEERS if peer.group in ("", *CHEAP)]
-    assert [(row["dtype"], row["pass"], row["graph"], row["contender"]) for row in rows] == [
-        (dtype, direction, graph, name)
-        for dtype in ("tf32", "float32")
-        for direction in ("forward", "backward")
-        for graph in graphs
-        for name in names
-    ]
-    assert {"copy_gb_per_s", "tflop_per_s", "driver", "sm_clock_mhz", "cuda"} <= set(rows[0])
-    for row in rows:
-        assert row["gpu"] == "NVIDIA Pretence"
-        assert float(row["of_limit"]) >= 0 and float(row["limit_ms"]) > 0
-    assert HostGraph.captures == (2 * 2 * len(names) if "yes" in graphs else 0)
-    assert HostGraph.replays >= 3 * HostGraph.captures  # to warm up, and two rounds
-    assert torch.backends.cudnn.allow_tf32 is False  # as the last dtype wants it
-    out = capsys.readouterr().out
-    assert "fastest other" in out and "\ntf32\n" in out
-
-
-@pytest.mark.usefixtures("pretended_gpu")
-def test_sets_of_tensors_take_turns() -> None:
-    assert cuda.rotation(1) == cuda.MOST_SETS
-    assert cuda.rotation(1 << 10) == 8  # twice the L2 cache
-    assert cuda.rotation(1 << 40) == cuda.FEWEST_SETS
-    small = PEERS[0], PEERS[2]
-    prepared = run.prepare(SMALL, operands(SMALL, torch.float32), 3, small)
-    addresses = {peer: [own.leaves[0].data_ptr() for own in some] for peer, some in prepared.items()}
-    assert all(len(set(found)) == 3 for found in addresses.values())
-    assert prepared[PEERS[0]][1].leaves[0].equal(prepared[PEERS[0]][2].leaves[0])
-
-    calls: list[int] = []
-    turn = cuda.in_turn([lambda n=n: calls.append(n) for n in range(3)])
-    assert cuda.Clock(calls=3, graph=False)(turn, 1) > 0
-    assert calls == [0, 1, 2]
 
 
 def test_limit() -> None:

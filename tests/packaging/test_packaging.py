@@ -571,7 +571,7 @@ def test_make_gpu_refuses_in_one_line():
     assert done.returncode == 2 and done.stdout == ""
     assert re.fullmatch(r"make gpu: torch \S+ (is built without CUDA|finds no CUDA GPU).*\n", done.stderr)
     done = run(sys.executable, "tools/gpu.py", "--steps", "build,rest")
-    assert done.returncode == 2 and "unknown step 'rest'; known are build, test" in done.stderr
+    assert done.returncode == 2 and "unknown step 'rest'; known are checks, build, test" in done.stderr
 
 
 @pytest.mark.full
