@@ -58,7 +58,6 @@ in_pre_dispatch = functools.partial(
     _private("_C.DispatchKey.PreDispatch", "to notice tracing before dispatch"),
 )
 has_any_global_hook = _private("nn.modules.module._has_any_global_hook", "to notice hooks of all modules")
-_fp32_precision = _private("_C._get_fp32_precision_getter", "to learn whether tf32 is allowed")
 
 
 def in_forward_mode() -> bool:
@@ -66,9 +65,10 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-def cudnn_conv_precision() -> str:
-    """``"tf32"`` where PyTorch's settings allow it for convolutions on CUDA."""
-    return str(_fp32_precision("cuda", "conv"))
+# "tf32" where PyTorch's settings allow it for convolutions on CUDA. Every CUDA call asks: no Python frame.
+cudnn_conv_precision: Callable[[], str] = functools.partial(
+    _private("_C._get_fp32_precision_getter", "to learn whether tf32 is allowed"), "cuda", "conv"
+)
 
 
 # ---- tensors and layouts -----------------------------------------------------------------------------------
