@@ -12,7 +12,7 @@ Environment:
                                     one of them, that of the GPU at hand, compiles several times faster
     CUDA_HOME or CUDA_PATH          the toolkit, where nvcc on PATH is not the one to use
     NVCC_FLAGS                      additional flags for nvcc
-    FUSED_SUBPIXEL_BUILD_TESTS=1    also build the tests' pybind11 modules (alone: setup.py build_host_tests)
+    FUSED_SUBPIXEL_BUILD_TESTS=1    also build the tests' modules (alone: setup.py build_host_tests)
 
 `setup.py fetch_cuda_toolkit` installs nvcc by pip, where a CUDA library is wanted and no nvcc is found.
 """
@@ -287,6 +287,21 @@ class NinjaFile:
         flags += " -Wl,--exclude-libs,ALL"
         return self.step("link", BUILD / f"{PACKAGE}_cuda.so", objects, flags)
 
+    def stubbed_cuda_library(self) -> list[Path]:
+        """The CUDA library without kernels and GPU, for bench.launch_cost: nothing if there is no toolkit."""
+        stubs, found = Path("bench/launch_stubs.cpp"), find_nvcc()
+        if not stubs.exists() or found is None:
+            return []
+        flags = f"-DFS_HAVE_SM80=1 -DFS_HAVE_SM90=1 -isystem {shlex.quote(str(found[1]))}/include"
+        flags += " -DFS_CUDA_DISPATCH_KEY=CPU"
+        objects = [self.compile(source, flags, ".stubbed") for source in host_sources("cuda")]
+        objects += [self.compile(stubs, f"{flags} -UTORCH_TARGET_VERSION")]
+        out = Path("build/tests", f"{PACKAGE}_cuda_stubbed.so")
+        # -Bsymbolic: calls of torch functions that have a stub reach the stub
+        return [
+            self.step("link", out, self.planners["cuda"] + objects, "-Wl,-z,defs,-Bsymbolic $torch -lc10")
+        ]
+
     def schemas_library(self) -> Path:
         """The schemas in C++, for processes without Python; never loaded where Python defines them."""
         lines = "".join(f'    R"({schema})",\n' for schema in runpy.run_path(str(SCHEMAS))["SCHEMAS"])
@@ -322,7 +337,7 @@ class NinjaFile:
             module = Path("build/tests") / f"{PACKAGE}_{name}{suffix}"
             planners = self.planners["cpu"] + self.planners["cuda"]
             modules += [self.step("link", module, objects + planners, "")] if objects else []
-        return modules
+        return modules + self.stubbed_cuda_library()
 
     def run(self, targets: list[Path]) -> None:
         import fcntl
@@ -367,7 +382,7 @@ class BuildLibraries(build_ext):
 
 
 class BuildHostTests(build_ext):
-    description = "build the pybind11 modules of tests/host and tests/simt into build/tests"
+    description = "build the modules of tests/host and tests/simt, and the library of bench.launch_cost"
 
     def run(self) -> None:
         ninja = NinjaFile()

@@ -31,10 +31,9 @@ from .dispatch.tensors import (
     why_only_reference,
 )
 from .ops import library
-from .ops.autograd import SubpixelConv2dFunction, run_transposed
+from .ops.autograd import run_below_autograd, run_with_gradients
 from .ops.geometry import CHANNEL_ORDERS, DTYPES, Problem
 from .torch_compat import (
-    below_autograd,
     has_torch_function_mode,
     has_transforms,
     in_forward_mode,
@@ -402,14 +401,9 @@ def _run(
             hidden, activation_weight, residual, call.problem.geometry, call.problem.epilogue
         )
     if needs_gradient and not tracing:
-        return SubpixelConv2dFunction.apply(input, weight, bias, residual, call)
-    transposed = call.problem.transposed
+        return run_with_gradients(input, weight, bias, residual, call)
     if tracing:
-        if transposed is not None:
+        if call.problem.transposed is not None:
             input, weight, bias = subpixel_operands(call.problem, input, weight, bias)
         return _operator(input, weight, bias, activation_weight, residual, *call.numbers)
-    # Past the autograd registered on the operator, which would cost a small call twice its time.
-    with below_autograd():
-        if transposed is None:
-            return _operator(input, weight, bias, activation_weight, residual, *call.numbers)
-        return run_transposed(call, input, weight, bias, activation_weight, residual)
+    return run_below_autograd(call, input, weight, bias, activation_weight, residual)

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/op_arguments.h"
+#include "torch/call_options.h"
 #include "torch/checks.h"
 
 namespace fused_subpixel {
@@ -46,22 +47,19 @@ struct ForwardCall {
 
 inline ForwardCall forward_call(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                                 const OptionalTensor& activation_weight, const OptionalTensor& residual,
-                                const std::vector<int64_t>& geometry, int64_t activation,
-                                double negative_slope, const std::optional<double>& clamp_min,
-                                const std::optional<double>& clamp_max, bool transposed_weight) {
-  const Geometry g = forward_geometry(input, weight, transposed_weight, conv_options(geometry));
-  check(activation >= 0 && activation <= static_cast<int64_t>(Activation::kSigmoid), "unknown activation ",
-        activation);
+                                const CallOptions& o) {
+  const Geometry g = forward_geometry(input, weight, o.transposed_weight, o.conv);
+  check(o.activation >= 0 && o.activation <= static_cast<int64_t>(Activation::kSigmoid),
+        "unknown activation ", o.activation);
   ForwardArguments a{};
   a.geometry = g;
   a.dtype = dtype_of(input);
-  constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  a.epilogue = {static_cast<Activation>(activation), negative_slope, clamp_min.value_or(-kInfinity),
-                clamp_max.value_or(kInfinity), ResidualKind::kNone};
+  a.epilogue = {static_cast<Activation>(o.activation), o.negative_slope, o.clamp_min, o.clamp_max,
+                ResidualKind::kNone};
   OptionalTensor bias_dense, prelu_dense;
   if (bias) {
     bias_dense = dense_vector("bias", *bias, input);
-    const int64_t biases = transposed_weight ? g.channels : g.lr_channels();
+    const int64_t biases = o.transposed_weight ? g.channels : g.lr_channels();
     check(bias_dense->numel() == biases, "bias must have ", biases, " elements");
     a.bias = bias_dense->const_data_ptr();
   }
@@ -82,7 +80,7 @@ inline ForwardCall forward_call(const Tensor& input, const Tensor& weight, const
   Tensor output = new_tensor({g.batch, g.channels, g.out_h, g.out_w}, input, suggests_channels_last(input));
   a.input = view_of(input);
   a.output = writable_view_of(output);
-  set_weight(a, weight, transposed_weight);
+  set_weight(a, weight, o.transposed_weight);
   return {a, output, bias_dense, prelu_dense};
 }
 
@@ -119,12 +117,11 @@ struct InputGradCall {
 };
 
 inline InputGradCall input_grad_call(const Tensor& grad_output, const Tensor& weight, int64_t height,
-                                     int64_t width, const std::vector<int64_t>& geometry, bool channels_last,
+                                     int64_t width, const ConvOptions& options, bool channels_last,
                                      const OptionalTensor& output, int64_t activation,
                                      double negative_slope) {
   check(grad_output.dim() == 4 && weight.dim() == 4, "expected grad_output and weight of 4 dimensions");
   check_like("weight", weight, grad_output);
-  const ConvOptions options = conv_options(geometry);
   const Geometry g = backward_geometry(grad_output,
                                        {grad_output.size(0), weight.size(1) * options.groups, height, width,
                                         weight.size(0), weight.size(2), weight.size(3)},
@@ -142,12 +139,11 @@ struct WeightGradCall {
 };
 
 inline WeightGradCall weight_grad_call(const Tensor& grad_output, const Tensor& input, int64_t kernel_h,
-                                       int64_t kernel_w, const std::vector<int64_t>& geometry,
+                                       int64_t kernel_w, const ConvOptions& options,
                                        const OptionalTensor& output, int64_t activation,
                                        double negative_slope) {
   check(grad_output.dim() == 4 && input.dim() == 4, "expected grad_output and input of 4 dimensions");
   check_like("input", input, grad_output);
-  const ConvOptions options = conv_options(geometry);
   const Geometry g = backward_geometry(grad_output,
                                        {input.size(0), input.size(1), input.size(2), input.size(3),
                                         grad_output.size(1) * options.r_h * options.r_w, kernel_h, kernel_w},
@@ -182,12 +178,10 @@ inline Tensor with_small_steps(const Tensor& t, const Geometry& g) {
   return small ? t : torch::stable::contiguous(t);
 }
 
-inline UnshuffleReduceCall unshuffle_reduce_call(const Tensor& grad_output,
-                                                 const std::vector<int64_t>& geometry,
+inline UnshuffleReduceCall unshuffle_reduce_call(const Tensor& grad_output, const ConvOptions& o,
                                                  const OptionalTensor& output, int64_t activation,
                                                  double negative_slope) {
   check(grad_output.dim() == 4, "expected grad_output of 4 dimensions");
-  const ConvOptions o = conv_options(geometry);
   check(o.r_h >= 1 && o.r_w >= 1, "upscale factors must be positive, got ", o.r_h, " and ", o.r_w);
   check(o.crop_top >= 0 && o.crop_left >= 0 && o.crop_bottom >= 0 && o.crop_right >= 0,
         "crop must not be negative");

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The CPU implementations of the operators: check, allocate, fill the arguments, launch.
+// The CPU implementations of the operators: allocations and launches.
 #include <atomic>
 #include <exception>
 #include <new>
 
 #include "cpu/launch.h"
-#include "torch/op_calls.h"
+#include "torch/operators.h"
 
 namespace fused_subpixel {
 
@@ -55,41 +55,26 @@ void launched(Launch launch) {
   }
 }
 
-Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                       const OptionalTensor& activation_weight, const OptionalTensor& residual,
-                       std::vector<int64_t> geometry, int64_t activation, double negative_slope,
-                       std::optional<double> clamp_min, std::optional<double> clamp_max,
-                       bool transposed_weight) {
-  const ForwardCall call = forward_call(input, weight, bias, activation_weight, residual, geometry,
-                                        activation, negative_slope, clamp_min, clamp_max, transposed_weight);
-  if (call.output.numel() > 0) launched([&](const Pool& pool) { conv_forward(call.arguments, pool); });
-  return call.output;
-}
+struct Cpu {
+  explicit Cpu(const Tensor&) {}
 
-Tensor input_grad(const Tensor& grad_output, const Tensor& weight, int64_t height, int64_t width,
-                  std::vector<int64_t> geometry, bool channels_last, const OptionalTensor& output,
-                  int64_t activation, double negative_slope) {
-  const InputGradCall call = input_grad_call(grad_output, weight, height, width, geometry, channels_last,
-                                             output, activation, negative_slope);
-  const Geometry& g = call.arguments.geometry;
-  check(g.stride_h == 1 && g.stride_w == 1, "the input gradient kernel needs stride 1");
-  if (call.grad_input.numel() > 0) launched([&](const Pool& pool) { conv_input_grad(call.arguments, pool); });
-  return call.grad_input;
-}
-
-std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& input, int64_t kernel_h,
-                                       int64_t kernel_w, std::vector<int64_t> geometry,
-                                       const OptionalTensor& output, int64_t activation,
-                                       double negative_slope) {
-  const WeightGradCall call =
-      weight_grad_call(grad_output, input, kernel_h, kernel_w, geometry, output, activation, negative_slope);
-  launched([&](const Pool& pool) {
-    Tensor scratch = new_bytes(weight_grad_scratch(call.arguments, pool), grad_output);
-    torch::stable::zero_(scratch);
-    conv_weight_grad(call.arguments, scratch.mutable_data_ptr(), pool);
-  });
-  return {call.grad_weight, call.grad_bias};
-}
+  void launch(const ForwardCall& call) const {
+    if (call.output.numel() > 0) launched([&](const Pool& pool) { conv_forward(call.arguments, pool); });
+  }
+  void launch(const InputGradCall& call) const {
+    const Geometry& g = call.arguments.geometry;
+    check(g.stride_h == 1 && g.stride_w == 1, "the input gradient kernel needs stride 1");
+    if (call.grad_input.numel() > 0)
+      launched([&](const Pool& pool) { conv_input_grad(call.arguments, pool); });
+  }
+  void launch(const WeightGradCall& call) const {
+    launched([&](const Pool& pool) {
+      Tensor scratch = new_bytes(weight_grad_scratch(call.arguments, pool), call.grad_weight);
+      torch::stable::zero_(scratch);
+      conv_weight_grad(call.arguments, scratch.mutable_data_ptr(), pool);
+    });
+  }
+};
 
 // Takes a problem (op_calls.h); returns fields of ConvPlan, and the plan in words.
 std::tuple<std::vector<int64_t>, std::string> cpu_plan(std::vector<int64_t> problem) {
@@ -126,9 +111,7 @@ void cpu_select_isa(int64_t isa) {
 }  // namespace fused_subpixel::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CPU, m) {
-  m.impl("subpixel_conv2d", TORCH_BOX(&fused_subpixel::cpu::subpixel_conv2d));
-  m.impl("subpixel_conv2d_input_grad", TORCH_BOX(&fused_subpixel::cpu::input_grad));
-  m.impl("subpixel_conv2d_weight_grad", TORCH_BOX(&fused_subpixel::cpu::weight_grad));
+  fused_subpixel::register_operators<fused_subpixel::cpu::Cpu>(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CompositeExplicitAutograd, m) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The CUDA implementations of the operators: check, allocate, fill the arguments, launch on the current stream.
+// The CUDA implementations of the operators: allocations, and launches on the current stream.
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 
@@ -7,7 +7,7 @@
 
 #include "cuda/launch.h"
 #include "cuda/per_device.h"
-#include "torch/op_calls.h"
+#include "torch/operators.h"
 
 // Only CUDA builds of torch have it, and only they load this library.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
@@ -92,55 +92,32 @@ struct OnDevice {
     device.target = target_of(t.get_device_index());
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &device.stream));
   }
+
+  void launch(const ForwardCall& call) const {
+    if (call.output.numel() == 0) return;
+    const ForwardPlan plan = plan_forward(call.arguments, device.target);
+    Tensor scratch = new_bytes(plan.scratch_bytes, call.output);
+    conv_forward(call.arguments, plan, scratch.mutable_data_ptr(), device);
+  }
+  void launch(const InputGradCall& call) const {
+    if (call.grad_input.numel() == 0) return;
+    const Plan plan = plan_input_grad(call.arguments, device.target);
+    Tensor scratch = new_bytes(plan.packed_bytes, call.grad_input);
+    conv_input_grad(call.arguments, plan, scratch.mutable_data_ptr(), device);
+  }
+  void launch(const WeightGradCall& call) const {
+    const WeightGradPlan plan = plan_weight_grad(call.arguments, device.target);
+    Tensor scratch = new_bytes(plan.partial_bytes, call.grad_weight);
+    conv_weight_grad(call.arguments, plan, scratch.mutable_data_ptr(), device);
+  }
 };
-
-Tensor subpixel_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                       const OptionalTensor& activation_weight, const OptionalTensor& residual,
-                       std::vector<int64_t> geometry, int64_t activation, double negative_slope,
-                       std::optional<double> clamp_min, std::optional<double> clamp_max,
-                       bool transposed_weight) {
-  const OnDevice on(input);
-  const ForwardCall call = forward_call(input, weight, bias, activation_weight, residual, geometry,
-                                        activation, negative_slope, clamp_min, clamp_max, transposed_weight);
-  if (call.output.numel() == 0) return call.output;
-  const ForwardPlan plan = plan_forward(call.arguments, on.device.target);
-  Tensor scratch = new_bytes(plan.scratch_bytes, input);
-  conv_forward(call.arguments, plan, scratch.mutable_data_ptr(), on.device);
-  return call.output;
-}
-
-Tensor input_grad(const Tensor& grad_output, const Tensor& weight, int64_t height, int64_t width,
-                  std::vector<int64_t> geometry, bool channels_last, const OptionalTensor& output,
-                  int64_t activation, double negative_slope) {
-  const OnDevice on(grad_output);
-  const InputGradCall call = input_grad_call(grad_output, weight, height, width, geometry, channels_last,
-                                             output, activation, negative_slope);
-  if (call.grad_input.numel() == 0) return call.grad_input;
-  const Plan plan = plan_input_grad(call.arguments, on.device.target);
-  Tensor scratch = new_bytes(plan.packed_bytes, grad_output);
-  conv_input_grad(call.arguments, plan, scratch.mutable_data_ptr(), on.device);
-  return call.grad_input;
-}
-
-std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& input, int64_t kernel_h,
-                                       int64_t kernel_w, std::vector<int64_t> geometry,
-                                       const OptionalTensor& output, int64_t activation,
-                                       double negative_slope) {
-  const OnDevice on(grad_output);
-  const WeightGradCall call =
-      weight_grad_call(grad_output, input, kernel_h, kernel_w, geometry, output, activation, negative_slope);
-  const WeightGradPlan plan = plan_weight_grad(call.arguments, on.device.target);
-  Tensor scratch = new_bytes(plan.partial_bytes, grad_output);
-  conv_weight_grad(call.arguments, plan, scratch.mutable_data_ptr(), on.device);
-  return {call.grad_weight, call.grad_bias};
-}
 
 std::tuple<Tensor, Tensor> unshuffle_reduce(const Tensor& grad_output, std::vector<int64_t> geometry,
                                             const OptionalTensor& output, int64_t activation,
                                             double negative_slope) {
   const OnDevice on(grad_output);
   const UnshuffleReduceCall call =
-      unshuffle_reduce_call(grad_output, geometry, output, activation, negative_slope);
+      unshuffle_reduce_call(grad_output, conv_options(geometry), output, activation, negative_slope);
   const UnshuffleReducePlan plan = plan_unshuffle_reduce(call.arguments, on.device.target);
   Tensor scratch = new_bytes(plan.partial_bytes, grad_output);
   unshuffle_gradient(call.arguments, plan, scratch.mutable_data_ptr(), on.device);
@@ -207,10 +184,12 @@ std::tuple<std::vector<int64_t>, std::string> cuda_plan(std::vector<int64_t> pro
 }  // namespace
 }  // namespace fused_subpixel::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CUDA, m) {
-  m.impl("subpixel_conv2d", TORCH_BOX(&fused_subpixel::cuda::subpixel_conv2d));
-  m.impl("subpixel_conv2d_input_grad", TORCH_BOX(&fused_subpixel::cuda::input_grad));
-  m.impl("subpixel_conv2d_weight_grad", TORCH_BOX(&fused_subpixel::cuda::weight_grad));
+// bench.launch_cost measures these operators on CPU tensors.
+#if !defined(FS_CUDA_DISPATCH_KEY)
+#define FS_CUDA_DISPATCH_KEY CUDA
+#endif
+STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, FS_CUDA_DISPATCH_KEY, m) {
+  fused_subpixel::register_operators<fused_subpixel::cuda::OnDevice>(m);
   m.impl("unshuffle_reduce", TORCH_BOX(&fused_subpixel::cuda::unshuffle_reduce));
   m.impl("shuffle", TORCH_BOX(&fused_subpixel::cuda::shuffle));
 }

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import array
 from typing import Any, NamedTuple
 
-from ..ops.geometry import Problem
+import torch
+from torch import Tensor
+
+from ..ops.geometry import Epilogue, Geometry, Problem
 
 
 class BackwardPlan(NamedTuple):
@@ -21,6 +25,36 @@ class Call(NamedTuple):
     problem: Problem
     backend: str
     numbers: tuple[Any, ...]  # the operator's arguments after the tensors
+    options: Tensor | None  # the same in one tensor, for eager calls of a compiled backend
     plan: BackwardPlan
     # Where the epilogue's gradient needs what comes before the epilogue: the same call without it.
     linear: Call | None = None
+
+
+def make_call(
+    problem: Problem, backend: str, plan: BackwardPlan, eager: bool, linear: Call | None = None
+) -> Call:
+    """The call of a problem; ``eager``: it is not traced by torch.compile."""
+    options = eager_options(problem) if eager and backend != "reference" else None
+    return Call(problem, backend, (tuple(problem.geometry), *problem.epilogue.numbers), options, plan, linear)
+
+
+def eager_options(problem: Problem) -> Tensor:
+    """All options of a call, as the operators for eager calls take them: see csrc/torch/call_options.h.
+
+    A plain tensor even in modes that put other tensors in place of new ones, because torch.frombuffer calls
+    no operator.
+    """
+    native = problem.transposed is not None and problem.geometry.groups == 1
+    sizes = *problem.input_shape[2:], *problem.weight_shape[2:]
+    return torch.frombuffer(
+        array.array("d", (*problem.geometry, *problem.epilogue, native, *sizes)), dtype=torch.float64
+    )
+
+
+def read_eager_options(options: Tensor) -> tuple[Geometry, Epilogue, bool, list[int]]:
+    """What :func:`eager_options` wrote; last the height and width of input and kernel."""
+    values = options.tolist()
+    geometry = Geometry(*(int(values.pop(0)) for _ in Geometry._fields))
+    activation, slope, low, high, native, *sizes = values
+    return geometry, Epilogue(int(activation), slope, low, high), bool(native), [int(n) for n in sizes]

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..ops.geometry import Epilogue, Geometry, Problem
 from ..ops.library import libraries
 from . import backends
-from .call import BackwardPlan, Call
+from .call import BackwardPlan, Call, make_call
 from .checks import TensorInfo
 
 
@@ -55,8 +55,8 @@ def prepare(
     linear = None
     if not problem.epilogue.has_grad_from_output(residual is not None):
         without = problem._replace(epilogue=Epilogue())
-        linear = Call(without, backend, (tuple(without.geometry), *without.epilogue.numbers), plan)
-    return Call(problem, backend, (tuple(problem.geometry), *problem.epilogue.numbers), plan, linear)
+        linear = make_call(without, backend, plan, not tracing)
+    return make_call(problem, backend, plan, not tracing, linear)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -45,6 +45,18 @@ def _dispatches(tensor: Any) -> bool:
     return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 
+def is_plainly_eager(*tensors: Tensor | None) -> bool:
+    """Whether nothing watches, transforms or records the operators that are called with these tensors."""
+    return (
+        torch_compat.dispatch_mode_depth() == 0
+        and not torch_compat.in_pre_dispatch()
+        and not torch_compat.has_transforms()
+        and torch_compat.jit_tracing_state() is None
+        and not torch.compiler.is_compiling()
+        and PLAIN_TENSORS_OR_NONE.issuperset(map(type, tensors))
+    )
+
+
 def why_only_reference(tracing: bool, *tensors: Tensor | None) -> str | None:
     """What about a call of these tensors, if anything, only plain PyTorch can handle."""
     if torch_compat.has_transforms():

@@ -27,6 +27,7 @@ from . import library
 from .fakes import counting
 from .geometry import Epilogue, Geometry, Problem, subpixel_weight_shape
 from .gradients import (
+    Operands,
     activation_gradient,
     convolution_gradients,
     residual_gradient,
@@ -36,10 +37,11 @@ from .layout import is_channels_last
 
 # Overloads, because choosing among them costs a microsecond per call.
 _operator = torch.ops.fused_subpixel.subpixel_conv2d.default
+_eager_operator = torch_compat.builtin_of(torch.ops.fused_subpixel._subpixel_conv2d.default)
 _NO_EPILOGUE = Epilogue().numbers
 
 
-def run_transposed(
+def run_below_autograd(
     call: Call,
     input: Tensor,
     weight: Tensor,
@@ -47,17 +49,25 @@ def run_transposed(
     activation_weight: Tensor | None,
     residual: Tensor | None,
 ) -> Tensor:
-    """The operator on a transposed convolution's operands; kernels read a weight of one group where it is."""
-    transposed = call.problem.transposed
-    assert transposed is not None
-    native = call.problem.geometry.groups == 1
-    if native:
-        input = used_input(transposed, input)
-    else:
-        input, weight, bias = subpixel_operands(call.problem, input, weight, bias)
-    if torch_compat.dispatch_mode_depth() == 0:
-        return _operator(input, weight, bias, activation_weight, residual, *call.numbers, native)
-    with counting(transposed):
+    """The operator of an eager call, past the autograd registered on it, for twice the time of a small call.
+
+    Kernels read the weight of a transposed convolution of one group where it is.
+    """
+    transposed, native = call.problem.transposed, False
+    if transposed is not None:
+        native = call.problem.geometry.groups == 1
+        if native:
+            input = used_input(transposed, input)
+        else:
+            input, weight, bias = subpixel_operands(call.problem, input, weight, bias)
+    # What else could watch, functional.py has asked about.
+    if (
+        call.options is not None
+        and torch_compat.dispatch_mode_depth() == 0
+        and not torch_compat.in_pre_dispatch()
+    ):
+        return _eager_operator(input, weight, bias, activation_weight, residual, call.options)
+    with torch_compat.below_autograd(), counting(transposed):
         return _operator(input, weight, bias, activation_weight, residual, *call.numbers, native)
 
 
@@ -77,52 +87,67 @@ class SubpixelConv2dFunction(torch.autograd.Function):
         call: Call,
     ) -> Tensor:
         """The output; keeps what :meth:`backward` needs and no more."""
-        with torch_compat.below_autograd():  # as in functional.py
-            if call.problem.transposed is None:
-                output = _operator(input, weight, bias, None, residual, *call.numbers)
-            else:
-                output = run_transposed(call, input, weight, bias, None, residual)
-        needs_input_grad = ctx.needs_input_grad
+        output = run_below_autograd(call, input, weight, bias, None, residual)
+        needed = ctx.needs_input_grad
         ctx.save_for_backward(
-            input if needs_input_grad[1] else None,
-            weight if needs_input_grad[0] else None,
+            input if needed[1] else None,
+            weight if needed[0] else None,
             output if call.problem.epilogue.activation else None,
         )
-        ctx.call = call
-        # The cheap test first: nearly every tensor is contiguous.
-        ctx.channels_last = needs_input_grad[0] and not input.is_contiguous() and is_channels_last(input)
-        ctx.residual_shape = residual.shape if needs_input_grad[3] and residual is not None else None
+        # The cheap tests first: nearly every tensor is dense in one of the two layouts.
+        channels_last = (
+            needed[0]
+            and not input.is_contiguous()
+            and (input.is_contiguous(memory_format=torch.channels_last) or is_channels_last(input))
+        )
+        ctx.rest = call, channels_last, residual.shape if needed[3] and residual is not None else None
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of (input, weight, bias, residual)."""
-        problem: Problem = ctx.call.problem
+        call, channels_last, residual_shape = ctx.rest
+        problem: Problem = call.problem
         input, weight, output = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
         grad_residual = None
-        if ctx.residual_shape is not None:
-            grad_residual = residual_gradient(grad, ctx.residual_shape, problem.geometry)
+        if residual_shape is not None:
+            grad_residual = residual_gradient(grad, residual_shape, problem.geometry)
         if problem.transposed is not None:
             if output is not None:
                 grad = activation_gradient(grad, output, problem.epilogue)
             gradients = transposed_convolution_gradients(
-                grad, input, weight, problem, ctx.channels_last, ctx.needs_input_grad[:3], ctx.call.plan
+                grad, input, weight, problem, channels_last, needed, call.plan, call.options
             )
-            return *gradients, grad_residual, None
-        grad_input, grad_weight, grad_bias = convolution_gradients(
-            grad,
-            output,
-            problem.epilogue,
-            input,
-            weight,
-            problem.geometry,
-            problem.input_shape,
-            problem.weight_shape,
-            ctx.channels_last,
-            ctx.needs_input_grad[:3],
-            ctx.call.plan,
-        )
-        return grad_input, grad_weight, grad_bias, grad_residual, None
+        else:
+            operands = Operands(
+                input, weight, problem.geometry, problem.input_shape, problem.weight_shape, needed
+            )
+            gradients = convolution_gradients(
+                grad, output, problem.epilogue, operands, channels_last, call.plan, call.options
+            )
+        return *gradients, grad_residual, None
+
+
+_apply = super(torch.autograd.Function, SubpixelConv2dFunction).apply
+
+
+def run_with_gradients(
+    input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, call: Call
+) -> Tensor:
+    """``SubpixelConv2dFunction.apply`` outside of transforms, without asking again whether there are any.
+
+    Function.apply asks that, and which of all arguments are tensors to be unwrapped, for 6 µs.
+    """
+    unwrap = torch_compat.unwrap_if_dead
+    output: Tensor = _apply(
+        unwrap(input),
+        unwrap(weight),
+        None if bias is None else unwrap(bias),
+        None if residual is None else unwrap(residual),
+        call,
+    )
+    return output
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -165,18 +190,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             grad_residual = residual_gradient(grad, ctx.residual_shape, ctx.geometry)
     backend = backends.choose("auto", grad.device)
     plan = plan_backward(backend, ctx.geometry, ctx.input_shape, ctx.weight_shape, grad.dtype)
+    operands = Operands(input, weight, ctx.geometry, ctx.input_shape, ctx.weight_shape, needed[:3])
     grad_input, grad_weight, grad_bias = convolution_gradients(
-        grad,
-        output,
-        ctx.epilogue,
-        input,
-        weight,
-        ctx.geometry,
-        ctx.input_shape,
-        ctx.weight_shape,
-        ctx.channels_last,
-        needed[:3],
-        plan,
+        grad, output, ctx.epilogue, operands, ctx.channels_last, plan
     )
     if ctx.kernel_size is not None:
         factor = (ctx.geometry.upscale_h, ctx.geometry.upscale_w)

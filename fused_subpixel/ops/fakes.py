@@ -146,9 +146,9 @@ def _counted_as(transposed: Transposed) -> Iterator[None]:
         _counted.transposed = outer
 
 
-def counting(transposed: Transposed) -> contextlib.AbstractContextManager[None]:
-    """Let the operators inside count, where one counts, as many operations as PyTorch's convolution."""
-    if torch_compat.dispatch_mode_depth() == 0:
+def counting(transposed: Transposed | None) -> contextlib.AbstractContextManager[None]:
+    """Let a transposed convolution's operators count, where one counts, as many operations as PyTorch's."""
+    if transposed is None or torch_compat.dispatch_mode_depth() == 0:
         return contextlib.nullcontext()
     return _counted_as(transposed)
 

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference, torch_compat
+from ..dispatch.call import read_eager_options
 from ..dispatch.checks import check_dense
 from ..weights import subpixel_weight_and_bias
 from . import fakes, library
 from .geometry import Epilogue, Geometry
-from .gradients import activation_gradient, pytorch_convolution_gradients
+from .gradients import Operands, activation_gradient, pytorch_convolution_gradients
 from .layout import memory_format
 
 
@@ -68,15 +69,8 @@ def _plain_input_grad(
 ) -> Tensor:
     geometry = Geometry(*numbers)
     input_shape = (grad.shape[0], weight.shape[1] * geometry.groups, height, width)
-    gradients = pytorch_convolution_gradients(
-        _before_activation(grad, *saved),
-        None,
-        weight,
-        geometry,
-        input_shape,
-        weight.shape,
-        (True, False, False),
-    )
+    operands = Operands(None, weight, geometry, input_shape, weight.shape, (True, False, False))
+    gradients = pytorch_convolution_gradients(_before_activation(grad, *saved), operands)
     assert gradients[0] is not None
     return gradients[0].contiguous(memory_format=memory_format(channels_last))
 
@@ -87,18 +81,45 @@ def _plain_weight_grad(
     geometry = Geometry(*numbers)
     lr_channels = grad.shape[1] * geometry.upscale_h * geometry.upscale_w
     weight_shape = (lr_channels, input.shape[1] // geometry.groups, kernel_h, kernel_w)
-    _, grad_weight, grad_bias = pytorch_convolution_gradients(
-        _before_activation(grad, *saved),
-        input,
-        None,
-        geometry,
-        input.shape,
-        weight_shape,
-        (False, True, True),
-    )
+    operands = Operands(input, None, geometry, input.shape, weight_shape, (False, True, True))
+    _, grad_weight, grad_bias = pytorch_convolution_gradients(_before_activation(grad, *saved), operands)
     assert grad_weight is not None
     assert grad_bias is not None
     return grad_weight.contiguous(), grad_bias
+
+
+def _plain_eager(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation_weight: Tensor | None,
+    residual: Tensor | None,
+    options: Tensor,
+) -> Tensor:
+    geometry, epilogue, transposed_weight, _ = read_eager_options(options)
+    return _plain_subpixel_conv2d(
+        input, weight, bias, activation_weight, residual, geometry, *epilogue, transposed_weight
+    )
+
+
+def _plain_eager_backward(
+    grad: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    output: Tensor | None,
+    options: Tensor,
+    wanted: int,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    geometry, epilogue, _, (height, width, kernel_h, kernel_w) = read_eager_options(options)
+    saved = () if output is None else (output, epilogue.activation, epilogue.negative_slope)
+    grad_input = grad_weight = grad_bias = None
+    if wanted & 1:
+        assert weight is not None
+        grad_input = _plain_input_grad(grad, weight, height, width, geometry, bool(wanted & 4), *saved)
+    if wanted & 2:
+        assert input is not None
+        grad_weight, grad_bias = _plain_weight_grad(grad, input, kernel_h, kernel_w, geometry, *saved)
+    return grad_input, grad_weight, grad_bias
 
 
 def _plain_unshuffle_reduce(grad: Tensor, numbers: Sequence[int], *saved: Any) -> tuple[Tensor, Tensor]:
@@ -119,6 +140,8 @@ PLAIN_KERNELS: dict[str, Callable[..., Any]] = {
     "subpixel_conv2d": _plain_subpixel_conv2d,
     "subpixel_conv2d_input_grad": _plain_input_grad,
     "subpixel_conv2d_weight_grad": _plain_weight_grad,
+    "_subpixel_conv2d": _plain_eager,
+    "_subpixel_conv2d_backward": _plain_eager_backward,
 }
 for _name, _kernel in PLAIN_KERNELS.items():
     if not library.has_kernel(_name, "CompositeExplicitAutograd"):

@@ -5,22 +5,26 @@
 output (:meth:`Epilogue.has_grad_from_output`), the output is all that is saved. Elsewhere functional.py
 stores the pre-activation and applies the epilogue as ordinary PyTorch.
 
-*Convolution.* Either the operators ``subpixel_conv2d_input_grad`` and ``subpixel_conv2d_weight_grad``, which
-apply the activation's gradient as they read that of the output, or PyTorch's convolution backward on the
-unshuffled gradient. PyTorch's serves wherever ours are not faster, do not exist, or must be differentiated.
-On CUDA the operator ``unshuffle_reduce`` prepares the gradient for it in one pass.
+*Convolution.* Either the operators ``subpixel_conv2d_input_grad`` and ``subpixel_conv2d_weight_grad`` (eager
+calls: one operator for both), which apply the activation's gradient as they read that of the output, or
+PyTorch's convolution backward on the unshuffled gradient. PyTorch's serves wherever ours are not faster, do
+not exist, or must be differentiated. On CUDA the operator ``unshuffle_reduce`` prepares the gradient for it
+in one pass. What leads to PyTorch's is written here and not in C++, because traced graphs need it as
+PyTorch's operators, and it serves large layers, where nobody waits for Python.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import reference
+from .. import reference, torch_compat
 from ..dispatch.call import BackwardPlan
+from ..dispatch.tensors import is_plainly_eager
 from ..weights import subpixel_weight_and_bias, subpixel_weight_to_conv_transpose
 from .fakes import counting
 from .geometry import ACTIVATIONS, CHANNEL_ORDERS, KERNEL_DTYPES, Epilogue, Geometry, Problem
@@ -31,6 +35,8 @@ aten = torch.ops.aten
 _input_grad_operator = torch.ops.fused_subpixel.subpixel_conv2d_input_grad.default
 _weight_grad_operator = torch.ops.fused_subpixel.subpixel_conv2d_weight_grad.default
 _unshuffle_reduce_operator = torch.ops.fused_subpixel.unshuffle_reduce.default
+_eager_operator = torch_compat.builtin_of(torch.ops.fused_subpixel._subpixel_conv2d_backward.default)
+_PYTORCHS = BackwardPlan(False, False)
 _RELU, _LEAKY_RELU = ACTIVATIONS["relu"], ACTIVATIONS["leaky_relu"]
 _TANH, _SIGMOID = ACTIVATIONS["tanh"], ACTIVATIONS["sigmoid"]
 _CRD, _DCR = CHANNEL_ORDERS["crd"], CHANNEL_ORDERS["dcr"]
@@ -58,47 +64,88 @@ def residual_gradient(grad: Tensor, residual_shape: torch.Size, geometry: Geomet
     return unshuffled.view(n, c, geometry.upscale_h * geometry.upscale_w, p, q).sum(2)
 
 
+class Operands(NamedTuple):
+    """A convolution whose gradients are computed, from the one of its output."""
+
+    input: Tensor | None  # may be None where the weight's gradient is not needed
+    weight: Tensor | None  # may be None where the input's gradient is not needed
+    geometry: Geometry
+    input_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    needed: tuple[bool, bool, bool]  # the gradients of (input, weight, bias)
+
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
 def convolution_gradients(
     grad: Tensor,
     output: Tensor | None,
     epilogue: Epilogue,
-    input: Tensor | None,
-    weight: Tensor | None,
-    geometry: Geometry,
-    input_shape: tuple[int, ...],
-    weight_shape: tuple[int, ...],
+    operands: Operands,
     channels_last: bool,
-    needed: tuple[bool, bool, bool],
     plan: BackwardPlan,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of (input, weight, bias), each where ``needed``, from the one of the output.
+    options: Tensor | None = None,
+) -> Gradients:
+    """Gradients of (input, weight, bias), each where it is needed, from the one of the output.
 
     ``output`` is that of the forward pass if the gradient of its activation is still to be applied, else
-    None. ``input`` may be None where the weight's gradient is not needed, ``weight`` where the input's is
-    not.
+    None. ``channels_last`` is the layout of the input. ``options`` are those of an eager call.
     """
-    need_input, need_weight, need_bias = needed
-    # Gradients that are to be differentiated again are PyTorch's: our operators cannot be.
-    ours = BackwardPlan(False, False) if torch.is_grad_enabled() else plan
-    our_input, our_weight = need_input and ours.input_grad, need_weight and ours.weight_grad
+    need_input, need_weight, need_bias = operands.needed
+    if is_differentiated():
+        plan = _PYTORCHS
+    our_input, our_weight = need_input and plan.input_grad, need_weight and plan.weight_grad
     rest = (need_input and not our_input, need_weight and not our_weight, need_bias and not our_weight)
-    grad_input = grad_weight = grad_bias = None
-    saved = () if output is None else (output, epilogue.activation, epilogue.negative_slope)
-    if any(rest):
-        operands = input, weight, geometry, input_shape, weight_shape, rest
-        if has_reducing_unshuffle(grad, output, geometry):
-            lr_grad, sums = _unshuffle_reduce_operator(grad, tuple(geometry), *saved)
-            grad_input, grad_weight, grad_bias = prepared_convolution_gradients(lr_grad, sums, *operands)
+    gradients: Gradients = (None, None, None)
+    if True in rest:
+        others = operands._replace(needed=rest)
+        if has_reducing_unshuffle(grad, output, operands.geometry):
+            saved = () if output is None else (output, epilogue.activation, epilogue.negative_slope)
+            lr_grad, sums = _unshuffle_reduce_operator(grad, tuple(operands.geometry), *saved)
+            gradients = prepared_convolution_gradients(lr_grad, sums, others)
         else:
             if output is not None:
-                grad, saved = activation_gradient(grad, output, epilogue), ()
-            grad_input, grad_weight, grad_bias = pytorch_convolution_gradients(grad, *operands)
-    if our_input:
+                grad, output = activation_gradient(grad, output, epilogue), None
+            gradients = pytorch_convolution_gradients(grad, others)
+    if our_input or our_weight:
+        wanted = operands._replace(needed=(our_input, our_weight, need_bias and our_weight))
+        ours = _our_gradients(grad, output, epilogue, wanted, channels_last, options)
+        gradients = (
+            ours[0] if our_input else gradients[0],
+            ours[1] if our_weight else gradients[1],
+            ours[2] if our_weight else gradients[2],
+        )
+    return gradients
+
+
+def is_differentiated() -> bool:
+    """Whether gradients may be differentiated again: our operators cannot, PyTorch's can."""
+    return torch.is_grad_enabled() or torch_compat.in_forward_mode()
+
+
+def _our_gradients(
+    grad: Tensor,
+    output: Tensor | None,
+    epilogue: Epilogue,
+    operands: Operands,
+    channels_last: bool,
+    options: Tensor | None,
+) -> Gradients:
+    """By our operators: by one where the call is eager, else by one for the input and one for the weight."""
+    input, weight, geometry, input_shape, weight_shape, (need_input, need_weight, need_bias) = operands
+    grad_input = grad_weight = grad_bias = None
+    if options is not None and is_plainly_eager(grad, output, input, weight):
+        wanted = need_input + 2 * need_weight + 4 * channels_last  # as in csrc/torch/operators.h
+        grad_input, grad_weight, grad_bias = _eager_operator(grad, input, weight, output, options, wanted)
+        return grad_input, grad_weight, grad_bias if need_bias else None
+    saved = () if output is None else (output, epilogue.activation, epilogue.negative_slope)
+    if need_input:
         assert weight is not None
         grad_input = _input_grad_operator(
             grad, weight, input_shape[2], input_shape[3], tuple(geometry), channels_last, *saved
         )
-    if our_weight:
+    if need_weight:
         assert input is not None
         grad_weight, grad_bias = _weight_grad_operator(
             grad, input, weight_shape[2], weight_shape[3], tuple(geometry), *saved
@@ -114,7 +161,8 @@ def transposed_convolution_gradients(
     channels_last: bool,
     needed: tuple[bool, bool, bool],
     plan: BackwardPlan,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    options: Tensor | None,
+) -> Gradients:
     """:func:`convolution_gradients` of a transposed convolution, in the shapes of its own operands.
 
     PyTorch's own transposed backward needs no unshuffled gradient: the input's gradient is a strided
@@ -124,28 +172,31 @@ def transposed_convolution_gradients(
     assert transposed is not None
     need_input, need_weight, need_bias = needed
     grad_input = grad_weight = grad_bias = None
-    if not torch.is_grad_enabled() and not any(transposed.unused):
-        numbers = tuple(problem.geometry)
-        if need_input and plan.input_grad:
+    if not is_differentiated() and not any(transposed.unused):
+        our_input, our_weight = need_input and plan.input_grad, need_weight and plan.weight_grad
+        rows = None
+        if our_input:
             assert weight is not None
             rows, _ = subpixel_weight_and_bias(weight, None, problem.geometry)
-            height, width = problem.input_shape[2:]
+        if our_input or our_weight:
+            operands = Operands(
+                input, rows, problem.geometry, problem.input_shape, problem.weight_shape,
+                (our_input, our_weight, our_weight),
+            )  # fmt: skip
             with counting(transposed):
-                grad_input = _input_grad_operator(grad, rows, height, width, numbers, channels_last)
-            need_input = False
-        if need_weight and plan.weight_grad:
-            assert input is not None
-            with counting(transposed):
-                grad_rows, grad_phases = _weight_grad_operator(
-                    grad, input, *problem.weight_shape[2:], numbers
+                grad_input, grad_rows, grad_phases = _our_gradients(
+                    grad, None, problem.epilogue, operands, channels_last, options
                 )
+        if our_weight:
+            assert grad_rows is not None
+            assert grad_phases is not None
             grad_weight = subpixel_weight_to_conv_transpose(
                 grad_rows, transposed.stride, groups=groups, kernel_size=transposed.weight_shape[2:]
             )
-            need_weight = False
             if need_bias and grad.element_size() > 2:  # in half types the phases would be rounded one by one
                 grad_bias = grad_phases.view(grad.shape[1], -1).sum(1)
                 need_bias = False
+        need_input, need_weight = need_input and not our_input, need_weight and not our_weight
     if need_input or need_weight or need_bias:
         input = grad.new_empty(()).expand(transposed.input_shape) if input is None else input
         weight = (
@@ -172,7 +223,7 @@ def has_reducing_unshuffle(grad: Tensor, output: Tensor | None, geometry: Geomet
     It is not differentiable, and its result is channels_last: of contiguous models cuDNN would copy the input
     to that format as well.
     """
-    if not grad.is_cuda or torch.is_grad_enabled() or geometry.groups > 1 or not libraries["cuda"].loaded:
+    if not grad.is_cuda or is_differentiated() or geometry.groups > 1 or not libraries["cuda"].loaded:
         return False
     if not is_channels_last(grad):
         return False
@@ -196,19 +247,10 @@ def fits_reducing_unshuffle(shape: Sequence[int], geometry: Geometry) -> bool:
     return all(guard_or_false(bound) for bound in bounds)
 
 
-def prepared_convolution_gradients(
-    lr_grad: Tensor,
-    grad_bias: Tensor,
-    input: Tensor | None,
-    weight: Tensor | None,
-    geometry: Geometry,
-    input_shape: tuple[int, ...],
-    weight_shape: tuple[int, ...],
-    needed: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def prepared_convolution_gradients(lr_grad: Tensor, grad_bias: Tensor, operands: Operands) -> Gradients:
     """Of (input, weight, bias), from what ``unshuffle_reduce`` returns."""
-    g, rows = geometry, weight_shape[0]
-    need_input, need_weight, need_bias = needed
+    input, weight, g, input_shape, weight_shape, (need_input, need_weight, need_bias) = operands
+    rows = weight_shape[0]
     grad_input = grad_weight = None
     if need_input or need_weight:
         # cuDNN computes in channels_last if the weight is. A tensor that is not needed stands in with its
@@ -231,17 +273,9 @@ def _stand_in(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def pytorch_convolution_gradients(
-    grad: Tensor,
-    input: Tensor | None,
-    weight: Tensor | None,
-    geometry: Geometry,
-    input_shape: tuple[int, ...],
-    weight_shape: tuple[int, ...],
-    needed: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def pytorch_convolution_gradients(grad: Tensor, operands: Operands) -> Gradients:
     """The same by PyTorch: unshuffle the gradient, then its convolution backward. Differentiable again."""
-    g = geometry
+    input, weight, g, input_shape, weight_shape, needed = operands
     channels, phases = grad.shape[1], g.upscale_h * g.upscale_w
     # In channels_last, dcr order unshuffles by whole pixels, several times as fast as the interleaving of
     # crd. Then the weight's rows follow, and its gradient's go back: small tensors both.
@@ -262,7 +296,7 @@ def pytorch_convolution_gradients(
 
 def _convolution_backward(
     lr_grad: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, needed: tuple[bool, bool, bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> Gradients:
     g = geometry
     padded, padding = reference.symmetric_padding(input, g)
     grad_input, grad_weight, grad_bias = aten.convolution_backward(

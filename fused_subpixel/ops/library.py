@@ -53,6 +53,11 @@ def has_kernel(operator: str, key: str) -> bool:
     return bool(torch_compat.has_kernel_for_dispatch_key(f"{NAMESPACE}::{operator}", key))
 
 
+# These are called below autograd: nothing is to be recorded, and a context that says so costs 2 µs per call.
+for _name in ("_subpixel_conv2d", "_subpixel_conv2d_backward"):
+    if not has_kernel(_name, "Autograd"):
+        definitions.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+
 FOLDER = pathlib.Path(__file__).parent.parent  # the package
 _BUILD_IN_PLACE = "'pip install --no-build-isolation -e .'"
 

@@ -28,6 +28,12 @@ SCHEMAS = (
     f"unshuffle_reduce(Tensor grad_output, {GEOMETRY_SCHEMA}, {SAVED_SCHEMA}) -> (Tensor, Tensor)",
     # pixel_shuffle alone, or its inverse; a kernel on CUDA, plain PyTorch elsewhere.
     "shuffle(Tensor input, int factor_h, int factor_w, int channel_order, bool inverse) -> Tensor",
+    # The same for eager calls, below autograd: one tensor holds all options, see csrc/torch/call_options.h.
+    # The second returns the gradients of input, weight and bias; for wanted see csrc/torch/operators.h.
+    "_subpixel_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? activation_weight, "
+    "Tensor? residual, Tensor options) -> Tensor",
+    "_subpixel_conv2d_backward(Tensor grad_output, Tensor? input, Tensor? weight, Tensor? output, "
+    "Tensor options, int wanted) -> (Tensor, Tensor, Tensor)",
     # The CPU library's plan for a problem, and the same in words; see csrc/cpu/plan.h.
     "_cpu_plan(int[] problem) -> (int[], str)",
     # Current instruction set (0 portable, 1 AVX2, 2 AVX-512), bit mask of the usable ones, bytes of L2 cache.

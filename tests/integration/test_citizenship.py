@@ -505,18 +505,16 @@ class Undecorated(Tensor):
 @pytest.fixture
 def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A list that gets an entry for each call of the operator, with its tensors' types."""
-    from fused_subpixel import functional
     from fused_subpixel.ops import autograd
 
     calls: list[Any] = []
-    operator = functional._operator
+    operator = autograd._eager_operator
 
     def count(*arguments: Any) -> Any:
         calls.append({type(a) for a in arguments if isinstance(a, Tensor)})
         return operator(*arguments)
 
-    monkeypatch.setattr(functional, "_operator", count)
-    monkeypatch.setattr(autograd, "_operator", count)
+    monkeypatch.setattr(autograd, "_eager_operator", count)
     return calls
 
 

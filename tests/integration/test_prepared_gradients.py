@@ -62,8 +62,12 @@ def test_rows_go_back_where_they_came_from(name: str) -> None:
     shapes, needed = (torch.Size(case.input), torch.Size(case.weight)), (True, True, True)
     found = [
         gradients.pytorch_convolution_gradients(
-            *(t.contiguous(memory_format=layout) for t in (grad, tensors.input, tensors.weight)),
-            case.geometry, *shapes, needed,
+            grad.contiguous(memory_format=layout),
+            gradients.Operands(
+                tensors.input.contiguous(memory_format=layout),
+                tensors.weight.contiguous(memory_format=layout),
+                case.geometry, *shapes, needed,
+            ),
         )
         for layout in (torch.channels_last, torch.contiguous_format)
     ]  # fmt: skip
@@ -97,11 +101,11 @@ def gradients_of(
 ) -> tuple[Tensor | None, ...]:
     tensors, grad, output = tensors_of(case, channels_last)
     with torch.no_grad():
-        return gradients.convolution_gradients(
-            grad, output, case.epilogue, tensors.input if needed[1] else None,
-            tensors.weight if needed[0] else None, case.geometry, case.input, case.weight, channels_last,
-            needed, plan,
+        operands = gradients.Operands(
+            tensors.input if needed[1] else None, tensors.weight if needed[0] else None,
+            case.geometry, case.input, case.weight, needed,
         )  # fmt: skip
+        return gradients.convolution_gradients(grad, output, case.epilogue, operands, channels_last, plan)
 
 
 @pytest.mark.parametrize("needed", SUBSETS, ids=str)
@@ -159,7 +163,7 @@ def never_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autograd, "plan_backward", lambda *_: NOT_OURS)
     chosen = gradients.convolution_gradients
     monkeypatch.setattr(
-        autograd, "convolution_gradients", lambda *arguments: chosen(*arguments[:-1], NOT_OURS)
+        autograd, "convolution_gradients", lambda *arguments: chosen(*arguments[:5], NOT_OURS)
     )
 
 
