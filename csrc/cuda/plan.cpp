@@ -79,6 +79,13 @@ StoreBytes store_bytes(const Problem& p, const Plan& plan) {
           int64_t{plan.block_oc} * kOcPlaceBytes + int64_t{plan.tile_n} * plan.tile_h * kLineBytes};
 }
 
+// Planes of 16 bytes of channels. Padding keeps the vectors of a pixel, which neighbouring threads load, in different banks.
+void set_pixel_stage(Plan& plan, int64_t pixels) {
+  const int vectors = plan.block_k_bytes / 16;
+  plan.pixel_plane = static_cast<int>(round_up(pixels, 8)) + 8 / vectors;
+  plan.pixel_stage_bytes = round_up(int64_t{plan.pixel_plane} * plan.block_k_bytes, 128);
+}
+
 // Fills in all that follows from tile, block_oc and k_block; false if that does not fit.
 bool lay_out(const Problem& p, const Target& t, Plan& plan) {
   const int64_t taps = p.kernel_h * p.kernel_w, pixels = int64_t{plan.tile_n} * plan.halo_h * plan.halo_w;
@@ -98,7 +105,7 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
                 filter = plan.k_blocks * taps * tap_bytes;
   plan.packs_weight = true;
   plan.packed_bytes = oc_blocks * filter;
-  plan.pixel_stage_bytes = round_up(pixels * plan.block_k_bytes, 128);
+  set_pixel_stage(plan, pixels);
   const auto [staging, tables] = store_bytes(p, plan);
 
   // A filter that stays pays where blocks have several tiles each.
@@ -175,10 +182,7 @@ bool lay_out_wgmma(const Problem& p, const Target& t, Plan& plan) {
   const int64_t small_waste = round_up(bytes, 64);
   plan.block_k_bytes = round_up(bytes, 128) > small_waste + small_waste / 8 ? 64 : 128;
   plan.k_blocks = static_cast<int>(ceil_div(bytes, plan.block_k_bytes));
-  // Threads copy the vectors of a pixel next to each other: planes are placed so that these hit different banks.
-  const int64_t vectors = plan.block_k_bytes / 16, pixels = plan.tile_n * halo_h * halo_w;
-  plan.pixel_plane = static_cast<int>(round_up(pixels, 8) + 8 / vectors);
-  plan.pixel_stage_bytes = round_up(plan.pixel_plane * int64_t{plan.block_k_bytes}, 128);
+  set_pixel_stage(plan, plan.tile_n * halo_h * halo_w);
   const int64_t taps = p.kernel_h * p.kernel_w, tap_bytes = int64_t{plan.block_oc} * plan.block_k_bytes;
   plan.packs_weight = true;
   plan.packed_bytes = oc_blocks * plan.k_blocks * taps * tap_bytes;

@@ -106,7 +106,7 @@ struct Plan {
   int64_t pixel_stage_bytes, filter_step_bytes, shared_bytes;
   int64_t filter_offset, staging_offset, table_offset;  // in shared memory; pixels are at 0
   int64_t packed_bytes;    // of the packed filter, in global memory; 0 without one
-  int pixel_plane;         // kWgmma: pixels from one vector of channels to the next, with padding
+  int pixel_plane;         // in shared memory: pixels from one vector of channels to the next, with padding
   int64_t barrier_offset;  // kWgmma: in shared memory
   bool vectorised() const { return staging != Staging::kFloats; }
 };

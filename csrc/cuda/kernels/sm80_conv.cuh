@@ -11,9 +11,10 @@
 //   store    The accumulators, with bias and activation, are staged in shared memory. From there they go 16 bytes at a
 //            time to their shuffled places, with residual and clamp.
 //
-// A row of a matrix in shared memory is the block of k of one pixel or one output channel. Its 16-byte vectors are permuted
-// by the index of the row, so that the eight rows that ldmatrix reads at once are in different banks. One mma sums over 32
-// bytes of channels: 16 elements of half types, 8 of tf32.
+// In shared memory, pixels are in planes of 16 bytes of channels: [vector][pixel of the halo][16 bytes]. The eight pixels that
+// ldmatrix reads at once are neighbours, in different banks, and a tap moves them all by the same bytes. A row of the filter
+// is the block of k of one output channel; its 16-byte vectors are permuted by the index of the row, for the same reason. One
+// mma sums over 32 bytes of channels: 16 elements of half types, 8 of tf32.
 #pragma once
 
 #include "cuda/kernels/load_weight.cuh"
@@ -36,6 +37,7 @@ using Store = std::conditional_t<kVectorised, VectorStore<T, kBlockOc>, ElementS
 // kVectorised: see Staging.
 template <class T, int kBlockKBytes, int kOcTiles, int kOcWarps, bool kVectorised>
 struct MmaBlock {
+  using PixelLayout = KPlanes<kBlockKBytes / 16>;
   static constexpr int kBlockOc = 8 * kOcTiles * kOcWarps;
   static constexpr int kTapBytes = kBlockOc * kBlockKBytes;  // of the filter
   // In shared memory, and not for every tap. Of whole vectors each thread knows which ones it has copied.
@@ -43,7 +45,7 @@ struct MmaBlock {
   const MmaParams& p;
   Store<T, kBlockOc, kVectorised> store;
   int range;                  // of taps
-  int base[2];                // halo index, at tap 0, of the pixels whose rows this lane reads
+  int base[2];                // bytes from the stage, at tap 0, to the rows that this lane reads
   float acc[2][kOcTiles][4];  // 16 pixels x 8 output channels each
 
   // Found opaque where they are needed: registers are short.
@@ -69,8 +71,10 @@ struct MmaBlock {
       if (pixel >= p.plan.tile_n * p.plan.tile_h * p.plan.tile_w) pixel = 0;  // padding work
       const int line = p.tile_w.divide(pixel), image = p.tile_h.divide(line);
       const int row = (line - image * p.plan.tile_h) * p.load.stride_h;
-      base[m] =
-          (image * p.plan.halo_h + row) * p.plan.halo_w + (pixel - line * p.plan.tile_w) * p.load.stride_w;
+      base[m] = PixelLayout(p.plan.pixel_plane)
+                    .at((image * p.plan.halo_h + row) * p.plan.halo_w +
+                            (pixel - line * p.plan.tile_w) * p.load.stride_w,
+                        lane() / 16);
     }
   }
 
@@ -87,7 +91,7 @@ struct MmaBlock {
       if (at.step == 0) {
         const TileOrigin origin = tile_origin(p, at.tile);
         unsigned char* to = shared() + at.pixel_stage * plan.pixel_stage_bytes;
-        const XorSwizzled<kBlockKBytes> layout(p.load.halo_pixels.divisor);
+        const PixelLayout layout(plan.pixel_plane);
         if constexpr (kVectorised)
           load_pixels<T, 16 / static_cast<int>(sizeof(T)), int>(p.load, origin, at.k_block, to, layout);
         else if constexpr (kBlockOc <= kActivatedBlockOc)
@@ -123,16 +127,17 @@ struct MmaBlock {
   FS_DEVICE void multiply(const unsigned char* pixels, const unsigned char* filter, int first, int count) {
     int a = taps().across.divide(first), b = first - a * taps().across.divisor + taps().first_b;
     a += taps().first_a;
+    FS_UNROLL_TWICE
     for (int tap = 0; tap < count; ++tap, filter += kTapBytes) {
       FS_MARK(Mark::kTap);
-      const int moved = a * p.dilation_h * p.plan.halo_w + b * p.dilation_w;
+      const int moved = (a * p.dilation_h * p.plan.halo_w + b * p.dilation_w) * 16;
       if (++b == p.kernel_w) b = taps().first_b, ++a;
       FS_UNROLL
       for (int k = 0; k < kBlockKBytes / 32; ++k) {
         uint32_t x[2][4];
         FS_UNROLL
         for (int m = 0; m < 2; ++m) {
-          ldmatrix_x4(x[m], pixels + swizzled<kBlockKBytes>(base[m] + moved, 2 * k + lane() / 16));
+          ldmatrix_x4(x[m], pixels + base[m] + moved + 2 * k * p.plan.pixel_plane * 16);
           if constexpr (!kRoundsPixels) {
             FS_UNROLL
             for (int q = 0; q < 4; ++q) x[m][q] = to_operand(x[m][q], T{});
@@ -228,7 +233,7 @@ struct MmaBlock {
                   round_weight<T, kBlockKBytes, kBlockOc>(p, shared() + plan.filter_offset);
                 if (step == 0)
                   round_pixels(p.load, shared() + pixel_stage * plan.pixel_stage_bytes,
-                               XorSwizzled<kBlockKBytes>(p.load.halo_pixels.divisor));
+                               PixelLayout(plan.pixel_plane));
               }
               sync_threads();  // all copies of this step have come; all threads are done with the step before it
             }
