@@ -153,7 +153,7 @@ void set_plan(MmaParams& m, const Geometry& g, const Plan& plan, const void* pac
 }
 
 PackParams pack_params(const Geometry& g, const WeightSource& weight, void* packed, const Plan& plan,
-                       const ShuffledChannels& map, Pass pass) {
+                       const ShuffledChannels& map, Pass pass, bool whole_vectors) {
   const bool forward = pass == Pass::kForward;
   PackParams p{};
   p.weight = weight;
@@ -166,7 +166,10 @@ PackParams pack_params(const Geometry& g, const WeightSource& weight, void* pack
   p.k_blocks = Divisor(plan.k_blocks);
   p.oc_parts = Divisor(plan.block_oc / kPackOc);
   p.tap_parts = Divisor(ceil_div(g.kernel_h * g.kernel_w, kPackTaps));
-  p.blocks = plan.grid_y * static_cast<int>(p.k_blocks.divisor * p.oc_parts.divisor * p.tap_parts.divisor);
+  p.taps = Divisor(g.kernel_h * g.kernel_w);
+  p.whole_vectors = whole_vectors;
+  const uint32_t parts = whole_vectors ? p.taps.divisor : p.oc_parts.divisor * p.tap_parts.divisor;
+  p.blocks = plan.grid_y * static_cast<int>(p.k_blocks.divisor * parts);
   const int64_t lr = map.order == ChannelOrder::kDCR ? weight.lr_channel.c : weight.lr_channel.j;
   p.k_nearer = forward ? weight.in_channel <= lr : lr <= weight.in_channel;
   p.across[0] = SmallDivisor(p.kernel_w);

@@ -24,6 +24,6 @@ void set_plan(MmaParams& m, const Geometry& g, const Plan& plan, const void* pac
 // How a pass packs the weight. Its output channels are those of the convolution, or, for the input gradient, those of the
 // input.
 PackParams pack_params(const Geometry& g, const WeightSource& weight, void* packed, const Plan& plan,
-                       const ShuffledChannels& map, Pass pass);
+                       const ShuffledChannels& map, Pass pass, bool whole_vectors);
 
 }  // namespace fused_subpixel::cuda

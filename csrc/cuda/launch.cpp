@@ -200,7 +200,9 @@ void conv_forward(const ForwardArguments& a, const ForwardPlan& made, void* scra
     return launch_generic(Pass::kForward, a.dtype, p, device.target, device.stream);
   }
   const ShuffledChannels map = channels_of(g, a.output.stride);
-  const PackParams pack = pack_params(g, weight_of(a), scratch, plan, map, Pass::kForward);
+  const WeightSource weight = weight_of(a);
+  const PackParams pack =
+      pack_params(g, weight, scratch, plan, map, Pass::kForward, has_whole_vectors(g, a.dtype, weight));
   ConstTensorRef input = made.input.view;
   if (made.input.copy_bytes > 0) {
     void* copy = static_cast<unsigned char*>(scratch) + aligned(plan.packed_bytes);
@@ -245,7 +247,7 @@ void conv_input_grad(const InputGradArguments& a, const Plan& plan, void* scratc
   m.load = pixel_load(gradient_source(g, a.grad_output, a.saved, a.dtype), g.batch, steps, plan.tile_n,
                       plan.halo_h, plan.halo_w);
   const WeightSource weight = weight_source(g, a.weight, phase_strides(g, a.weight.stride.n), true);
-  const PackParams pack = pack_params(g, weight, scratch, plan, m.load.source.map, Pass::kInputGrad);
+  const PackParams pack = pack_params(g, weight, scratch, plan, m.load.source.map, Pass::kInputGrad, false);
   set_output(m, a.grad_input, plain_channels(g.in_channels), g.in_channels,
              interleave_of(g.in_channels, 1, channels_last));
   m.lr_h = static_cast<int>(g.in_h);

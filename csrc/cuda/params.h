@@ -94,12 +94,13 @@ struct PackParams {
   void* packed;
   int oc, ic, kernel_h, kernel_w;
   int block_oc, blocks;  // blocks: of threads, by (block of oc, k_block, 8 channels, taps)
-  Divisor k_blocks, oc_parts, tap_parts;
+  Divisor k_blocks, oc_parts, tap_parts, taps;
   bool k_nearer;           // neighbours of k are nearer in the weight than those of oc
   SmallDivisor across[2];  // taps of a row, of those that lack none and of those that lack the first
   ShuffledChannels
       map;  // of the low-resolution channels: the output (forward) or the input channels (input gradient)
   bool map_oc;
+  bool whole_vectors;  // see has_whole_vectors; then there are as many blocks as taps, and no oc_parts
   // The last so many phases lack the first row (column) of taps: zeros, never read.
   int kernel_pad_h, kernel_pad_w;
   bool skips_missing_taps;  // a row block is of one phase, and begins with the taps that it has

@@ -116,9 +116,9 @@ PixelSource gradient_source(const Geometry& g, const ConstTensorRef& t, const Sa
 WeightSource weight_source(const Geometry& g, const ConstTensorRef& weight, const PhaseStrides& lr_channel,
                            bool flipped) {
   const int64_t tap_h = weight.stride.h, tap_w = weight.stride.w;
-  if (!flipped) return {weight.data, lr_channel, weight.stride.c, tap_h, tap_w, 0};
-  return {weight.data, lr_channel, weight.stride.c,
-          -tap_h,      -tap_w,     (g.kernel_h - 1) * tap_h + (g.kernel_w - 1) * tap_w};
+  const int sign = flipped ? -1 : 1;
+  const int64_t last = (g.kernel_h - 1) * tap_h + (g.kernel_w - 1) * tap_w;
+  return {weight.data, lr_channel, weight.stride.c, sign * tap_h, sign * tap_w, flipped ? last : 0};
 }
 
 bool has_whole_vectors(const Geometry& g, DType dtype, const WeightSource& weight) {

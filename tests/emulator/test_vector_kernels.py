@@ -108,6 +108,29 @@ def test_a_weight_is_read_where_it_is(channels: int, of_type: torch.dtype, chann
         assert found[0].equal(found[1])
 
 
+@every_combination
+@pytest.mark.parametrize("case", WIDE, ids=lambda case: case.name)
+def test_a_weight_of_whole_vectors_is_packed_by_vectors(
+    case: Case, of_type: torch.dtype, channels_last: bool
+) -> None:
+    """The same bits as from a weight that is read element by element."""
+    tensors = cases.randoms(case, of_type).to(of_type, LAYOUTS[channels_last])
+    found = [
+        emulated.forward(
+            case,
+            tensors._replace(weight=tensors.weight.contiguous(memory_format=layout)),
+            channels_last,
+            emulated.HOPPER,
+            tf32=True,
+            guard_start=True,
+        )
+        for layout in LAYOUTS.values()
+    ]
+    assert found[0].equal(found[1])
+    truth = cases.plain(case, tensors.double())
+    assert emulated.error(found[1], truth) < 0.02 * float(truth.abs().max())
+
+
 def stagings(some: tuple[Case, ...], target: Target) -> set[tuple[int, torch.dtype, bool, int]]:
     """(kernel, type, channels_last, staging) that plans of these cases have."""
     return {

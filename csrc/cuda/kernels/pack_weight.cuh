@@ -99,11 +99,40 @@ pack_filter_kernel(FS_CONSTANT(PackParams) p) {
   PackBlock<T, Layout>(p).run();
 }
 
+// Where the weight holds whole 16-byte vectors of input channels. A block packs one tap of one block of oc and of k.
+template <class T, class Layout>
+FS_KERNEL(kPackThreads, 4)
+pack_vectors_kernel(FS_CONSTANT(PackParams) p) {
+  constexpr int kVectors = Layout::kVectors, kElements = 16 / static_cast<int>(sizeof(T));
+  let_next_kernel_start();
+  const auto index = static_cast<uint32_t>(block_x());
+  const uint32_t block = p.taps.divide(index), oc_block = p.k_blocks.divide(block);
+  const int tap = static_cast<int>(index - block * p.taps.divisor), a = p.across[0].divide(tap),
+            b = tap - a * p.across[0].divisor;
+  const int first_oc = static_cast<int>(oc_block) * p.block_oc,
+            first_k = static_cast<int>(block - oc_block * p.k_blocks.divisor) * kVectors * kElements;
+  const T* from = static_cast<const T*>(p.weight.data) + p.weight.first_tap + a * p.weight.tap_h +
+                  b * p.weight.tap_w + first_k;
+  unsigned char* to = static_cast<unsigned char*>(p.packed) + int64_t{block_x()} * p.block_oc * kVectors * 16;
+  const Layout layout(p.block_oc);
+  FS_NO_UNROLL
+  for (int i = thread_index(); i < p.block_oc * kVectors; i += kPackThreads) {
+    const int column = i / kVectors, vec = i % kVectors, oc = first_oc + column, k = vec * kElements;
+    Packed16 value = {};
+    if (oc < p.oc && first_k + k < p.ic)
+      value = load_16(from + channel_offset(p.weight, phase_of(p.map, oc)) + k);
+    FS_UNROLL
+    for (int word = 0; word < 4; ++word) value.word[word] = to_operand(value.word[word], T{});
+    store_16(to + layout.at(column, vec), value);
+  }
+}
+
 // Host: fills the packed filter of a plan.
 template <class T, class Layout>
 void launch_pack(const PackParams& params, void* stream) {
-  run_kernel<PackParams>(&pack_filter_kernel<T, Layout>, params.blocks, 1, kPackThreads,
-                         kPackTaps * PackBlock<T, Layout>::kTapBytes, stream, params);
+  const auto kernel = params.whole_vectors ? &pack_vectors_kernel<T, Layout> : &pack_filter_kernel<T, Layout>;
+  const int64_t shared_bytes = params.whole_vectors ? 0 : kPackTaps * PackBlock<T, Layout>::kTapBytes;
+  run_kernel<PackParams>(kernel, params.blocks, 1, kPackThreads, shared_bytes, stream, params);
 }
 
 }  // namespace fused_subpixel::cuda
