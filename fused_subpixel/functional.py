@@ -340,7 +340,9 @@ def convolve(
         except (TypeError, ValueError):
             pass  # symbolic sizes cannot be cached; what is wrong is refused just below
     if call is None:
-        call = prepare(*arguments[:-1], *options)
+        # Symbolic sizes are for the reference: to plan a kernel and write its options would fix them.
+        symbolic = key is not None and only_reference is not None and arguments[0] == "auto"
+        call = prepare("reference" if symbolic else arguments[0], *arguments[1:-1], *options)
 
     if promotes:
         # PyTorch's addition gives the wider of two dtypes; the kernels write that of the convolution.

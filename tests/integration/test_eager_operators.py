@@ -165,6 +165,14 @@ def test_traces_hold_the_public_operators(pre_dispatch: bool) -> None:
     assert found == PUBLIC
 
 
+def test_symbolic_traces_keep_their_sizes() -> None:
+    trace = make_fx(lambda x, weight, bias: conv(x, weight, bias), tracing_mode="symbolic")
+    graph = trace(*(t.detach() for t in leaves()))
+    _, weight, bias = (t.detach() for t in leaves())
+    other = torch.randn(3, 4, 9, 7)
+    torch.testing.assert_close(graph(other, weight, bias), conv(other, weight, bias))
+
+
 def test_nothing_is_recorded_below_autograd() -> None:
     x, weight, bias = leaves()
     with torch.no_grad():
