@@ -129,7 +129,10 @@ def number(name: str, value: Any) -> float:
         fail(name, "a number", kind_of(value), TypeError)
     if value != value:
         fail(name, "a number", "nan")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        fail(name, "a number within the range of float64", "a larger integer")
 
 
 def clamp_bounds(clamp: Any) -> tuple[float, float]:
