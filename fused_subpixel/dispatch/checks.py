@@ -8,6 +8,7 @@ wrong values ValueError.
 from __future__ import annotations
 
 import math
+import sys
 import operator
 import reprlib
 from collections.abc import Sequence
@@ -129,10 +130,9 @@ def number(name: str, value: Any) -> float:
         fail(name, "a number", kind_of(value), TypeError)
     if value != value:
         fail(name, "a number", "nan")
-    try:
-        return float(value)
-    except OverflowError:
-        fail(name, "a number within the range of float64", "a larger integer")
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        fail(name, "a number within float64", "a larger integer")
+    return float(value)
 
 
 def clamp_bounds(clamp: Any) -> tuple[float, float]:

@@ -124,7 +124,7 @@ WRONG_VALUES = [
     ({"clamp": 1.0}, "clamp: expected None or a pair (lowest, highest), got 1.0"),
     ({"clamp": (1, 0)}, "clamp: expected lowest <= highest, got (1, 0)"),
     ({"clamp": (float("nan"), 0)}, "clamp: expected a number, got nan"),
-    ({"clamp": (None, 10**400)}, "clamp: expected a number within the range of float64, got a larger integer"),
+    ({"negative_slope": 10**400}, "negative_slope: expected a number within float64, got a larger integer"),
     ({"activation": "prelu"}, "activation_weight: expected a tensor where activation is 'prelu', got None"),
     (
         {"activation": "prelu", "activation_weight": torch.zeros(3)},
