@@ -8,9 +8,9 @@ wrong values ValueError.
 from __future__ import annotations
 
 import math
-import sys
 import operator
 import reprlib
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
