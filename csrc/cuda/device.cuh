@@ -20,7 +20,8 @@
 #define FS_KERNEL(threads, blocks_per_sm) __global__ void __launch_bounds__((threads), (blocks_per_sm))
 #define FS_CONSTANT(Params) const __grid_constant__ Params  // of a kernel: read where it is, never copied
 #define FS_UNROLL _Pragma("unroll")
-#define FS_UNROLL_TWICE _Pragma("unroll 2")
+#define FS_PRAGMA(text) _Pragma(#text)
+#define FS_UNROLL_BY(times) FS_PRAGMA(unroll times)
 #define FS_NO_UNROLL _Pragma("unroll 1")  // where registers are short
 #if defined(FS_MARKS)
 #define FS_MARK(mark) asm volatile("pmevent %0;" ::"n"(static_cast<int>(mark)))

@@ -267,14 +267,14 @@ def test_what_cannot_be_captured_is_left_out_of_graphs(
     )
 
 
-def test_torch_compile_does_not_give_up_in_a_long_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_compile_does_not_give_up_in_a_long_run() -> None:
     """Past its limits it would go on eagerly, under the name of compile."""
     config = torch._dynamo.config
-    monkeypatch.setattr(config, "recompile_limit", config.recompile_limit)
-    monkeypatch.setattr(config, "accumulated_recompile_limit", config.accumulated_recompile_limit)
-    peers.build_compiled("default")(TINY, operands(TINY, torch.float32))
-    most = len(BY_NAME) * len(run.DTYPES) * 2 * 2 * 2  # layouts, with and without gradients, modes
-    assert min(config.recompile_limit, config.accumulated_recompile_limit) >= most
+    # pytest's monkeypatch would delete the settings
+    with config.patch(recompile_limit=8, accumulated_recompile_limit=256):
+        peers.build_compiled("default")(TINY, operands(TINY, torch.float32))
+        most = len(BY_NAME) * len(run.DTYPES) * 2 * 2 * 2  # layouts, with and without gradients, modes
+        assert min(config.recompile_limit, config.accumulated_recompile_limit) >= most
 
 
 # ---- kernels ----------------------------------------------------------------------------------------------

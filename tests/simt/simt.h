@@ -20,7 +20,7 @@
 #define FS_KERNEL(threads, blocks_per_sm) void
 #define FS_CONSTANT(Params) const Params
 #define FS_UNROLL
-#define FS_UNROLL_TWICE
+#define FS_UNROLL_BY(times)
 #define FS_NO_UNROLL
 #define FS_MARK(begun) simt::pass_mark(begun)
 
