@@ -122,7 +122,7 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
     if (plan.shared_bytes <= t.shared_bytes) {
       const int64_t together = std::clamp<int64_t>(t.shared_bytes / (plan.shared_bytes + 1024), 1, 3);
       plan.grid_x = static_cast<int>(std::min(tiles, ceil_div(t.multiprocessors * together, oc_blocks)));
-      plan.packs_weight = !(p.weight_vectors && plan.vectorised());
+      plan.packs_weight = !(p.weight_vectors && plan.vectorised() && plan.block_oc <= kUnpackedBlockOc);
       if (!plan.packs_weight) plan.packed_bytes = 0;
       return true;
     }

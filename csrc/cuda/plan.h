@@ -75,7 +75,8 @@ using MmaBlockKBytes = IntList<32, 64>;
 using WgmmaBlockKBytes = IntList<64, 128>;
 using WeightGradTaps = IntList<1, 4, 9>;  // for which a block computes sums
 constexpr int kActivatedBlockOc =
-    64;  // wider tiles leave no registers to apply an activation's gradient with
+    64;                               // wider tiles leave no registers to apply an activation's gradient with
+constexpr int kUnpackedBlockOc = 64;  // wider tiles leave no registers to read the weight where it is
 constexpr int kUnpairedBlockOc =
     32;  // wider tiles stage vectors only of channels that are neighbours two by two
 // wgmma tile: as many pixels, 16 x 8 of one image or 8 x 8 of two, by one number of columns. Eight pixels of a row are

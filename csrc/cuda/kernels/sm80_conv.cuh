@@ -42,6 +42,7 @@ struct MmaBlock {
   static constexpr int kTapBytes = kBlockOc * kBlockKBytes;  // of the filter
   // In shared memory, and not for every tap. Of whole vectors each thread knows which ones it has copied.
   static constexpr bool kRoundsPixels = kVectorised && std::is_same_v<T, TF32>;
+  static constexpr bool kReadsWeight = kVectorised && kBlockOc <= kUnpackedBlockOc;
   const MmaParams& p;
   Store<T, kBlockOc, kVectorised> store;
   int range;                  // of taps
@@ -117,7 +118,7 @@ struct MmaBlock {
 
   FS_DEVICE void load_filter() const {
     unsigned char* to = shared() + p.plan.filter_offset;
-    if constexpr (kVectorised) {
+    if constexpr (kReadsWeight) {
       if (!p.plan.packs_weight) return load_weight<T, kBlockKBytes, kBlockOc>(p, to);
     }
     copy_bytes(packed(), to, p.plan.k_blocks * p.taps * kTapBytes);
@@ -127,7 +128,7 @@ struct MmaBlock {
   FS_DEVICE void multiply(const unsigned char* pixels, const unsigned char* filter, int first, int count) {
     int a = taps().across.divide(first), b = first - a * taps().across.divisor + taps().first_b;
     a += taps().first_a;
-    FS_UNROLL_BY((kOcTiles == 2 ? 2 : 1))  // the registers of wide tiles are short
+    FS_UNROLL_BY((kOcTiles == 2 || kBlockKBytes == 32 ? 2 : 1))  // the registers of wide tiles are short
     for (int tap = 0; tap < count; ++tap, filter += kTapBytes) {
       FS_MARK(Mark::kTap);
       const int moved = (a * p.dilation_h * p.plan.halo_w + b * p.dilation_w) * 16;
@@ -229,8 +230,10 @@ struct MmaBlock {
               if (first) store.fill_tables(), filled = true;  // while the first copies are under way
               wait_for_step();
               if constexpr (kRoundsPixels) {
-                if (first && !plan.packs_weight)
-                  round_weight<T, kBlockKBytes, kBlockOc>(p, shared() + plan.filter_offset);
+                if constexpr (kReadsWeight) {
+                  if (first && !plan.packs_weight)
+                    round_weight<T, kBlockKBytes, kBlockOc>(p, shared() + plan.filter_offset);
+                }
                 if (step == 0)
                   round_pixels(p.load, shared() + pixel_stage * plan.pixel_stage_bytes,
                                PixelLayout(plan.pixel_plane));
