@@ -128,7 +128,7 @@ struct MmaBlock {
   FS_DEVICE void multiply(const unsigned char* pixels, const unsigned char* filter, int first, int count) {
     int a = taps().across.divide(first), b = first - a * taps().across.divisor + taps().first_b;
     a += taps().first_a;
-    FS_UNROLL_BY((kOcTiles == 2 || kBlockKBytes == 32 ? 2 : 1))  // the registers of wide tiles are short
+    FS_UNROLL_BY((kOcTiles == 2 || kBlockKBytes == 32 ? 2 : 1))  // else wide tiles spill registers
     for (int tap = 0; tap < count; ++tap, filter += kTapBytes) {
       FS_MARK(Mark::kTap);
       const int moved = (a * p.dilation_h * p.plan.halo_w + b * p.dilation_w) * 16;
