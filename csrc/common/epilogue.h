@@ -37,13 +37,13 @@ FS_HOST_DEVICE V activate_piecewise_linear(Activation activation, V v, V slope) 
   return v;
 }
 
-// Math has exp, erf and tanh of S: the functions of libm on CPUs, those of the device on GPUs.
-template <class Math, class S>
-FS_HOST_DEVICE S activate_transcendental(Activation activation, S x) {
-  if (activation == Activation::kSiLU) return x / (S(1) + Math::exp(-x));
-  if (activation == Activation::kGELU) return x * S(0.5) * (S(1) + Math::erf(x * S(0.70710678118654752440)));
+// Math has exp, erf, tanh and sigmoid of V: vectorised on CPUs, those of the device on GPUs.
+template <class Math, class S, class V>
+FS_HOST_DEVICE V activate_transcendental(Activation activation, V x) {
+  if (activation == Activation::kSiLU) return x * Math::sigmoid(x);
+  if (activation == Activation::kGELU) return x * S(0.5) * (Math::erf(x * S(0.70710678118654752440)) + S(1));
   if (activation == Activation::kTanh) return Math::tanh(x);
-  return S(1) / (S(1) + Math::exp(-x));  // kSigmoid
+  return Math::sigmoid(x);  // kSigmoid
 }
 
 // Activations whose gradient follows from the output alone (`result` in PyTorch's derivatives.yaml).

@@ -5,33 +5,9 @@
 #pragma once
 
 #include "cpu/conv_task.h"
-#include "cpu/kernels/simd-inl.h"
+#include "cpu/kernels/activations-inl.h"
 
 namespace fused_subpixel::cpu::FS_ISA {
-
-// Builtins rather than <cmath>: std:: overloads are inline functions that would leak out of this instruction set.
-struct Libm {
-  static FS_INLINE float exp(float x) { return __builtin_expf(x); }
-  static FS_INLINE double exp(double x) { return __builtin_exp(x); }
-  static FS_INLINE float erf(float x) { return __builtin_erff(x); }
-  static FS_INLINE double erf(double x) { return __builtin_erf(x); }
-  static FS_INLINE float tanh(float x) { return __builtin_tanhf(x); }
-  static FS_INLINE double tanh(double x) { return __builtin_tanh(x); }
-};
-
-template <class S>
-FS_NOINLINE Vec<S> activate_lanes(Activation activation, Vec<S> v) {
-  S part[kLanes<S>];
-  store<S>(part, v);
-  for (int l = 0; l < kLanes<S>; ++l) part[l] = activate_transcendental<Libm, S>(activation, part[l]);
-  return load<S>(part);
-}
-
-template <class S>
-FS_INLINE Vec<S> activate(Activation activation, Vec<S> v, Vec<S> slope) {
-  return is_piecewise_linear(activation) ? activate_piecewise_linear<Vec<S>>(activation, v, slope)
-                                         : activate_lanes<S>(activation, v);
-}
 
 template <class T>
 struct Store {
@@ -189,26 +165,35 @@ struct Store {
     }
   }
 
-  // Whole interleave groups without a residual and without a transcendental activation, the usual case. All conditions
-  // are checked once for all groups. Returns false, and nothing is stored, in any other case.
+  // Whole interleave groups without a residual, the usual case. All conditions are checked once for all groups. Returns
+  // false, and nothing is stored, in any other case.
   bool store_groups(const S* acc, int64_t oc_step, int64_t oc, int64_t end, const PixelVector& p) const {
-    if (dest.interleave == 0 || epilogue.residual || !is_piecewise_linear(epilogue.activation) ||
-        table.interleave_left[oc] != dest.interleave || (end - oc) % dest.interleave != 0)
+    if (dest.interleave == 0 || epilogue.residual || table.interleave_left[oc] != dest.interleave ||
+        (end - oc) % dest.interleave != 0)
       return false;
     const GroupPart part = group_part(p);
     T* const first = at(p);
-    const bool bias_only = adds_bias_only();
+    const bool bias_only = adds_bias_only(), transcendental = !is_piecewise_linear(epilogue.activation);
     return try_dispatch(RegisterInterleave{}, dest.interleave, [&](auto m) {
       constexpr int M = decltype(m)::value;
       const bool whole = part.lo == 0 && part.hi == M * L;
       for (; oc < end; oc += M, acc += M * oc_step) {
         if (!row_inside(p, oc)) continue;
         Vec<S> v[M];
-        FS_UNROLL
-        for (int q = 0; q < M; ++q) {
-          v[q] = load<S>(acc + q * oc_step) + splat<S>(bias[oc + q]);
-          if (!bias_only)
-            v[q] = clamp(activate_piecewise_linear(epilogue.activation, v[q], splat<S>(slope[oc + q])));
+        if (transcendental) {
+          S activated[M * L];  // a call clobbers all vector registers
+          for (int q = 0; q < M; ++q)
+            store<S>(activated + q * L, activate_vector<S>(epilogue.activation, load<S>(acc + q * oc_step) +
+                                                                                    splat<S>(bias[oc + q])));
+          FS_UNROLL
+          for (int q = 0; q < M; ++q) v[q] = clamp(load<S>(activated + q * L));
+        } else {
+          FS_UNROLL
+          for (int q = 0; q < M; ++q) {
+            v[q] = load<S>(acc + q * oc_step) + splat<S>(bias[oc + q]);
+            if (!bias_only)
+              v[q] = clamp(activate_piecewise_linear(epilogue.activation, v[q], splat<S>(slope[oc + q])));
+          }
         }
         interleave<S, M>(v);
         T* to = first + table.dest[oc];

@@ -17,12 +17,16 @@ struct DeviceMath {
   static FS_DEVICE double erf(double x) { return ::erf(x); }
   static FS_DEVICE float tanh(float x) { return tanhf(x); }
   static FS_DEVICE double tanh(double x) { return ::tanh(x); }
+  template <class S>
+  static FS_DEVICE S sigmoid(S x) {
+    return S(1) / (S(1) + exp(-x));
+  }
 };
 
 template <class S>
 FS_DEVICE S activate(Activation activation, S v, S slope) {
   return is_piecewise_linear(activation) ? activate_piecewise_linear(activation, v, slope)
-                                         : activate_transcendental<DeviceMath>(activation, v);
+                                         : activate_transcendental<DeviceMath, S>(activation, v);
 }
 
 template <class T>

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// exp, erf, tanh and the sigmoid of vectors. In float32 they are polynomials, with errors of at most 2 ulp over all values,
+// denormal results included; infinities and NaN give what libm gives. The coefficients are minimax fits of the relative
+// error. In float64, lanes go through libm one by one. Included by kernels.cpp only.
+#pragma once
+
+#include "common/epilogue.h"
+#include "cpu/kernels/simd-inl.h"
+
+namespace fused_subpixel::cpu::FS_ISA {
+
+template <class S>
+struct VectorMath;
+
+template <>
+struct VectorMath<float> {
+  using V = Vec<float>;
+  typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
+
+  // c[0] + x (c[1] + x (c[2] + ...))
+  template <int N>
+  static FS_INLINE V polynomial(V x, const float (&c)[N]) {
+    V sum = splat(c[N - 1]);
+    FS_UNROLL
+    for (int n = N - 2; n >= 0; --n) sum = sum * x + c[n];
+    return sum;
+  }
+  static FS_INLINE V absolute(V x) { return V(Bits(x) & 0x7fffffff); }
+  static FS_INLINE V with_sign_of(V x, V sign) { return V(Bits(x) | (Bits(sign) & INT32_MIN)); }
+
+  // x = n log(2) + r with an integer n and |r| <= log(2) / 2. NaN stays NaN in r.
+  struct Reduced {
+    V r;
+    Bits n;
+  };
+  static FS_INLINE Reduced reduced(V x) {
+    constexpr float kRound = 0x1.8p23f;  // the sum with it has no fraction, and n in its lowest bits
+    constexpr float kLog2Hi = 0x1.63p-1f, kLog2Lo = -0x1.bd0106p-13f;  // n * kLog2Hi is exact
+    const V shifted = x * 0x1.715476p0f + kRound, n = shifted - kRound;
+    return {x - n * kLog2Hi - n * kLog2Lo, Bits(shifted) - bit_cast<int32_t>(kRound)};
+  }
+  static FS_INLINE V exp_minus_1(V r) {  // for the r of Reduced
+    return r + r * r *
+                   polynomial(
+                       r, {0x1.fffffcp-2f, 0x1.55549p-3f, 0x1.5558f4p-5f, 0x1.123a6cp-7f, 0x1.6a2352p-10f});
+  }
+  static FS_INLINE V power_of_2(Bits n) { return V((n + 127) << 23); }  // -126 <= n <= 127
+
+  static FS_INLINE V exp(V x) {
+    x = x < -104.f ? splat(-104.f) : x;  // the result is 0 from here on, and infinite from the other bound on
+    x = x > 89.f ? splat(89.f) : x;
+    const Reduced at = reduced(x);
+    const Bits half = at.n >> 1;  // in two steps, because n reaches -150 and 128
+    return (exp_minus_1(at.r) + 1.f) * power_of_2(half) * power_of_2(at.n - half);
+  }
+
+  static FS_INLINE V sigmoid(V x) {
+    const V e = exp(-absolute(x)), sum = e + 1.f;  // e is never infinite
+    const V rounded_off = e - (sum - 1.f), quotient = (x < 0.f ? e : splat(1.f)) / sum;
+    return quotient - rounded_off * quotient / sum;
+  }
+
+  static FS_INLINE V tanh(V x) {
+    const V a = absolute(x), z = a * a;
+    const V low =
+        a + a * (z * polynomial(z, {-0.33333270f, 0.13331092f, -0.05370966f, 0.02053882f, -0.00559102f}));
+    const V high = 1.f - 2.f / (exp(a + a) + 1.f);
+    return with_sign_of(a < 0.625f ? low : high, x);
+  }
+
+  // 1 - erf falls from 0.16 to 0 beyond 1, where the logarithm of it is a polynomial.
+  static FS_INLINE V erf(V x) {
+    const V a = absolute(x), most = a > 4.f ? splat(4.f) : a;
+    const V low = a + a * polynomial(a * a, {0.12837916573f, -0.3761262582f, 0.1128358515f, -0.02685381193f,
+                                             5.188327678e-3f, -8.010193558e-4f, 7.853861131e-5f});
+    const V high = 1.f - exp(-polynomial(most, {3.537195042e-4f, 1.127040036f, 0.6382256774f, 0.1030373687f,
+                                                -0.02180531829f, 2.939607295e-3f, -1.85574009e-4f}));
+    return with_sign_of(a < 1.f ? low : high, x);
+  }
+};
+
+template <>
+struct VectorMath<double> {
+  using V = Vec<double>;
+  template <class F>
+  static FS_INLINE V each_lane(V x, F&& f) {
+    double part[kLanes<double>];
+    store<double>(part, x);
+    for (double& lane : part) lane = f(lane);
+    return load<double>(part);
+  }
+  // Builtins rather than <cmath>: std:: overloads are inline functions that would leak out of this instruction set.
+  static FS_INLINE V exp(V x) {
+    return each_lane(x, [](double lane) { return __builtin_exp(lane); });
+  }
+  static FS_INLINE V erf(V x) {
+    return each_lane(x, [](double lane) { return __builtin_erf(lane); });
+  }
+  static FS_INLINE V tanh(V x) {
+    return each_lane(x, [](double lane) { return __builtin_tanh(lane); });
+  }
+  static FS_INLINE V sigmoid(V x) { return 1. / (exp(-x) + 1.); }
+};
+
+// Not inlined: one copy of these formulas serves all places that store.
+template <class S>
+FS_NOINLINE Vec<S> activate_vector(Activation activation, Vec<S> v) {
+  return activate_transcendental<VectorMath<S>, S>(activation, v);
+}
+
+template <class S>
+FS_INLINE Vec<S> activate(Activation activation, Vec<S> v, Vec<S> slope) {
+  return is_piecewise_linear(activation) ? activate_piecewise_linear<Vec<S>>(activation, v, slope)
+                                         : activate_vector<S>(activation, v);
+}
+
+}  // namespace fused_subpixel::cpu::FS_ISA
