@@ -10,6 +10,7 @@ from .modules import ConvTranspose2d, SubpixelConv2d
 from .surgery import (
     Report,
     Site,
+    accelerate,
     replace_conv_transpose,
     replace_pixel_shuffle,
     restore,
@@ -30,6 +31,7 @@ __all__ = [
     "Report",
     "Site",
     "SubpixelConv2d",
+    "accelerate",
     "conv_transpose2d",
     "conv_transpose_bias_to_subpixel",
     "conv_transpose_weight_to_subpixel",

@@ -99,7 +99,7 @@ def why_own_forward(module: nn.Module, base: type[nn.Module]) -> str | None:
         original is not kind and original.forward is not base.forward
     ):
         return f"{original.__name__} has a forward of its own"
-    if base is nn.Conv2d and has_own_convolution(module):
+    if base in (nn.Conv1d, nn.Conv2d) and has_own_convolution(module):
         return f"{original.__name__} has a _conv_forward of its own"
     if (
         kind.__call__ is not nn.Module.__call__
@@ -112,7 +112,8 @@ def why_own_forward(module: nn.Module, base: type[nn.Module]) -> str | None:
 
 def has_own_convolution(conv: Any) -> bool:
     """Whether the forward of ``conv`` computes something else than PyTorch's convolution."""
-    return type(conv)._conv_forward is not nn.Conv2d._conv_forward or "_conv_forward" in conv.__dict__
+    base = nn.Conv1d if isinstance(conv, nn.Conv1d) else nn.Conv2d
+    return type(conv)._conv_forward is not base._conv_forward or "_conv_forward" in conv.__dict__
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -341,6 +342,19 @@ def run(
         activation_weight=None if activation is None else activation.weight,
     )
     return output if alone is None else alone.apply(output)
+
+
+def run_conv1d(input: Tensor, conv: nn.Conv1d) -> Tensor:
+    """The convolution, as a 2-D one over images of one row."""
+    padding: Any = conv.padding
+    if conv.padding_mode != "zeros":
+        input, padding = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), (0,)
+    if not isinstance(padding, str):
+        padding = (0, *padding)
+    return subpixel_conv2d(
+        input.unsqueeze(-2), conv.weight.unsqueeze(-2), conv.bias, 1, stride=(1, *conv.stride),
+        padding=padding, dilation=(1, *conv.dilation), groups=conv.groups,
+    ).squeeze(-2)  # fmt: skip
 
 
 def folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ def replace_conv_transpose(model: nn.Module, *, inplace: bool = False, return_re
     for path, module in model.named_modules():
         if not isinstance(module, nn.ConvTranspose2d):
             continue
-        reason = _why_not(module)
+        reason = why_not(module)
         if type(module) is ConvTranspose2d:
             status = ALREADY_REPLACED
         elif reason is None:
@@ -49,7 +49,7 @@ def replace_conv_transpose(model: nn.Module, *, inplace: bool = False, return_re
         else:
             status = LEFT_ALONE
         sites.append(
-            Site(path, _layers(module), status, reason or "runs as conv_transpose2d of this package")
+            Site(path, layers_of(module), status, reason or "runs as conv_transpose2d of this package")
         )
     report = Report(sites, "" if sites else what_else_finds(model, "replace_conv_transpose"))
     if not report.replaced and not report.already_replaced:
@@ -57,7 +57,7 @@ def replace_conv_transpose(model: nn.Module, *, inplace: bool = False, return_re
     return (model, report) if return_report else model
 
 
-def _why_not(module: nn.ConvTranspose2d) -> str | None:
+def why_not(module: nn.ConvTranspose2d) -> str | None:
     """Why a module is left alone; None if it can be replaced."""
     if type(module) not in (nn.ConvTranspose2d, ConvTranspose2d):
         if isinstance(module, LazyModuleMixin):
@@ -72,7 +72,8 @@ def _why_not(module: nn.ConvTranspose2d) -> str | None:
     return None
 
 
-def _layers(module: nn.ConvTranspose2d) -> str:
+def layers_of(module: nn.ConvTranspose2d) -> str:
+    """A layer and its shape."""
     kernel = "x".join(map(str, module.kernel_size))
     options = (
         f"stride {module.stride[0]}" if len(set(module.stride)) == 1 else f"stride {tuple(module.stride)}"

@@ -7,7 +7,9 @@ the model does:
 
 - :class:`FusedSequential` fuses what it runs itself, one after another, and looks anew in every call.
 - :class:`FusedConv2d` returns a tensor that holds the convolution's output shuffled, see low_resolution.py.
-  A pixel shuffle takes that out. Anything else gets the convolution's output as it always was.
+  A pixel shuffle takes that out. Anything else gets the convolution's output as it always was. Where no
+  shuffle follows, the factor is 1, and what is taken out is the output of the activation that follows.
+- :class:`FusedConv1d` computes the convolution alone.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class Fused:
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle and copy by the original class: a class made at run time cannot be imported."""
         reduced = super().__reduce_ex__(protocol)
-        if not isinstance(reduced, tuple) or type(self) in (FusedSequential, FusedConv2d):
+        if not isinstance(reduced, tuple) or type(self) in (FusedSequential, FusedConv2d, FusedConv1d):
             return reduced
         return (_new, (type(self).original_class,), *reduced[2:])
 
@@ -48,7 +50,7 @@ def _new(original: Any) -> Any:
     return kind.__new__(kind)
 
 
-def fuse_class(module: nn.Sequential | nn.Conv2d) -> None:
+def fuse_class(module: nn.Sequential | nn.Conv2d | nn.Conv1d) -> None:
     """Make ``module`` an instance of its class' fused subclass."""
     module.__class__ = _with_base(module, type(module), _fused_subclass)
 
@@ -75,7 +77,8 @@ def _with_base(module: nn.Module, kind: Any, exchange: Any) -> Any:
 
 @functools.cache
 def _fused_subclass(original: Any) -> Any:
-    fused: Any = FusedConv2d if issubclass(original, nn.Conv2d) else FusedSequential
+    kinds: tuple[Any, ...] = (FusedConv2d, FusedConv1d, FusedSequential)
+    fused = next(kind for kind in kinds if issubclass(original, kind.original_class))
     if fused.original_class is original:
         return fused
     members = {"original_class": original, "__module__": original.__module__, "__doc__": original.__doc__}
@@ -138,7 +141,7 @@ class Plan:
     Modules stand here for their parameters. They are no part of the convolution, whose state_dict stays.
     """
 
-    factor: int
+    factor: int  # of the shuffle; 1 without one
     norm: nn.BatchNorm2d | None = None
     before: Activation | nn.PReLU | None = None
     shuffle: str = ""  # the path of the shuffle, for reports
@@ -170,7 +173,7 @@ class Plan:
 
 
 class FusedConv2d(Fused, nn.Conv2d):
-    """An ``nn.Conv2d`` whose output a pixel shuffle is expected to take: see low_resolution.py."""
+    """An ``nn.Conv2d`` whose output a shuffle or an activation is expected to take: see low_resolution.py."""
 
     original_class = nn.Conv2d
     subpixel: Plan
@@ -189,6 +192,8 @@ class FusedConv2d(Fused, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Apply the convolution, and at once what is to follow."""
         plan = self.subpixel
+        if type(input) is LowResolution:  # of a convolution that is not followed as it was when replaced
+            input = input.plain()
         kind: Any = type(self).original_class
         if (
             not originals.intact()
@@ -200,6 +205,8 @@ class FusedConv2d(Fused, nn.Conv2d):
             return super().forward(input)
         norm, before = plan.norm, plan.activation()
         if norm is not None and norm.training:
+            return super().forward(input)
+        if plan.factor == 1 and needs_gradient(self, input):
             return super().forward(input)
         if not plan.is_ready(input.device, "_is_replica" in self.__dict__):
             return super().forward(input)
@@ -213,14 +220,58 @@ class FusedConv2d(Fused, nn.Conv2d):
         high = with_versions(chains.run, input, self, plan.factor, norm, before)
         if high is None:
             return super().forward(input)
+        if plan.factor == 1 and norm is None and before is None:
+            return high
         if compiling:
             return Traced.of(high, plan.factor)
         steps = tuple(step for step in (norm, before) if step is not None)
         return LowResolution.of(high, PendingOutput(plan.factor, steps, self, input if steps else None))
 
 
-functools.update_wrapper(FusedConv2d.__init__, nn.Conv2d.__init__)  # skip_init reads the signature
+# ---- nn.Conv1d -------------------------------------------------------------------------------------------
+
+
+class FusedConv1d(Fused, nn.Conv1d):
+    """An ``nn.Conv1d`` on the fused kernels, where no gradient is needed."""
+
+    original_class = nn.Conv1d
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        object.__setattr__(self, "__class__", type(self).original_class)  # as FusedConv2d
+        type(self).__init__(self, *args, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "qconfig" and value is not None:
+            restore_class(self)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the convolution."""
+        kind: Any = type(self).original_class
+        if (
+            not originals.intact()
+            or kind.forward is not nn.Conv1d.forward
+            or chains.has_own_convolution(self)
+            or not chains.runs_fused(input)
+            or needs_gradient(self, input)
+        ):
+            return super().forward(input)
+        return chains.run_conv1d(input, self)
+
+
+def needs_gradient(conv: nn.Conv1d | nn.Conv2d, input: Tensor) -> bool:
+    """Whether autograd follows this call: PyTorch's gradients of a plain convolution are as fast."""
+    return torch.is_grad_enabled() and (
+        input.requires_grad
+        or conv.weight.requires_grad
+        or (conv.bias is not None and conv.bias.requires_grad)
+    )
+
+
+for _kind, _base in ((FusedConv2d, nn.Conv2d), (FusedConv1d, nn.Conv1d)):
+    functools.update_wrapper(_kind.__init__, _base.__init__)  # skip_init reads the signature
 
 # What chain.py takes for the forward of PyTorch's own class.
 FusedSequential.forward.stands_for = nn.Sequential.forward  # type: ignore[attr-defined]
 FusedConv2d.forward.stands_for = nn.Conv2d.forward  # type: ignore[attr-defined]
+FusedConv1d.forward.stands_for = nn.Conv1d.forward  # type: ignore[attr-defined]

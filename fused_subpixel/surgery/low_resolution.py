@@ -80,7 +80,7 @@ class PendingOutput:
     def plain(self, done: int) -> Tensor:
         """The convolution's output, [N, C*r*r, P, Q], with the first ``done`` steps."""
         if done == len(self.steps):
-            return pixel_unshuffle(self.unchanged(), self.factor)
+            return pixel_unshuffle(self.unchanged(), self.factor) if self.factor > 1 else self.take()
         assert self.conv is not None and self.input is not None
         if self.input_version is None or self.input_version != self.input._version:
             raise RuntimeError(_MOVED_ON.format("the convolution's input was, or may have been,"))
@@ -208,11 +208,12 @@ class LowResolution(Tensor):
         if done < len(pending.steps):
             if not call.does(pending.steps[done]) or (torch.is_grad_enabled() and self.requires_grad):
                 return None
+            last = pending.factor == 1 and done + 1 == len(pending.steps)
             if not call.in_place:
-                return LowResolution.holding(pending, done + 1)
+                return pending.take() if last else LowResolution.holding(pending, done + 1)
             self.done += 1
-            return self
-        if call.activation is None or not call.activation.commutes():
+            return self.filled() if last else self
+        if pending.factor == 1 or call.activation is None or not call.activation.commutes():
             return None
         high = with_versions(call.activation.apply, self.shuffled(pending.unchanged()))
         pending = PendingOutput(pending.factor)

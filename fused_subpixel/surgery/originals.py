@@ -15,14 +15,17 @@ import torch.nn.functional as F
 from torch import nn
 
 _PARTS: tuple[tuple[Any, str], ...] = (
-    *((F, name) for name in ("conv2d", "conv_transpose2d", "pad", "pixel_shuffle", "pixel_unshuffle")),
+    *((F, name) for name in ("conv1d", "conv2d", "conv_transpose2d")),
+    *((F, name) for name in ("pad", "pixel_shuffle", "pixel_unshuffle")),
     *((F, name) for name in ("batch_norm", "relu", "leaky_relu", "prelu", "silu", "gelu")),
     (torch, "tanh"),
     (torch, "sigmoid"),
-    *((kind, "forward") for kind in (nn.Conv2d, nn.ConvTranspose2d, nn.PixelShuffle, nn.PixelUnshuffle)),
+    *((kind, "forward") for kind in (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)),
+    *((kind, "forward") for kind in (nn.PixelShuffle, nn.PixelUnshuffle)),
     *((kind, "forward") for kind in (nn.BatchNorm2d, nn.modules.batchnorm._BatchNorm)),
     *((kind, "forward") for kind in (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.GELU, nn.Tanh, nn.Sigmoid)),
     *((kind, "forward") for kind in (nn.Sequential, nn.Identity)),
+    (nn.Conv1d, "_conv_forward"),
     (nn.Conv2d, "_conv_forward"),
     (nn.modules.conv._ConvTransposeNd, "_output_padding"),
     (nn.Module, "_call_impl"),

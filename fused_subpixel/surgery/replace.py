@@ -104,10 +104,10 @@ class Replacer:
                     else:
                         self.sites.setdefault(pair, self.site(pair, LEFT_ALONE, why))
                 elif isinstance(sequential, FusedSequential) and self.is_done(sequential, found):
-                    self.sites[pair] = self.site(pair, ALREADY_REPLACED, _how(found))
+                    self.sites[pair] = self.site(pair, ALREADY_REPLACED, how(found))
                 else:
                     self.sequentials.setdefault(sequential, []).append(found)
-                    self.sites[pair] = self.site(pair, REPLACED, _how(found))
+                    self.sites[pair] = self.site(pair, REPLACED, how(found))
 
     def is_done(self, sequential: FusedSequential, found: Chain | UnshuffleConv) -> bool:
         """Whether a Sequential that was replaced before runs this chain as one call."""
@@ -125,7 +125,7 @@ class Replacer:
             isinstance(conv, nn.Conv2d)
             and isinstance(shuffle, nn.PixelShuffle)
             and chains.has_hooks(conv)
-            and _only_reparametrising_hooks(conv)
+            and only_reparametrising_hooks(conv)
             and chains.why_own_forward(conv, nn.Conv2d) is None
             and chains.why_altered(shuffle, nn.PixelShuffle) is None
             and chains.why_unfit(conv, shuffle.upscale_factor, None) is None
@@ -137,7 +137,7 @@ class Replacer:
         for module in self.names:
             if isinstance(module, FusedConv2d):
                 pair = module, paths.get(module.subpixel.shuffle)
-                self.sites[pair] = self.site(pair, ALREADY_REPLACED, _how(module.subpixel))
+                self.sites[pair] = self.site(pair, ALREADY_REPLACED, how(module.subpixel))
 
     def look_at_run(self, recorder: trace.Recorder) -> None:
         """Find pairs in what was recorded of a run."""
@@ -198,7 +198,7 @@ class Replacer:
                 return "the calls of the convolution are followed by different activations"
         if isinstance(before, Activation) and before.weight is not None:
             return "the slopes of the PReLU in between belong to no nn.PReLU"
-        if not _only_reparametrising_hooks(conv):
+        if not only_reparametrising_hooks(conv):
             return f"{type(conv).__name__} has hooks"
         if any(chains.has_hooks(shuffle) for shuffle in shuffles):
             return "PixelShuffle has hooks"
@@ -214,7 +214,7 @@ class Replacer:
     def plan(self, conv: nn.Conv2d, plan: Plan, shuffle: nn.Module | None) -> None:
         """Note that ``conv`` is to be replaced."""
         self.convs[conv] = plan
-        self.sites[conv, shuffle] = self.site((conv, shuffle), REPLACED, _how(plan))
+        self.sites[conv, shuffle] = self.site((conv, shuffle), REPLACED, how(plan))
 
     def look_at_other_shuffles(self, recorder: trace.Recorder | None) -> None:
         """Say of each shuffle that belongs to no site yet why it does not."""
@@ -276,7 +276,11 @@ class Replacer:
         repeatable = bool(trace.tensors_in(expected))
         problem = trace.difference(found, expected)
         if problem is None:
-            unfused = {run.conv for run in recorder.runs if run.conv in self.convs and not run.fused}
+            unfused = {
+                run.conv
+                for run in recorder.runs
+                if run.conv in self.convs and self.convs[run.conv].factor > 1 and not run.fused
+            }
             unfused |= {run.conv for run in first.runs if run.in_sequential}
             unfused -= {found.conv for found in recorder.chain_runs}
             if unfused:
@@ -301,8 +305,8 @@ class Replacer:
         ]
         first, second = pair
         if isinstance(first, nn.PixelShuffle):
-            return Site(self.names[first], _describe(first), status, reason)
-        layers = f"{_describe(first)} -> {_describe(second)}" if second is not None else _describe(first)
+            return Site(self.names[first], describe(first), status, reason)
+        layers = f"{describe(first)} -> {describe(second)}" if second is not None else describe(first)
         per_pixel = None
         if isinstance(first, nn.Conv2d) and status != LEFT_ALONE:
             per_pixel = first.out_channels * first.weight.element_size()
@@ -313,7 +317,7 @@ class Replacer:
 _REPARAMETRISING = (WeightNorm, SpectralNorm, BasePruningMethod)
 
 
-def _only_reparametrising_hooks(conv: nn.Conv2d) -> bool:
+def only_reparametrising_hooks(conv: nn.Conv2d) -> bool:
     """Whether no hooks but those of the old weight_norm and spectral_norm are on ``conv``."""
     return not chains.has_output_hooks(conv) and all(
         isinstance(hook, _REPARAMETRISING) for hook in conv._forward_pre_hooks.values()
@@ -330,18 +334,19 @@ def _looks_like(modules: list[nn.Module], start: int) -> Pair:
     return modules[start], next(module for module in modules[start + 1 :] if isinstance(module, ends))
 
 
-def _how(found: Chain | UnshuffleConv | Plan) -> str:
+def how(found: Chain | UnshuffleConv | Plan) -> str:
     """How a site runs."""
     if isinstance(found, UnshuffleConv):
         return "one strided convolution"
     after = found.after if isinstance(found, Chain) else None
     before = found.activation() if isinstance(found, Plan) else found.before
+    one_call = "the fused kernels" if isinstance(found, Plan) and found.factor == 1 else "one call"
     parts = ["batch norm"] if found.norm is not None else []
     parts += [activation.name for activation in (before, after) if activation is not None]
-    return "one call" + (f", with {' and '.join(parts)}" if parts else "")
+    return one_call + (f", with {' and '.join(parts)}" if parts else "")
 
 
-def _describe(module: nn.Module) -> str:
+def describe(module: nn.Module) -> str:
     """A layer and its shape."""
     if isinstance(module, nn.PixelShuffle):
         return f"PixelShuffle({module.upscale_factor})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from torch import nn
 
@@ -23,6 +24,8 @@ class Site:
         saved_bytes: memory that a run of the model on the example inputs need not write and read any more;
             None where the size of the tensors is not known.
         saved_bytes_per_pixel: the same for each pixel of the convolution's output; None where unknown.
+        before_ms, after_ms: milliseconds of all calls in a run of the model, by PyTorch and by the fused
+            kernels; None where they were not measured.
     """
 
     path: str
@@ -31,6 +34,8 @@ class Site:
     reason: str = ""
     saved_bytes: int | None = None
     saved_bytes_per_pixel: int | None = None
+    before_ms: float | None = None
+    after_ms: float | None = None
 
     @property
     def saving(self) -> str:
@@ -40,15 +45,36 @@ class Site:
         return "" if self.saved_bytes_per_pixel is None else f"{self.saved_bytes_per_pixel} B/pixel"
 
 
+class WholeModel(NamedTuple):
+    """A run of the whole model before and after: median milliseconds, and peak memory where it is known."""
+
+    before_ms: float
+    after_ms: float
+    before_bytes: int | None = None
+    after_bytes: int | None = None
+
+    def __str__(self) -> str:
+        text = (
+            f"whole model: {self.before_ms:.3g} ms before, {self.after_ms:.3g} ms after, "
+            f"{self.before_ms / self.after_ms:.2f} times as fast"
+        )
+        if self.before_bytes is None or self.after_bytes is None:
+            return text
+        before, after = format_bytes(self.before_bytes), format_bytes(self.after_bytes)
+        return f"{text}; peak memory {before} before, {after} after"
+
+
 class Report:
     """The sites of a replacement, best printed: a table and a line that sums it up.
 
-    Iterates over its :class:`Site` objects, in the order of ``named_modules()``.
+    Iterates over its :class:`Site` objects, in the order of ``named_modules()``. ``whole`` is the measurement
+    of the whole model, where there is one.
     """
 
-    def __init__(self, sites: Iterable[Site] = (), note: str = "") -> None:
+    def __init__(self, sites: Iterable[Site] = (), note: str = "", whole: WholeModel | None = None) -> None:
         self.sites = tuple(sites)
         self.note = note
+        self.whole = whole
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -99,17 +125,25 @@ class Report:
             text = f"{len(self.sites)} {'site' if len(self.sites) == 1 else 'sites'}: {', '.join(counts)}"
             if self.saved_bytes is not None:
                 text += f"; {format_bytes(self.saved_bytes)} less to write and read per run"
-        return f"{text}. {self.note}" if self.note else text
+        text = f"{text}. {self.note}" if self.note else text
+        return f"{text}\n{self.whole}" if self.whole else text
 
     def __str__(self) -> str:
         if not self.sites:
             return self.summary
-        rows = [("path", "layers", "status", "saving", "how, or why not")]
-        rows += [(site.path, site.layers, site.status, site.saving, site.reason) for site in self.sites]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        if any(site.before_ms is not None for site in self.sites):
+            heads = ("PyTorch ms", "fused ms")
+            rows: list[tuple[str, ...]] = [("path", "layers", "status", *heads, "how, or why not")]
+            rows += [
+                (site.path, site.layers, site.status, _ms(site.before_ms), _ms(site.after_ms), site.reason)
+                for site in self.sites
+            ]
+        else:
+            rows = [("path", "layers", "status", "saving", "how, or why not")]
+            rows += [(site.path, site.layers, site.status, site.saving, site.reason) for site in self.sites]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
-            "  ".join((*(phases.ljust(width) for phases, width in zip(row[:4], widths, strict=True)), row[4]))
-            for row in rows
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
         ]
         return "\n".join((*(line.rstrip() for line in lines), self.summary))
 
@@ -139,6 +173,10 @@ def what_else_finds(model: nn.Module, called: str) -> str:
     if holds(*_OTHER_DIMENSIONS):
         hints.append("1-D and 3-D layers cannot be replaced")
     return ". ".join(hints)
+
+
+def _ms(time: float | None) -> str:
+    return "" if time is None else f"{time:.3g}"
 
 
 def format_bytes(size: int) -> str:

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..modules import ConvTranspose2d
 from .arguments import Model, check_model, copied
-from .fused_modules import FusedConv2d, FusedSequential, restore_class
+from .fused_modules import FusedConv1d, FusedConv2d, FusedSequential, restore_class
 
 
 def restore(model: Model, *, inplace: bool = False) -> Model:
@@ -28,7 +28,7 @@ def restore(model: Model, *, inplace: bool = False) -> Model:
     check_model(model)
     model = model if inplace else copied(model)
     for module in model.modules():
-        if isinstance(module, (FusedSequential, FusedConv2d)):
+        if isinstance(module, (FusedSequential, FusedConv2d, FusedConv1d)):
             restore_class(module)
             for name in ("subpixel", "fold_batch_norm", "unshuffle"):
                 module.__dict__.pop(name, None)

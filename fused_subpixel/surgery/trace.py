@@ -8,7 +8,7 @@ import dataclasses
 import random
 import sys
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,30 @@ from .low_resolution import LowResolution
 Chained = dict[nn.Sequential, set[nn.Conv2d]]  # Sequentials, and the convolutions of their chains
 
 
+class TensorLike(NamedTuple):
+    """What a tensor like another one is made from."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorLike:
+        """That of ``tensor``."""
+        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+
+    def make(self) -> Tensor:
+        """A tensor of random values."""
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device).normal_()
+
+
 @dataclasses.dataclass(eq=False)
 class Run:
     """One call of a convolution, and what its output went through."""
 
     conv: nn.Conv2d
+    input: TensorLike
     input_size: int  # in bytes, as the next
     output_size: int
     in_sequential: bool  # whether a Sequential ran it that has a chain with it
@@ -38,6 +57,16 @@ class Run:
     shuffles: list[nn.Module | None] = dataclasses.field(default_factory=list)
     fused: bool = False  # whether the shuffle got a LowResolution
     others: list[str] = dataclasses.field(default_factory=list)  # what else was done with the output
+    trail: _Trail | None = None  # of the output
+
+    def following(self) -> tuple[Call, ...]:
+        """The steps that follow, as far as nothing else uses what they are applied to."""
+        steps: tuple[Call, ...] = ()
+        trail = self.trail
+        while trail is not None and trail.uses == 1 and trail.next is not None:
+            trail = trail.next
+            steps = trail.steps
+        return steps
 
 
 @dataclasses.dataclass(eq=False)
@@ -46,7 +75,8 @@ class _Trail:
 
     run: Run
     steps: tuple[Call, ...]
-    used: bool = False
+    uses: int = 0
+    next: _Trail | None = None  # after one more step
 
 
 class Recorder(TorchFunctionMode):
@@ -60,6 +90,7 @@ class Recorder(TorchFunctionMode):
         self.runs: list[Run] = []
         self.chain_runs: list[Any] = []  # the chains that fused Sequentials ran
         self.fed: dict[nn.Module, str] = {}  # shuffles that no followed convolution feeds, and what does
+        self.inputs: dict[nn.Module, list[TensorLike]] = {}  # of other convolutions: of their calls
         self._trails: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._origins: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._model, self._chained = model, chained
@@ -75,6 +106,9 @@ class Recorder(TorchFunctionMode):
                 if isinstance(module, nn.Conv2d) and chains.why_own_forward(module, nn.Conv2d) is None:
                     watched.append((module, "forward"))
                     module.__dict__["forward"] = _standing_for(self._watch_conv(module), module)
+                elif isinstance(module, OTHER_CONVS) and "forward" not in module.__dict__:
+                    watched.append((module, "forward"))
+                    module.__dict__["forward"] = _standing_for(self._watch_input(module), module)
                 elif isinstance(module, nn.PixelShuffle) and "forward" not in module.__dict__:
                     watched.append((module, "forward"))
                     module.__dict__["forward"] = _standing_for(
@@ -97,10 +131,18 @@ class Recorder(TorchFunctionMode):
             inside = any(module in self._chained[sequential] for sequential in self._sequentials)
             with without_torch_function():  # these questions are ours
                 in_bytes, out_bytes = (t.numel() * t.element_size() for t in (input, output))
-            run = Run(module, in_bytes, out_bytes, inside)
+                run = Run(module, TensorLike.of(input), in_bytes, out_bytes, inside)
             self.runs.append(run)
-            self._trails[output] = _Trail(run, ())
+            run.trail = self._trails[output] = _Trail(run, ())
             return output
+
+        return forward
+
+    def _watch_input(self, module: nn.Module) -> Any:
+        def forward(input: Tensor, *args: Any, **kwargs: Any) -> Any:
+            with without_torch_function():
+                self.inputs.setdefault(module, []).append(TensorLike.of(input))
+            return type(module).forward(module, input, *args, **kwargs)
 
         return forward
 
@@ -137,19 +179,16 @@ class Recorder(TorchFunctionMode):
         following = first is not None and len(trails) == 1 and (ending or call is not None)
         name = resolve_name(func) or getattr(func, "__name__", str(func))
         for trail in trails:
-            if trail.used or not following:
+            if trail.uses or not following:
                 trail.run.others.append(name)
-            trail.used = True
+            trail.uses += 1
         if ending:
             self._end(first, args, kwargs)
 
         result = func(*args, **kwargs)
 
         if following and call is not None and first is not None:
-            if result is args[0]:  # in place
-                first.steps, first.used = (*first.steps, call), False
-            else:
-                self._trails[result] = _Trail(first.run, (*first.steps, call))
+            first.next = self._trails[result] = _Trail(first.run, (*first.steps, call))
         elif isinstance(result, Tensor):
             self._origins[result] = name
         return result
@@ -173,6 +212,11 @@ class Recorder(TorchFunctionMode):
         for tensor in tensors_in(output):
             if (trail := self._trails.get(tensor)) is not None:
                 trail.run.others.append("the model's caller")
+                trail.uses += 1
+
+
+# Whose inputs are recorded, and no more.
+OTHER_CONVS = (nn.Conv1d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 
 def _standing_for(watching: Any, module: nn.Module) -> Any:
