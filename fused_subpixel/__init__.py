@@ -4,6 +4,7 @@
 from .dispatch.backends import use_backend
 from .explanation import Explanation, explain
 from .functional import conv_transpose2d, pixel_shuffle, pixel_unshuffle, subpixel_conv2d
+from .functional_1d import conv_transpose1d, pixel_shuffle1d, pixel_unshuffle1d, subpixel_conv1d
 from .fx import fuse, fusing_backend, unfuse
 from .init import icnr_
 from .modules import ConvTranspose2d, SubpixelConv2d
@@ -32,6 +33,7 @@ __all__ = [
     "Site",
     "SubpixelConv2d",
     "accelerate",
+    "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose_bias_to_subpixel",
     "conv_transpose_weight_to_subpixel",
@@ -40,12 +42,15 @@ __all__ = [
     "fusing_backend",
     "icnr_",
     "pixel_shuffle",
+    "pixel_shuffle1d",
     "pixel_unshuffle",
+    "pixel_unshuffle1d",
     "replace_conv_transpose",
     "replace_pixel_shuffle",
     "restore",
     "restore_pixel_shuffle",
     "subpixel_bias_to_conv_transpose",
+    "subpixel_conv1d",
     "subpixel_conv2d",
     "subpixel_weight_to_conv_transpose",
     "unfuse",

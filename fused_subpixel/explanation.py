@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import functional
+from . import functional, functional_1d
 from .dispatch import backends, choose
 from .dispatch.call import Call
 from .dispatch.checks import check_dense, describe
 from .dispatch.resolve import resolve_conv_transpose2d, resolve_subpixel_conv2d
+from .dispatch.resolve_1d import resolve_conv_transpose1d, resolve_subpixel_conv1d
 from .dispatch.tensors import plain_tensors, why_only_reference
 from .ops.geometry import KERNEL_DTYPES, Problem
 from .ops.layout import is_channels_last
@@ -59,7 +60,8 @@ def explain(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Expla
     """Tell which kernel a call would run, forward and backward, and why nothing faster.
 
     Args:
-        function: :func:`fused_subpixel.subpixel_conv2d` or :func:`fused_subpixel.conv_transpose2d`.
+        function: :func:`fused_subpixel.subpixel_conv2d`, :func:`fused_subpixel.conv_transpose2d` or one of
+            their counterparts of one dimension. A signal is explained as an image of one row.
         args: the arguments of the call.
         kwargs: the same, by name.
 
@@ -79,16 +81,18 @@ def explain(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Expla
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
-    return _explain(
-        resolve,
-        *(given[name] for name in ("input", "weight", "bias", "activation_weight", "residual", "backend")),
-        *(given[name] for name in functional.OPTION_NAMES[resolve]),
-    )
+    tensors = tuple(given[name] for name in ("input", "weight", "bias", "activation_weight", "residual"))
+    if resolve in (resolve_subpixel_conv1d, resolve_conv_transpose1d):
+        tensors = functional_1d.as_rows(*tensors)
+    options = (given[name] for name in functional.OPTION_NAMES[resolve])
+    return _explain(resolve, *tensors, given["backend"], *options)
 
 
 _RESOLVERS: dict[Any, Callable[..., Problem]] = {
     functional.subpixel_conv2d: resolve_subpixel_conv2d,
     functional.conv_transpose2d: resolve_conv_transpose2d,
+    functional_1d.subpixel_conv1d: resolve_subpixel_conv1d,
+    functional_1d.conv_transpose1d: resolve_conv_transpose1d,
 }
 
 

@@ -22,6 +22,7 @@ from .dispatch.call import Call
 from .dispatch.checks import check_dense, check_tensor, lookup, pair
 from .dispatch.choose import prepare, prepare_cached
 from .dispatch.resolve import resolve_conv_transpose2d, resolve_subpixel_conv2d
+from .dispatch.resolve_1d import resolve_conv_transpose1d, resolve_subpixel_conv1d
 from .dispatch.tensors import (
     PLAIN_TENSORS,
     PLAIN_TENSORS_OR_NONE,
@@ -185,7 +186,7 @@ def pixel_shuffle(input: Tensor, upscale_factor: int | Sequence[int], channel_or
     if input.shape[-3] % phases:
         found = list(input.shape)
         raise ValueError(f"input: expected channels divisible by {factor_h}*{factor_w}={phases}, got {found}")
-    return _shuffle(input, factor_h, factor_w, channel_order, False)
+    return shuffle(input, factor_h, factor_w, channel_order, False)
 
 
 def pixel_unshuffle(
@@ -201,10 +202,10 @@ def pixel_unshuffle(
     if input.shape[-2] % factor_h or input.shape[-1] % factor_w:
         found = list(input.shape)
         raise ValueError(f"input: expected a size divisible by {factor_h} and {factor_w}, got {found}")
-    return _shuffle(input, factor_h, factor_w, channel_order, True)
+    return shuffle(input, factor_h, factor_w, channel_order, True)
 
 
-def _shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: str, inverse: bool) -> Tensor:
+def shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: str, inverse: bool) -> Tensor:
     """By the CUDA library's kernel, which keeps the layout, where that can run; else by PyTorch."""
     if input.is_cuda and input.dim() == 4 and input.element_size() <= 8:
         tracing = torch.compiler.is_compiling()
@@ -226,16 +227,20 @@ def _check_shuffle(input: Any, name: str, factor: Any) -> tuple[int, int]:
 
 # ---- tensor subclasses, and other things that PyTorch's functions take for tensors -------------------------
 
-# Of the two public functions, by what checks their arguments: the names of those that are no tensors.
+_SUBPIXEL_OPTIONS = (
+    "upscale_factor", "stride", "padding", "dilation", "groups", "activation", "negative_slope", "clamp",
+    "channel_order",
+)  # fmt: skip
+_TRANSPOSED_OPTIONS = (
+    "stride", "padding", "output_padding", "groups", "dilation", "activation", "negative_slope", "clamp",
+)  # fmt: skip
+# Of the public functions, by what checks their arguments: the names of those that are no tensors.
 OPTION_NAMES: dict[Any, tuple[str, ...]] = {
-    resolve_subpixel_conv2d: (
-        "upscale_factor", "stride", "padding", "dilation", "groups", "activation", "negative_slope", "clamp",
-        "channel_order",
-    ),
-    resolve_conv_transpose2d: (
-        "stride", "padding", "output_padding", "groups", "dilation", "activation", "negative_slope", "clamp",
-    ),
-}  # fmt: skip
+    resolve_subpixel_conv1d: _SUBPIXEL_OPTIONS,
+    resolve_subpixel_conv2d: _SUBPIXEL_OPTIONS,
+    resolve_conv_transpose1d: _TRANSPOSED_OPTIONS,
+    resolve_conv_transpose2d: _TRANSPOSED_OPTIONS,
+}
 
 
 def _hand_over(
@@ -277,7 +282,10 @@ def convolve(
     backend: str | None,
     *options: Any,
 ) -> Tensor:
-    """:func:`subpixel_conv2d` or :func:`conv_transpose2d`, with ``options`` in the order of ``resolve``."""
+    """:func:`subpixel_conv2d` or :func:`conv_transpose2d`, with ``options`` in the order of ``resolve``.
+
+    Or a function of one dimension, whose tensors are images of one row.
+    """
     tracing = torch.compiler.is_compiling()
     if tracing or (
         type(input) in PLAIN_TENSORS

@@ -96,6 +96,15 @@ def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
     return result, result
 
 
+def single(name: str, value: Any, minimum: int) -> int:
+    """``value``, an int or a sequence of one, as PyTorch's functions of one dimension take it."""
+    if isinstance(value, (tuple, list)):
+        if len(value) != 1:
+            fail(name, "an int", value)
+        value = value[0]
+    return integer(name, value, minimum)
+
+
 def four_sides(name: str, value: Any) -> tuple[int, int, int, int]:
     """``value``, an int, (vertical, horizontal) or four ints, as (top, left, bottom, right)."""
     if isinstance(value, (tuple, list)) and len(value) == 4:
@@ -107,21 +116,46 @@ def four_sides(name: str, value: Any) -> tuple[int, int, int, int]:
     return vertical, horizontal, vertical, horizontal
 
 
+def two_sides(name: str, value: Any) -> tuple[int, int]:
+    """``value``, an int, a sequence of one or two ints, as (left, right)."""
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        return integer(name, value[0], 0), integer(name, value[1], 0)
+    if isinstance(value, (tuple, list)) and len(value) != 1:
+        fail(name, "an int or a pair (left, right)", value)
+    both = single(name, value, 0)
+    return both, both
+
+
 def four_paddings(
     padding: Any, stride: tuple[int, int], dilation: tuple[int, int], kernel: Sequence[int]
 ) -> tuple[int, int, int, int]:
     """``padding`` as (top, left, bottom, right)."""
     if not isinstance(padding, str):
         return four_sides("padding", padding)
+    (top, bottom), (left, right) = _named_padding(padding, stride, dilation, kernel)
+    return top, left, bottom, right
+
+
+def two_paddings(padding: Any, stride: int, dilation: int, kernel: int) -> tuple[int, int]:
+    """``padding`` of a signal as (left, right)."""
+    if not isinstance(padding, str):
+        return two_sides("padding", padding)
+    (sides,) = _named_padding(padding, (stride,), (dilation,), (kernel,))
+    return sides
+
+
+def _named_padding(
+    padding: str, stride: tuple[int, ...], dilation: tuple[int, ...], kernel: Sequence[int]
+) -> list[tuple[int, int]]:
+    """``"valid"`` or ``"same"`` as (before, after) of each direction."""
     if padding == "valid":
-        return 0, 0, 0, 0
+        return [(0, 0)] * len(stride)
     if padding != "same":
         fail("padding", "ints, 'same' or 'valid'", repr(padding))
-    if stride != (1, 1):
-        fail("padding", "ints or 'valid' where stride is not 1", f"'same' with stride {stride}")
-    vertical, horizontal = dilation[0] * (kernel[0] - 1), dilation[1] * (kernel[1] - 1)
-    top, left = vertical // 2, horizontal // 2  # an odd pixel goes to the bottom or right, as in F.conv2d
-    return top, left, vertical - top, horizontal - left
+    if max(stride) != 1:
+        fail("padding", "ints or 'valid' where stride is not 1", f"'same' with stride {max(stride)}")
+    totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+    return [(total // 2, total - total // 2) for total in totals]  # the odd one comes after, as in F.conv2d
 
 
 def number(name: str, value: Any) -> float:

@@ -39,6 +39,7 @@ from .checks import (
     pair,
     shape_of,
 )
+from .words import IMAGES, Words
 
 
 def resolve_subpixel_conv2d(
@@ -57,15 +58,18 @@ def resolve_subpixel_conv2d(
     clamp: object,
     channel_order: object,
     crop: object = (0, 0, 0, 0),
+    *,
+    words: Words = IMAGES,
 ) -> Problem:
     """Check all arguments of a batched call and return them as plain numbers.
 
     The arguments are those of :func:`fused_subpixel.subpixel_conv2d` with tensors replaced by their
-    :func:`describe`; ``crop`` is (top, left, bottom, right) in high-resolution pixels.
+    :func:`describe`; ``crop`` is (top, left, bottom, right) in high-resolution pixels, and ``words`` are
+    those of the caller's dimensions.
     """
     shape, dtype, device = input
     weight_shape = weight[0]
-    _check_ranks(shape, weight_shape)
+    _check_ranks(shape, weight_shape, words.weight, words)
     _check_dtypes_and_devices(input, weight, bias, activation_weight, residual)
 
     upscale_h, upscale_w = pair("upscale_factor", upscale_factor, minimum=1)
@@ -84,18 +88,18 @@ def resolve_subpixel_conv2d(
         *four_sides("crop", crop),
         lookup("channel_order", channel_order, CHANNEL_ORDERS),
     )  # fmt: skip
-    _check_channels(geometry, shape, weight_shape, bias)
-    _check_not_empty(shape)
-    output_shape = _checked_output_shape(geometry, shape, weight_shape)
+    _check_channels(geometry, shape, weight_shape, bias, words)
+    _check_not_empty(shape, words)
+    output_shape = _checked_output_shape(geometry, shape, weight_shape, words)
     epilogue = Epilogue(
         lookup("activation", activation, ACTIVATIONS),
         number("negative_slope", negative_slope),
         *clamp_bounds(clamp),
     )
-    _check_activation_weight(activation, activation_weight, output_shape[1], weight_shape[0])
+    _check_activation_weight(activation, activation_weight, output_shape[1], weight_shape[0], words)
     if residual is not None:
         low = lr_size(geometry, shape[2], shape[3], kernel_h, kernel_w)
-        _check_residual(residual[0], output_shape, weight_shape[0], low)
+        _check_residual(residual[0], output_shape, weight_shape[0], low, words)
     return Problem(geometry, epilogue, tuple(shape), tuple(weight_shape), output_shape, dtype, device)
 
 
@@ -113,6 +117,8 @@ def resolve_conv_transpose2d(
     activation: object,
     negative_slope: object,
     clamp: object,
+    *,
+    words: Words = IMAGES,
 ) -> Problem:
     """:func:`resolve_subpixel_conv2d` for the arguments of :func:`fused_subpixel.conv_transpose2d`.
 
@@ -122,19 +128,18 @@ def resolve_conv_transpose2d(
     """
     shape, dtype, device = input
     weight_shape = weight[0]
-    if len(weight_shape) != 4:
-        fail("weight", "[Ci, C/groups, K_h, K_w]", shape_of(weight_shape))
-    _check_ranks(shape, weight_shape)
+    _check_ranks(shape, weight_shape, words.transposed_weight, words)
     _check_dtypes_and_devices(input, weight, bias, activation_weight, residual)
     strides, paddings = pair("stride", stride, minimum=1), pair("padding", padding, minimum=0)
     dilations = pair("dilation", dilation, minimum=1)
     extras = pair("output_padding", output_padding, minimum=0)
     for extra, step, spread in zip(extras, strides, dilations, strict=True):
         if extra >= max(step, spread):
-            fail("output_padding", f"less than stride {strides} or dilation {dilations}", extras)
+            expected = f"less than stride {words.pair(strides)} or dilation {words.pair(dilations)}"
+            fail("output_padding", expected, words.pair(extras))
     count = integer("groups", groups, minimum=1)
-    channels = _check_transposed_channels(shape, weight_shape, bias, count)
-    _check_not_empty(shape)
+    channels = _check_transposed_channels(shape, weight_shape, bias, count, words)
+    _check_not_empty(shape, words)
     if not torch.compiler.is_compiling() and dilations == (1, 1):
         # Over a single pixel nothing strides; kernels take memory for as many phases as the stride has.
         strides = tuple(  # type: ignore[assignment]
@@ -149,8 +154,9 @@ def resolve_conv_transpose2d(
     vertical, horizontal = sides
     least = 0 if shape[0] == 0 else 1  # as PyTorch, which makes an empty image of an empty batch
     if vertical.size < least or horizontal.size < least:
-        expected = "what leaves an output of at least one pixel"
-        fail("padding", expected, f"{paddings}, an output of {vertical.size}x{horizontal.size}")
+        expected = f"what leaves an output of at least one {words.pixel}"
+        found = f"{words.pair(paddings)}, an output of {words.size(vertical.size, horizontal.size)}"
+        fail("padding", expected, found)
     geometry = Geometry(
         *strides, 1, 1, vertical.before, horizontal.before, vertical.after, horizontal.after, 1, 1, count,
         vertical.crop_before, horizontal.crop_before, vertical.crop_after, horizontal.crop_after,
@@ -158,15 +164,15 @@ def resolve_conv_transpose2d(
     )  # fmt: skip
     lr_channels = channels * strides[0] * strides[1]
     output_shape = (shape[0], channels, vertical.size, horizontal.size)
-    _check_output_size(output_shape, vertical.size, horizontal.size)
+    _check_output_size(output_shape, vertical.size, horizontal.size, words)
     epilogue = Epilogue(
         lookup("activation", activation, ACTIVATIONS),
         number("negative_slope", negative_slope),
         *clamp_bounds(clamp),
     )
-    _check_activation_weight(activation, activation_weight, channels, channels)
+    _check_activation_weight(activation, activation_weight, channels, channels, words)
     if residual is not None and tuple(residual[0]) != output_shape:
-        fail("residual", f"{shape_of(output_shape)}, as the output", shape_of(residual[0]))
+        fail("residual", f"{words.shape(output_shape)}, as the output", words.shape(residual[0]))
     transposed = Transposed(
         tuple(shape),
         tuple(weight_shape),
@@ -222,16 +228,16 @@ def _transposed_side(
 
 
 def _check_transposed_channels(
-    shape: Sequence[int], weight_shape: Sequence[int], bias: TensorInfo | None, groups: int
+    shape: Sequence[int], weight_shape: Sequence[int], bias: TensorInfo | None, groups: int, words: Words
 ) -> int:
     """C, the channels of the output."""
     if min(weight_shape) < 1:
-        fail("weight", "sizes of at least 1", shape_of(weight_shape))
+        fail("weight", "sizes of at least 1", words.shape(weight_shape))
     if weight_shape[0] % groups:
-        fail("weight", f"a first size divisible by groups={groups}", shape_of(weight_shape))
+        fail("weight", f"a first size divisible by groups={groups}", words.shape(weight_shape))
     if shape[1] != weight_shape[0]:
-        hint = _channels_at_the_end(shape, weight_shape[0])
-        fail("input", f"{weight_shape[0]} channels (weight {shape_of(weight_shape)})", shape_of(shape) + hint)
+        found = words.shape(shape) + _channels_at_the_end(shape, weight_shape[0], words)
+        fail("input", f"{weight_shape[0]} channels (weight {words.shape(weight_shape)})", found)
     channels = weight_shape[1] * groups
     if bias is not None and (len(bias[0]) != 1 or bias[0][0] != channels):
         fail("bias", f"[{channels}], one value per channel of the output", shape_of(bias[0]))
@@ -243,11 +249,13 @@ def _effective_stride(stride: int, padded: int, reach: int) -> int:
     return min(stride, max(padded - reach, 1))
 
 
-def _check_ranks(shape: Sequence[int], weight_shape: Sequence[int]) -> None:
+def _check_ranks(
+    shape: Sequence[int], weight_shape: Sequence[int], shape_of_weight: str, words: Words
+) -> None:
     if len(shape) != 4:
-        fail("input", "[N, Ci, H, W] or [Ci, H, W]", shape_of(shape))
+        fail("input", words.input, words.shape(shape))
     if len(weight_shape) != 4:
-        fail("weight", "[C*r_h*r_w, Ci/groups, k_h, k_w]", shape_of(weight_shape))
+        fail("weight", shape_of_weight, words.shape(weight_shape))
 
 
 def _check_dtypes_and_devices(
@@ -273,84 +281,90 @@ def _check_dtypes_and_devices(
             fail(name, f"device {device} as input has", str(info[2]))
 
 
-def _channels_at_the_end(shape: Sequence[int], channels: int) -> str:
-    return "; channels come before height and width: permute the axes" if shape[3] == channels else ""
+def _channels_at_the_end(shape: Sequence[int], channels: int, words: Words) -> str:
+    return words.channels_first if shape[3] == channels else ""
 
 
-def _check_not_empty(shape: Sequence[int]) -> None:
+def _check_not_empty(shape: Sequence[int], words: Words) -> None:
     """As PyTorch's convolutions, which take an image without pixels only in an empty batch."""
     if (shape[2] < 1 or shape[3] < 1) and shape[0] != 0:
-        fail("input", "a height and a width of at least 1", shape_of(shape))
+        fail("input", f"{words.sizes} of at least 1", words.shape(shape))
 
 
 def _check_channels(
-    geometry: Geometry, shape: Sequence[int], weight_shape: Sequence[int], bias: TensorInfo | None
+    geometry: Geometry,
+    shape: Sequence[int],
+    weight_shape: Sequence[int],
+    bias: TensorInfo | None,
+    words: Words,
 ) -> None:
     lr_channels, channels_per_group, kernel_h, kernel_w = weight_shape
     phases = geometry.upscale_h * geometry.upscale_w
     groups = geometry.groups
     if lr_channels < 1 or channels_per_group < 1 or kernel_h < 1 or kernel_w < 1:
-        fail("weight", "sizes of at least 1", shape_of(weight_shape))
+        fail("weight", "sizes of at least 1", words.shape(weight_shape))
     transposed = ""
     if groups == 1 and shape[1] == lr_channels != channels_per_group:
-        transposed = "; a weight [Ci, C, K_h, K_w] of nn.ConvTranspose2d is one for conv_transpose2d"
+        transposed = words.for_transposed
     if lr_channels % phases:
         fail(
             "weight",
-            f"a first size divisible by r_h*r_w = {geometry.upscale_h}*{geometry.upscale_w} = {phases}",
-            shape_of(weight_shape) + transposed,
+            f"a first size divisible by {words.phases(geometry.upscale_h, geometry.upscale_w)}",
+            words.shape(weight_shape) + transposed,
         )
     if lr_channels % groups:
-        fail("weight", f"a first size divisible by groups={groups}", shape_of(weight_shape))
+        fail("weight", f"a first size divisible by groups={groups}", words.shape(weight_shape))
     if shape[1] != channels_per_group * groups:
-        hint = transposed or _channels_at_the_end(shape, channels_per_group * groups)
+        hint = transposed or _channels_at_the_end(shape, channels_per_group * groups, words)
         fail(
             "input",
-            f"{channels_per_group * groups} channels (weight {shape_of(weight_shape)}, groups={groups})",
-            shape_of(shape) + hint,
+            f"{channels_per_group * groups} channels (weight {words.shape(weight_shape)}, groups={groups})",
+            words.shape(shape) + hint,
         )
     if bias is not None and (len(bias[0]) != 1 or bias[0][0] != lr_channels):
         fail("bias", f"[{lr_channels}], one value per row of weight", shape_of(bias[0]))
 
 
 def _checked_output_shape(
-    geometry: Geometry, shape: Sequence[int], weight_shape: Sequence[int]
+    geometry: Geometry, shape: Sequence[int], weight_shape: Sequence[int], words: Words
 ) -> tuple[int, int, int, int]:
     batch, _, height, width = shape
     lr_channels, _, kernel_h, kernel_w = weight_shape
     g = geometry
     lr_h, lr_w = lr_size(g, height, width, kernel_h, kernel_w)
     if lr_h < 1 or lr_w < 1:
+        padded = words.size(height + g.pad_top + g.pad_bottom, width + g.pad_left + g.pad_right)
         fail(
             "weight",
-            "a kernel that fits the padded input of "
-            f"{height + g.pad_top + g.pad_bottom}x{width + g.pad_left + g.pad_right} pixels",
-            f"{kernel_h}x{kernel_w} with dilation {(g.dilation_h, g.dilation_w)}",
+            f"a kernel that fits the padded input of {padded} {words.pixel}s",
+            f"{words.size(kernel_h, kernel_w)} with dilation {words.pair((g.dilation_h, g.dilation_w))}",
         )
     out_h, out_w = output_size(g, height, width, kernel_h, kernel_w)
     if out_h < 1 or out_w < 1:
         fail("crop", f"less than the output's {lr_h * g.upscale_h}x{lr_w * g.upscale_w} pixels", g.crop)
     channels = lr_channels // (g.upscale_h * g.upscale_w)
     output_shape = (batch, channels, out_h, out_w)
-    _check_output_size(output_shape, lr_h * g.upscale_h, lr_w * g.upscale_w)
+    _check_output_size(output_shape, lr_h * g.upscale_h, lr_w * g.upscale_w, words)
     return output_shape
 
 
-def _check_output_size(shape: tuple[int, int, int, int], uncropped_h: int, uncropped_w: int) -> None:
+def _check_output_size(
+    shape: tuple[int, int, int, int], uncropped_h: int, uncropped_w: int, words: Words
+) -> None:
     # Not while tracing: no compiled graph should depend on whether its sizes are below these.
     if not torch.compiler.is_compiling() and (
         max(uncropped_h, uncropped_w) > LARGEST_SIZE
         or shape[0] * shape[1] * uncropped_h * uncropped_w >= 2**LARGEST_COUNT_LOG2
     ):
         expected = (
-            f"an output at most {LARGEST_SIZE} pixels high and wide, of less than 2**{LARGEST_COUNT_LOG2} "
-            "values"
+            f"an output at most {LARGEST_SIZE} {words.pixel}s {words.large}, of less than "
+            f"2**{LARGEST_COUNT_LOG2} values"
         )
-        fail("input", expected, shape_of(shape))
+        fail("input", expected, words.shape(shape))
 
 
 def _check_activation_weight(
-    activation: Any, info: TensorInfo | None, channels: int, lr_channels: int
+    activation: Any, info: TensorInfo | None, channels: int, lr_channels: int, words: Words
 ) -> None:
     if activation != "prelu":
         if info is not None:
@@ -360,12 +374,16 @@ def _check_activation_weight(
         fail("activation_weight", "a tensor where activation is 'prelu'", None)
     shape = info[0]
     if len(shape) > 1 or math.prod(shape) not in (1, channels, lr_channels):
-        several = f"C={channels} (after the shuffle) or C*r_h*r_w={lr_channels} (before it)"
+        several = f"C={channels} (after the shuffle) or C*{words.factor}={lr_channels} (before it)"
         fail("activation_weight", f"1, {several} values in one dimension", shape_of(shape))
 
 
 def _check_residual(
-    found: Sequence[int], output_shape: Sequence[int], lr_channels: int, low: tuple[int, int]
+    found: Sequence[int],
+    output_shape: Sequence[int],
+    lr_channels: int,
+    low: tuple[int, int],
+    words: Words,
 ) -> None:
     batch, channels = output_shape[:2]
     expected = (
@@ -374,9 +392,9 @@ def _check_residual(
         (batch, lr_channels, *low),  # low resolution and channels: shuffled
     )
     if tuple(found) not in expected:
-        as_output, upsampled, shuffled = map(shape_of, expected)
+        as_output, upsampled, shuffled = map(words.shape, expected)
         fail(
             "residual",
             f"{as_output} (added), {upsampled} (upsampled) or {shuffled} (shuffled)",
-            shape_of(found),
+            words.shape(found),
         )
