@@ -8,6 +8,7 @@ from .functional_1d import conv_transpose1d, pixel_shuffle1d, pixel_unshuffle1d,
 from .fx import fuse, fusing_backend, unfuse
 from .init import icnr_
 from .modules import ConvTranspose2d, SubpixelConv2d
+from .modules_1d import ConvTranspose1d, SubpixelConv1d
 from .surgery import (
     Report,
     Site,
@@ -27,10 +28,12 @@ from .weights import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConvTranspose1d",
     "ConvTranspose2d",
     "Explanation",
     "Report",
     "Site",
+    "SubpixelConv1d",
     "SubpixelConv2d",
     "accelerate",
     "conv_transpose1d",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""nn.ConvTranspose2d of a model on the fused kernels: :func:`replace_conv_transpose`."""
+"""Transposed convolutions of a model on the fused kernels: :func:`replace_conv_transpose`."""
 
 from __future__ import annotations
 
@@ -10,20 +10,28 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..modules import ConvTranspose2d
+from ..modules_1d import ConvTranspose1d
 from .arguments import check_model, copied
 from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site, what_else_finds
 
+# PyTorch's classes and ours.
+FUSED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.ConvTranspose1d: ConvTranspose1d,
+    nn.ConvTranspose2d: ConvTranspose2d,
+}
+
 
 def replace_conv_transpose(model: nn.Module, *, inplace: bool = False, return_report: bool = False) -> Any:
-    """Let every ``nn.ConvTranspose2d`` of a model run as :func:`fused_subpixel.conv_transpose2d`.
+    """Let every ``nn.ConvTranspose1d`` and ``nn.ConvTranspose2d`` of a model run on the fused kernels.
 
-    The modules stay the objects they are, of a subclass: parameters, state_dict, hooks, old ``weight_norm``,
-    names and references all stay. What is not exactly an ``nn.ConvTranspose2d`` - a subclass, a layer with
+    They run as :func:`fused_subpixel.conv_transpose1d` and :func:`fused_subpixel.conv_transpose2d`. The
+    modules stay the objects they are, of a subclass: parameters, state_dict, hooks, old ``weight_norm``,
+    names and references all stay. What is not exactly of these classes - a subclass, a layer with
     parametrizations, a lazy one - is left alone, and so are layers with dilation, which are no sub-pixel
     convolutions. A second call changes nothing. :func:`restore` undoes it.
 
     Args:
-        model: any module, an ``nn.ConvTranspose2d`` itself included.
+        model: any module, a transposed convolution itself included.
         inplace: change ``model`` itself, instead of a deep copy.
         return_report: return (model, :class:`fused_subpixel.Report`).
 
@@ -38,44 +46,46 @@ def replace_conv_transpose(model: nn.Module, *, inplace: bool = False, return_re
     model = model if inplace else copied(model)
     sites = []
     for path, module in model.named_modules():
-        if not isinstance(module, nn.ConvTranspose2d):
+        if not isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
             continue
         reason = why_not(module)
-        if type(module) is ConvTranspose2d:
+        if type(module) in FUSED.values():
             status = ALREADY_REPLACED
         elif reason is None:
             status = REPLACED
-            module.__class__ = ConvTranspose2d
+            module.__class__ = FUSED[type(module)]  # type: ignore[assignment]
         else:
             status = LEFT_ALONE
-        sites.append(
-            Site(path, layers_of(module), status, reason or "runs as conv_transpose2d of this package")
-        )
+        how = f"runs as conv_transpose{len(module.kernel_size)}d of this package"
+        sites.append(Site(path, layers_of(module), status, reason or how))
     report = Report(sites, "" if sites else what_else_finds(model, "replace_conv_transpose"))
     if not report.replaced and not report.already_replaced:
         warnings.warn(f"replace_conv_transpose changed nothing: {report.summary}", stacklevel=2)
     return (model, report) if return_report else model
 
 
-def why_not(module: nn.ConvTranspose2d) -> str | None:
+def why_not(module: Any) -> str | None:
     """Why a module is left alone; None if it can be replaced."""
-    if type(module) not in (nn.ConvTranspose2d, ConvTranspose2d):
+    if type(module) not in (*FUSED, *FUSED.values()):
         if isinstance(module, LazyModuleMixin):
             return "it is not initialised yet; run the model once first"
         if hasattr(module, "parametrizations"):
             return "its parameters are parametrized, which makes it a class of its own"
-        return f"{type(module).__name__} is a subclass of nn.ConvTranspose2d and may compute something else"
+        return f"{type(module).__name__} is a subclass of nn.{_name(module)} and may compute something else"
     if "forward" in vars(module):
         return "its forward has been exchanged"
-    if tuple(module.dilation) != (1, 1):
+    if set(module.dilation) != {1}:
         return f"dilation {tuple(module.dilation)}: no sub-pixel convolution"
     return None
 
 
-def layers_of(module: nn.ConvTranspose2d) -> str:
+def layers_of(module: Any) -> str:
     """A layer and its shape."""
     kernel = "x".join(map(str, module.kernel_size))
-    options = (
-        f"stride {module.stride[0]}" if len(set(module.stride)) == 1 else f"stride {tuple(module.stride)}"
-    )
-    return f"ConvTranspose2d({module.in_channels}, {module.out_channels}, {kernel}, {options})"
+    stride = module.stride[0] if len(set(module.stride)) == 1 else tuple(module.stride)
+    return f"{_name(module)}({module.in_channels}, {module.out_channels}, {kernel}, stride {stride})"
+
+
+def _name(module: Any) -> str:
+    """The name of a layer's class in PyTorch."""
+    return f"ConvTranspose{len(module.kernel_size)}d"

@@ -151,7 +151,7 @@ class Report:
         return f"<Report: {self.summary}>"
 
 
-_OTHER_DIMENSIONS = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 
 def what_else_finds(model: nn.Module, called: str) -> str:
@@ -161,7 +161,7 @@ def what_else_finds(model: nn.Module, called: str) -> str:
         return any(isinstance(module, kinds) for module in model.modules())
 
     hints = []
-    if called != "replace_conv_transpose" and holds(nn.ConvTranspose2d):
+    if called != "replace_conv_transpose" and holds(*_TRANSPOSED):
         hints.append("Its transposed convolutions are replaced by replace_conv_transpose")
     if called != "replace_pixel_shuffle" and holds(nn.PixelShuffle):
         hints.append("Its pixel shuffles are replaced by replace_pixel_shuffle")
@@ -170,8 +170,10 @@ def what_else_finds(model: nn.Module, called: str) -> str:
             "A shuffle written by hand (view, permute, reshape) is found in graphs: by "
             "torch.compile(model, backend=fusing_backend()) or fuse(torch.export.export(...))"
         )
-    if holds(*_OTHER_DIMENSIONS):
-        hints.append("1-D and 3-D layers cannot be replaced")
+    if holds(nn.Conv1d):
+        hints.append("A 1-D convolution and its shuffle are not found: SubpixelConv1d computes both")
+    if holds(nn.Conv3d, nn.ConvTranspose3d):
+        hints.append("3-D layers cannot be replaced")
     return ". ".join(hints)
 
 

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from torch import nn
-
-from ..modules import ConvTranspose2d
 from .arguments import Model, check_model, copied
+from .conv_transpose import FUSED
 from .fused_modules import FusedConv1d, FusedConv2d, FusedSequential, restore_class
 
 
@@ -14,9 +12,9 @@ def restore(model: Model, *, inplace: bool = False) -> Model:
     """Undo :func:`replace_pixel_shuffle` and :func:`replace_conv_transpose`.
 
     Modules get their own classes back, batch norms are no longer folded, and each
-    :class:`fused_subpixel.ConvTranspose2d` becomes an ``nn.ConvTranspose2d``. A
-    :class:`fused_subpixel.SubpixelConv2d` stays, because it replaced no module.
-    ``restore_pixel_shuffle`` is another name of this function.
+    :class:`fused_subpixel.ConvTranspose1d` or :class:`fused_subpixel.ConvTranspose2d` becomes PyTorch's. A
+    :class:`fused_subpixel.SubpixelConv1d` or :class:`fused_subpixel.SubpixelConv2d` stays, because it
+    replaced no module. ``restore_pixel_shuffle`` is another name of this function.
 
     Args:
         model: a model, replaced or not, or a part of one.
@@ -27,13 +25,14 @@ def restore(model: Model, *, inplace: bool = False) -> Model:
     """
     check_model(model)
     model = model if inplace else copied(model)
+    originals = {fused: original for original, fused in FUSED.items()}
     for module in model.modules():
         if isinstance(module, (FusedSequential, FusedConv2d, FusedConv1d)):
             restore_class(module)
             for name in ("subpixel", "fold_batch_norm", "unshuffle"):
                 module.__dict__.pop(name, None)
-        elif type(module) is ConvTranspose2d:
-            module.__class__ = nn.ConvTranspose2d  # type: ignore[assignment]
+        elif type(module) in originals:
+            module.__class__ = originals[type(module)]
     return model
 
 

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import io
+import pickle
 import random
 import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cases
@@ -541,3 +545,244 @@ def test_shuffles_refuse() -> None:
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             call()
+
+
+# ---- modules -----------------------------------------------------------------------------------------------
+
+SUBPIXEL_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"bias": False, "stride": 2},
+    {"padding": "same", "groups": 2},
+    {"padding": 2, "dilation": 2, "dtype": torch.float64},
+    {"padding": 2, "padding_mode": "reflect"},
+    {"padding": "same", "padding_mode": "replicate"},
+    {"padding": 1, "padding_mode": "circular"},
+]
+
+
+@pytest.mark.parametrize("options", SUBPIXEL_OPTIONS, ids=str)
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_subpixel_module_is_a_drop_in(options: dict[str, Any], backend: str) -> None:
+    torch.manual_seed(7)
+    conv = nn.Conv1d(4, 12, 4, **options)
+    state = torch.get_rng_state()
+    torch.manual_seed(7)
+    ours = fs.SubpixelConv1d(4, 3, 4, 4, **options)
+    assert torch.get_rng_state().equal(state)
+    assert list(ours.state_dict()) == list(conv.state_dict())
+    assert all(value.equal(conv.state_dict()[name]) for name, value in ours.state_dict().items())
+    ours.load_state_dict(conv.state_dict(), strict=True)
+    x = torch.randn(2, 4, 9, dtype=options.get("dtype"))
+    expected = shuffled(conv(x), 4)
+    shared = fs.SubpixelConv1d.from_conv1d(conv.eval(), 4)
+    assert shared.weight is conv.weight
+    assert not shared.training
+    for module in (ours, shared, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        torch.testing.assert_close(module(x), expected)
+        torch.testing.assert_close(module(x[0]), expected[0])
+
+
+def test_subpixel_module_in_words() -> None:
+    module = fs.SubpixelConv1d(4, 3, 5, 2, 2, (2, 1), activation="prelu", prelu_parameters=6, clamp=(0, 1))
+    assert repr(module) == (
+        "SubpixelConv1d(4, 3, kernel_size=(5,), upscale_factor=(2,), stride=(2,), padding=(2, 1), "
+        "activation='prelu', clamp=(0.0, 1.0))"
+    )
+    assert module.activation_weight is not None
+    assert module.activation_weight.shape == (6,)
+    for options, message in (
+        ({"kernel_size": (3, 3)}, "kernel_size: expected an int, got (3, 3)"),
+        ({"groups": 3}, "groups: expected a divisor of in_channels=4 and of out_channels*r=6, got 3"),
+        ({"padding": (1, 2, 3, 4)}, "padding: expected an int or a pair (left, right)"),
+        ({"padding_mode": "zero"}, "padding_mode: expected one of"),
+    ):
+        arguments: dict[str, Any] = {"in_channels": 4, "out_channels": 3, "kernel_size": 3, **options}
+        with pytest.raises(ValueError, match=re.escape(message)):
+            fs.SubpixelConv1d(**arguments)
+    with pytest.raises(
+        TypeError, match=r"conv: expected an nn\.Conv1d whose weight is a Parameter, got Conv2d"
+    ):
+        fs.SubpixelConv1d.from_conv1d(nn.Conv2d(1, 4, 1))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="conv: expected out_channels divisible by 3, got 4"):
+        fs.SubpixelConv1d.from_conv1d(nn.Conv1d(1, 4, 1), 3)
+
+
+@pytest.mark.parametrize("order", ["crd", "dcr"])
+def test_icnr_starts_as_nearest_neighbour(order: str) -> None:
+    module = fs.SubpixelConv1d(4, 3, 3, 5, icnr=True, bias=False, channel_order=order)
+    output = module(torch.randn(2, 4, 9))
+    assert output.equal(output[..., ::5].repeat_interleave(5, 2))
+
+
+def test_transposed_module_is_a_drop_in(backend: str) -> None:
+    arguments: Any = (6, 4, 7, 3, 2)
+    torch.manual_seed(1)
+    plain = nn.ConvTranspose1d(*arguments, output_padding=1, groups=2)
+    torch.manual_seed(1)
+    fused = fs.ConvTranspose1d(*arguments, output_padding=1, groups=2)
+    assert isinstance(fused, nn.ConvTranspose1d)
+    assert fused.weight.equal(plain.weight)
+    fused.load_state_dict(plain.state_dict(), strict=True)
+    plain.load_state_dict(copy.deepcopy(fused).state_dict(), strict=True)
+    x = torch.randn(2, 6, 9)
+    again = pickle.loads(pickle.dumps(fused))
+    for module in (fused, again, fs.replace_conv_transpose(plain)):
+        assert type(module) is fs.ConvTranspose1d
+        torch.testing.assert_close(module(x), plain(x))
+        torch.testing.assert_close(module(x[0]), plain(x[0]))
+        for size in ([27], [28], [2, 4, 29]):
+            torch.testing.assert_close(module(x, size), plain(x, size))
+    with pytest.raises(ValueError, match="requested an output size"):
+        fused(x, [90])
+    assert repr(fused) == repr(plain)
+    # code behind the layer may call view(), which a transposed output would not allow
+    assert fused(laid_out(x, "transposed")).is_contiguous()
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+def test_where_pytorchs_forward_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = nn.ConvTranspose1d(3, 2, 4, 2, 1)
+    fused = fs.replace_conv_transpose(plain)
+    x = torch.randn(2, 3, 5)
+    expected = plain(x)
+    for owner, name in ((nn.ConvTranspose1d, "forward"), (F, "conv_transpose1d")):
+        function = getattr(owner, name)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, lambda *args, function=function: 2 * function(*args))
+            assert fused(x).equal(2 * expected)
+        torch.testing.assert_close(fused(x), expected)
+    with monkeypatch.context() as patch:
+        patch.setattr(fused, "_output_padding", lambda *_: (1,))
+        assert fused(x).shape[2] == 11
+    graph = torch.fx.symbolic_trace(nn.Sequential(fused))
+    assert [node.op for node in graph.graph.nodes] == ["placeholder", "call_module", "output"]
+    torch.testing.assert_close(graph(x), expected)
+    complex_layers = [copy.deepcopy(layer).to(torch.complex64) for layer in (plain, fused)]
+    assert complex_layers[1](x.cfloat()).equal(complex_layers[0](x.cfloat()))
+    fused.qconfig = "any"  # type: ignore[assignment]
+    assert type(fused) is nn.ConvTranspose1d
+
+
+class Skip(nn.Module):
+    """A decoder step that is made as long as what it is joined with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose1d(3, 3, 3, 2, 1)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.up(x, output_size=skip.shape[-1:]) + skip
+
+
+def test_output_size_stays_symbolic() -> None:
+    plain = Skip()
+    fused = fs.replace_conv_transpose(plain)
+    dims = {2: torch.export.Dim.AUTO}
+    program = torch.export.export(
+        fused, (torch.randn(1, 3, 5), torch.randn(1, 3, 10)), dynamic_shapes=(dims, dims)
+    ).module()
+    compiled = torch.compile(fused, backend="aot_eager", fullgraph=True, dynamic=True)
+    for size in (9, 10, 14):
+        inputs = torch.randn(1, 3, (size + 1) // 2), torch.randn(1, 3, size)
+        for run in (fused, program, compiled):
+            torch.testing.assert_close(run(*inputs), plain(*inputs))
+
+
+@pytest.mark.parametrize("kind", ["subpixel", "transposed"])
+@pytest.mark.parametrize(
+    "weight_norm",
+    [
+        nn.utils.parametrizations.weight_norm,
+        pytest.param(nn.utils.weight_norm, marks=pytest.mark.filterwarnings("ignore")),
+    ],
+    ids=["new", "old"],
+)
+def test_weight_norm(weight_norm: Any, kind: str, backend: str) -> None:
+    """As vocoders have it, with gradients of magnitudes and directions."""
+    torch.manual_seed(2)
+    plain: nn.Module = nn.Conv1d(4, 6, 3) if kind == "subpixel" else nn.ConvTranspose1d(4, 6, 4, 2, 1)
+    torch.manual_seed(2)
+    ours: nn.Module = fs.SubpixelConv1d(4, 3, 3) if kind == "subpixel" else fs.ConvTranspose1d(4, 6, 4, 2, 1)
+    plain, ours = weight_norm(plain), weight_norm(ours)
+    ours.load_state_dict(plain.state_dict(), strict=True)
+    x = torch.randn(2, 4, 9)
+    expected = shuffled(plain(x), 2) if kind == "subpixel" else plain(x)
+    found = ours(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found.square().sum(), list(ours.parameters())),
+        torch.autograd.grad(expected.square().sum(), list(plain.parameters())),
+    )
+
+
+# ---- surgery -----------------------------------------------------------------------------------------------
+
+
+class Vocoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(8, 16, 7, padding=3)
+        self.ups = nn.ModuleList(
+            [nn.ConvTranspose1d(16, 8, 16, 8, 4), nn.ConvTranspose1d(8, 4, 4, 2, 1, bias=False)]
+        )
+        self.last = nn.ConvTranspose1d(4, 1, 3, dilation=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for up in self.ups:
+            x = up(F.leaky_relu(x, 0.1))
+        return self.last(x).tanh()
+
+
+def test_replace_and_restore() -> None:
+    plain = Vocoder().eval()
+    x = torch.randn(1, 8, 20)
+    fused, report = fs.replace_conv_transpose(plain, return_report=True)
+    assert [(site.path, site.layers, site.status) for site in report] == [
+        ("ups.0", "ConvTranspose1d(16, 8, 16, stride 8)", "replaced"),
+        ("ups.1", "ConvTranspose1d(8, 4, 4, stride 2)", "replaced"),
+        ("last", "ConvTranspose1d(4, 1, 3, stride 1)", "left alone"),
+    ]
+    assert report[0].reason == "runs as conv_transpose1d of this package"
+    assert report[2].reason == "dilation (2,): no sub-pixel convolution"
+    torch.testing.assert_close(fused(x), plain(x))
+    assert len(fs.replace_conv_transpose(fused, return_report=True)[1].already_replaced) == 2
+    saved = io.BytesIO()
+    torch.save(fused.state_dict(), saved)
+    saved.seek(0)
+    plain.load_state_dict(torch.load(saved), strict=True)
+    restored = fs.restore(fused)
+    assert [type(m) for m in restored.modules()] == [type(m) for m in plain.modules()]
+    assert restored(x).equal(plain(x))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_replace_keeps_old_weight_norm() -> None:
+    plain = Vocoder().eval()
+    for up in plain.ups:
+        nn.utils.weight_norm(up)
+    x = torch.randn(1, 8, 20)
+    with torch.no_grad():
+        expected = plain(x)
+        fused = fs.replace_conv_transpose(plain)
+        torch.testing.assert_close(fused(x), expected)
+        for up in fused.ups:
+            assert type(up) is fs.ConvTranspose1d
+            nn.utils.remove_weight_norm(up)
+        torch.testing.assert_close(fused(x), expected)
+
+
+@pytest.mark.full
+def test_onnx(tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, x = fs.replace_conv_transpose(Vocoder().eval()), torch.randn(1, 8, 20)
+    for dynamo in (False, True):
+        path = tmp_path / f"vocoder_{dynamo}.onnx"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(model, (x,), path, dynamo=dynamo, verbose=False, input_names=["x"])
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        found = torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+        torch.testing.assert_close(found, model(x).detach(), rtol=1e-4, atol=1e-5)
