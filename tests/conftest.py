@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +38,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--all-combinations", action="store_true",
         help="run each case with all dtypes and layouts on all instruction sets (support/rotation.py)",
     )  # fmt: skip
+
+
+    parser.addoption(
+        "--part", metavar="K/N",
+        help="run the Kth of N parts of the tests, K from 0 to N-1: those whose names have the checksum K",
+    )  # fmt: skip
+
+
+# Of single tests that take long: first, or else one processor waits for them at the end.
+_LONG = ("test_deployment.py", "test_machine_code.py", "test_examples.py", "test_bench.py")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order the tests, and leave the parts out that are not asked for."""
+    items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
+    if config.option.part is None:
+        return
+    part, _, parts = config.option.part.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise pytest.UsageError(f"--part: expected K/N with 0 <= K < N, got {config.option.part!r}")
+    chosen = {item: zlib.crc32(item.nodeid.encode()) % int(parts) == int(part) for item in items}
+    config.hook.pytest_deselected(items=[item for item in items if not chosen[item]])
+    items[:] = [item for item in items if chosen[item]]
 
 
 def pytest_configure(config: pytest.Config) -> None:

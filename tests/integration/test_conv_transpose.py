@@ -362,6 +362,8 @@ def test_under_compile() -> None:
         return fs.conv_transpose2d(x, weight, bias, *c.options, activation="relu")
 
     expected = F.conv_transpose2d(x, weight, bias, *c.options).relu()
+    for parameter in (weight, bias):  # as those of a module are
+        torch._dynamo.mark_static(parameter)
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=True)
     torch.testing.assert_close(compiled(x, weight, bias), expected)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]

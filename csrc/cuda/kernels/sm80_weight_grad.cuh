@@ -188,13 +188,17 @@ struct WeightGradBlock {
       }
     }
     prepare();
-    fetch(block_x(), 0);
-    int stage = 0;
-    for (int tile = block_x(); tile < p.plan.tiles_n * p.plan.tiles_h * p.plan.tiles_w; tile += grid_x()) {
-      cp_async_wait<0>();
-      sync_threads();  // the tile is here; all threads are done with the one before it
+    // The first iteration only fetches: a second copy of fetch() would double the kernel's length.
+    int stage = 1;
+    FS_NO_UNROLL
+    for (int tile = block_x() - grid_x(); tile < p.plan.tiles_n * p.plan.tiles_h * p.plan.tiles_w;
+         tile += grid_x()) {
+      if (tile >= 0) {
+        cp_async_wait<0>();
+        sync_threads();  // the tile is here; all threads are done with the one before it
+      }
       fetch(tile + grid_x(), 1 - stage);
-      multiply(shared + stage * p.plan.stage_bytes);
+      if (tile >= 0) multiply(shared + stage * p.plan.stage_bytes);
       stage = 1 - stage;
     }
     write();
