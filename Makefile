@@ -18,7 +18,7 @@ cuda_library := $(wildcard fused_subpixel/fused_subpixel_cuda.so)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv build compile demo test test-full test-clients mutants mutants-smoke lint format docs docs-links \
-        bench bench-clients gpu wheel clean
+        bench bench-clients bench-networks gpu wheel clean
 .NOTPARALLEL: # pip must not run twice at once; ninja uses all cores anyway
 
 # pip would compile every file of torch to bytecode, half a minute. Python compiles what it imports, and keeps it.
@@ -107,6 +107,9 @@ bench: compile $(call extras,bench)  ## measure against PyTorch
 
 bench-clients: compile $(clients)  ## measure models of other packages, before and after
 	$(clients) -m bench.clients $(ARGS)
+
+bench-networks: compile $(clients) $(weights)  ## measure whole networks: as they are, accelerated, by other programs
+	$(clients) -m bench.networks $(ARGS)
 
 # Installs nothing. PYTHON if it is given, else .venv's, else python3: one with a CUDA build of torch.
 gpu:  ## build, test, sanitize and measure on a CUDA GPU

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle
 from torch.nn.parameter import is_lazy
 
-from ..modules import ConvTranspose2d
 from ..ops.geometry import DTYPES
 from . import chain as chains
 from . import conv_transpose, timing, trace
 from .arguments import Model, as_arguments, check_model, copied
 from .chain import Activation
+from .conv_transpose import FUSED
 from .fused_modules import FusedConv1d, FusedConv2d, Plan, fuse_class
 from .replace import Replacer, describe, how, only_reparametrising_hooks
 from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site, WholeModel
@@ -50,10 +50,10 @@ def accelerate(
     """Let each convolution of a model run on the fused kernels where these are measured to be faster.
 
     Looked at are ``nn.Conv2d`` - with the pixel shuffle, or the batch norm in eval mode and the activation,
-    that follow - ``nn.Conv1d`` and ``nn.ConvTranspose2d``. The model is run on ``example_inputs`` to see what
-    follows each layer and on what sizes it works. Then each layer is computed both ways, in turns. It is
-    replaced where the fused kernels take less time, and left to PyTorch where they do not. At the end the
-    whole model is measured both ways; where it is slower than before, all is undone.
+    that follow - ``nn.Conv1d``, ``nn.ConvTranspose1d`` and ``nn.ConvTranspose2d``. The model is run on
+    ``example_inputs`` to see what follows each layer and on what sizes it works. Then each layer is computed
+    both ways, in turns. It is replaced where the fused kernels take less time, and left to PyTorch where they
+    do not. At the end the whole model is measured both ways; where it is slower than before, all is undone.
 
     Layers stay the same objects, of a subclass of their class; parameters, buffers and the keys of
     ``state_dict()`` stay what they are. :func:`restore` undoes it. Where autograd needs a gradient of a plain
@@ -242,10 +242,10 @@ class Accelerator(Replacer):
         """1-D and transposed convolutions."""
         found: list[Candidate] = []
         for module in self.names:
-            if isinstance(module, nn.ConvTranspose2d):
+            if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
                 layers, reason = conv_transpose.layers_of(module), conv_transpose.why_not(module)
-                if type(module) is ConvTranspose2d:
-                    self.note(module, layers, ALREADY_REPLACED, "runs as conv_transpose2d of this package")
+                if type(module) in FUSED.values():
+                    self.note(module, layers, ALREADY_REPLACED, conv_transpose.how(module))
                     continue
             elif isinstance(module, nn.Conv1d):
                 layers, reason = _describe_conv1d(module), self.why_not(module, nn.Conv1d, True)
@@ -269,10 +269,14 @@ class Accelerator(Replacer):
                 module, inputs, _options(module), lambda input: nn.Conv1d.forward(module, input),
                 lambda input: chains.run_conv1d(input, module), layers, "runs on the fused kernels",
             )  # fmt: skip
+        pytorchs, fused = type(module).forward, FUSED[type(module)]._fused  # type: ignore[attr-defined]
+        arguments = (
+            module.stride, module.padding, module.output_padding, module.groups, module.dilation,
+        )  # fmt: skip
         return Candidate(
-            module, inputs, _options(module), lambda input: nn.ConvTranspose2d.forward(module, input),
-            lambda input: ConvTranspose2d.forward(module, input), layers,
-            "runs as conv_transpose2d of this package",
+            module, inputs, _options(module), lambda input: pytorchs(module, input),
+            lambda input: fused(input, module.weight, module.bias, *arguments), layers,
+            conv_transpose.how(module),
         )  # fmt: skip
 
     # -- measuring
@@ -324,6 +328,7 @@ class Accelerator(Replacer):
 
             return once
 
+        inputs = trace.copied(inputs)
         before, after = run(originals), run(changed)
         with trace.unchanged(self.model):
             times = timing.compare(before, after, (1 - _SHARE_OF_LAYERS) * self.seconds)
@@ -342,7 +347,7 @@ class Accelerator(Replacer):
             if isinstance(module, nn.Conv1d):
                 fuse_class(module)
             else:
-                module.__class__ = ConvTranspose2d
+                module.__class__ = FUSED[type(module)]
 
 
 def _options(conv: Any) -> Any:

@@ -24,6 +24,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..dispatch.tensors import warn_of_dispatching, why_only_reference
 from ..functional import subpixel_conv2d
+from ..functional_1d import subpixel_conv1d
 from ..ops.geometry import DTYPES
 from ..torch_compat import has_any_global_hook
 
@@ -345,16 +346,14 @@ def run(
 
 
 def run_conv1d(input: Tensor, conv: nn.Conv1d) -> Tensor:
-    """The convolution, as a 2-D one over images of one row."""
+    """The convolution alone."""
     padding: Any = conv.padding
     if conv.padding_mode != "zeros":
-        input, padding = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), (0,)
-    if not isinstance(padding, str):
-        padding = (0, *padding)
-    return subpixel_conv2d(
-        input.unsqueeze(-2), conv.weight.unsqueeze(-2), conv.bias, 1, stride=(1, *conv.stride),
-        padding=padding, dilation=(1, *conv.dilation), groups=conv.groups,
-    ).squeeze(-2)  # fmt: skip
+        input, padding = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
+    return subpixel_conv1d(
+        input, conv.weight, conv.bias, 1, stride=conv.stride, padding=padding, dilation=conv.dilation,
+        groups=conv.groups,
+    )  # fmt: skip
 
 
 def folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -56,8 +56,7 @@ def replace_conv_transpose(model: nn.Module, *, inplace: bool = False, return_re
             module.__class__ = FUSED[type(module)]  # type: ignore[assignment]
         else:
             status = LEFT_ALONE
-        how = f"runs as conv_transpose{len(module.kernel_size)}d of this package"
-        sites.append(Site(path, layers_of(module), status, reason or how))
+        sites.append(Site(path, layers_of(module), status, reason or how(module)))
     report = Report(sites, "" if sites else what_else_finds(model, "replace_conv_transpose"))
     if not report.replaced and not report.already_replaced:
         warnings.warn(f"replace_conv_transpose changed nothing: {report.summary}", stacklevel=2)
@@ -84,6 +83,11 @@ def layers_of(module: Any) -> str:
     kernel = "x".join(map(str, module.kernel_size))
     stride = module.stride[0] if len(set(module.stride)) == 1 else tuple(module.stride)
     return f"{_name(module)}({module.in_channels}, {module.out_channels}, {kernel}, stride {stride})"
+
+
+def how(module: Any) -> str:
+    """How a replaced layer runs."""
+    return f"runs as conv_transpose{len(module.kernel_size)}d of this package"
 
 
 def _name(module: Any) -> str:

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Real models before and after accelerate, all layers replaced that can be: the same outputs and gradients."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from clients import CLIENTS, Client
+from conftest import build
+from test_clients import BOUNDS, run, tensors
+
+import fused_subpixel as fs
+from fused_subpixel.surgery import timing
+from fused_subpixel.surgery.timing import Comparison
+
+# Of each kind of network one; those with batch norms, transposed convolutions and hooks among them.
+NAMES = (
+    "animevideo-x4", "basicvsr", "cheng2020-anchor", "compact", "dat", "dc-ae", "ddcolor", "drunet",
+    "esrgan-x4", "factorized-prior", "fbcnn", "hat-x4", "kbnet-s", "mix-dehaze", "nafnet", "plksr", "rcan-x3",
+    "real-cugan-x3", "restormer", "safmn", "scunet", "span", "swift-srgan", "swin2sr-pixelshuffle-x2",
+    "swinir-x4", "vitpose",
+)  # fmt: skip
+CHOSEN = [client for client in CLIENTS if client.name in NAMES]
+assert len(CHOSEN) == len(NAMES)
+
+
+def both_once(before: timing.Run, after: timing.Run, seconds: float) -> Comparison:
+    """Computes, but does not let a clock decide."""
+    before()
+    after()
+    return Comparison(1.0, 0.5)
+
+
+@pytest.mark.parametrize("client", CHOSEN, ids=lambda client: client.name)
+def test_outputs_and_gradients(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "compare", both_once)
+    original = build(client)
+    inputs = client.inputs().to(client.dtype)
+    run(original, inputs)
+    state = copy.deepcopy(original.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # something is replaced in each of them
+        fast, report = fs.accelerate(original, (inputs,), return_report=True, progress=False)
+    assert len(report.replaced) > 3 and report.whole is not None, str(report)
+    torch.testing.assert_close(fast.state_dict(), state, rtol=0, atol=0)
+
+    bound = BOUNDS[client.dtype]
+    for found, expected in zip(run(fast, inputs), run(original, inputs), strict=True):
+        assert (found - expected).abs().max() <= bound * expected.abs().max()
+
+    gradients = []
+    for model in (fast, original):
+        model = model.double() if client.dtype == torch.float64 else model
+        leaf = inputs.clone().requires_grad_()
+        output = next(t for t in tensors(model(leaf.clone())) if t.is_floating_point() and t.requires_grad)
+        parameters = [leaf, *(p for p in model.parameters() if p.requires_grad)]
+        gradients.append(torch.autograd.grad(output.square().sum(), parameters, allow_unused=True))
+    for found, expected in zip(*gradients, strict=True):
+        assert (found is None) == (expected is None)
+        if found is not None and expected is not None:
+            largest = max(float(expected.abs().max()), float(gradients[1][0].abs().max()), 1e-12)
+            assert (found - expected).abs().max() <= 100 * bound * largest
