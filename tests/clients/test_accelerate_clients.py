@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Real models before and after accelerate, all layers replaced that can be: the same outputs and gradients."""
+"""Real models before and after accelerate, all layers replaced that can be: same outputs and gradients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from clients import CLIENTS, Client
 from conftest import build
-from test_clients import BOUNDS, run, tensors
+from test_clients import BOUNDS, assert_close, gradients, largest, run
 
 import fused_subpixel as fs
 from fused_subpixel.surgery import timing
@@ -47,19 +47,12 @@ def test_outputs_and_gradients(client: Client, monkeypatch: pytest.MonkeyPatch) 
     assert len(report.replaced) > 3 and report.whole is not None, str(report)
     torch.testing.assert_close(fast.state_dict(), state, rtol=0, atol=0)
 
-    bound = BOUNDS[client.dtype]
     for found, expected in zip(run(fast, inputs), run(original, inputs), strict=True):
-        assert (found - expected).abs().max() <= bound * expected.abs().max()
-
-    gradients = []
-    for model in (fast, original):
-        model = model.double() if client.dtype == torch.float64 else model
-        leaf = inputs.clone().requires_grad_()
-        output = next(t for t in tensors(model(leaf.clone())) if t.is_floating_point() and t.requires_grad)
-        parameters = [leaf, *(p for p in model.parameters() if p.requires_grad)]
-        gradients.append(torch.autograd.grad(output.square().sum(), parameters, allow_unused=True))
-    for found, expected in zip(*gradients, strict=True):
-        assert (found is None) == (expected is None)
+        assert_close(found, expected, "an output")
+    found_gradients, expected_gradients = gradients(fast, inputs), gradients(original, inputs)
+    scale = max(map(largest, expected_gradients.values()))
+    for name, expected in expected_gradients.items():
+        found = found_gradients[name]
+        assert (found is None) == (expected is None), name
         if found is not None and expected is not None:
-            largest = max(float(expected.abs().max()), float(gradients[1][0].abs().max()), 1e-12)
-            assert (found - expected).abs().max() <= 100 * bound * largest
+            assert_close(found, expected, name, slack=BOUNDS[client.dtype] * scale)
