@@ -84,7 +84,9 @@ def subpixel_conv2d(
         dilation: distance of the kernel's taps, in input pixels.
         groups: as in ``conv2d``.
         activation: None, ``"relu"``, ``"leaky_relu"``, ``"prelu"``, ``"silu"``, ``"gelu"`` (the exact one),
-            ``"tanh"`` or ``"sigmoid"``.
+            ``"gelu_tanh"`` (its approximation by tanh), ``"tanh"``, ``"sigmoid"``, ``"relu6"``,
+            ``"hardswish"``, ``"hardsigmoid"``, ``"elu"`` (of alpha 1), ``"mish"`` or ``"softplus"``
+            (of beta 1 and threshold 20).
         negative_slope: of ``"leaky_relu"``.
         activation_weight: slopes of ``"prelu"``: one, C (one per output channel) or C*r_h*r_w (one per row
             of ``weight``, as a PReLU before the shuffle has).

@@ -9,6 +9,7 @@ Shuffles are views and one copy, for ``torch.pixel_shuffle`` fails in the backwa
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -299,15 +300,23 @@ def _activate(output: Tensor, weight: Tensor | None, geometry: Geometry, epilogu
     if activation == ACTIVATIONS["prelu"]:
         assert weight is not None
         return _prelu(output, weight, geometry)
-    if activation == ACTIVATIONS["silu"]:
-        return F.silu(output)
-    if activation == ACTIVATIONS["gelu"]:
-        return F.gelu(output)
-    if activation == ACTIVATIONS["tanh"]:
-        return torch.tanh(output)
-    if activation == ACTIVATIONS["sigmoid"]:
-        return torch.sigmoid(output)
-    return output
+    if activation == ACTIVATIONS["gelu_tanh"]:
+        return F.gelu(output, approximate="tanh")
+    return _WITHOUT_OPTIONS[activation](output) if activation in _WITHOUT_OPTIONS else output
+
+
+_WITHOUT_OPTIONS: dict[int, Callable[[Tensor], Tensor]] = {
+    ACTIVATIONS["silu"]: F.silu,
+    ACTIVATIONS["gelu"]: F.gelu,
+    ACTIVATIONS["tanh"]: torch.tanh,
+    ACTIVATIONS["sigmoid"]: torch.sigmoid,
+    ACTIVATIONS["relu6"]: F.relu6,
+    ACTIVATIONS["hardswish"]: F.hardswish,
+    ACTIVATIONS["hardsigmoid"]: F.hardsigmoid,
+    ACTIVATIONS["elu"]: F.elu,
+    ACTIVATIONS["mish"]: F.mish,
+    ACTIVATIONS["softplus"]: F.softplus,
+}
 
 
 def _prelu(output: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:

@@ -49,6 +49,9 @@ class Unchecked(NamedTuple):
         return f"{text}. {self.remedy}" if self.remedy else text
 
 
+_WITH_KINKS = ("relu", "leaky_relu", "relu6", "hardswish", "hardsigmoid")
+
+
 class Case(NamedTuple):
     """One problem. Sizes are uneven so that no two can be mixed up."""
 
@@ -60,7 +63,7 @@ class Case(NamedTuple):
     @property
     def has_kink(self) -> bool:
         """Whether the epilogue's gradient jumps somewhere."""
-        return self.options.get("activation") == "relu" or "clamp" in self.options
+        return self.options.get("activation") in _WITH_KINKS or "clamp" in self.options
 
 
 TF32_EPS = 2.0**-10  # of operands that tensor cores round to ten bits
@@ -73,6 +76,8 @@ CASES = (
         "3x2 r=(2,1) dcr", (2, 8, 11, 13), (10, 8, 3, 2), {"upscale_factor": (2, 1), "channel_order": "dcr"}
     ),
     Case("5x5 groups gelu", (1, 8, 12, 15), (16, 4, 5, 5), {"groups": 2, "activation": "gelu"}),
+    Case("2x3 hardswish", (1, 12, 9, 14), (16, 12, 2, 3), {"activation": "hardswish"}),
+    Case("r=1 mish", (2, 16, 7, 18), (24, 16, 3, 3), {"upscale_factor": 1, "activation": "mish"}),
     Case("stride dilation", (1, 6, 21, 19), (8, 6, 3, 3), {"stride": (2, 1), "dilation": (1, 2)}),
     Case(
         "r=4 clamp", (1, 32, 10, 10), (48, 32, 3, 3), {"upscale_factor": 4, "padding": 1, "clamp": (-0.5, 1)}

@@ -28,8 +28,11 @@ EpilogueParams epilogue_params(const ForwardArguments& a) {
   e.negative_slope_f = static_cast<float>(epilogue.negative_slope);
   e.clamp_min_f = static_cast<float>(epilogue.clamp_min);
   e.clamp_max_f = static_cast<float>(epilogue.clamp_max);
-  e.floor_f = epilogue.activation == Activation::kReLU ? std::max(0.f, e.clamp_min_f) : e.clamp_min_f;
-  e.ceiling_f = e.clamp_max_f;
+  const bool relu6 = epilogue.activation == Activation::kReLU6;
+  const bool from_0 = relu6 || epilogue.activation == Activation::kReLU;
+  const auto clamped = [&](float v) { return std::min(std::max(v, e.clamp_min_f), e.clamp_max_f); };
+  e.floor_f = clamped(from_0 ? 0.f : -__builtin_inff());
+  e.ceiling_f = clamped(relu6 ? 6.f : __builtin_inff());
   return e;
 }
 

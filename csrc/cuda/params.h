@@ -21,7 +21,7 @@ struct EpilogueParams {
   double negative_slope, clamp_min, clamp_max;
   float negative_slope_f, clamp_min_f,
       clamp_max_f;           // a conversion for each value would cost more than its sum
-  float floor_f, ceiling_f;  // the clamp, and relu with it
+  float floor_f, ceiling_f;  // the clamp, and relu or relu6 with it
 };
 
 // Everything of one operator, for the generic kernels.

@@ -132,8 +132,8 @@ bool has_whole_vectors(const Geometry& g, DType dtype, const WeightSource& weigh
 
 bool takes_whole_vectors(const TensorRef& output, DType dtype, const ShuffledChannels& map, int64_t oc,
                          int64_t interleave, int64_t crop_left, int64_t out_w, const Epilogue& epilogue) {
-  if (epilogue.residual_kind != ResidualKind::kNone || !is_piecewise_linear(epilogue.activation))
-    return false;
+  const bool in_registers = is_rectifier(epilogue.activation) || epilogue.activation == Activation::kReLU6;
+  if (epilogue.residual_kind != ResidualKind::kNone || !in_registers) return false;
   const int vector = static_cast<int>(16 / element_bytes(dtype));
   const Strides& s = output.stride;
   const int64_t per_column = interleave / map.sizes.r_w.divisor;

@@ -35,7 +35,7 @@ WeightSource weight_source(const Geometry& g, const ConstTensorRef& weight, cons
 bool has_whole_vectors(const Geometry& g, DType dtype, const WeightSource& weight);
 
 // Does an output begin and end with whole 16-byte vectors in each row, wherever a crop cuts it? And is everything done
-// with a value when it is staged: no residual, which is added later, and no transcendental activation?
+// with a value when it is staged: no residual, which is added later, and no activation but a rectifier or relu6?
 bool takes_whole_vectors(const TensorRef& output, DType dtype, const ShuffledChannels& map, int64_t oc,
                          int64_t interleave, int64_t crop_left, int64_t out_w, const Epilogue& epilogue);
 

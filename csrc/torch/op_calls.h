@@ -49,8 +49,8 @@ inline ForwardCall forward_call(const Tensor& input, const Tensor& weight, const
                                 const OptionalTensor& activation_weight, const OptionalTensor& residual,
                                 const CallOptions& o) {
   const Geometry g = forward_geometry(input, weight, o.transposed_weight, o.conv);
-  check(o.activation >= 0 && o.activation <= static_cast<int64_t>(Activation::kSigmoid),
-        "unknown activation ", o.activation);
+  check(o.activation >= 0 && o.activation <= static_cast<int64_t>(kLastActivation), "unknown activation ",
+        o.activation);
   ForwardArguments a{};
   a.geometry = g;
   a.dtype = dtype_of(input);

@@ -24,7 +24,10 @@ aten = torch.ops.aten
 
 VIEWS = frozenset(("view", "reshape", "_unsafe_view", "unflatten", "flatten"))
 COPIES = frozenset(("clone", "contiguous"))
-ACTIVATIONS = frozenset(("relu", "leaky_relu", "prelu", "silu", "gelu", "tanh", "sigmoid"))
+ACTIVATIONS = frozenset((
+    "relu", "leaky_relu", "prelu", "silu", "gelu", "tanh", "sigmoid", "hardswish", "hardsigmoid", "elu",
+    "mish", "softplus",
+))  # fmt: skip
 CLAMPS = frozenset(("clamp", "clamp_min", "clamp_max", "hardtanh", "relu6"))
 EPILOGUES = ACTIVATIONS | CLAMPS | {"add"}
 UPSAMPLINGS = frozenset(("interpolate", "upsample_nearest2d", "_upsample_nearest_exact2d"))

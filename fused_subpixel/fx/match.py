@@ -203,20 +203,33 @@ def _is_linear(found: Match) -> bool:
 def _activated(found: Match, call: Call, operand: Tensor) -> Match:
     if not _is_linear(found):
         raise Refusal("the operator has one activation, before residual and clamp")
-    epilogue, weight = Epilogue(ACTIVATIONS[call.name]), None
+    name, weight = call.name, None
+    if name == "gelu" and call.arguments["approximate"] != "none":
+        if call.arguments["approximate"] != "tanh":
+            raise Refusal("the operator has the exact gelu and its approximation by tanh")
+        name = "gelu_tanh"
+    for option, value in _OPTIONS.get(name, {}).items():
+        if number_of(call.arguments.get(option, value)) != value:
+            raise Refusal(f"the operator has {name} with {option}={value} alone")
+    epilogue = Epilogue(ACTIVATIONS[name])
     if call.name == "leaky_relu":
         slope = number_of(call.arguments["negative_slope"])
         if slope is None:
             raise Refusal("its slope is not a constant of the graph")
         epilogue = epilogue._replace(negative_slope=float(slope))
-    elif call.name == "gelu" and call.arguments["approximate"] != "none":
-        raise Refusal("the operator has the exact gelu, not its approximation by tanh")
     elif call.name == "prelu":
         weight = call.arguments["weight"]
         slopes = given_tensor(weight)
         if slopes.dim() > 1 or slopes.dtype != operand.dtype:
             raise Refusal("its slopes have another dtype or more than one dimension")
     return dataclasses.replace(found, epilogue=epilogue, activation_weight=weight)
+
+
+# What the options of an activation must be, where a call has them.
+_OPTIONS: dict[str, dict[str, float]] = {
+    "elu": {"alpha": 1, "scale": 1, "input_scale": 1},
+    "softplus": {"beta": 1, "threshold": 20},
+}
 
 
 def _bounds(call: Call) -> tuple[float, float]:

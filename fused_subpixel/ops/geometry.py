@@ -15,7 +15,9 @@ import torch
 CHANNEL_ORDERS = {"crd": 0, "dcr": 1}
 ACTIVATIONS = {
     None: 0, "relu": 1, "leaky_relu": 2, "prelu": 3, "silu": 4, "gelu": 5, "tanh": 6, "sigmoid": 7,
+    "relu6": 8, "hardswish": 9, "hardsigmoid": 10, "gelu_tanh": 11, "elu": 12, "mish": 13, "softplus": 14,
 }  # fmt: skip
+_READ_FROM_OUTPUT = frozenset(ACTIVATIONS[name] for name in ("relu", "relu6", "tanh", "sigmoid"))
 INSTRUCTION_SETS = ("portable", "AVX2", "AVX-512")  # enum Isa of csrc/cpu
 # In the order of enum DType of csrc/common/scalar.h.
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -76,10 +78,11 @@ class Epilogue(NamedTuple):
     def has_grad_from_output(self, has_residual: bool) -> bool:
         """Whether the gradient before the epilogue can be computed from its output alone.
 
-        Without activation and clamp the gradient is one, whatever was added. relu, leaky_relu (with a finite
-        slope that keeps the sign), tanh and sigmoid have derivatives in terms of their results, if nothing
-        was added to these. silu and gelu are not monotonic, prelu's slopes may have any sign, and a clamp
-        hides what it cut off.
+        Without activation and clamp the gradient is one, whatever was added. relu, relu6 (whose derivative is
+        zero at both ends), leaky_relu (with a finite slope that keeps the sign), tanh and sigmoid have
+        derivatives in terms of their results, if nothing was added to these. prelu's slopes may have any
+        sign, a clamp hides what it cut off, and the others are not monotonic, or rounding hides where they
+        bend: a result of hardsigmoid may be 1 where its derivative is not 0.
         """
         if self.clamps:
             return False
@@ -89,7 +92,7 @@ class Epilogue(NamedTuple):
             return False
         if self.activation == ACTIVATIONS["leaky_relu"]:
             return 0 <= self.negative_slope < math.inf
-        return self.activation in (ACTIVATIONS["relu"], ACTIVATIONS["tanh"], ACTIVATIONS["sigmoid"])
+        return self.activation in _READ_FROM_OUTPUT
 
     @property
     def clamps(self) -> bool:

@@ -38,7 +38,7 @@ _unshuffle_reduce_operator = torch.ops.fused_subpixel.unshuffle_reduce.default
 _eager_operator = torch_compat.builtin_of(torch.ops.fused_subpixel._subpixel_conv2d_backward.default)
 _PYTORCHS = BackwardPlan(False, False)
 _RELU, _LEAKY_RELU = ACTIVATIONS["relu"], ACTIVATIONS["leaky_relu"]
-_TANH, _SIGMOID = ACTIVATIONS["tanh"], ACTIVATIONS["sigmoid"]
+_RELU6, _TANH, _SIGMOID = ACTIVATIONS["relu6"], ACTIVATIONS["tanh"], ACTIVATIONS["sigmoid"]
 _CRD, _DCR = CHANNEL_ORDERS["crd"], CHANNEL_ORDERS["dcr"]
 
 
@@ -48,6 +48,8 @@ def activation_gradient(grad: Tensor, output: Tensor, epilogue: Epilogue) -> Ten
         return aten.threshold_backward(grad, output, 0)
     if epilogue.activation == _LEAKY_RELU:
         return aten.leaky_relu_backward(grad, output, epilogue.negative_slope, True)
+    if epilogue.activation == _RELU6:
+        return aten.hardtanh_backward(grad, output, 0, 6)
     if epilogue.activation == _TANH:
         return aten.tanh_backward(grad, output)
     return aten.sigmoid_backward(grad, output)

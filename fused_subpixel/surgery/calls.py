@@ -50,6 +50,15 @@ ACTIVATIONS: dict[Any, tuple[str, bool]] = {
     Tensor.prelu: ("prelu", False),
     F.silu: ("silu", False),
     F.gelu: ("gelu", False),
+    F.relu6: ("relu6", False),
+    F.hardtanh: ("relu6", False),
+    F.hardtanh_: ("relu6", True),
+    F.hardswish: ("hardswish", False),
+    F.hardsigmoid: ("hardsigmoid", False),
+    F.elu: ("elu", False),
+    F.elu_: ("elu", True),
+    F.mish: ("mish", False),
+    F.softplus: ("softplus", False),
     torch.tanh: ("tanh", False),
     Tensor.tanh: ("tanh", False),
     torch.tanh_: ("tanh", True),
@@ -59,6 +68,17 @@ ACTIVATIONS: dict[Any, tuple[str, bool]] = {
     torch.sigmoid_: ("sigmoid", True),
     Tensor.sigmoid_: ("sigmoid", True),
 }
+# (name, default, value) of the options that these functions must be called with, in the order of arguments
+OPTIONS: dict[Any, tuple[tuple[str, float, float], ...]] = {
+    F.hardtanh: (("min_val", -1, 0), ("max_val", 1, 6)),
+    F.hardtanh_: (("min_val", -1, 0), ("max_val", 1, 6)),
+    F.elu: (("alpha", 1, 1),),
+    F.elu_: (("alpha", 1, 1), ("scale", 1, 1), ("input_scale", 1, 1)),
+    F.softplus: (("beta", 1, 1), ("threshold", 20, 20)),
+}
+KEYWORDS = {"inplace", "negative_slope", "approximate", "weight"}.union(
+    option for options in OPTIONS.values() for option, *_ in options
+)
 _getter: Any = Tensor  # the properties of a tensor as __torch_function__ sees them, which mypy does not
 
 # Questions about a tensor that its values do not enter.
@@ -114,7 +134,7 @@ def call_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | 
     """The step that ``func(*args, **kwargs)`` is, or None."""
     if func is F.batch_norm:
         return _batch_norm(*args, **kwargs)
-    if func not in ACTIVATIONS or not set(kwargs) <= {"inplace", "negative_slope", "approximate", "weight"}:
+    if func not in ACTIVATIONS or not set(kwargs) <= KEYWORDS:
         return None
     name, in_place = ACTIVATIONS[func]
     arguments = list(args[1:])
@@ -124,7 +144,12 @@ def call_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | 
     elif name == "prelu":
         weight = arguments.pop(0) if arguments else kwargs["weight"]
     elif name == "gelu" and kwargs.get("approximate", "none") != "none":
-        return None
+        if kwargs["approximate"] != "tanh":
+            return None
+        name = "gelu_tanh"
+    for option, default, value in OPTIONS.get(func, ()):
+        if (arguments.pop(0) if arguments else kwargs.get(option, default)) != value:
+            return None
     in_place = in_place or bool(arguments.pop(0) if arguments else kwargs.get("inplace", False))
     return Call(Activation(name, slope, weight), (), in_place)
 

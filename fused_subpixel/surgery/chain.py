@@ -6,18 +6,24 @@ What may stand in it, why something may not, and how it runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import (
+    elu,
     gelu,
+    hardsigmoid,
+    hardswish,
     leaky_relu,
+    mish,
     prelu,
     relu,
+    relu6,
     silu,
+    softplus,
     threshold,
 )  # PyTorch's own, if F is patched
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -47,17 +53,21 @@ class Activation(NamedTuple):
         if self.name == "prelu":
             assert self.weight is not None
             return prelu(input, self.weight)
-        if self.name == "silu":
-            return silu(input)
-        if self.name == "gelu":
-            return gelu(input)
-        return tanh(input) if self.name == "tanh" else sigmoid(input)
+        if self.name == "gelu_tanh":
+            return gelu(input, approximate="tanh")
+        return _WITHOUT_OPTIONS[self.name](input)
 
     def commutes(self) -> bool:
         """Whether to do it after the shuffle is as good as before."""
         if self.weight is not None:
             return self.weight.numel() == 1
         return self.name not in ("tanh", "sigmoid") or overwritable(self, before=True)
+
+
+_WITHOUT_OPTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": silu, "gelu": gelu, "tanh": tanh, "sigmoid": sigmoid, "relu6": relu6, "hardswish": hardswish,
+    "hardsigmoid": hardsigmoid, "elu": elu, "mish": mish, "softplus": softplus,
+}  # fmt: skip
 
 
 class Chain(NamedTuple):
@@ -135,6 +145,8 @@ def activation_of(module: nn.Module) -> Activation | None:
     if type(module) is nn.PReLU:
         return Activation("prelu", weight=module.weight)
     if type(module) is nn.GELU and module.approximate != "none":
+        return Activation("gelu_tanh") if module.approximate == "tanh" else None
+    if any(getattr(module, name) != value for name, value in _OPTIONS.get(type(module), ())):
         return None
     name = _ACTIVATION_NAMES.get(type(module))
     return None if name is None else Activation(name)
@@ -146,6 +158,18 @@ _ACTIVATION_NAMES: dict[type, str] = {
     nn.GELU: "gelu",
     nn.Tanh: "tanh",
     nn.Sigmoid: "sigmoid",
+    nn.ReLU6: "relu6",
+    nn.Hardswish: "hardswish",
+    nn.Hardsigmoid: "hardsigmoid",
+    nn.ELU: "elu",
+    nn.Mish: "mish",
+    nn.Softplus: "softplus",
+}
+# what the attributes of these must be
+_OPTIONS: dict[type, tuple[tuple[str, float], ...]] = {
+    nn.ReLU6: (("min_val", 0), ("max_val", 6)),
+    nn.ELU: (("alpha", 1),),
+    nn.Softplus: (("beta", 1), ("threshold", 20)),
 }
 
 
@@ -287,20 +311,21 @@ def runs_fused(input: Any) -> bool:
 
 
 # Activations whose gradient the fused call reads from its output, which then must not be overwritten.
-_READ_FROM_OUTPUT = ("relu", "leaky_relu", "tanh", "sigmoid")
+_READ_FROM_OUTPUT = ("relu", "leaky_relu", "relu6", "tanh", "sigmoid")
 
 
 def overwritable(activation: Activation | None, *, before: bool) -> bool:
     """Whether a fused output with this activation may be overwritten wherever the original's could be.
 
-    PyTorch's activations after a shuffle keep their output too, but for leaky_relu; those before it keep a
-    tensor that nobody else sees. Exported graphs are for inference mostly: they keep the activation inside.
+    PyTorch's activations after a shuffle keep their output too, but for leaky_relu and relu6; those before it
+    keep a tensor that nobody else sees. Exported graphs are for inference mostly: they keep the activation
+    inside.
     """
     if activation is None or activation.name not in _READ_FROM_OUTPUT:
         return True
     if not torch.is_grad_enabled() or torch.compiler.is_exporting():
         return True
-    return not before and activation.name != "leaky_relu"
+    return not before and activation.name not in ("leaky_relu", "relu6")
 
 
 def run(

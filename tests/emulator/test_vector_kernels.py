@@ -160,13 +160,13 @@ def test_a_tile_that_reaches_too_far_is_stored_by_elements() -> None:
     assert staging == {1 << 14: TILE_ROWS, 1 << 24: FLOATS}
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "prelu"])
+@pytest.mark.parametrize("activation", [None, "relu", "relu6", "leaky_relu", "prelu"])
 def test_infinities_and_nan(activation: str | None) -> None:
     """As PyTorch has them, with a clamp and without."""
     slopes = 1 if activation == "prelu" else 0
     case = Case("one", (1, 16, 1, 8), (16, 16, 1, 1), (1, 1), activation=activation, slopes=slopes)
     assert emulated.plan(case, torch.float16, True, LARGE)[5] == TILE_ROWS
-    for clamp in (None, (-2.0, 3.0)):
+    for clamp in (None, (-2.0, 3.0), (2.0, None), (7.0, 8.0), (None, -1.0)):
         changed = variant(case, clamp=clamp)
         tensors = cases.integers(changed).to(torch.float16, torch.channels_last)
         tensors.input[0, 0, 0, :4] = torch.tensor([math.inf, -math.inf, math.nan, 60000.0])
@@ -179,7 +179,7 @@ def test_infinities_and_nan(activation: str | None) -> None:
 def test_a_residual_and_a_curve_are_stored_by_elements() -> None:
     """Their plans are others; the numbers are tested with those of every epilogue."""
     case = Case("64 rows", (1, 16, 8, 8), (64, 16, 3, 3), padding=SAME3)
-    for changes in ({"residual": "high"}, {"activation": "sigmoid"}):
+    for changes in ({"residual": "high"}, {"activation": "sigmoid"}, {"activation": "hardswish"}):
         changed = variant(case, **changes)
         tensors = cases.randoms(changed, torch.float16).to(torch.float16, torch.channels_last)
         found = emulated.forward(changed, tensors, True, LARGE)

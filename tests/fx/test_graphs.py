@@ -95,6 +95,17 @@ PATTERNS: dict[str, tuple[Function, str | None, str | None, tuple[float, float] 
     "prelu after": (lambda m, x: m.slopes_after(ps(m.conv(x), 2)), "prelu", None, None),
     "silu before": (lambda m, x: ps(F.silu(m.conv(x)), 2), "silu", None, None),
     "gelu after": (lambda m, x: F.gelu(ps(m.conv(x), 2)), "gelu", None, None),
+    "gelu by tanh before": (
+        lambda m, x: ps(F.gelu(m.conv(x), approximate="tanh"), 2), "gelu_tanh", None, None,
+    ),
+    "hardswish before": (lambda m, x: ps(F.hardswish(m.conv(x)), 2), "hardswish", None, None),
+    "hardsigmoid in place": (
+        lambda m, x: F.hardsigmoid(ps(m.conv(x), 2), inplace=True), "hardsigmoid", None, None,
+    ),
+    "elu before": (lambda m, x: ps(F.elu(m.conv(x), 1.0), 2), "elu", None, None),
+    "elu in place": (lambda m, x: F.elu_(ps(m.conv(x), 2)), "elu", None, None),
+    "mish": (lambda m, x: F.mish(ps(m.conv(x), 2)), "mish", None, None),
+    "softplus": (lambda m, x: F.softplus(ps(m.conv(x), 2), 1, 20), "softplus", None, None),
     "tanh": (lambda m, x: torch.tanh(ps(m.conv(x), 2)), "tanh", None, None),
     "sigmoid": (lambda m, x: ps(m.conv(x), 2).sigmoid(), "sigmoid", None, None),
     "residual as the output": (lambda m, x: ps(m.conv(x), 2) + 2 * nearest(x), None, "output", None),
@@ -151,6 +162,10 @@ PATTERNS: dict[str, tuple[Function, str | None, str | None, tuple[float, float] 
     ),
 }  # fmt: skip
 
+CURVES = (
+    "silu", "gelu", "tanh", "sigmoid", "hardswish", "elu before", "elu in place", "mish", "softplus",
+)  # fmt: skip
+
 FORMS = {
     "exported": lambda program: program,
     "functional": lambda program: program.run_decompositions({}),
@@ -161,7 +176,11 @@ DECOMPOSED: dict[str, Any] = {
     "views, dcr, prelu before": None,
     "prelu before": None,
     "silu before": None,
+    "hardswish before": None,
     "prelu after": (None, None, None),
+    "hardsigmoid in place": (None, None, None),
+    "mish": (None, None, None),
+    "softplus": (None, None, None),
     "nearest-exact": (None, "output", None),
     "shuffled residual": (None, "output", None),
 }
@@ -217,7 +236,7 @@ def test_pattern(name: str, form: str) -> None:
         check_arguments(calls(fused.graph)[0], *expected)
         assert not [name for name in targets(fused.graph) if "conv" in name and "subpixel" not in name]
         assert len(report.left_alone) == (name == "shuffled residual" and form == "decomposed")
-    exact = not any(curve in name for curve in ("silu", "gelu", "tanh", "sigmoid")) or name == "hardtanh"
+    exact = not any(curve in name for curve in CURVES) or name == "hardtanh"
     tolerance = {"rtol": 0, "atol": 0} if exact else {}
     for shape in ((2, 3, 6, 7), (1, 3, 9, 4), (3, 3, 3, 3)):
         for channels_last in (False, True):
@@ -411,10 +430,8 @@ LEFT: dict[str, tuple[Function, str, int]] = {
         lambda m, x: ps(ps(m.conv(x).repeat(1, 4, 1, 1), 2), 2), r"pixel_shuffle.* feeds it", 0,
     ),
     "input written between": (written_between, r"add_.* stands between and may change what it reads", 0),
-    "elu": (lambda m, x: ps(F.elu(m.conv(x)), 2), r"elu.* feeds it", 0),
-    "approximate gelu before": (
-        lambda m, x: ps(F.gelu(m.conv(x), approximate="tanh"), 2), "exact gelu, not its approximation", 0,
-    ),
+    "celu": (lambda m, x: ps(F.celu(m.conv(x)), 2), r"celu.* feeds it", 0),
+    "elu of another alpha": (lambda m, x: ps(F.elu(m.conv(x), 0.5), 2), "elu with alpha=1 alone", 0),
     "dropout": (lambda m, x: ps(F.dropout(m.conv(x), 0.5, True), 2), r"dropout.* feeds it", 0),
     "two activations before": (lambda m, x: ps(F.silu(m.conv(x).relu()), 2), "one activation", 0),
     "activation after a residual": (
@@ -459,7 +476,10 @@ LEFT: dict[str, tuple[Function, str, int]] = {
     "written into the residual": (written_residual, "stays: it writes into its other operand", 1),
     "input of the upsampling written later": (upsampled_then_written, "", 1),
     "residual written later": (residual_written_between, r"stays: .* may change what it reads", 1),
-    "approximate gelu": (lambda m, x: F.gelu(ps(m.conv(x), 2), approximate="tanh"), "exact gelu", 1),
+    "softplus of another beta": (lambda m, x: F.softplus(ps(m.conv(x), 2), 2), "softplus with beta=1", 1),
+    "softplus of another threshold": (
+        lambda m, x: F.softplus(ps(m.conv(x), 2), 1, 10), "softplus with threshold=20", 1,
+    ),
     "linear upsampling is a plain residual": (
         lambda m, x: ps(m.conv(x), 2) + F.interpolate(x, scale_factor=2, mode="bilinear"), "", 1,
     ),
@@ -792,7 +812,7 @@ def test_compiled_pattern(name: str, dynamic: bool) -> None:
     model = Model(function).double()
     keep = Keep()
     compiled = torch.compile(model, backend=fs.fusing_backend(keep), fullgraph=True, dynamic=dynamic)
-    exact = not any(curve in name for curve in ("silu", "gelu", "tanh", "sigmoid")) or name == "hardtanh"
+    exact = not any(curve in name for curve in CURVES) or name == "hardtanh"
     tolerance = {"rtol": 0, "atol": 0} if exact else {}
     with torch.no_grad():
         for shape in ((2, 3, 6, 7), (3, 3, 9, 4)):

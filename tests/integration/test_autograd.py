@@ -30,10 +30,10 @@ GEOMETRIES: list[tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]] = [
 ]
 
 
-def check_gradients(function: Any, tensors: Any) -> None:
+def check_gradients(function: Any, tensors: Any, *, twice: bool = True) -> None:
     """First and second derivatives against finite differences; the second along a random direction."""
     assert torch.autograd.gradcheck(function, tensors)
-    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+    assert not twice or torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
 
 
 def run_crop(*tensors: Any, crop: tuple[int, int, int, int]) -> Tensor:
@@ -87,7 +87,8 @@ def test_epilogue(
             input, weight, bias, activation_weight=slopes, residual=residual, padding=PADDING, **options
         )
 
-    check_gradients(eager, tensors)
+    twice = options.get("activation") != "hardsigmoid"  # PyTorch has no second derivative of it
+    check_gradients(eager, tensors, twice=twice)
     if backend == "cpu":
         geometry = Geometry(2, 2, 1, 1, *PADDING, channel_order=int(options.get("channel_order") == "dcr"))
         lowest, highest = options.get("clamp") or (None, None)
@@ -98,7 +99,7 @@ def test_epilogue(
             float("inf") if highest is None else highest,
         )
         operator = torch.ops.fused_subpixel.subpixel_conv2d
-        check_gradients(lambda *t: operator(*t, tuple(geometry), *epilogue), tensors)
+        check_gradients(lambda *t: operator(*t, tuple(geometry), *epilogue), tensors, twice=twice)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -243,7 +244,7 @@ def test_shuffles(factor: Any, order: str, leading: tuple[int, ...]) -> None:
 
 def test_gradients_from_the_output() -> None:
     names = {name for name, number in ACTIVATIONS.items() if Epilogue(number).has_grad_from_output(False)}
-    assert names == {None, "relu", "leaky_relu", "tanh", "sigmoid"}
+    assert names == {None, "relu", "leaky_relu", "relu6", "tanh", "sigmoid"}
     assert Epilogue().has_grad_from_output(has_residual=True)
     assert not Epilogue(ACTIVATIONS["relu"]).has_grad_from_output(has_residual=True)
     assert not Epilogue(ACTIVATIONS["leaky_relu"], -0.1).has_grad_from_output(has_residual=False)

@@ -341,7 +341,7 @@ def test_special_values_stay_in_their_winograd_tiles(isa: int, layout: str, valu
     assert found[~tiles].equal(clean[~tiles])
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "prelu", *CURVED])
+@pytest.mark.parametrize("activation", [None, "relu", "relu6", "leaky_relu", "prelu", *CURVED])
 @pytest.mark.parametrize("base", BASES, ids=str)
 def test_activations_of_special_values(isa: int, base: Case, activation: str | None) -> None:
     """NaN, infinities and what overflows exp, with a clamp that NaN must pass."""

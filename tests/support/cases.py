@@ -402,7 +402,7 @@ EPILOGUES = tuple(
     case
     for base in BASES
     for case in (
-        *(variant(base, activation=name) for name in ("relu", "leaky_relu")),
+        *(variant(base, activation=name) for name in ("relu", "leaky_relu", "relu6")),
         *(variant(base, activation="prelu", slopes=n) for n in (1, base.channels, base.weight[0])),
         *(variant(base, residual=kind) for kind in KINDS),
         *(variant(base, residual=kind, **CROP) for kind in KINDS),
@@ -439,4 +439,7 @@ def multiply_adds(case: Case) -> int:
     return case.input[0] * case.weight[0] * math.prod(case.low) * products(case)
 
 
-CURVED = ("silu", "gelu", "tanh", "sigmoid")  # activations that are not exact on integers
+# Activations that are not exact on integers.
+CURVED = (
+    "silu", "gelu", "tanh", "sigmoid", "hardswish", "hardsigmoid", "gelu_tanh", "elu", "mish", "softplus",
+)  # fmt: skip

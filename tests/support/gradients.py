@@ -58,7 +58,7 @@ def exact(case: Case) -> tuple[Tensor, Tensor, Tensor]:
 
 # ---- activations -------------------------------------------------------------------------------------------
 
-RECOVERABLE = ("relu", "leaky_relu", "tanh", "sigmoid")
+RECOVERABLE = ("relu", "leaky_relu", "tanh", "sigmoid", "relu6")
 # Odd factors, crops, several blocks, images and groups.
 ACTIVATED = (
     *BASES,
@@ -75,6 +75,8 @@ ACTIVATED = (
 def quarters(case: Case) -> Tensor:
     """An output that the activation of the case may have given, in float64: derivatives are exact."""
     generator = torch.Generator().manual_seed(2)
+    if case.activation == "relu6":  # both ends are as frequent as all between
+        return torch.randint(-12, 37, case.output, generator=generator).double().div(4).clamp(0, 6)
     least = 0 if case.activation == "sigmoid" else -4
     return torch.randint(least, 5, case.output, generator=generator).double() / 4
 
@@ -87,6 +89,7 @@ def before_activation(name: str | None, grad: Tensor, output: Tensor) -> Tensor:
         "leaky_relu": lambda y: torch.where(y > 0, 1.0, cases.SLOPE),
         "tanh": lambda y: 1 - y**2,
         "sigmoid": lambda y: y - y**2,
+        "relu6": lambda y: ((y > 0) & (y < 6)).to(y),
     }
     return grad * derivatives[name](output)
 

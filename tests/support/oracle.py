@@ -150,5 +150,20 @@ def activate(x: Array, activation: str | None, negative_slope: float, slopes: Ar
         return x / 2 * (1 + np.array([math.erf(v / math.sqrt(2)) for v in x], x.dtype))
     if activation == "tanh":
         return np.tanh(x)
-    assert activation == "sigmoid"
-    return 1 / (1 + np.exp(-x))
+    if activation == "sigmoid":
+        return 1 / (1 + np.exp(-x))
+    if activation == "relu6":
+        return np.clip(x, 0, 6)
+    if activation == "hardsigmoid":
+        return np.clip(x + 3, 0, 6) / 6
+    if activation == "hardswish":
+        return x * (np.clip(x + 3, 0, 6) / 6)
+    if activation == "gelu_tanh":
+        return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    if activation == "elu":
+        return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+    softplus = np.maximum(x, 0) + np.log1p(np.exp(-abs(x)))
+    if activation == "mish":
+        return x * np.tanh(softplus)
+    assert activation == "softplus"
+    return softplus

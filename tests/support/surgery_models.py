@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -201,6 +202,7 @@ PATTERNS = {
     "swinir x3": Pattern(lambda: OwnName(conv(36), nn.PixelShuffle(3)), 1, 1),
     "srresnet": Pattern(lambda: pair(after=(nn.PReLU(),)), 1, 1),
     "prelu after": Pattern(lambda: pair(after=(nn.PReLU(3),)), 1, 1),
+    "relu6 after": Pattern(lambda: pair(after=(nn.ReLU6(inplace=True),)), 1, 1),
     "leaky_relu after": Pattern(lambda: pair(after=(nn.LeakyReLU(0.2), nn.ReLU6(inplace=True))), 1, 1),
     "leaky_relu in place after": Pattern(lambda: pair(after=(nn.LeakyReLU(0.2, inplace=True),)), 1, 1),
     "relu after": Pattern(lambda: pair(after=(nn.ReLU(inplace=True),)), 1, 1),
@@ -220,8 +222,17 @@ PATTERNS = {
             nn.Tanh(),
             nn.Sigmoid(),
             nn.Identity(),
+            nn.ReLU6(),
+            nn.Hardswish(inplace=True),
+            nn.Hardsigmoid(),
+            nn.ELU(),
+            nn.Mish(),
+            nn.Softplus(),
         )
     },
+    "approximate gelu before": Pattern(
+        lambda: pair(nn.GELU(approximate="tanh"), after=(nn.Hardtanh(inplace=True),)), 1, 1
+    ),
     "prelu of 12 before": Pattern(lambda: pair(nn.PReLU(12), after=(nn.Hardtanh(inplace=True),)), 1, 1),
     "duc": Pattern(
         lambda: pair(norm(12), nn.ReLU(inplace=True), bias=False), 1, 1, {"fold_batch_norm": True}
@@ -275,7 +286,22 @@ PATTERNS = {
     "gelu, chained": Pattern(lambda: Chained(conv(), nn.GELU(), nn.Hardtanh(inplace=True)), 1, 0),
     "tanh, chained": Pattern(lambda: Chained(conv(), torch.tanh, nn.Hardtanh(inplace=True)), 1, 0),
     "sigmoid, chained": Pattern(lambda: Chained(conv(), Tensor.sigmoid_, nn.Hardtanh(inplace=True)), 1, 0),
-    "approximate gelu": Pattern(lambda: pair(nn.GELU(approximate="tanh")), 0, 0),
+    "relu6, chained": Pattern(lambda: Chained(conv(), nn.ReLU6(), nn.Hardtanh(inplace=True)), 1, 0),
+    "hardtanh that is relu6, chained": Pattern(
+        lambda: Chained(conv(), functools.partial(F.hardtanh, min_val=0, max_val=6)), 1, 0
+    ),
+    "gelu by tanh, chained": Pattern(lambda: Chained(conv(), nn.GELU(approximate="tanh")), 1, 0),
+    "hardswish, chained": Pattern(lambda: Chained(conv(), F.hardswish, nn.Hardtanh(inplace=True)), 1, 0),
+    "hardsigmoid, chained": Pattern(lambda: Chained(conv(), nn.Hardsigmoid(inplace=True)), 1, 0),
+    "elu, chained": Pattern(lambda: Chained(conv(), nn.ELU(), nn.Hardtanh(inplace=True)), 1, 0),
+    "elu_, chained": Pattern(lambda: Chained(conv(), F.elu_, nn.Hardtanh(inplace=True)), 1, 0),
+    "mish, chained": Pattern(lambda: Chained(conv(), F.mish, nn.Hardtanh(inplace=True)), 1, 0),
+    "softplus, chained": Pattern(lambda: Chained(conv(), F.softplus, nn.Hardtanh(inplace=True)), 1, 0),
+    "elu of another alpha": Pattern(lambda: pair(nn.ELU(0.5)), 0, 0),
+    "softplus of another beta": Pattern(lambda: pair(nn.Softplus(2)), 0, 0),
+    "softplus of another threshold": Pattern(lambda: pair(nn.Softplus(1, 10)), 0, 0),
+    "hardtanh that is relu6": Pattern(lambda: pair(nn.Hardtanh(0, 6)), 1, 0),
+    "hardtanh": Pattern(lambda: pair(nn.Hardtanh()), 0, 0),
     "dropout": Pattern(lambda: pair(nn.Dropout(0.0)), 0, 0),
     "two activations": Pattern(lambda: pair(nn.ReLU(), nn.Tanh()), 0, 0),
     "unshuffle": Pattern(

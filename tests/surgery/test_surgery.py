@@ -32,7 +32,8 @@ every_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTER
 
 MAKES_FRACTIONS = (
     "norm", "duc", "LU before", "lu, chained", "lu after", "lu in place", "lu of", "srresnet", "compact",
-    "basicvsr", "compressai", "fastai", "tanh", "Tanh", "igmoid", "espcn", "parametrized",
+    "basicvsr", "compressai", "fastai", "tanh", "Tanh", "igmoid", "espcn", "parametrized", "elu", "ish",
+    "oftplus",
 )  # fmt: skip
 
 

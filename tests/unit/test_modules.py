@@ -99,7 +99,7 @@ def test_from_conv2d_refuses() -> None:
             "padding_mode: expected one of 'zeros', 'reflect', 'replicate', 'circular'",
         ),
         ({"padding": "same", "stride": 2}, "padding: expected ints or 'valid' where stride is not 1"),
-        ({"activation": "mish"}, "activation: expected one of None, 'relu'"),
+        ({"activation": "swish"}, "activation: expected one of None, 'relu'"),
         ({"activation": "prelu", "prelu_parameters": 3}, "prelu_parameters: expected 1, 2 or 8, got 3"),
         ({"clamp": (1, 0)}, "clamp: expected lowest <= highest"),
     ],

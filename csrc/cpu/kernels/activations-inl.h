@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// exp, erf, tanh and the sigmoid of vectors. In float32 they are polynomials, with errors of at most 2 ulp over all values,
-// denormal results included; infinities and NaN give what libm gives. The coefficients are minimax fits of the relative
-// error. In float64, lanes go through libm one by one. Included by kernels.cpp only.
+// exp, expm1, log1p, erf, tanh and the sigmoid of vectors. In float32 they are polynomials, with errors of at most 2 ulp over
+// all values, denormal results included; infinities and NaN give what libm gives. The coefficients are minimax fits of the
+// relative error. In float64, lanes go through libm one by one. Included by kernels.cpp only.
 #pragma once
 
 #include "common/epilogue.h"
@@ -54,6 +54,21 @@ struct VectorMath<float> {
     return (exp_minus_1(at.r) + 1.f) * power_of_2(half) * power_of_2(at.n - half);
   }
 
+  // Of x <= 0: 2^n (exp(r) - 1) + (2^n - 1), whose terms do not cancel. Of -0 it is -0. The error is below 1 ulp.
+  static FS_INLINE V expm1(V x) {
+    const Reduced at = reduced(x < -30.f ? splat(-30.f) : x);  // the result is -1 from here on
+    const V scale = power_of_2(at.n);
+    return with_sign_of(exp_minus_1(at.r) * scale + (scale - 1.f), x);
+  }
+
+  // Of 0 <= x <= 1. The polynomial has degree 10 in all, and a relative error of 2^-27.5.
+  static FS_INLINE V log1p(V x) {
+    return x + x * x *
+                   polynomial(
+                       x, {-0x1.ffffd2p-2f, 0x1.554dd0p-2f, -0x1.ff23e6p-3f, 0x1.934b54p-3f, -0x1.3a435ep-3f,
+                           0x1.b4ae08p-4f, -0x1.d6b08cp-5f, 0x1.4917cep-6f, -0x1.af49cep-9f});
+  }
+
   static FS_INLINE V sigmoid(V x) {
     const V e = exp(-absolute(x)), sum = e + 1.f;  // e is never infinite
     const V rounded_off = e - (sum - 1.f), quotient = (x < 0.f ? e : splat(1.f)) / sum;
@@ -93,6 +108,12 @@ struct VectorMath<double> {
   static FS_INLINE V exp(V x) {
     return each_lane(x, [](double lane) { return __builtin_exp(lane); });
   }
+  static FS_INLINE V expm1(V x) {
+    return each_lane(x, [](double lane) { return __builtin_expm1(lane); });
+  }
+  static FS_INLINE V log1p(V x) {
+    return each_lane(x, [](double lane) { return __builtin_log1p(lane); });
+  }
   static FS_INLINE V erf(V x) {
     return each_lane(x, [](double lane) { return __builtin_erf(lane); });
   }
@@ -110,8 +131,8 @@ FS_NOINLINE Vec<S> activate_vector(Activation activation, Vec<S> v) {
 
 template <class S>
 FS_INLINE Vec<S> activate(Activation activation, Vec<S> v, Vec<S> slope) {
-  return is_piecewise_linear(activation) ? activate_piecewise_linear<Vec<S>>(activation, v, slope)
-                                         : activate_vector<S>(activation, v);
+  return is_piecewise_polynomial(activation) ? activate_piecewise_polynomial<S>(activation, v, slope)
+                                             : activate_vector<S>(activation, v);
 }
 
 }  // namespace fused_subpixel::cpu::FS_ISA

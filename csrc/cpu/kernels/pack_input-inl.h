@@ -180,10 +180,11 @@ void apply_activation(Activation activation, double negative_slope, Compute<T>* 
       return grad_from_output<decltype(g)>(Activation{decltype(chosen)::value}, slope - decltype(g){}, g, y);
     });
   };
-  const IntConstant<0> exact;  // relu's gradient is a value that is there already
+  const IntConstant<0> exact;  // the gradients of relu and relu6 are values that are there already
   const IntConstant<1> rounds;
   switch (activation) {
     case Activation::kReLU: return apply(exact, IntConstant<int(Activation::kReLU)>{});
+    case Activation::kReLU6: return apply(exact, IntConstant<int(Activation::kReLU6)>{});
     case Activation::kLeakyReLU: return apply(rounds, IntConstant<int(Activation::kLeakyReLU)>{});
     case Activation::kTanh: return apply(rounds, IntConstant<int(Activation::kTanh)>{});
     case Activation::kSigmoid: return apply(rounds, IntConstant<int(Activation::kSigmoid)>{});

@@ -173,7 +173,7 @@ struct Store {
       return false;
     const GroupPart part = group_part(p);
     T* const first = at(p);
-    const bool bias_only = adds_bias_only(), transcendental = !is_piecewise_linear(epilogue.activation);
+    const bool bias_only = adds_bias_only(), transcendental = !is_piecewise_polynomial(epilogue.activation);
     return try_dispatch(RegisterInterleave{}, dest.interleave, [&](auto m) {
       constexpr int M = decltype(m)::value;
       const bool whole = part.lo == 0 && part.hi == M * L;
@@ -192,7 +192,8 @@ struct Store {
           for (int q = 0; q < M; ++q) {
             v[q] = load<S>(acc + q * oc_step) + splat<S>(bias[oc + q]);
             if (!bias_only)
-              v[q] = clamp(activate_piecewise_linear(epilogue.activation, v[q], splat<S>(slope[oc + q])));
+              v[q] =
+                  clamp(activate_piecewise_polynomial<S>(epilogue.activation, v[q], splat<S>(slope[oc + q])));
           }
         }
         interleave<S, M>(v);

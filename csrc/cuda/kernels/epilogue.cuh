@@ -13,6 +13,10 @@ namespace fused_subpixel::cuda {
 struct DeviceMath {
   static FS_DEVICE float exp(float x) { return expf(x); }
   static FS_DEVICE double exp(double x) { return ::exp(x); }
+  static FS_DEVICE float expm1(float x) { return expm1f(x); }
+  static FS_DEVICE double expm1(double x) { return ::expm1(x); }
+  static FS_DEVICE float log1p(float x) { return log1pf(x); }
+  static FS_DEVICE double log1p(double x) { return ::log1p(x); }
   static FS_DEVICE float erf(float x) { return erff(x); }
   static FS_DEVICE double erf(double x) { return ::erf(x); }
   static FS_DEVICE float tanh(float x) { return tanhf(x); }
@@ -25,8 +29,8 @@ struct DeviceMath {
 
 template <class S>
 FS_DEVICE S activate(Activation activation, S v, S slope) {
-  return is_piecewise_linear(activation) ? activate_piecewise_linear(activation, v, slope)
-                                         : activate_transcendental<DeviceMath, S>(activation, v);
+  return is_piecewise_polynomial(activation) ? activate_piecewise_polynomial<S>(activation, v, slope)
+                                             : activate_transcendental<DeviceMath, S>(activation, v);
 }
 
 template <class T>

@@ -57,15 +57,15 @@ struct ElementStore {
     const Activation activation = p.epilogue.activation;
     FS_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const float left = activate_piecewise_linear(activation, acc[2 * half] + at.left.bias, at.left.slope);
-      const float right =
-          activate_piecewise_linear(activation, acc[2 * half + 1] + at.right.bias, at.right.slope);
+      const float left = activate_rectifier(activation, acc[2 * half] + at.left.bias, at.left.slope);
+      const float right = activate_rectifier(activation, acc[2 * half + 1] + at.right.bias, at.right.slope);
       store_8(pixels + half * 8 * kPitch + at.column, bits_of(left), bits_of(right));
     }
   }
 
-  // On the staged values, because in the registers the compiler would unroll a transcendental activation for each.
-  FS_DEVICE void apply_transcendental() const {
+  // The activations that are no rectifiers, on the staged values: in the registers the compiler would unroll them for each,
+  // and every layer would be slower for them.
+  FS_DEVICE void apply_late() const {
     FS_NO_UNROLL
     for (int i = thread_index(); i < kMmaPixels * kBlockOc; i += block_threads()) {
       float& value = staging()[i / kBlockOc * kPitch + i % kBlockOc];
@@ -77,8 +77,8 @@ struct ElementStore {
   // memory. A segment is a stretch of memory: a tile row of a group, or one pixel of it if blocks cut groups.
   FS_DEVICE void store(const TileOrigin& origin) const {
     sync_threads();  // all accumulators are staged
-    if (!is_piecewise_linear(p.epilogue.activation)) {
-      apply_transcendental();
+    if (!is_rectifier(p.epilogue.activation)) {
+      apply_late();
       sync_threads();
     }
     constexpr int kVector = 16 / static_cast<int>(sizeof(T));

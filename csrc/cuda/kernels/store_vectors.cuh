@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The store of vectors, for the common case: everything is done with an accumulator when it is staged - bias, piecewise
-// linear activation, clamp, rounding to the element type - and the staging area holds the 16-byte vectors of the output
-// as they are to be stored. See VectorStoreParams.
+// The store of vectors, for the common case: everything is done with an accumulator when it is staged - bias, rectifier or
+// relu6, clamp, rounding to the element type - and the staging area holds the 16-byte vectors of the output as they are to be
+// stored. See VectorStoreParams.
 #pragma once
 
 #include "cuda/kernels/store.cuh"
@@ -116,8 +116,8 @@ struct VectorStore {
     }
   }
 
-  // Bias, relu, clamp. relu is a clamp from below. Half types are clamped after they are rounded, two at a time: rounding
-  // keeps the order of numbers, so that the result is the same.
+  // Bias, relu or relu6, clamp. relu and relu6 are clamps. Half types are clamped after they are rounded, two at a time:
+  // rounding keeps the order of numbers, so that the result is the same.
   struct Finished {
     uint32_t left, right;  // right: of four bytes only
   };
