@@ -250,7 +250,8 @@ def unshuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: int) -
 def shuffle_and_crop(low: Tensor, geometry: Geometry) -> Tensor:
     """[N, C*r_h*r_w, P, Q] -> [N, C, P*r_h - crops, Q*r_w - crops]."""
     g = geometry
-    output = shuffle(low, g.upscale_h, g.upscale_w, g.channel_order)
+    plain = g.upscale_h == g.upscale_w == 1
+    output = low if plain else shuffle(low, g.upscale_h, g.upscale_w, g.channel_order)
     if not any(g.crop):
         return output
     return output[

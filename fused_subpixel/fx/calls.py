@@ -31,8 +31,10 @@ ACTIVATIONS = frozenset((
 CLAMPS = frozenset(("clamp", "clamp_min", "clamp_max", "hardtanh", "relu6"))
 EPILOGUES = ACTIVATIONS | CLAMPS | {"add"}
 UPSAMPLINGS = frozenset(("interpolate", "upsample_nearest2d", "_upsample_nearest_exact2d"))
-CONVOLUTIONS = frozenset(("conv2d", "convolution"))
-_READ = VIEWS | COPIES | EPILOGUES | UPSAMPLINGS | CONVOLUTIONS | {"pixel_shuffle", "permute"}
+CONVOLUTIONS = frozenset(("conv1d", "conv2d", "convolution"))
+_READ = VIEWS | COPIES | EPILOGUES | UPSAMPLINGS | CONVOLUTIONS | {"batch_norm", "pixel_shuffle", "permute"}
+# A batch norm in eval mode of functional graphs. The first of its three results is the one that is read.
+_NORM_OF_THREE_RESULTS = "_native_batch_norm_legit_no_training"
 
 # Where the callables of a Dynamo graph come from, if they are PyTorch's.
 _HOMES = (torch, F, torch_compat.builtin_nn_functions, operator, math)
@@ -53,6 +55,8 @@ def call_of(node: Any) -> Call | None:
     name = _name(node)
     if name is None:
         return None
+    if name == "getitem":
+        return _norm_of_three_results(*node.args)
     if node.op == "call_function" and name[0] == "i" and getattr(operator, name, None) is node.target:
         name = f"{name[1:]}_"  # operator.iadd
     base = name.rstrip("_")
@@ -68,6 +72,18 @@ def call_of(node: Any) -> Call | None:
         return None
     in_place = name.endswith("_") or arguments.pop("inplace", False) is True
     return Call(base, arguments, in_place)
+
+
+def _norm_of_three_results(norm: Any, index: Any) -> Call | None:
+    if not isinstance(norm, Node) or _name(norm) != _NORM_OF_THREE_RESULTS or index != 0:
+        return None
+    arguments = _bind(norm, _NORM_OF_THREE_RESULTS)
+    return None if arguments is None else Call("batch_norm", {**arguments, "training": False})
+
+
+def is_norm_of_three_results(node: Node) -> bool:
+    """Whether a node is a batch norm whose result a ``getitem`` picks: :func:`call_of` reads both there."""
+    return _name(node) == _NORM_OF_THREE_RESULTS
 
 
 def _name(node: Node) -> str | None:
@@ -158,6 +174,9 @@ def has_side_effects(node: Node) -> bool:
     """Whether a node may write into a tensor or change a mode, such as autocast. What is unknown may."""
     if node.op in ("placeholder", "get_attr", "output"):
         return False
+    call = call_of(node)
+    if call is not None and call.name == "batch_norm":  # its schema does not say that it updates statistics
+        return call.arguments["training"] is not False
     if node.op == "call_function" and isinstance(node.target, torch_compat.OpOverload):
         return node.target._schema.is_mutable
     name = _name(node)

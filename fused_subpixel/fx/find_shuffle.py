@@ -12,7 +12,18 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from .calls import COPIES, VIEWS, Call, call_of, known, number_of, same_shape, spelled, tensor_of
+from .calls import (
+    CONVOLUTIONS,
+    COPIES,
+    VIEWS,
+    Call,
+    call_of,
+    known,
+    number_of,
+    same_shape,
+    spelled,
+    tensor_of,
+)
 
 
 class Refusal(Exception):
@@ -21,7 +32,10 @@ class Refusal(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Shuffle:
-    """A rearrangement [N, C*r_h*r_w, P, Q] -> [N, C, P*r_h, Q*r_w], of one node or of several views."""
+    """A rearrangement [N, C*r_h*r_w, P, Q] -> [N, C, P*r_h, Q*r_w], of one node or of several views.
+
+    Without nodes it stands for the shuffle by 1 behind a plain convolution, its source.
+    """
 
     nodes: tuple[Node, ...]
     source: Node
@@ -32,6 +46,8 @@ class Shuffle:
     @property
     def name(self) -> str:
         """As reports call it."""
+        if not self.nodes:
+            return "convolution"
         equal = self.factor_h == self.factor_w
         text = f"pixel_shuffle({self.factor_h if equal else (self.factor_h, self.factor_w)})"
         return text if self.channel_order == "crd" else f"{text[:-1]}, {self.channel_order})"
@@ -50,6 +66,14 @@ def shuffles(graph: Graph) -> Iterator[tuple[Node, Shuffle | Refusal]]:
                 yield node, _decomposed(node, call.arguments["input"])
         except Refusal as refusal:
             yield node, refusal
+
+
+def plain_convolutions(graph: Graph) -> Iterator[tuple[Node, Shuffle]]:
+    """All convolutions of a graph, as sources of shuffles that do nothing."""
+    for node in graph.nodes:
+        call = call_of(node)
+        if call is not None and call.name in CONVOLUTIONS:
+            yield node, Shuffle((), node, 1, 1, "crd")
 
 
 def _whole(node: Node, call: Call) -> Shuffle:

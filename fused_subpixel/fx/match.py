@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What may become one sub-pixel convolution, and in words why not.
 
-The pattern is ``convolution -> shuffle``, where elementwise steps may stand before the shuffle, which they
-commute with, and after it, in the order that the operator has: activation, residual, clamp. Every value
-between the first and the last step must serve the next one only.
+The pattern is ``convolution -> batch norm -> shuffle``, where elementwise steps may stand before the shuffle,
+which they commute with, and after it, in the order that the operator has: activation, residual, clamp. Every
+value between the first and the last step must serve the next one only. A plain convolution matches with a
+shuffle that has no nodes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from .calls import (
     Call,
     call_of,
     has_side_effects,
+    is_norm_of_three_results,
     number_of,
     same_shape,
     spelled,
@@ -49,6 +51,7 @@ class Match:
     epilogue: Epilogue = dataclasses.field(default_factory=Epilogue)
     activation_weight: Node | None = None
     residual: Node | None = None
+    norm: Call | None = None  # a batch norm in eval mode, to be folded into the convolution
     stopped: str = ""  # why the step after the last one stays outside, in words
 
 
@@ -61,9 +64,9 @@ def match(shuffle: Shuffle, training: bool) -> Match:
 
     Raises Refusal, with the reason in words.
     """
-    if shuffle.factor_h * shuffle.factor_w == 1:
+    if shuffle.nodes and shuffle.factor_h * shuffle.factor_w == 1:
         raise Refusal("a factor of 1 shuffles nothing")
-    before = _path_to_convolution(shuffle.source, shuffle.nodes[0])
+    before = _path_to_convolution(shuffle.source, shuffle.nodes[0]) if shuffle.nodes else [shuffle.source]
     convolution = call_of(before[0])
     assert convolution is not None
     found = Match((before[0],), convolution, shuffle, _geometry(before[0], convolution, shuffle))
@@ -74,11 +77,14 @@ def match(shuffle: Shuffle, training: bool) -> Match:
         except Refusal as refusal:
             raise Refusal(f"{spelled(step)} stands before it: {refusal}") from None
     found = dataclasses.replace(found, nodes=found.nodes + shuffle.nodes)
-    _check_quiet(found.nodes, shuffle.nodes[-1])
+    if shuffle.nodes:
+        _check_quiet(found.nodes, shuffle.nodes[-1])
     while len(found.nodes[-1].users) == 1:
         step = only_user(found.nodes[-1])
+        if is_norm_of_three_results(step) and len(step.users) == 1:
+            step = only_user(step)
         call = call_of(step)
-        if call is None or call.name not in EPILOGUES | COPIES:
+        if call is None or call.name not in EPILOGUES | COPIES | {"batch_norm"}:
             break
         try:
             found = _extend(found, step, shuffle, training)
@@ -92,7 +98,7 @@ def _path_to_convolution(node: Any, user: Node) -> list[Node]:
     if not isinstance(node, Node):
         raise Refusal(f"{spelled(node)} is no convolution")
     call = call_of(node)
-    if call is None or call.name not in EPILOGUES | CONVOLUTIONS:
+    if call is None or call.name not in EPILOGUES | CONVOLUTIONS | {"batch_norm"}:
         raise Refusal(f"{spelled(node)} feeds it, not a convolution")
     if len(node.users) != 1:
         others = ", ".join(spelled(other) for other in node.users if other is not user)
@@ -113,17 +119,20 @@ def _geometry(node: Node, call: Call, shuffle: Shuffle) -> Geometry:
     input, weight, output = (given_tensor(n) for n in (arguments["input"], arguments["weight"], node))
     if arguments.get("transposed"):
         raise Refusal(f"{spelled(node)} is a transposed convolution")
-    if input.dim() != 4 or weight.dim() != 4:
-        raise Refusal(f"{spelled(node)} is not a 2-d convolution of a batch")
+    signal = weight.dim() == 3  # an image of one row
+    if input.dim() != weight.dim() or weight.dim() not in ((4,) if shuffle.nodes else (3, 4)):
+        kind = "2-d" if shuffle.nodes else "1-d or 2-d"
+        raise Refusal(f"{spelled(node)} is not a {kind} convolution of a batch")
     if output.dtype not in DTYPES:
         raise Refusal(f"no kernel for {output.dtype}")
     if not all(isinstance(size, int) for size in weight.shape):
         raise Refusal(f"the shape of the weight of {spelled(node)} is not constant")
-    stride, dilation = _pair(call, "stride"), _pair(call, "dilation")
+    stride, dilation = (_pair(call, name, 1 if signal else None) for name in ("stride", "dilation"))
     padding = arguments["padding"]
     if not isinstance(padding, str):  # else "same" or "valid"
-        padding = _pair(call, "padding")
-    top, left, bottom, right = four_paddings(padding, stride, dilation, weight.shape[2:])
+        padding = _pair(call, "padding", 0 if signal else None)
+    kernel = (1, weight.shape[2]) if signal else weight.shape[2:]
+    top, left, bottom, right = four_paddings(padding, stride, dilation, kernel)
     geometry = Geometry(
         shuffle.factor_h,
         shuffle.factor_w,
@@ -143,13 +152,13 @@ def _geometry(node: Node, call: Call, shuffle: Shuffle) -> Geometry:
     return geometry
 
 
-def _pair(call: Call, name: str) -> tuple[int, int]:
-    """An argument of a convolution as (vertical, horizontal)."""
+def _pair(call: Call, name: str, vertical: int | None = None) -> tuple[int, int]:
+    """An argument of a convolution as (vertical, horizontal); of a signal's, which has the latter only."""
     given = call.arguments[name]
     numbers = [number_of(value) for value in (given if isinstance(given, (list, tuple)) else [given])]
     if not all(isinstance(number, int) for number in numbers):
         raise Refusal(f"the convolution's {name} is not a constant of the graph")
-    return int(numbers[0] or 0), int(numbers[-1] or 0)
+    return int(numbers[0] or 0) if vertical is None else vertical, int(numbers[-1] or 0)
 
 
 def _check_quiet(nodes: tuple[Node, ...], until: Node) -> None:
@@ -173,18 +182,22 @@ def _first_with_effects(start: Node, end: Node, but: tuple[Node, ...]) -> Node |
 
 
 def _extend(found: Match, step: Node, shuffle: Shuffle, training: bool) -> Match:
-    """The match with one more step: activation, residual or clamp."""
+    """The match with one more step: batch norm, activation, residual or clamp."""
     call = call_of(step)
     assert call is not None
     last = found.nodes[-1]
     if call.in_place and call.arguments["input"] is not last:
         raise Refusal("it writes into its other operand")
+    steps = (step,) if last in step.all_input_nodes else (step.all_input_nodes[0], step)
     before, after = given_tensor(last), given_tensor(step)
     if before.dtype != after.dtype or not same_shape(before.shape, after.shape):
         raise Refusal("it changes the shape or the dtype")
     _check_quiet(found.nodes, step)
     if call.name in COPIES:  # the operator's result is new anyway, and gets the layout that the copy has
         return dataclasses.replace(found, nodes=(*found.nodes, step))
+    if call.name == "batch_norm":
+        _check_norm(found, steps, call, shuffle, training)
+        return dataclasses.replace(found, nodes=found.nodes + steps, norm=call)
     if call.name == "add":
         found = dataclasses.replace(found, residual=_residual(found, step, call, shuffle))
     elif call.name in CLAMPS or (call.name == "relu" and not _is_linear(found)):
@@ -194,6 +207,23 @@ def _extend(found: Match, step: Node, shuffle: Shuffle, training: bool) -> Match
     if training and not found.epilogue.has_grad_from_output(found.residual is not None):
         raise Refusal("its gradient needs the values before it, which the operator does not keep")
     return dataclasses.replace(found, nodes=(*found.nodes, step))
+
+
+def _check_norm(found: Match, steps: tuple[Node, ...], call: Call, shuffle: Shuffle, training: bool) -> None:
+    """A batch norm is folded into the convolution if it has constants for its channels."""
+    if not _is_linear(found) or found.norm is not None or set(shuffle.nodes) & set(found.nodes):
+        raise Refusal("only a batch norm directly behind the convolution is folded into it")
+    if call.arguments["training"] is not False or call.arguments["running_mean"] is None:
+        raise Refusal("the batch norm is in training mode")
+    if number_of(call.arguments["eps"]) is None:
+        raise Refusal("its eps is not a constant of the graph")
+    if training:
+        raise Refusal("a batch norm is folded only where no gradient is wanted")
+    for inner in steps[:-1]:
+        only_user(inner)
+    for name in ("running_mean", "running_var", "weight", "bias"):
+        if call.arguments[name] is not None:
+            given_tensor(call.arguments[name])
 
 
 def _is_linear(found: Match) -> bool:
@@ -277,7 +307,7 @@ def _residual(found: Match, step: Node, call: Call, shuffle: Shuffle) -> Node:
         raise Refusal(
             f"its operands differ in shape, or may: {_shape(operand.shape)} and {_shape(tensor.shape)}"
         )
-    if shuffle.nodes[-1] not in found.nodes:
+    if not shuffle.nodes or shuffle.nodes[-1] not in found.nodes:
         return other
     source = _before_upsampling(other, given_tensor(found.nodes[0]), shuffle)
     if source is None or _first_with_effects(other, step, found.nodes) is not None:
