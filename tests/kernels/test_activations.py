@@ -33,7 +33,7 @@ EXACT: dict[str, Callable[[Tensor], Tensor]] = {
 # Of float32. The rounding of a product comes on top of the sigmoid's.
 MOST_ULPS = {
     "sigmoid": 2.0, "tanh": 2.0, "silu": 3.0, "relu6": 0.0, "hardswish": 2.5, "hardsigmoid": 1.5,
-    "gelu_tanh": 3.0, "elu": 1.0, "mish": 3.1, "softplus": 2.0,
+    "gelu_tanh": 3.0, "elu": 1.0, "mish": 3.1, "softplus": 2.2,
 }  # fmt: skip
 
 
