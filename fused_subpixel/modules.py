@@ -15,6 +15,7 @@ from .dispatch import checks
 from .functional import conv_transpose2d, subpixel_conv2d
 from .init import icnr_
 from .ops.geometry import ACTIVATIONS, CHANNEL_ORDERS, DTYPES
+from .ops.layout import follows_weight, in_channels_last
 
 _DEFAULTS = {
     "stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros",
@@ -256,6 +257,10 @@ class ConvTranspose2d(nn.ConvTranspose2d):
             )
             if not _are_numbers(*output_padding):
                 return super().forward(input, output_size)
+        if follows_weight(self.weight):
+            if input.dim() != 4:
+                return super().forward(input, output_size)
+            input = in_channels_last(input)
         return conv_transpose2d(
             input,
             self.weight,

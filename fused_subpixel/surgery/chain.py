@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import (
+    batch_norm,
     gelu,
     leaky_relu,
     prelu,
@@ -25,6 +26,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from ..dispatch.tensors import warn_of_dispatching, why_only_reference
 from ..functional import subpixel_conv2d
 from ..ops.geometry import DTYPES
+from ..ops.layout import follows_weight, in_channels_last
 from ..torch_compat import has_any_global_hook
 
 tanh, sigmoid = torch.tanh, torch.sigmoid  # as the functions above
@@ -309,8 +311,12 @@ def run(
     norm: nn.BatchNorm2d | None = None,
     before: Activation | None = None,
     after: Activation | None = None,
+    parameters: tuple[Tensor, Tensor | None] | None = None,
 ) -> Tensor | None:
-    """The chain as one call, or None where its modules have to run one by one."""
+    """The chain as one call, or None where its modules have to run one by one.
+
+    ``parameters``: weight and bias, where they have been read: to read a parametrized one may change it.
+    """
     activation = before or after
     by_channel = activation is not None and activation.weight is not None and activation.weight.numel() > 1
     if input.dim() != 4 and (norm is not None or by_channel):
@@ -322,12 +328,18 @@ def run(
             return None
         activation, alone = None, activation
 
-    weight, bias, padding = conv.weight, conv.bias, conv.padding
+    weight, bias = (conv.weight, conv.bias) if parameters is None else parameters
+    padding = conv.padding
+    to_channels_last = follows_weight(weight)
+    if to_channels_last and input.dim() != 4:
+        return None
     if norm is not None:
         weight, bias = folded(weight, bias, norm)
     if conv.padding_mode != "zeros":
         input = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
         padding = (0, 0)
+    if to_channels_last:
+        input = in_channels_last(input)
     output = subpixel_conv2d(
         input,
         weight,
@@ -345,16 +357,23 @@ def run(
 
 
 def run_conv1d(input: Tensor, conv: nn.Conv1d) -> Tensor:
-    """The convolution, as a 2-D one over images of one row."""
-    padding: Any = conv.padding
+    """The convolution, as a 2-D one over images of one row, contiguous as PyTorch's."""
+    weight, padding = conv.weight, conv.padding
+    if not weight.is_contiguous():  # whose strides the output has
+        return conv._conv_forward(input, weight, conv.bias)
+    rows: Any = padding if isinstance(padding, str) else (0, *padding)
     if conv.padding_mode != "zeros":
-        input, padding = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), (0,)
-    if not isinstance(padding, str):
-        padding = (0, *padding)
+        input, rows = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), (0, 0)
     return subpixel_conv2d(
-        input.unsqueeze(-2), conv.weight.unsqueeze(-2), conv.bias, 1, stride=(1, *conv.stride),
-        padding=padding, dilation=(1, *conv.dilation), groups=conv.groups,
+        input.contiguous().unsqueeze(-2), weight.unsqueeze(-2), conv.bias, 1, stride=(1, *conv.stride),
+        padding=rows, dilation=(1, *conv.dilation), groups=conv.groups,
     ).squeeze(-2)  # fmt: skip
+
+
+def normalised(input: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    """A batch norm in eval mode alone."""
+    mean, variance = norm.running_mean, norm.running_var
+    return batch_norm(input, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
 
 
 def folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ class Site:
 
 
 class WholeModel(NamedTuple):
-    """A run of the whole model before and after: median milliseconds, and peak memory where it is known."""
+    """A run of the whole model before and after: median milliseconds, and the most bytes of its tensors."""
 
     before_ms: float
     after_ms: float
@@ -151,7 +151,7 @@ class Report:
         return f"<Report: {self.summary}>"
 
 
-_OTHER_DIMENSIONS = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d)
+_OTHER_DIMENSIONS = (nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d)
 
 
 def what_else_finds(model: nn.Module, called: str) -> str:
@@ -170,8 +170,10 @@ def what_else_finds(model: nn.Module, called: str) -> str:
             "A shuffle written by hand (view, permute, reshape) is found in graphs: by "
             "torch.compile(model, backend=fusing_backend()) or fuse(torch.export.export(...))"
         )
+    if holds(nn.Conv1d):
+        hints.append("Its 1-D convolutions are replaced by accelerate")
     if holds(*_OTHER_DIMENSIONS):
-        hints.append("1-D and 3-D layers cannot be replaced")
+        hints.append("Transposed 1-D and all 3-D layers cannot be replaced")
     return ". ".join(hints)
 
 

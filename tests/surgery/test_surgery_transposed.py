@@ -424,8 +424,13 @@ def test_no_site_found_says_which_call_finds_one() -> None:
         (fs.replace_conv_transpose, [conv, nn.PixelShuffle(2)], ["replaced by replace_pixel_shuffle"]),
         (fs.replace_pixel_shuffle, [conv], ["Without example_inputs", "view, permute, reshape", "fuse("]),
         (fs.replace_conv_transpose, [conv], ["fusing_backend()"]),
-        (fs.replace_pixel_shuffle, [nn.ConvTranspose1d(2, 2, 2)], ["1-D and 3-D layers cannot be replaced"]),
-        (fs.replace_conv_transpose, [nn.Conv3d(2, 2, 2)], ["1-D and 3-D layers cannot be replaced"]),
+        (fs.replace_pixel_shuffle, [nn.ConvTranspose1d(2, 2, 2)], ["1-D and all 3-D layers cannot be"]),
+        (fs.replace_conv_transpose, [nn.Conv3d(2, 2, 2)], ["1-D and all 3-D layers cannot be replaced"]),
+        (
+            fs.replace_conv_transpose,
+            [nn.Conv1d(2, 2, 2)],
+            ["Its 1-D convolutions are replaced by accelerate"],
+        ),
     ):
         with pytest.warns(UserWarning, match="no site found") as warned:
             replace(nn.Sequential(*layers))  # type: ignore[operator]
