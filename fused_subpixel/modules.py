@@ -19,6 +19,7 @@ from .dispatch.words import IMAGES, Words
 from .functional import conv_transpose2d, subpixel_conv2d
 from .init import icnr_
 from .ops.geometry import ACTIVATIONS, CHANNEL_ORDERS, DTYPES
+from .ops.layout import follows_weight, in_channels_last
 
 _DEFAULTS = {
     "groups": 1, "padding_mode": "zeros", "activation": None, "negative_slope": 0.01, "clamp": None,
@@ -312,6 +313,10 @@ class FusedConvTransposeNd(nn.Module):
             )
             if not _are_numbers(output_padding):
                 return super().forward(input, output_size)
+        if follows_weight(layer.weight):
+            if input.dim() != 4:
+                return super().forward(input, output_size)
+            input = in_channels_last(input)
         return self._fused(
             input,
             layer.weight,

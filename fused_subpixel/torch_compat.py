@@ -79,6 +79,8 @@ suggest_memory_format: Callable[[Tensor], torch.memory_format] = _private(
 throw_on_mutable_data_ptr = _private(
     "_C._set_throw_on_mutable_data_ptr", "for tensors that have no memory, as those that stand for an output"
 )
+TorchDispatchMode = _private("utils._python_dispatch.TorchDispatchMode", "to follow the memory of a run")
+StorageWeakRef = _private("multiprocessing.reductions.StorageWeakRef", "to follow the memory of a run")
 
 
 # ---- operators ---------------------------------------------------------------------------------------------
@@ -197,6 +199,11 @@ def _probe_tensors() -> None:
     assert suggest_memory_format(torch.empty(2, 3, 4, 5)) is torch.contiguous_format
     assert tree_map(lambda value: value + 1, ([1], {"a": 2})) == ([2], {"a": 3})
     assert tree_leaves(([1], {"a": 2})) == [1, 2]
+    memory = torch.empty(3).untyped_storage()
+    known = StorageWeakRef(memory)
+    assert known == StorageWeakRef(memory) and not known.expired()
+    del memory
+    assert known.expired()
 
 
 def _probe_operators() -> None:

@@ -25,3 +25,15 @@ def is_channels_last(tensor: Tensor) -> bool:
 def memory_format(channels_last: bool) -> torch.memory_format:
     """PyTorch's name for a layout."""
     return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def follows_weight(weight: Tensor) -> bool:
+    """Whether PyTorch's convolution with ``weight`` takes and gives channels_last, whatever its input is."""
+    return weight.stride(1) == 1 and is_channels_last(weight)
+
+
+def in_channels_last(input: Tensor) -> Tensor:
+    """[N, C, H, W] in channels_last; where C = 1, too, where both layouts are the same memory."""
+    input = input.contiguous(memory_format=torch.channels_last)
+    _, channels, height, width = input.shape
+    return input.as_strided(input.shape, (height * width, 1, width, 1)) if channels == 1 else input

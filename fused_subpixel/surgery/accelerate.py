@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -20,8 +20,8 @@ from . import conv_transpose, timing, trace
 from .arguments import Model, as_arguments, check_model, copied
 from .chain import Activation
 from .conv_transpose import FUSED
-from .fused_modules import FusedConv1d, FusedConv2d, Plan, fuse_class
-from .replace import Replacer, describe, how, only_reparametrising_hooks
+from .fused_modules import FusedConv1d, FusedConv2d, FusedSequential, Plan, fuse_class, twin
+from .replace import Replacer, describe, how, only_reparametrising_hooks, weight_of
 from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site, WholeModel
 
 _WORTH_IT = 0.97  # of PyTorch's time: below what measurements differ by, a change is not worth it
@@ -49,11 +49,11 @@ def accelerate(
 ) -> Model | tuple[Model, Report]:
     """Let each convolution of a model run on the fused kernels where these are measured to be faster.
 
-    Looked at are ``nn.Conv2d`` - with the pixel shuffle, or the batch norm in eval mode and the activation,
-    that follow - ``nn.Conv1d``, ``nn.ConvTranspose1d`` and ``nn.ConvTranspose2d``. The model is run on
-    ``example_inputs`` to see what follows each layer and on what sizes it works. Then each layer is computed
-    both ways, in turns. It is replaced where the fused kernels take less time, and left to PyTorch where they
-    do not. At the end the whole model is measured both ways; where it is slower than before, all is undone.
+    It looks at ``nn.Conv1d``, ``nn.ConvTranspose1d``, ``nn.ConvTranspose2d`` and ``nn.Conv2d``; the latter
+    together with the pixel shuffle, or the batch norm in eval mode and the activation, that follow. It runs
+    the model on ``example_inputs`` to see what follows each layer and which sizes the layer gets. It then
+    measures each layer both ways, in turns, and replaces it if the fused kernels take less time. At the end
+    it measures the whole model both ways, and undoes everything if the model is slower than before.
 
     Layers stay the same objects, of a subclass of their class; parameters, buffers and the keys of
     ``state_dict()`` stay what they are. :func:`restore` undoes it. Where autograd needs a gradient of a plain
@@ -69,7 +69,7 @@ def accelerate(
         seconds: how long to measure, roughly. Each kind of layer is measured three times at least.
         progress: show a progress bar, if tqdm is installed and the output is a terminal.
         return_report: also return a :class:`Report`: for each layer both times and the reason, and both times
-            and the peak memory of the whole model.
+            and the peak memory of the whole model, as the size of its tensors.
 
     Returns:
         The model, or (model, report). Where nothing was replaced, a ``UserWarning`` says so.
@@ -112,7 +112,7 @@ class Candidate(NamedTuple):
     inputs: tuple[trace.TensorLike, ...]  # of its calls
     key: Any  # equal where times are
     before: Callable[[Tensor], object]
-    after: Callable[[Tensor], object]
+    after: Callable[[Tensor], object]  # as the replaced module will, with all that Python does in it
     layers: str
     how: str
 
@@ -127,12 +127,11 @@ class Accelerator(Replacer):
 
     def accelerate(self, inputs: Any) -> Report:
         """Do all of it."""
-        self.look_at_replaced()
-        recorder, expected = self.run(inputs, {})
+        chained: trace.Chained = {m: set() for m in self.names if isinstance(m, FusedSequential)}
+        recorder, expected = self.run(inputs, chained)
         self.look_at_run(recorder)
-        candidates = [self.candidate_of_conv(conv, plan, recorder) for conv, plan in self.convs.items()]
-        candidates += [*self.plain_convs(recorder), *self.other_convs(recorder)]
-        self.choose(candidates)
+        with trace.unchanged(self.model):
+            self.choose([*self.convs_2d(recorder), *self.other_convs(recorder)])
         self.change()
         note, whole = "", None
         if self.changed:
@@ -157,37 +156,57 @@ class Accelerator(Replacer):
         """Note what becomes of a layer that is not measured."""
         self.layers[module] = Site(self.names[module], layers, status, reason)
 
-    def plain_convs(self, recorder: trace.Recorder) -> list[Candidate]:
-        """Convolutions that no pixel shuffle follows."""
+    def convs_2d(self, recorder: trace.Recorder) -> list[Candidate]:
+        """2-D convolutions."""
         runs: dict[nn.Conv2d, list[trace.Run]] = {}
         for run in recorder.runs:
             runs.setdefault(run.conv, []).append(run)
+        chained = {found.conv: how(found) for found in recorder.chain_runs}
         found = []
         for module in self.names:
-            if not isinstance(module, nn.Conv2d) or module in self.convs:
+            if not isinstance(module, nn.Conv2d):
                 continue
+            plan = self.convs.pop(module, None)  # with a pixel shuffle, as look_at_run has found
             if isinstance(module, FusedConv2d):
                 self.note(module, describe(module), ALREADY_REPLACED, how(module.subpixel))
                 continue
-            reason = self.why_not(module, nn.Conv2d, module in runs)
-            if reason is not None:
-                self.note(module, describe(module), LEFT_ALONE, reason)
+            if module in chained and module not in runs:
+                self.note(module, describe(module), ALREADY_REPLACED, chained[module])
                 continue
-            found.append(self.candidate_of_conv(module, self.plan_of(module, runs[module]), recorder))
+            inputs = [run.input for run in runs.get(module, [])]
+            reason = self.why_not(module, nn.Conv2d, inputs, plan is not None)
+            if reason is None:
+                plan = plan or self.plan_of(module, runs[module])
+                found.append(self.candidate_of_conv(module, plan, inputs))
+            else:
+                self.note(module, describe(module), LEFT_ALONE, reason)
         return found
 
-    def why_not(self, module: Any, base: type[nn.Module], runs: bool) -> str | None:
-        """Why a layer cannot be replaced."""
+    def why_not(
+        self, module: Any, base: type[nn.Module], inputs: Sequence[trace.TensorLike | None], shuffled: bool
+    ) -> str | None:
+        """Why a layer that ran on ``inputs`` cannot be replaced."""
         reason = chains.why_own_forward(module, base)
         if reason is None and not only_reparametrising_hooks(module):
             reason = f"{type(module).__name__} has hooks"
-        if reason is None and not runs:
-            reason = "did not run on the example inputs"
-        if reason is None and module.weight.dtype not in DTYPES:
-            reason = f"no kernel computes {module.weight.dtype}"
-        if reason is None and module.weight.is_cuda:
-            reason = "on a GPU plain convolutions are PyTorch's"
-        return reason
+        return reason or self.why_not_computed(module, inputs, shuffled)
+
+    def why_not_computed(
+        self, module: Any, inputs: Sequence[trace.TensorLike | None], everywhere: bool
+    ) -> str | None:
+        """Why no kernel computes a layer; ``everywhere``: whether kernels for GPUs are there too."""
+        if not inputs:
+            return "did not run on the example inputs"
+        weight = weight_of(module)
+        if weight is None:
+            return "the model sets its weight in each call"
+        if weight.dtype not in DTYPES:
+            return f"no kernel computes {weight.dtype}"
+        if None in inputs:
+            return "its input is no tensor with strides"
+        if weight.is_cuda and not everywhere:
+            return "on a GPU plain convolutions are PyTorch's"
+        return None
 
     def plan_of(self, conv: nn.Conv2d, runs: list[trace.Run]) -> Plan:
         """What can be done at once with a convolution: what follows it in all its calls."""
@@ -219,65 +238,50 @@ class Accelerator(Replacer):
         )
         return plan if same else Plan(1)
 
-    def candidate_of_conv(self, conv: nn.Conv2d, plan: Plan, recorder: trace.Recorder) -> Candidate:
+    def candidate_of_conv(self, conv: nn.Conv2d, plan: Plan, inputs: Sequence[Any]) -> Candidate:
         """A convolution with what follows it."""
+        fused = twin(conv, subpixel=plan)
 
-        def before(input: Tensor) -> Tensor:
-            output = nn.Conv2d.forward(conv, input)
+        def follow(output: Tensor) -> Tensor:
             for step in plan.steps():
                 output = step.apply(output) if isinstance(step, Activation) else step(output)
             return output if plan.factor == 1 else pixel_shuffle(output, plan.factor)
 
-        def after(input: Tensor) -> Tensor | None:
-            return chains.run(input, conv, plan.factor, plan.norm, plan.activation())
-
         self.convs[conv] = plan
-        inputs = tuple(run.input for run in recorder.runs if run.conv is conv)
         activation = plan.activation()
         key = (_options(conv), plan.factor, plan.norm is None, activation and activation.name)
         layers = describe(conv) if plan.factor == 1 else f"{describe(conv)} -> PixelShuffle({plan.factor})"
-        return Candidate(conv, inputs, key, before, after, layers, how(plan))
+        return Candidate(
+            conv, tuple(inputs), key, lambda input: follow(nn.Conv2d.forward(conv, input)),
+            lambda input: follow(fused.forward(input)), layers, how(plan),
+        )  # fmt: skip
 
     def other_convs(self, recorder: trace.Recorder) -> list[Candidate]:
         """1-D and transposed convolutions."""
         found: list[Candidate] = []
         for module in self.names:
+            inputs: Sequence[Any] = recorder.inputs.get(module, [])
+            base: Any
+            kind: Any = None
             if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
-                layers, reason = conv_transpose.layers_of(module), conv_transpose.why_not(module)
-                if type(module) in FUSED.values():
-                    self.note(module, layers, ALREADY_REPLACED, conv_transpose.how(module))
-                    continue
+                base = nn.ConvTranspose1d if isinstance(module, nn.ConvTranspose1d) else nn.ConvTranspose2d
+                layers, kind = conv_transpose.layers_of(module), FUSED[base]
+                done, how = type(module) is kind, conv_transpose.how(module)
+                reason = conv_transpose.why_not(module) or self.why_not_computed(module, inputs, True)
             elif isinstance(module, nn.Conv1d):
-                layers, reason = _describe_conv1d(module), self.why_not(module, nn.Conv1d, True)
-                if isinstance(module, FusedConv1d):
-                    self.note(module, layers, ALREADY_REPLACED, "runs on the fused kernels")
-                    continue
+                layers, base = _describe_conv1d(module), nn.Conv1d
+                done, how = isinstance(module, FusedConv1d), "runs on the fused kernels"
+                reason = self.why_not(module, nn.Conv1d, inputs, False)
             else:
                 continue
-            if reason is None and module not in recorder.inputs:
-                reason = "did not run on the example inputs"
-            if reason is not None:
+            if done:
+                self.note(module, layers, ALREADY_REPLACED, how)
+            elif reason is not None:
                 self.note(module, layers, LEFT_ALONE, reason)
-                continue
-            found.append(self.candidate_of_other(module, layers, tuple(recorder.inputs[module])))
+            else:
+                before, after = functools.partial(base.forward, module), twin(module, kind).forward
+                found.append(Candidate(module, tuple(inputs), _options(module), before, after, layers, how))
         return found
-
-    def candidate_of_other(self, module: Any, layers: str, inputs: tuple[trace.TensorLike, ...]) -> Candidate:
-        """A 1-D or transposed convolution."""
-        if isinstance(module, nn.Conv1d):
-            return Candidate(
-                module, inputs, _options(module), lambda input: nn.Conv1d.forward(module, input),
-                lambda input: chains.run_conv1d(input, module), layers, "runs on the fused kernels",
-            )  # fmt: skip
-        pytorchs, fused = type(module).forward, FUSED[type(module)]._fused  # type: ignore[attr-defined]
-        arguments = (
-            module.stride, module.padding, module.output_padding, module.groups, module.dilation,
-        )  # fmt: skip
-        return Candidate(
-            module, inputs, _options(module), lambda input: pytorchs(module, input),
-            lambda input: fused(input, module.weight, module.bias, *arguments), layers,
-            conv_transpose.how(module),
-        )  # fmt: skip
 
     # -- measuring
 
@@ -289,14 +293,15 @@ class Accelerator(Replacer):
                 measured.setdefault((candidate.key, like), candidate)
         share = _SHARE_OF_LAYERS * self.seconds / max(len(measured), 1)
         times: dict[Any, timing.Comparison] = {}
-        with torch.no_grad():
-            for key in timing.with_progress(measured, len(measured), self.progress):
-                candidate = measured[key]
-                input = key[1].make()
+        for key in timing.with_progress(measured, len(measured), self.progress):
+            candidate, like = measured[key], key[1]
+            input = like.make()
+            with torch.no_grad(), like.context():
                 times[key] = timing.compare(
                     functools.partial(candidate.before, input),
                     functools.partial(candidate.after, input),
                     share,
+                    [like.device],
                 )
         for candidate in candidates:
             each = [times[candidate.key, like] for like in candidate.inputs]
@@ -324,14 +329,15 @@ class Accelerator(Replacer):
                     module.__class__ = kind
                     module.__dict__.clear()
                     module.__dict__.update(attributes)
-                return trace.call(self.model, inputs)
+                return trace.call(self.model, trace.copied(inputs))
 
             return once
 
         inputs = trace.copied(inputs)
         before, after = run(originals), run(changed)
+        devices = trace.devices_of(self.model, inputs)
         with trace.unchanged(self.model):
-            times = timing.compare(before, after, (1 - _SHARE_OF_LAYERS) * self.seconds)
+            times = timing.compare(before, after, (1 - _SHARE_OF_LAYERS) * self.seconds, devices)
             peaks = timing.peak_bytes(before), timing.peak_bytes(after)
         return WholeModel(1e3 * times.before, 1e3 * times.after, *peaks)
 
@@ -358,13 +364,14 @@ def _options(conv: Any) -> Any:
         "kernel_size",
         "stride",
         "padding",
+        "output_padding",
         "dilation",
         "groups",
         "padding_mode",
     )
-    options = tuple(getattr(conv, name) for name in names)
-    return (type(conv).__name__, conv.bias is None, conv.weight.dtype, conv.weight.stride(), *options,
-            getattr(conv, "output_padding", None))  # fmt: skip
+    weight: Any = weight_of(conv)
+    options = (repr(getattr(conv, name)) for name in names)
+    return (type(conv).__name__, conv.bias is None, weight.dtype, weight.stride(), *options)
 
 
 def _describe_conv1d(conv: nn.Conv1d) -> str:

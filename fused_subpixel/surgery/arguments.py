@@ -61,7 +61,8 @@ def _is_shape(value: Any) -> bool:
 def copied(model: Model) -> Model:
     """A deep copy."""
     try:
-        return copy.deepcopy(model)
+        with torch.inference_mode(False):  # whose tensors could not be trained
+            return copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
         holders = [name or "the model" for name, module in model.named_modules() if _holds_results(module)]
         if holders:

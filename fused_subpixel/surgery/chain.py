@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import (
+    batch_norm,
     elu,
     gelu,
     hardsigmoid,
@@ -32,6 +33,7 @@ from ..dispatch.tensors import warn_of_dispatching, why_only_reference
 from ..functional import subpixel_conv2d
 from ..functional_1d import subpixel_conv1d
 from ..ops.geometry import DTYPES
+from ..ops.layout import follows_weight, in_channels_last
 from ..torch_compat import has_any_global_hook
 
 tanh, sigmoid = torch.tanh, torch.sigmoid  # as the functions above
@@ -335,8 +337,12 @@ def run(
     norm: nn.BatchNorm2d | None = None,
     before: Activation | None = None,
     after: Activation | None = None,
+    parameters: tuple[Tensor, Tensor | None] | None = None,
 ) -> Tensor | None:
-    """The chain as one call, or None where its modules have to run one by one."""
+    """The chain as one call, or None where its modules have to run one by one.
+
+    ``parameters``: weight and bias, where they have been read: to read a parametrized one may change it.
+    """
     activation = before or after
     by_channel = activation is not None and activation.weight is not None and activation.weight.numel() > 1
     if input.dim() != 4 and (norm is not None or by_channel):
@@ -348,12 +354,18 @@ def run(
             return None
         activation, alone = None, activation
 
-    weight, bias, padding = conv.weight, conv.bias, conv.padding
+    weight, bias = (conv.weight, conv.bias) if parameters is None else parameters
+    padding = conv.padding
+    to_channels_last = follows_weight(weight)
+    if to_channels_last and input.dim() != 4:
+        return None
     if norm is not None:
         weight, bias = folded(weight, bias, norm)
     if conv.padding_mode != "zeros":
         input = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
         padding = (0, 0)
+    if to_channels_last:
+        input = in_channels_last(input)
     output = subpixel_conv2d(
         input,
         weight,
@@ -371,14 +383,22 @@ def run(
 
 
 def run_conv1d(input: Tensor, conv: nn.Conv1d) -> Tensor:
-    """The convolution alone."""
-    padding: Any = conv.padding
+    """The convolution alone, contiguous as PyTorch's."""
+    weight, padding = conv.weight, conv.padding  # type: Tensor, Any
+    if not weight.is_contiguous():  # whose strides the output has
+        return conv._conv_forward(input, weight, conv.bias)
     if conv.padding_mode != "zeros":
         input, padding = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
     return subpixel_conv1d(
-        input, conv.weight, conv.bias, 1, stride=conv.stride, padding=padding, dilation=conv.dilation,
-        groups=conv.groups,
+        input.contiguous(), weight, conv.bias, 1, stride=conv.stride, padding=padding,
+        dilation=conv.dilation, groups=conv.groups,
     )  # fmt: skip
+
+
+def normalised(input: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    """A batch norm in eval mode alone."""
+    mean, variance = norm.running_mean, norm.running_var
+    return batch_norm(input, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
 
 
 def folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from torch.nn.utils import parametrize
 from . import chain as chains
 from . import originals
 from .chain import Activation, Chain, UnshuffleConv
-from .low_resolution import LowResolution, PendingOutput, Traced, with_versions
+from .low_resolution import LowResolution, PendingOutput, Source, Traced, with_versions
 
 # ---- changing a module's class ----------------------------------------------------------------------------
 
@@ -53,6 +53,14 @@ def _new(original: Any) -> Any:
 def fuse_class(module: nn.Sequential | nn.Conv2d | nn.Conv1d) -> None:
     """Make ``module`` an instance of its class' fused subclass."""
     module.__class__ = _with_base(module, type(module), _fused_subclass)
+
+
+def twin(module: Any, kind: Any = None, **attributes: Any) -> Any:
+    """A module that shares all that ``module`` has, of its class' fused subclass or of ``kind``."""
+    kind = kind or _with_base(module, type(module), _fused_subclass)
+    made = kind.__new__(kind)
+    vars(made).update(vars(module), **attributes)
+    return made
 
 
 def restore_class(module: nn.Module) -> None:
@@ -217,15 +225,19 @@ class FusedConv2d(Fused, nn.Conv2d):
             if norm is not None or (before is not None and not before.commutes()):
                 return super().forward(input)
             before = None
-        high = with_versions(chains.run, input, self, plan.factor, norm, before)
+        steps = tuple(step for step in (norm, before) if step is not None)
+        parameters = self.weight, self.bias
+        source = Source.of(self, input, *parameters) if steps else None
+        arguments = input, self, plan.factor, norm, before, None, parameters
+        alone = plan.factor == 1 and not steps
+        high = chains.run(*arguments) if alone else with_versions(chains.run, *arguments)
         if high is None:
-            return super().forward(input)
-        if plan.factor == 1 and norm is None and before is None:
+            return self._conv_forward(input, *parameters)
+        if alone:
             return high
         if compiling:
             return Traced.of(high, plan.factor)
-        steps = tuple(step for step in (norm, before) if step is not None)
-        return LowResolution.of(high, PendingOutput(plan.factor, steps, self, input if steps else None))
+        return LowResolution.of(high, PendingOutput(plan.factor, steps, source))
 
 
 # ---- nn.Conv1d -------------------------------------------------------------------------------------------
@@ -261,11 +273,12 @@ class FusedConv1d(Fused, nn.Conv1d):
 
 def needs_gradient(conv: nn.Conv1d | nn.Conv2d, input: Tensor) -> bool:
     """Whether autograd follows this call: PyTorch's gradients of a plain convolution are as fast."""
-    return torch.is_grad_enabled() and (
-        input.requires_grad
-        or conv.weight.requires_grad
-        or (conv.bias is not None and conv.bias.requires_grad)
-    )
+    if not torch.is_grad_enabled():
+        return False
+    if parametrize.is_parametrized(conv):  # to read a parameter computes it, and may change it
+        return input.requires_grad or any(parameter.requires_grad for parameter in conv.parameters())
+    tensors = (input, conv.weight, conv.bias)
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 for _kind, _base in ((FusedConv2d, nn.Conv2d), (FusedConv1d, nn.Conv1d)):

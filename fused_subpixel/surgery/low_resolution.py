@@ -21,7 +21,7 @@ therefore flow through the tensor itself, whatever gave it its history: the conv
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from .. import torch_compat
 from ..torch_compat import tree_map, without_subclass_torch_function
+from . import chain as chains
 from .calls import ABOUT_ITSELF, METADATA, REPLACES_DATA, Call, call_of
 from .chain import Activation
 
@@ -45,49 +46,100 @@ def with_versions(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
         return function(*args, **kwargs)
 
 
+class Source(NamedTuple):
+    """A call of a convolution, to compute again what is needed without all steps."""
+
+    conv: nn.Conv2d
+    tensors: tuple[Tensor, Tensor, Tensor | None]  # input, weight, bias
+    versions: tuple[int | None, ...]  # of the tensors at that time
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None) -> Source:
+        """That of a call at this moment."""
+        tensors = input, weight, bias
+        return cls(conv, tensors, tuple(map(_version, tensors)))
+
+    def output(self, steps: tuple[Step, ...], dtype: torch.dtype) -> Tensor:
+        """The convolution's output, [N, C*r*r, P, Q], after ``steps``, in the ``dtype`` of the call."""
+        if torch_compat.is_any_autocast_enabled():  # which need not be the call's
+            with torch.autocast(self.tensors[0].device.type, enabled=False):
+                return self.output(steps, dtype)
+        input, weight, bias = (None if tensor is None else tensor.to(dtype) for tensor in self.tensors)
+        assert input is not None and weight is not None
+        output = nn.Conv2d._conv_forward(self.conv, input, weight, bias)
+        for step in steps:
+            if not isinstance(step, Activation):
+                output = chains.normalised(output, step)
+            else:
+                slopes = None if step.weight is None else step.weight.to(dtype)
+                output = step._replace(weight=slopes).apply(output)
+        return output
+
+
 class PendingOutput:
     """The output of a fused convolution, shuffled, with all ``steps`` done that are to come before that."""
 
     high: Tensor  # [N, C, P*r, Q*r]
 
-    def __init__(
-        self,
-        factor: int,
-        steps: tuple[Step, ...] = (),
-        conv: nn.Conv2d | None = None,
-        input: Tensor | None = None,
-    ) -> None:
+    def __init__(self, factor: int, steps: tuple[Step, ...] = (), source: Source | None = None) -> None:
         self.factor = factor
         self.steps = steps
-        self.conv = conv
-        self.input = input  # to compute again what is needed without all steps; None where there are none
-        self.input_version = None if input is None else _version(input)
+        self.source = source  # None where there are no steps
         self.taken_version: int | None = None  # that of ``high`` when it was taken first; None before
 
     def take(self) -> Tensor:
         """The shuffled output: itself the first time, then copies."""
-        if self.taken_version is not None:
-            return self.unchanged().clone()
-        self.taken_version = self.high._version
-        return self.high
+        if self.taken_version is None:
+            self.taken_version = self.high._version
+            return self.high
+        high = self.unchanged()
+        return high.clone() if high is self.high else high
 
     def unchanged(self) -> Tensor:
-        """The shuffled output, provided that nobody has written to it."""
-        if self.taken_version is not None and self.taken_version != self.high._version:
+        """The shuffled output to read; computed again if somebody has written to it."""
+        if self.is_high_intact():
+            return self.high
+        if self.source is None:
             raise RuntimeError(_MOVED_ON.format("its result was"))
-        return self.high
+        output = self.again(len(self.steps))
+        return pixel_shuffle(output, self.factor) if self.factor > 1 else output
+
+    def is_high_intact(self) -> bool:
+        """Whether nobody has written to the shuffled output."""
+        return self.taken_version is None or self.taken_version == self.high._version
 
     def plain(self, done: int) -> Tensor:
         """The convolution's output, [N, C*r*r, P, Q], with the first ``done`` steps."""
-        if done == len(self.steps):
-            return pixel_unshuffle(self.unchanged(), self.factor) if self.factor > 1 else self.take()
-        assert self.conv is not None and self.input is not None
-        if self.input_version is None or self.input_version != self.input._version:
-            raise RuntimeError(_MOVED_ON.format("the convolution's input was, or may have been,"))
-        output = nn.Conv2d.forward(self.conv, self.input)
-        for step in self.steps[:done]:
-            output = step.apply(output) if isinstance(step, Activation) else step(output)
-        return output
+        if done < len(self.steps):
+            return self.again(done)
+        return pixel_unshuffle(self.unchanged(), self.factor) if self.factor > 1 else self.take()
+
+    def again(self, done: int) -> Tensor:
+        """Convolution and the first ``done`` steps, from tensors that are what they were."""
+        assert self.source is not None
+        if not self.is_source_intact(self.source):
+            raise RuntimeError(_MOVED_ON.format("the convolution's input or weight was, or may have been,"))
+        return self.source.output(self.steps[:done], self.high.dtype)
+
+    def is_source_intact(self, source: Source) -> bool:
+        """Whether nobody has written to the tensors that the output was computed from.
+
+        Tensors made in inference mode have no version. There the same call has to give the same values.
+        """
+        pairs = [(tensor, version) for tensor, version in zip(*source[1:], strict=True) if tensor is not None]
+        if any(version is not None and version != tensor._version for tensor, version in pairs):
+            return False
+        if all(version is not None for _, version in pairs):
+            return True
+        if torch.compiler.is_compiling() or not self.is_high_intact():
+            return False
+        input, weight, bias = source.tensors
+        norm = next((step for step in self.steps if not isinstance(step, Activation)), None)
+        before = next((step for step in self.steps if isinstance(step, Activation)), None)
+        high = chains.run(input, source.conv, self.factor, norm, before, None, (weight, bias))
+        if high is None or high.dtype != self.high.dtype:
+            return False
+        return torch.allclose(high, self.high, rtol=0, atol=0, equal_nan=True)
 
     def lr_shape(self) -> tuple[int, ...]:
         """[N, C*r*r, P, Q], without N where the input has none."""
@@ -101,14 +153,16 @@ _WHAT_TO_DO = (
     "fused_subpixel.restore_pixel_shuffle(model), or replace it with example_inputs that take this path"
 )
 _MOVED_ON = (
-    "the output of a fused convolution is used in another way than for its pixel shuffle, after {} "
+    "the output of a fused convolution is used in another way than when the model was replaced, after {} "
     f"changed in place. {_WHAT_TO_DO}"
 )
 
 
-def _version(tensor: Tensor) -> int | None:
+def _version(tensor: Tensor | None) -> int | None:
     """A number that changes when the tensor is written to, or None where there is none."""
-    return None if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
+    if tensor is None or torch.compiler.is_dynamo_compiling() or tensor.is_inference():
+        return None
+    return tensor._version
 
 
 class LowResolution(Tensor):
@@ -202,15 +256,22 @@ class LowResolution(Tensor):
         vars(wrapped).update(vars(high))
         return wrapped
 
+    def wants_gradient(self, step: Step) -> bool:
+        """Whether autograd has to see a step, which was done without it."""
+        if not torch.is_grad_enabled():
+            return False
+        tensors = (self, step.weight, None if isinstance(step, Activation) else step.bias)
+        return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
     def move(self, call: Call) -> Tensor | None:
         """This tensor after a step, or None if the step cannot be done to it."""
         pending, done = self.pending, self.done
         if done < len(pending.steps):
-            if not call.does(pending.steps[done]) or (torch.is_grad_enabled() and self.requires_grad):
+            if not call.does(pending.steps[done]) or self.wants_gradient(pending.steps[done]):
                 return None
             last = pending.factor == 1 and done + 1 == len(pending.steps)
             if not call.in_place:
-                return pending.take() if last else LowResolution.holding(pending, done + 1)
+                return _as_elementwise(pending.take()) if last else LowResolution.holding(pending, done + 1)
             self.done += 1
             return self.filled() if last else self
         if pending.factor == 1 or call.activation is None or not call.activation.commutes():
@@ -247,6 +308,14 @@ class LowResolution(Tensor):
                     values = values.new_empty_strided(shape, strides).copy_(values)
             self.memory = values
         return self.memory
+
+
+def _as_elementwise(output: Tensor) -> Tensor:
+    """An activation's output, with the strides that PyTorch gives it where the shape leaves a choice."""
+    if output.dim() == 4 and output.stride(1) == 1 and output.is_contiguous():
+        _, channels, height, width = output.shape
+        return output.as_strided(output.shape, (channels * height * width, height * width, width, 1))
+    return output
 
 
 # ---- in autograd -------------------------------------------------------------------------------------------

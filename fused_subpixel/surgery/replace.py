@@ -6,7 +6,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -135,7 +137,7 @@ class Replacer:
         """Note the convolutions that an earlier call replaced."""
         paths = {name: module for module, name in self.names.items()}
         for module in self.names:
-            if isinstance(module, FusedConv2d):
+            if isinstance(module, FusedConv2d) and module.subpixel.factor > 1:
                 pair = module, paths.get(module.subpixel.shuffle)
                 self.sites[pair] = self.site(pair, ALREADY_REPLACED, how(module.subpixel))
 
@@ -167,6 +169,11 @@ class Replacer:
 
     def decide(self, conv: nn.Conv2d, calls: list[trace.Run]) -> Plan | str:
         """What to do about a convolution that was called outside of chains: a plan, or why not."""
+        shuffles = [shuffle for run in calls for shuffle in run.shuffles if shuffle is not None]
+        if not only_reparametrising_hooks(conv):
+            return f"{type(conv).__name__} has hooks"
+        if any(chains.has_hooks(shuffle) for shuffle in shuffles):
+            return "PixelShuffle has hooks"
         others = sorted({name for run in calls for name in run.others})
         if others:
             return f"the convolution's output is also used by {', '.join(others)}"
@@ -188,7 +195,6 @@ class Replacer:
             before = self.module_of(steps.pop(0).activation)
         if steps:
             return "more than a batch norm and an activation stand in between"
-        shuffles = [shuffle for run in calls for shuffle in run.shuffles if shuffle is not None]
         path = self.names[shuffles[0]] if shuffles else ""
         plan = Plan(int(first.factor or 0), norm, before, path)
         for run in calls[1:]:
@@ -198,10 +204,6 @@ class Replacer:
                 return "the calls of the convolution are followed by different activations"
         if isinstance(before, Activation) and before.weight is not None:
             return "the slopes of the PReLU in between belong to no nn.PReLU"
-        if not only_reparametrising_hooks(conv):
-            return f"{type(conv).__name__} has hooks"
-        if any(chains.has_hooks(shuffle) for shuffle in shuffles):
-            return "PixelShuffle has hooks"
         return chains.why_unfit(conv, plan.factor, plan.activation()) or plan
 
     def module_of(self, activation: Activation | None) -> Activation | nn.PReLU | None:
@@ -267,7 +269,7 @@ class Replacer:
         inputs = trace.copied(inputs)
         with trace.unchanged(self.model), recorder.watching():
             output = trace.call(self.model, inputs)
-        recorder.returned(output)
+            recorder.finish(output)  # before what the model keeps is taken from it
         return recorder, output
 
     def check(self, inputs: Any, chained: trace.Chained, first: trace.Recorder, expected: Any) -> str:
@@ -309,7 +311,8 @@ class Replacer:
         layers = f"{describe(first)} -> {describe(second)}" if second is not None else describe(first)
         per_pixel = None
         if isinstance(first, nn.Conv2d) and status != LEFT_ALONE:
-            per_pixel = first.out_channels * first.weight.element_size()
+            weight = weight_of(first)
+            per_pixel = None if weight is None else first.out_channels * weight.element_size()
         return Site(" -> ".join(names), layers, status, reason, saved_bytes_per_pixel=per_pixel)
 
 
@@ -322,6 +325,18 @@ def only_reparametrising_hooks(conv: nn.Conv2d) -> bool:
     return not chains.has_output_hooks(conv) and all(
         isinstance(hook, _REPARAMETRISING) for hook in conv._forward_pre_hooks.values()
     )
+
+
+def weight_of(conv: Any) -> Tensor | None:
+    """The weight, or None if the model sets it in each call.
+
+    Where computing it changes the layer, as spectral_norm does, that is taken back.
+    """
+    if not parametrize.is_parametrized(conv):
+        return getattr(conv, "weight", None)
+    with trace.unchanged(conv), torch.no_grad():
+        weight: Tensor = conv.weight
+        return weight
 
 
 def _pair(found: Chain | UnshuffleConv) -> Pair:

@@ -46,7 +46,7 @@ class Site:
 
 
 class WholeModel(NamedTuple):
-    """A run of the whole model before and after: median milliseconds, and peak memory where it is known."""
+    """A run of the whole model before and after: median milliseconds, and the most bytes of its tensors."""
 
     before_ms: float
     after_ms: float
@@ -171,7 +171,7 @@ def what_else_finds(model: nn.Module, called: str) -> str:
             "torch.compile(model, backend=fusing_backend()) or fuse(torch.export.export(...))"
         )
     if holds(nn.Conv1d):
-        hints.append("A 1-D convolution and its shuffle are not found: SubpixelConv1d computes both")
+        hints.append("Its 1-D convolutions are replaced by accelerate")
     if holds(nn.Conv3d, nn.ConvTranspose3d):
         hints.append("3-D layers cannot be replaced")
     return ". ".join(hints)

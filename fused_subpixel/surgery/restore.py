@@ -9,7 +9,7 @@ from .fused_modules import FusedConv1d, FusedConv2d, FusedSequential, restore_cl
 
 
 def restore(model: Model, *, inplace: bool = False) -> Model:
-    """Undo :func:`replace_pixel_shuffle` and :func:`replace_conv_transpose`.
+    """Undo :func:`accelerate`, :func:`replace_pixel_shuffle` and :func:`replace_conv_transpose`.
 
     Modules get their own classes back, batch norms are no longer folded, and each
     :class:`fused_subpixel.ConvTranspose1d` or :class:`fused_subpixel.ConvTranspose2d` becomes PyTorch's. A

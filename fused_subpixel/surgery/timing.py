@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+
+from ..torch_compat import StorageWeakRef, TorchDispatchMode, tree_leaves
 
 Run = Callable[[], object]
 _FEWEST_ROUNDS, _MOST_ROUNDS = 3, 50
@@ -22,45 +23,65 @@ class Comparison(NamedTuple):
     after: float
 
 
-def compare(before: Run, after: Run, seconds: float) -> Comparison:
-    """Run both in turns until ``seconds`` have passed, three times at least after a first round."""
-    synchronize = torch.cuda.synchronize if torch.cuda.is_initialized() else _nothing
+def compare(before: Run, after: Run, seconds: float, devices: Iterable[torch.device] = ()) -> Comparison:
+    """Run both in turns until ``seconds`` have passed, three times at least after a first round.
+
+    ``devices``: where they compute.
+    """
+    devices = _asynchronous(devices)
     times: tuple[list[float], list[float]] = ([], [])
     start = time.perf_counter()
     for number in range(_MOST_ROUNDS + 1):
         for run, taken in zip((before, after), times, strict=True):
-            synchronize()
+            _synchronize(devices)
             began = time.perf_counter()
             run()
-            synchronize()
+            _synchronize(devices)
             taken.append(time.perf_counter() - began)
         if number >= _FEWEST_ROUNDS and time.perf_counter() - start > seconds:
             break
     return Comparison(*(statistics.median(taken[1:]) for taken in times))
 
 
-def _nothing() -> None:
-    pass
+def _asynchronous(devices: Iterable[torch.device]) -> list[torch.device]:
+    """Those of ``devices`` that compute while Python goes on."""
+    accelerator = torch.accelerator.current_accelerator()
+    return [device for device in set(devices) if accelerator is not None and device.type == accelerator.type]
 
 
-def peak_bytes(run: Run) -> int | None:
-    """What a run allocates at most at a time, beyond what is there before; None where PyTorch cannot tell."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+def _synchronize(devices: list[torch.device]) -> None:
+    for device in devices:
+        torch.accelerator.synchronize(device)
+
+
+def peak_bytes(run: Run) -> int:
+    """The size of all tensors that a run makes and holds at the same time, at most.
+
+    Scratch memory inside of an operator is not counted.
+    """
+    with _Watch() as watch:
         run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
-        run()
-    results = getattr(getattr(profiler, "profiler", None), "kineto_results", None)
-    if results is None:
-        return None
-    events = [event for event in results.events() if event.name() == "[memory]"]
-    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
-    return max(itertools.accumulate(changes), default=0)
+    return watch.peak
+
+
+class _Watch(TorchDispatchMode):
+    """Follows the memory of the tensors that operators return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self.known: dict[Any, int] = {}  # storages, and the bytes that count
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.known = {memory: size for memory, size in self.known.items() if not memory.expired()}
+        for tensors, are_new in (((args, kwargs), False), (result, True)):
+            for tensor in tree_leaves(tensors):
+                if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided:
+                    memory = tensor.untyped_storage()
+                    self.known.setdefault(StorageWeakRef(memory), memory.nbytes() * are_new)
+        self.peak = max(self.peak, sum(self.known.values()))
+        return result
 
 
 def with_progress(items: Iterable[Any], total: int, shown: bool) -> Iterator[Any]:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import copy
 import dataclasses
+import gc
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -24,6 +27,11 @@ from .low_resolution import LowResolution
 Chained = dict[nn.Sequential, set[nn.Conv2d]]  # Sequentials, and the convolutions of their chains
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has a shape, strides and values."""
+    return tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_meta
+
+
 class TensorLike(NamedTuple):
     """What a tensor like another one is made from."""
 
@@ -31,15 +39,31 @@ class TensorLike(NamedTuple):
     stride: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    autocast: torch.dtype | None  # what the call that got the tensor computes in, if autocast decides that
 
     @classmethod
-    def of(cls, tensor: Tensor) -> TensorLike:
-        """That of ``tensor``."""
-        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+    def of(cls, tensor: Any) -> TensorLike | None:
+        """That of ``tensor``, or None where it is none of a shape and strides."""
+        if not isinstance(tensor, Tensor) or not _is_plain(tensor):
+            return None
+        kind, autocast = tensor.device.type, None
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            autocast = torch.get_autocast_dtype(kind)
+        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, autocast)
 
     def make(self) -> Tensor:
-        """A tensor of random values."""
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device).normal_()
+        """A tensor of random values; elements that share memory, as after expand(), do so again."""
+        sizes = zip(self.shape, self.stride, strict=True)
+        elements = 0 if 0 in self.shape else 1 + sum((size - 1) * stride for size, stride in sizes)
+        memory = torch.randn(elements, dtype=self.dtype, device=self.device)
+        return memory.as_strided(self.shape, self.stride)
+
+    def context(self) -> contextlib.AbstractContextManager[Any]:
+        """The autocast of the call."""
+        kind = self.device.type
+        if not torch.amp.is_autocast_available(kind):
+            return contextlib.nullcontext()
+        return torch.autocast(kind, self.autocast, self.autocast is not None)
 
 
 @dataclasses.dataclass(eq=False)
@@ -47,7 +71,7 @@ class Run:
     """One call of a convolution, and what its output went through."""
 
     conv: nn.Conv2d
-    input: TensorLike
+    input: TensorLike | None
     input_size: int  # in bytes, as the next
     output_size: int
     in_sequential: bool  # whether a Sequential ran it that has a chain with it
@@ -90,7 +114,7 @@ class Recorder(TorchFunctionMode):
         self.runs: list[Run] = []
         self.chain_runs: list[Any] = []  # the chains that fused Sequentials ran
         self.fed: dict[nn.Module, str] = {}  # shuffles that no followed convolution feeds, and what does
-        self.inputs: dict[nn.Module, list[TensorLike]] = {}  # of other convolutions: of their calls
+        self.inputs: dict[nn.Module, list[TensorLike | None]] = {}  # of other convolutions: of their calls
         self._trails: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._origins: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._model, self._chained = model, chained
@@ -207,12 +231,15 @@ class Recorder(TorchFunctionMode):
         trail.run.steps = trail.steps
         trail.run.fused = isinstance(args[0], LowResolution) and args[0].memory is None
 
-    def returned(self, output: Any) -> None:
-        """The model returned ``output``: a convolution's output in it has another user."""
-        for tensor in tensors_in(output):
-            if (trail := self._trails.get(tensor)) is not None:
-                trail.run.others.append("the model's caller")
-                trail.uses += 1
+    def finish(self, output: Any) -> None:
+        """The model has returned ``output``: what it or its caller keeps of the tensors has another user."""
+        returned = {id(tensor) for tensor in tensors_in(output)}
+        if any(id(tensor) not in returned for tensor in self._trails):
+            gc.collect()  # some may be garbage
+        for tensor, trail in self._trails.items():
+            keeps = "the model's caller" if id(tensor) in returned else "something that keeps it"
+            trail.run.others.append(keeps)
+            trail.uses += 1
 
 
 # Whose inputs are recorded, and no more.
@@ -235,12 +262,11 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     # A scripted module keeps its attributes in C++. The values of its buffers are among those of the model.
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     attributes = [(module, dict(module.__dict__)) for module in modules]
-    tables: list[tuple[Any, dict[str, Any]]] = [
-        (table, dict(table))
-        for module in modules
-        for table in (module._parameters, module._buffers, module._modules)
-    ]
-    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    held = _Held(module.__dict__ for module in modules)
+    held.tensors.update((id(buffer), buffer) for buffer in model.buffers())
+    values = [(tensor, tensor.detach().clone()) for tensor in held.tensors.values()]
+    containers = [(container, copy.copy(container)) for container in held.containers.values()]
+    generators = [(generator, generator.get_state()) for generator in held.generators.values()]
     python, numpy = random.getstate(), sys.modules.get("numpy")
     numpy_state = None if numpy is None else numpy.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
@@ -251,16 +277,53 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         for module, saved in attributes:
             module.__dict__.clear()
             module.__dict__.update(saved)
-        for table, saved in tables:
-            table.clear()
-            table.update(saved)
-        with torch.no_grad():
-            for buffer, value in values:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
+        for container, saved in containers:
+            container.clear()
+            (container.extend if isinstance(container, _SEQUENCES) else container.update)(saved)
+        for tensor, value in values:
+            if not _equal(tensor, value):
+                with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
+                    tensor.copy_(value)
+        for generator, state in generators:
+            generator.set_state(state)
         random.setstate(python)
         if numpy is not None:
             numpy.random.set_state(numpy_state)
+
+
+def _equal(tensor: Tensor, other: Tensor) -> bool:
+    """Whether all values are the same, undefined ones included."""
+    if torch.equal(tensor, other):
+        return True
+    return tensor.is_floating_point() and torch.allclose(tensor, other, rtol=0, atol=0, equal_nan=True)
+
+
+_SEQUENCES = (list, collections.deque)
+_CONTAINERS = {list, collections.deque, set, dict, collections.OrderedDict, collections.defaultdict}
+
+
+class _Held:
+    """What modules hold that a run may write to: containers, tensors that are no parameters, generators.
+
+    What classes of other packages hold is theirs to know.
+    """
+
+    def __init__(self, attributes: Iterable[dict[str, Any]]) -> None:
+        self.containers: dict[int, Any] = {}
+        self.tensors: dict[int, Tensor] = {}
+        self.generators: dict[int, torch.Generator] = {}
+        pending: list[Any] = [value for each in attributes for value in each.values()]
+        while pending:
+            value = pending.pop()
+            if type(value) in _CONTAINERS and id(value) not in self.containers:
+                self.containers[id(value)] = value
+                pending += value.values() if isinstance(value, dict) else value
+            elif type(value) is tuple:
+                pending += value
+            elif type(value) is Tensor and _is_plain(value):
+                self.tensors[id(value)] = value
+            elif isinstance(value, torch.Generator):
+                self.generators[id(value)] = value
 
 
 def copied(inputs: Any) -> Any:
@@ -272,6 +335,12 @@ def has_meta_tensors(model: nn.Module, inputs: Any) -> bool:
     """Whether a run would compute no values: parameters, buffers or inputs are on the meta device."""
     tensors = (*model.parameters(), *model.buffers(), *tree_leaves(inputs))
     return any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors)
+
+
+def devices_of(model: nn.Module, inputs: Any) -> set[torch.device]:
+    """Where the model's tensors and its inputs are."""
+    tensors = (*model.parameters(), *model.buffers(), *tree_leaves(inputs))
+    return {tensor.device for tensor in tensors if isinstance(tensor, Tensor)}
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

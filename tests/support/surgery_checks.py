@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fused_subpixel as fs
-from fused_subpixel.surgery import chain
+from fused_subpixel.surgery import chain, timing
 
 SHAPE = (2, 4, 10, 8)
 
@@ -25,6 +25,22 @@ def replace(model: nn.Module, *arguments: Any, **options: Any) -> tuple[nn.Modul
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return fs.replace_pixel_shuffle(model, *arguments, return_report=True, **options)
+
+
+def accelerate(model: nn.Module, *arguments: Any, **options: Any) -> tuple[nn.Module, fs.Report]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return fs.accelerate(model, *arguments, progress=False, return_report=True, **options)
+
+
+def saying(before: float, after: float) -> Any:
+    """A comparison that runs both ways once, and says what they take."""
+
+    def compare(first: Any, second: Any, seconds: float, devices: Any = ()) -> timing.Comparison:
+        first(), second()
+        return timing.Comparison(before, after)
+
+    return compare
 
 
 def outcomes(model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -50,3 +66,26 @@ def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(chain, "run", lambda *a: [run(*a), calls.append(a)][0])
     monkeypatch.setattr(chain, "run_unshuffle_conv", lambda *a: [run_unshuffle_conv(*a), calls.append(a)][0])
     return calls
+
+
+def compare_in_all_modes(found: nn.Module, model: nn.Module, x: Tensor, *, knowable: bool = True) -> None:
+    """To rounding, in all modes. Where the original has no gradient, none is asked.
+
+    ``knowable``: whether tensors without a version do not hide that something was overwritten.
+    """
+    with torch.no_grad():
+        torch.testing.assert_close(found(x.clone()), model(x.clone()), rtol=1e-9, atol=1e-11)
+    with torch.inference_mode():
+        try:
+            torch.testing.assert_close(found(x.clone()), model(x.clone()), rtol=1e-9, atol=1e-11)
+        except RuntimeError as error:
+            assert not knowable and "changed in place" in str(error)
+    try:
+        expected = outcomes(model, x)
+    except RuntimeError as error:
+        assert any(text in str(error) for text in NO_GRADIENT)
+        return
+    torch.testing.assert_close(outcomes(found, x), expected, rtol=1e-9, atol=1e-11)
+
+
+NO_GRADIENT = ("modified by an inplace operation", "out=... arguments", "does not require grad")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -145,6 +146,47 @@ class Restormer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x)) + x
+
+
+class Three(nn.Module):
+    """Convolutions before a batch norm and relu, before a sigmoid, before a shuffle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm, self.mid = conv(6, bias=False), norm(6), nn.Conv2d(6, 6, 3, padding=1)
+        self.head, self.shuffle = nn.Conv2d(6, 12, 3, padding=1), nn.PixelShuffle(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.body(x)), inplace=True)
+        x = x + torch.sigmoid_(self.mid(x))
+        return self.shuffle(self.head(x))
+
+
+class Wide(nn.Module):
+    """A layer of each kind that fs.accelerate replaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.three, self.line = Three(), nn.Conv1d(3, 3, 3, padding=1)
+        self.up = nn.ConvTranspose2d(3, 2, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.three(x)
+        return self.up(x + self.line(x[:, :, 0])[:, :, None])
+
+
+class Functions(nn.Module):
+    """Two convolutions and any function for a forward."""
+
+    def __init__(self, function: Callable[..., Any], **modules: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = conv(4), conv(4)
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.function, self.flag, self.kept = function, "", None
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
 
 
 class OwnName(nn.Sequential):
@@ -342,3 +384,16 @@ class Squared(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return 2 * grad * ctx.saved_tensors[0]
+
+
+def known_step(between: str) -> nn.Module:
+    """What may follow a convolution of 4 channels, and fs.accelerate computes with it."""
+    return {
+        "relu": nn.ReLU(), "relu_": nn.ReLU(inplace=True), "silu": nn.SiLU(), "prelu": nn.PReLU(4),
+        "norm": norm(4),
+        "norm, relu_": nn.Sequential(norm(4), nn.ReLU(inplace=True)),
+        "norm, tanh": nn.Sequential(norm(4), nn.Tanh()),
+    }[between]  # fmt: skip
+
+
+BETWEEN = ("relu", "relu_", "silu", "prelu", "norm", "norm, relu_", "norm, tanh")
