@@ -41,7 +41,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run each case with all dtypes and layouts on all instruction sets (support/rotation.py)",
     )  # fmt: skip
 
-
     parser.addoption(
         "--part", metavar="K/N",
         help="run the Kth of N parts of the tests, K from 0 to N-1: those whose names have the checksum K",

@@ -84,7 +84,9 @@ RELU = ", with relu"
             lambda m, x: (lambda y: y.add_(F.relu(m.first(y))))(x.clone()), RELU, id="residual of its input"
         ),
         pytest.param(lambda m, x: F.relu(m.first(x).clone()), "", id="cloned"),
-        pytest.param(lambda m, x: F.gelu(m.first(x), approximate="tanh"), "", id="another gelu"),
+        pytest.param(
+            lambda m, x: F.gelu(m.first(x), approximate="tanh"), ", with gelu_tanh", id="another gelu"
+        ),
         pytest.param(lambda m, x: F.relu(input=m.first(x)), RELU, id="by keyword"),
         pytest.param(
             lambda m, x: (lambda y: F.relu(y) * y.shape[1] + y.dim())(m.first(x)), RELU, id="asked its shape"
