@@ -185,7 +185,7 @@ PATCHED = [(owner, name, early) for early in (False, True) for owner, name in PA
         pytest.param(
             *patch,
             id="-".join(str(getattr(part, "__name__", part)) for part in patch),
-            marks=[] if number % 3 == 0 else [pytest.mark.full],
+            marks=[] if number % 6 == 0 else [pytest.mark.full],
         )
         for number, patch in enumerate(PATCHED)
     ],
@@ -266,6 +266,7 @@ def test_compile(between: str, flag: str) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.full
 def test_a_compiled_model() -> None:
     """Accelerated after it was compiled: what is compiled notices."""
     torch._dynamo.reset()

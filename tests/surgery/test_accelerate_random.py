@@ -29,7 +29,7 @@ from fused_subpixel.surgery import timing
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 
-MODELS, BATCHES = 400, 20
+MODELS, BATCHES = 400, 40
 CHANNELS = 4
 
 
