@@ -118,7 +118,7 @@ HOW = {
     "norm, relu_": f"{FUSED}, with batch norm and relu",
     "norm, prelu of many": f"{FUSED}, with batch norm and prelu",
     "norm without statistics": FUSED,
-    "approximate gelu": FUSED,
+    "approximate gelu": f"{FUSED}, with gelu_tanh",
 }
 
 
