@@ -126,18 +126,18 @@ def build(network: Network) -> nn.Module:
 Contenders = dict[str, Callable[[], Any]]
 
 
-def prepare(network: Network, shape: Sequence[int], seconds: float, say: Callable[[str], None]) -> Contenders:
+def prepare(
+    network: Network, shape: Sequence[int], seconds: float, compiles: bool, say: Callable[[str], None]
+) -> Contenders:
     """All contenders that can be had for a network; what cannot is said."""
     model = build(network)
     found: Contenders = {}
     for layout, channels_last in LAYOUTS.items():
-        if channels_last and len(shape) < 4:
-            continue
+        if channels_last and len(shape) != 4:
+            continue  # a clip or a signal: the layout of what the network makes of it is up to the network
         own = copy.deepcopy(model)
         own = own.to(memory_format=memory_format(channels_last)) if len(shape) == 4 else own
         x = inputs_of(shape, channels_last)
-        if channels_last and len(shape) != 4:
-            continue
         found[f"eager {layout}"] = _calling(own, x)
         say(f"accelerate, {layout}")
         with warnings.catch_warnings():
@@ -145,6 +145,8 @@ def prepare(network: Network, shape: Sequence[int], seconds: float, say: Callabl
             fast, report = fs.accelerate(own, x, seconds=seconds, return_report=True, progress=False)
         say(report.summary.partition("\n")[0])
         found[f"fused {layout}"] = _calling(fast, x)
+        if not compiles:
+            continue
         say(f"compile, {layout}")
         torch._dynamo.reset()
         compiled = torch.compile(own)
@@ -196,7 +198,7 @@ def sessions(model: nn.Module, x: Tensor, say: Callable[[str], None]) -> Contend
 def measure(network: Network, options: argparse.Namespace, say: Callable[[str], None]) -> list[Row]:
     shape = network.quick if options.quick else network.shape
     with torch.no_grad():
-        contenders = prepare(network, shape, 2 if options.quick else 30, say)
+        contenders = prepare(network, shape, 2 if options.quick else 30, options.compile, say)
         expected = first_tensor(contenders["eager NCHW"]()).clone()
         errors = {}
         for name in list(contenders):
@@ -345,6 +347,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=BY_NAME, help="a network; may be repeated")
     parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}, quick {QUICK_ROUNDS}")
     parser.add_argument("--threads", type=int, help="default: as PyTorch chooses")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     parser.add_argument("--quick", action="store_true", help="small inputs, few rounds: not a figure")
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="default: a new file in bench/results")
     options = parser.parse_args(arguments)
@@ -356,7 +359,8 @@ def command(options: argparse.Namespace) -> str:
     """How to repeat the run; not as it was typed, which could hold paths."""
     words = ["python -m bench.networks", *(f"--only {name}" for name in options.only or ())]
     words += [f"--rounds {options.rounds} --threads {torch.get_num_threads()}"]
-    return " ".join(words + (["--quick"] if options.quick else []))
+    words += ["--no-compile"] * (not options.compile) + ["--quick"] * options.quick
+    return " ".join(words)
 
 
 if __name__ == "__main__":
