@@ -137,6 +137,7 @@ void launch_channels_last(DType, int64_t images, const LayoutParams& p, void* st
 }
 void launch_unshuffle_reduce(DType, int, const UnshuffleReduceParams& p, void* stream) {
   run_kernel<UnshuffleReduceParams>(&no_kernel<UnshuffleReduceParams>, 1, 1, 256, 0, stream, p);
+  if (!p.grad_bias) return;
   run_kernel<UnshuffleReduceParams>(&no_kernel<UnshuffleReduceParams>, 1, 1, 256, 0, stream, p,
                                     Start::kDuring);
 }

@@ -25,7 +25,7 @@ struct ForwardArguments {
   Epilogue epilogue;
 };
 
-// How the forward pass ended, for the gradients: they apply the activation's gradient as they load grad_output. kNone:
+// How the forward pass ended, for the gradients: the activation's gradient is still to be applied to grad_output. kNone:
 // there is nothing to apply, and no output. Else an activation that has_grad_from_output.
 struct SavedOutput {
   ConstTensorRef output;  // of grad_output's shape, in any strides
@@ -33,32 +33,45 @@ struct SavedOutput {
   double negative_slope = 0.0;  // leaky_relu: at least 0, and finite
 };
 
-struct InputGradArguments {
+// What all of them read.
+struct GradientArguments {
   Geometry geometry;
   DType dtype;
-  ConstTensorRef grad_output, weight;
-  TensorRef grad_input;
+  ConstTensorRef grad_output;
   SavedOutput saved;
+  int64_t grad_padding = 0;  // zeros after the channels of a pixel of grad_output, that may be read with them
 };
 
-struct WeightGradArguments {
-  Geometry geometry;
-  DType dtype;
-  ConstTensorRef grad_output, input;
+struct InputGradArguments : GradientArguments {
+  ConstTensorRef weight;
+  TensorRef grad_input;
+};
+
+struct WeightGradArguments : GradientArguments {
+  ConstTensorRef input;
   void* grad_weight;  // contiguous
   void* grad_bias;    // contiguous
-  SavedOutput saved;
 };
 
 // The gradient of the low-resolution convolution output, and of the bias. Of the geometry, what the shuffle and the crop
 // need: batch, channels, factors, low-resolution and output size, crop, order.
-struct UnshuffleReduceArguments {
-  Geometry geometry;
-  DType dtype;
-  ConstTensorRef grad_output;
+struct UnshuffleReduceArguments : GradientArguments {
   void* lr_grad;    // [batch, lr_h, lr_w, lr_channels], channels padded with zeros to a multiple of 16 bytes
-  void* grad_bias;  // contiguous
-  SavedOutput saved;
+  void* grad_bias;  // contiguous; or null: not wanted
 };
+
+// unshuffle_reduce counts pixels, of which there is at least one, and the elements of a sub-pixel block, in 32 bits.
+inline bool counts_gradient(const Geometry& g, DType dtype) {
+  constexpr int64_t kMost = INT32_MAX;
+  return g.lr_h <= kMost / g.r_h && g.lr_w <= kMost / g.r_w &&
+         g.channels <= kMost / g.r_h / g.r_w - 16 / element_bytes(dtype) &&
+         g.batch <= kMost / g.lr_h / g.lr_w && g.channels * g.out_h <= kMost &&
+         g.channels * g.out_h * g.out_w <= kMost / 2;
+}
+inline bool counts_steps(const Geometry& g, const Strides& s) {
+  constexpr int64_t kMost = INT32_MAX;
+  return s.c >= 0 && s.h >= 0 && s.w >= 0 && s.c <= kMost / g.channels && s.h <= kMost / g.r_h &&
+         s.w <= kMost / g.r_w && g.channels * s.c + g.r_h * s.h + g.r_w * s.w <= kMost;
+}
 
 }  // namespace fused_subpixel

@@ -10,27 +10,40 @@
 
 namespace fused_subpixel::cuda {
 
+// Parts of the scratch memory begin at multiples of it.
+inline int64_t aligned(int64_t bytes) { return round_up(bytes, 256); }
+
 struct Device {
   Target target;
   void* stream;  // cudaStream_t
 };
 
 // A plan, made once for a call: equal calls find it in a cache of the thread. The caller allocates the scratch memory
-// on the device: `scratch_bytes` of a forward plan, `packed_bytes` of an input gradient's, `partial_bytes` of the others.
+// on the device: `scratch_bytes`, or `partial_bytes` of unshuffle_reduce's.
 struct ForwardPlan {
   KernelInput input;
   Plan plan;
   int64_t scratch_bytes;
 };
+// Of the input's gradient, the weight's with the bias's, or both. The tensor-core kernels apply no activation's gradient.
+// Where there is one, unshuffle_reduce applies it first, once for both, and they read the low-resolution gradient that it
+// writes: the plan is `lowered`. The generic kernels apply it themselves.
+struct GradientPlan {
+  Plan input;
+  WeightGradPlan weight;
+  bool lowered;
+  UnshuffleReducePlan unshuffle;
+  int64_t lr_grad_bytes, partial_bytes, scratch_bytes;  // scratch_bytes: all of it
+};
 ForwardPlan plan_forward(const ForwardArguments& a, const Target& target);
-Plan plan_input_grad(const InputGradArguments& a, const Target& target);
-WeightGradPlan plan_weight_grad(const WeightGradArguments& a, const Target& target);
+// Of both gradients, whichever is not null.
+GradientPlan plan_gradients(const InputGradArguments* input, const WeightGradArguments* weight,
+                            const Target& target);
 UnshuffleReducePlan plan_unshuffle_reduce(const UnshuffleReduceArguments& a, const Target& target);
 
 void conv_forward(const ForwardArguments& a, const ForwardPlan& plan, void* scratch, const Device& device);
-void conv_input_grad(const InputGradArguments& a, const Plan& plan, void* scratch, const Device& device);
-void conv_weight_grad(const WeightGradArguments& a, const WeightGradPlan& plan, void* scratch,
-                      const Device& device);
+void conv_gradients(const InputGradArguments* input, const WeightGradArguments* weight,
+                    const GradientPlan& plan, void* scratch, const Device& device);
 void unshuffle_gradient(const UnshuffleReduceArguments& a, const UnshuffleReducePlan& plan, void* scratch,
                         const Device& device);
 
@@ -46,8 +59,8 @@ struct ShuffleArguments {
 };
 void pixel_shuffle(const ShuffleArguments& a, const Device& device);
 
-// What runs for tensors in the default strides of their layout, and on how many pixels and output channels at a time. activated: a
-// gradient applies that of an activation.
+// What runs for tensors in the default strides of their layout, and on how many pixels and output channels at a time.
+// activated: the gradient of an activation is still to be applied.
 struct PassPlan {
   Kernel kernel;
   Refusal refusal;
@@ -55,6 +68,7 @@ struct PassPlan {
   int64_t tiles;  // times blocks of output channels: at least as many as blocks; not of a weight gradient
   Staging staging;
   bool packs_weight;
+  bool lowered;  // see GradientPlan
 };
 PassPlan plan_pass(Pass pass, const Geometry& geometry, DType dtype, bool channels_last, bool activated,
                    const Target& target);

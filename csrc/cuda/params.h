@@ -55,14 +55,10 @@ struct PixelStrides {
   int64_t channel, hr_row, hr_col;
 };
 
-// Such a tensor. With an `output`, the activation's gradient is applied to what is loaded.
+// Such a tensor.
 struct PixelSource {
   const void* data;
   PixelStrides stride;
-  const void* output;  // or null
-  PixelStrides output_stride;
-  Activation activation;
-  float negative_slope;
   ShuffledChannels map;
   int total;  // channels of a low-resolution pixel
   int crop_top, crop_left, hr_h, hr_w;
@@ -190,14 +186,18 @@ struct WeightGradParams {
 };
 
 struct UnshuffleReduceParams {
-  PixelSource gradient;           // its map's order is that of the weight's rows
+  PixelSource gradient;  // its map's order is that of the weight's rows
+  const void* output;    // or null: there is no activation whose gradient is to be applied
+  PixelStrides output_stride;
+  Activation activation;
   ShuffleSizes<Divisor> shuffle;  // of the map
   void* lr_grad;
-  void* partial;  // [split][channel], float or double
-  void* grad_bias;
-  int pixels;  // of low resolution, of all images
+  void* partial;    // [split][channel], float or double
+  void* grad_bias;  // or null
+  int pixels;       // of low resolution, of all images
   Divisor lr_h, lr_w;
   double negative_slope;
+  float negative_slope_f;
   UnshuffleReducePlan plan;
   Divisor vector_blocks, block_vectors, block_pixels;
 };

@@ -54,7 +54,7 @@ void choose_tile(const Problem& p, int64_t most, AnyPlan& plan) {
 // groups are.
 Staging staging_of(const Problem& p, const Plan& plan) {
   const int64_t vector = 16 / element_bytes(p.dtype);
-  if (!p.whole_vectors || p.vector != vector || p.activated) return Staging::kFloats;
+  if (!p.whole_vectors || p.vector != vector) return Staging::kFloats;
   // the kernels for whole vectors count in 32 bits within a tile
   const double elements = static_cast<double>(p.image_step) * (plan.tile_n > 1 ? plan.tile_n : 0) +
                           static_cast<double>(p.row_step) * plan.halo_h +
@@ -226,6 +226,9 @@ const char* words_of(Refusal refusal) {
     case Refusal::kLargeTile: return "what one tile reads does not fit into shared memory";
     case Refusal::kStridedInputGrad:
       return "the input gradient of a strided convolution is no convolution of the gradient";
+    case Refusal::kLargeGradient:
+      return "the gradient, to which an activation's is to be applied, is larger than unshuffle_reduce "
+             "counts";
   }
   return "";
 }
@@ -267,7 +270,6 @@ Plan plan_conv(const Problem& p, const Target& t) {
   Plan best{};
   double least = -1;
   for (int block_oc : MmaBlockOc::values) {
-    if (p.activated && block_oc > kActivatedBlockOc) continue;
     const Problem& problem = of_one_phase(block_oc) ? one_phase : p;
     Plan candidate = of_one_phase(block_oc) ? one_phase_plan : plan;
     candidate.block_oc = block_oc;

@@ -25,6 +25,7 @@ enum class Refusal : int32_t {
   kManyChannels,      // more, or a larger filter, than the kernels count
   kLargeTile,         // what one tile reads does not fit into shared memory
   kStridedInputGrad,  // the input gradient of a strided convolution is no convolution of the gradient
+  kLargeGradient,     // an activation's is to be applied, to more than unshuffle_reduce counts
 };
 
 // How a tile is staged in shared memory before it is stored. As float32, for any epilogue and alignment; or finished, as the
@@ -49,7 +50,6 @@ struct Problem {
   bool tf32;           // float32 may be computed as tf32
   int vector;          // neighbouring channels of a pixel that can be copied at once
   bool wgmma;          // Hopper's kernels were compiled
-  bool activated;      // an activation's gradient is applied to what is loaded
   bool
       whole_vectors;  // the output takes whole 16-byte vectors, with no epilogue that needs float32: see problem.h
   bool
@@ -74,9 +74,7 @@ using MmaBlockOc = IntList<16, 32, 48, 64, 128>;
 using MmaBlockKBytes = IntList<32, 64>;
 using WgmmaBlockKBytes = IntList<64, 128>;
 using WeightGradTaps = IntList<1, 4, 9>;  // for which a block computes sums
-constexpr int kActivatedBlockOc =
-    64;                               // wider tiles leave no registers to apply an activation's gradient with
-constexpr int kUnpackedBlockOc = 64;  // wider tiles leave no registers to read the weight where it is
+constexpr int kUnpackedBlockOc = 64;      // wider tiles leave no registers to read the weight where it is
 constexpr int kUnpairedBlockOc =
     32;  // wider tiles stage vectors only of channels that are neighbours two by two
 // wgmma tile: as many pixels, 16 x 8 of one image or 8 x 8 of two, by one number of columns. Eight pixels of a row are

@@ -23,22 +23,6 @@ int copied_at_once(const void* data, DType dtype, std::initializer_list<int64_t>
   return static_cast<int>(most);
 }
 
-// Of a shuffled tensor, where the channels of a pixel are counted (i, j, c).
-int shuffled_vector(const Geometry& g, const ConstTensorRef& t, DType dtype) {
-  const Strides& s = t.stride;
-  if (!channels_are_neighbours(s, g.channels)) return 1;
-  // the columns of a sub-pixel block are neighbours too if pixels are, and if no crop can cut between them
-  const bool cropped = g.crop_left > 0 || g.out_w != g.lr_w * g.r_w;
-  const bool merged = s.w == g.channels && !cropped;
-  const int64_t stretch = merged ? g.r_w * g.channels : g.channels;
-  const int64_t step = merged ? g.r_w * s.w : s.w;
-  return copied_at_once(t.data, dtype, {s.n, s.h, step, stretch});
-}
-
-PixelStrides shuffled_strides(const Geometry& g, const Strides& s) {
-  return {s.n, g.r_h * s.h, g.r_w * s.w, s.c, s.h, s.w};
-}
-
 void set_source(Problem& p, const PixelSource& source) {
   p.vector = source.vector;
   p.image_step = source.stride.batch;
@@ -90,26 +74,35 @@ PixelSource plain_source(const ConstTensorRef& t, DType dtype, int64_t channels,
   return source;
 }
 
-PixelSource gradient_source(const Geometry& g, const ConstTensorRef& t, const SavedOutput& saved,
-                            DType dtype) {
+int shuffled_vector(const Geometry& g, const ConstTensorRef& t, DType dtype, int64_t padding) {
+  const Strides& s = t.stride;
+  if (!channels_are_neighbours(s, g.channels)) return 1;
+  // the columns of a sub-pixel block are neighbours too if pixels are, and if no crop can cut between them
+  const bool cropped = g.crop_left > 0 || g.out_w != g.lr_w * g.r_w;
+  const bool merged = s.w == g.channels && !cropped;
+  const int64_t stretch = merged ? g.r_w * g.channels : g.channels + padding;
+  const int64_t step = merged ? g.r_w * s.w : s.w;
+  return copied_at_once(t.data, dtype, {s.n, s.h, step, stretch});
+}
+
+PixelStrides shuffled_strides(const Geometry& g, const Strides& s) {
+  return {s.n, g.r_h * s.h, g.r_w * s.w, s.c, s.h, s.w};
+}
+
+PixelSource gradient_source(const GradientArguments& a) {
+  const Geometry& g = a.geometry;
+  const Strides& strides = a.grad_output.stride;
   PixelSource source{};
-  source.data = t.data;
-  source.stride = shuffled_strides(g, t.stride);
-  source.map = channels_of(g, t.stride);
+  source.data = a.grad_output.data;
+  source.stride = shuffled_strides(g, strides);
+  source.map = channels_of(g, strides);
   source.total = static_cast<int>(g.lr_channels());
   source.crop_top = static_cast<int>(g.crop_top);
   source.crop_left = static_cast<int>(g.crop_left);
   source.hr_h = static_cast<int>(g.out_h);
   source.hr_w = static_cast<int>(g.out_w);
-  source.vector = shuffled_vector(g, t, dtype);
-  source.by_pixel = !channels_are_neighbours(t.stride, g.channels);
-  if (saved.activation != Activation::kNone) {
-    source.output = saved.output.data;
-    source.output_stride = shuffled_strides(g, saved.output.stride);
-    source.activation = saved.activation;
-    source.negative_slope = static_cast<float>(saved.negative_slope);
-    source.vector = std::min(source.vector, shuffled_vector(g, saved.output, dtype));
-  }
+  source.vector = shuffled_vector(g, a.grad_output, a.dtype, a.grad_padding);
+  source.by_pixel = !channels_are_neighbours(strides, g.channels);
   return source;
 }
 
@@ -119,6 +112,10 @@ WeightSource weight_source(const Geometry& g, const ConstTensorRef& weight, cons
   const int sign = flipped ? -1 : 1;
   const int64_t last = (g.kernel_h - 1) * tap_h + (g.kernel_w - 1) * tap_w;
   return {weight.data, lr_channel, weight.stride.c, sign * tap_h, sign * tap_w, flipped ? last : 0};
+}
+
+WeightSource weight_source(const ForwardArguments& a) {
+  return weight_source(a.geometry, a.weight, a.weight_rows, a.weight_flipped);
 }
 
 bool has_whole_vectors(const Geometry& g, DType dtype, const WeightSource& weight) {
@@ -200,7 +197,6 @@ Problem input_grad_problem(const Geometry& g, DType dtype, bool channels_last, c
   set_source(p, gradient);
   p.whole_vectors = whole_vectors;
   p.wgmma = kHaveWgmma;
-  p.activated = gradient.activation != Activation::kNone;
   p.mean_taps_share = 1;
   return p;
 }

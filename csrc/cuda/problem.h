@@ -22,15 +22,19 @@ struct KernelPadding {
 };
 KernelPadding skipped_padding(const Geometry& g);
 
-// How the kernels read a tensor. stored: channels of a pixel that may be read.
+// How the kernels read a tensor, plain or shuffled. stored: channels of a pixel that may be read.
 PixelSource plain_source(const ConstTensorRef& t, DType dtype, int64_t channels, int64_t h, int64_t w,
                          int64_t stored);
-PixelSource gradient_source(const Geometry& g, const ConstTensorRef& t, const SavedOutput& saved,
-                            DType dtype);
+PixelSource gradient_source(const GradientArguments& a);
+PixelStrides shuffled_strides(const Geometry& g, const Strides& s);
+// The most elements, up to 16 bytes, that can be copied from a shuffled tensor at once, its channels counted (i, j, c).
+// padding: zeros after the channels of a pixel, that may be copied with them.
+int shuffled_vector(const Geometry& g, const ConstTensorRef& t, DType dtype, int64_t padding = 0);
 
 // lr_channel: steps by low-resolution channel.
 WeightSource weight_source(const Geometry& g, const ConstTensorRef& weight, const PhaseStrides& lr_channel,
                            bool flipped);
+WeightSource weight_source(const ForwardArguments& a);
 // Can kernels copy it from where it is, in whole 16-byte vectors of input channels?
 bool has_whole_vectors(const Geometry& g, DType dtype, const WeightSource& weight);
 

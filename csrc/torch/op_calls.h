@@ -111,6 +111,14 @@ inline SavedOutput saved_output(const Tensor& grad_output, const OptionalTensor&
   return {view_of(*output), kind, negative_slope};
 }
 
+inline void set_gradient(GradientArguments& a, const Geometry& g, const Tensor& grad_output,
+                         const SavedOutput& saved) {
+  a.geometry = g;
+  a.dtype = dtype_of(grad_output);
+  a.grad_output = view_of(grad_output);
+  a.saved = saved;
+}
+
 struct InputGradCall {
   InputGradArguments arguments;
   Tensor grad_input;
@@ -126,10 +134,11 @@ inline InputGradCall input_grad_call(const Tensor& grad_output, const Tensor& we
                                        {grad_output.size(0), weight.size(1) * options.groups, height, width,
                                         weight.size(0), weight.size(2), weight.size(3)},
                                        options);
-  const SavedOutput saved = saved_output(grad_output, output, activation, negative_slope);
+  InputGradArguments a{};
+  set_gradient(a, g, grad_output, saved_output(grad_output, output, activation, negative_slope));
   Tensor grad_input = new_tensor({g.batch, g.in_channels, g.in_h, g.in_w}, grad_output, channels_last);
-  const InputGradArguments a{
-      g, dtype_of(grad_output), view_of(grad_output), view_of(weight), writable_view_of(grad_input), saved};
+  a.weight = view_of(weight);
+  a.grad_input = writable_view_of(grad_input);
   return {a, grad_input};
 }
 
@@ -148,17 +157,14 @@ inline WeightGradCall weight_grad_call(const Tensor& grad_output, const Tensor& 
                                        {input.size(0), input.size(1), input.size(2), input.size(3),
                                         grad_output.size(1) * options.r_h * options.r_w, kernel_h, kernel_w},
                                        options);
-  const SavedOutput saved = saved_output(grad_output, output, activation, negative_slope);
+  WeightGradArguments a{};
+  set_gradient(a, g, grad_output, saved_output(grad_output, output, activation, negative_slope));
   Tensor grad_weight =
       new_tensor({g.lr_channels(), g.in_channels / g.groups, g.kernel_h, g.kernel_w}, grad_output, false);
   Tensor grad_bias = new_vector(g.lr_channels(), grad_output);
-  const WeightGradArguments a{g,
-                              dtype_of(grad_output),
-                              view_of(grad_output),
-                              view_of(input),
-                              grad_weight.mutable_data_ptr(),
-                              grad_bias.mutable_data_ptr(),
-                              saved};
+  a.input = view_of(input);
+  a.grad_weight = grad_weight.mutable_data_ptr();
+  a.grad_bias = grad_bias.mutable_data_ptr();
   return {a, grad_weight, grad_bias};
 }
 
@@ -169,13 +175,9 @@ struct UnshuffleReduceCall {
   OptionalTensor output;
 };
 
-// Offsets within an image have 32 bits, so that a tensor of larger steps is read from a dense copy.
+// A tensor of larger steps than are counted is read from a dense copy.
 inline Tensor with_small_steps(const Tensor& t, const Geometry& g) {
-  const Strides s = strides_of(t);
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  const bool small = s.c >= 0 && s.h >= 0 && s.w >= 0 && s.c <= kMost / g.channels && s.h <= kMost / g.r_h &&
-                     s.w <= kMost / g.r_w && g.channels * s.c + g.r_h * s.h + g.r_w * s.w <= kMost;
-  return small ? t : torch::stable::contiguous(t);
+  return counts_steps(g, strides_of(t)) ? t : torch::stable::contiguous(t);
 }
 
 inline UnshuffleReduceCall unshuffle_reduce_call(const Tensor& grad_output, const ConvOptions& o,
@@ -204,21 +206,17 @@ inline UnshuffleReduceCall unshuffle_reduce_call(const Tensor& grad_output, cons
   g.lr_h = hr_h / g.r_h;
   g.lr_w = hr_w / g.r_w;
   check(g.channels >= 1 && g.lr_h >= 1 && g.lr_w >= 1, "no channels or no pixels");
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  const int64_t vector = 16 / element_bytes(dtype);
-  check(hr_h <= kMost && hr_w <= kMost && g.channels <= kMost / g.r_h / g.r_w - vector &&
-            g.batch <= kMost / g.lr_h / g.lr_w && g.channels * g.out_h <= kMost &&
-            g.channels * g.out_h * g.out_w <= kMost / 2,
-        "grad_output ", shape_of(grad_output), " is too large");
-  SavedOutput saved = saved_output(grad_output, output, activation, negative_slope);
+  check(counts_gradient(g, dtype), "grad_output ", shape_of(grad_output), " is too large");
+  UnshuffleReduceArguments a{};
   const Tensor gradient = with_small_steps(grad_output, g);
+  set_gradient(a, g, gradient, saved_output(grad_output, output, activation, negative_slope));
   OptionalTensor read;
-  if (output) read = with_small_steps(*output, g), saved.output = view_of(*read);
-  Tensor lr_grad =
-      new_tensor({g.batch, round_up(g.lr_channels(), vector), g.lr_h, g.lr_w}, grad_output, true);
+  if (output) read = with_small_steps(*output, g), a.saved.output = view_of(*read);
+  const int64_t padded = round_up(g.lr_channels(), 16 / element_bytes(dtype));
+  Tensor lr_grad = new_tensor({g.batch, padded, g.lr_h, g.lr_w}, grad_output, true);
   Tensor grad_bias = new_vector(g.lr_channels(), grad_output);
-  const UnshuffleReduceArguments a{
-      g, dtype, view_of(gradient), lr_grad.mutable_data_ptr(), grad_bias.mutable_data_ptr(), saved};
+  a.lr_grad = lr_grad.mutable_data_ptr();
+  a.grad_bias = grad_bias.mutable_data_ptr();
   return {a, lr_grad, grad_bias, gradient, read};
 }
 

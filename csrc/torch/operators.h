@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The operators, the same for every device. Device is constructed from a tensor, whose device it makes current, and has
-// launch() for each of the calls of op_calls.h.
+// launch() for the calls of op_calls.h: the forward pass, and the gradients, either or both of which may be null.
 #pragma once
 
 #include <tuple>
@@ -39,7 +39,7 @@ Tensor input_grad(const Tensor& grad_output, const Tensor& weight, int64_t heigh
   const Device device(grad_output);
   const InputGradCall call = input_grad_call(grad_output, weight, height, width, conv_options(geometry),
                                              channels_last, output, activation, negative_slope);
-  device.launch(call);
+  device.launch(&call, nullptr);
   return call.grad_input;
 }
 
@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& 
   const Device device(grad_output);
   const WeightGradCall call = weight_grad_call(grad_output, input, kernel_h, kernel_w, conv_options(geometry),
                                                output, activation, negative_slope);
-  device.launch(call);
+  device.launch(nullptr, &call);
   return {call.grad_weight, call.grad_bias};
 }
 
@@ -77,22 +77,17 @@ std::tuple<Tensor, Tensor, Tensor> eager_backward(const Tensor& grad_output, con
   check(weight || !(wanted & kWantInput), "the gradient of the input needs the weight");
   check(input || !(wanted & kWantWeight), "the gradient of the weight needs the input");
   const Device device(grad_output);
-  Tensor grad_input, grad_weight, grad_bias;
-  if (wanted & kWantInput) {
-    const InputGradCall call =
-        input_grad_call(grad_output, *weight, sizes.in_h, sizes.in_w, o.conv,
-                        (wanted & kInputChannelsLast) != 0, output, activation, o.negative_slope);
-    device.launch(call);
-    grad_input = call.grad_input;
-  }
-  if (wanted & kWantWeight) {
-    const WeightGradCall call = weight_grad_call(grad_output, *input, sizes.kernel_h, sizes.kernel_w, o.conv,
-                                                 output, activation, o.negative_slope);
-    device.launch(call);
-    grad_weight = call.grad_weight;
-    grad_bias = call.grad_bias;
-  }
-  return {grad_input, grad_weight, grad_bias};
+  std::optional<InputGradCall> of_input;
+  std::optional<WeightGradCall> of_weight;
+  if (wanted & kWantInput)
+    of_input = input_grad_call(grad_output, *weight, sizes.in_h, sizes.in_w, o.conv,
+                               (wanted & kInputChannelsLast) != 0, output, activation, o.negative_slope);
+  if (wanted & kWantWeight)
+    of_weight = weight_grad_call(grad_output, *input, sizes.kernel_h, sizes.kernel_w, o.conv, output,
+                                 activation, o.negative_slope);
+  device.launch(of_input ? &*of_input : nullptr, of_weight ? &*of_weight : nullptr);
+  return {of_input ? of_input->grad_input : Tensor(), of_weight ? of_weight->grad_weight : Tensor(),
+          of_weight ? of_weight->grad_bias : Tensor()};
 }
 
 template <class Device, class Library>

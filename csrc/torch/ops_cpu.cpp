@@ -61,6 +61,12 @@ struct Cpu {
   void launch(const ForwardCall& call) const {
     if (call.output.numel() > 0) launched([&](const Pool& pool) { conv_forward(call.arguments, pool); });
   }
+  void launch(const InputGradCall* of_input, const WeightGradCall* of_weight) const {
+    if (of_input) launch(*of_input);
+    if (of_weight) launch(*of_weight);
+  }
+
+ private:
   void launch(const InputGradCall& call) const {
     const Geometry& g = call.arguments.geometry;
     check(g.stride_h == 1 && g.stride_w == 1, "the input gradient kernel needs stride 1");

@@ -99,16 +99,14 @@ struct OnDevice {
     Tensor scratch = new_bytes(plan.scratch_bytes, call.output);
     conv_forward(call.arguments, plan, scratch.mutable_data_ptr(), device);
   }
-  void launch(const InputGradCall& call) const {
-    if (call.grad_input.numel() == 0) return;
-    const Plan plan = plan_input_grad(call.arguments, device.target);
-    Tensor scratch = new_bytes(plan.packed_bytes, call.grad_input);
-    conv_input_grad(call.arguments, plan, scratch.mutable_data_ptr(), device);
-  }
-  void launch(const WeightGradCall& call) const {
-    const WeightGradPlan plan = plan_weight_grad(call.arguments, device.target);
-    Tensor scratch = new_bytes(plan.partial_bytes, call.grad_weight);
-    conv_weight_grad(call.arguments, plan, scratch.mutable_data_ptr(), device);
+  void launch(const InputGradCall* of_input, const WeightGradCall* of_weight) const {
+    const InputGradArguments* input =
+        of_input && of_input->grad_input.numel() > 0 ? &of_input->arguments : nullptr;
+    const WeightGradArguments* weight = of_weight ? &of_weight->arguments : nullptr;
+    if (!input && !weight) return;
+    const GradientPlan plan = plan_gradients(input, weight, device.target);
+    Tensor scratch = new_bytes(plan.scratch_bytes, of_input ? of_input->grad_input : of_weight->grad_weight);
+    conv_gradients(input, weight, plan, scratch.mutable_data_ptr(), device);
   }
 };
 

@@ -319,18 +319,21 @@ LOADED = (
 def check_activation(
     case: Case, dtype: torch.dtype, grad_last: bool, output_last: bool, target: Target, tf32: bool = True
 ) -> None:
-    """Both gradients with the activation applied on load, and the output in a layout of its own."""
+    """Both gradients with the activation's applied, and the output in a layout of its own."""
     seed = seed_of(case.name, dtype, grad_last, output_last, target)
     options = {"tf32": tf32, "seed": seed, "guard_start": bool(seed % 2)}
     tensors = cases.integers(case).to(dtype, layouts(output_last))
     grad = integer_gradient(case).to(dtype).contiguous(memory_format=layouts(grad_last))
     output = quarters(case).to(dtype).contiguous(memory_format=layouts(output_last))
-    found = (
+    apart = (
         emulated.input_grad(case, grad, tensors.weight, output_last, target, output=output, **options),
         *emulated.weight_grad(case, grad, tensors.input, target, output=output, **options),
     )
-    for gradient, expected in zip(found, exact_gradients(case), strict=True):
-        assert gradient.equal(expected.to(dtype))
+    together, kernels = emulated.gradients(case, grad, tensors, output_last, target, output=output, **options)
+    assert kernels.lowered == (kernels.input > GENERIC or kernels.weight > GENERIC)
+    for found in (apart, together):
+        for gradient, expected in zip(found, exact_gradients(case), strict=True):
+            assert gradient.equal(expected.to(dtype))
 
 
 @rotated_without_isa(
@@ -338,7 +341,7 @@ def check_activation(
     itertools.product([case for case in (*ACTIVATED, *LOADED) if small(case)], RECOVERABLE),
     *DTYPES_AND_LAYOUTS,
 )
-def test_activation_is_applied_on_load(
+def test_gradient_of_an_activation(
     base: Case, activation: str, dtype: torch.dtype, channels_last: bool
 ) -> None:
     case = variant(base, activation=activation)
@@ -364,7 +367,7 @@ def test_generic_activation(case: Case, activation: str, dtype: torch.dtype, cha
 def test_hopper_activation(case: Case, of_type: torch.dtype) -> None:
     changed = variant(case, activation="tanh" if of_type == torch.float16 else "relu")
     weight = cases.integers(changed).weight.to(of_type)
-    for output_last in (True, False):  # by wgmma where both are read 16 bytes at a time
+    for output_last in (True, False):
         grad = integer_gradient(case).to(of_type).contiguous(memory_format=torch.channels_last)
         output = quarters(changed).to(of_type).contiguous(memory_format=layouts(output_last))
         for seed in range(2):
@@ -604,6 +607,7 @@ def test_the_cases_take_every_tile() -> None:
     assert {plan[3] for plan in plans if plan[0] == MMA} == {16, 32, 48, 64, 128}
 
 
+LARGE_GRADIENT = 8  # of Refusal
 H100, A100 = Target(90, 132, 227 << 10), Target(80, 108, 163 << 10)
 
 
@@ -618,15 +622,31 @@ def test_channel_counts_of_heads_waste_little(rows: int, columns: int) -> None:
     assert blocks >= 132
 
 
-def test_wide_tiles_are_for_gradients_without_activation() -> None:
-    """They have no registers for it; Hopper's own kernel has."""
+def test_an_activation_leaves_gradients_the_same_kernel() -> None:
+    """unshuffle_reduce applies it first."""
     case = Case("wide", (8, 128, 96, 96), (512, 128, 3, 3), padding=SAME3)
-    for target, with_activation in ((A100, (MMA, 64)), (H100, (WGMMA, 128))):
-        for activated in (False, True):
-            kernel, _, _, columns, *_ = emulated.plan(
-                case, torch.float16, True, target, which=1, activated=activated
-            )
-            assert (kernel, columns) == (with_activation if activated else (with_activation[0], 128))
+    for target, which in itertools.product((A100, H100), (1, 2)):
+        plain, activated = (
+            emulated.plan(case, torch.float16, True, target, which=which, activated=activated)
+            for activated in (False, True)
+        )
+        assert plain[0] != GENERIC
+        assert plain.lowered == 0
+        assert activated == plain._replace(lowered=1)
+    for which in (1, 2):
+        assert emulated.plan(case, torch.float16, True, OLD, which=which, activated=True)[0] == GENERIC
+
+
+def test_generic_kernels_take_what_is_not_counted() -> None:
+    """unshuffle_reduce counts in 32 bits within a sub-pixel block."""
+    case = Case("wide", (1, 16, 9, 9), (64, 16, 3, 3), padding=SAME3, activation="relu")
+    near = torch.empty(case.output, dtype=torch.float16, device="meta")
+    far = torch.empty_strided(near.shape, (1 << 36, 1 << 28, 18, 1), dtype=torch.float16, device="meta")
+    refusals = set()
+    for grad, output in ((near, near), (far, near), (near, far)):
+        plan = emulated.simt.gradient_plan(emulated.gradient(case, grad, output), list(LARGE))
+        refusals.add((grad is far or output is far, *plan))
+    assert refusals == {(False, MMA, 0, 1), (True, GENERIC, LARGE_GRADIENT, 0)}
 
 
 @pytest.mark.parametrize(
@@ -653,8 +673,8 @@ def test_small_images_fill_the_gpu(shape: tuple[int, int, int, int], target: Tar
 )
 def test_refusals(changes: dict[str, object], dtype: torch.dtype, tf32: bool, refusal: int) -> None:
     case = variant(cases.NARROW, **changes)
-    assert emulated.plan(case, dtype, True, tf32=tf32)[:2] == [GENERIC, refusal]
-    assert emulated.plan(cases.NARROW, torch.float16, True, OLD)[:2] == [GENERIC, 1]
+    assert emulated.plan(case, dtype, True, tf32=tf32)[:2] == (GENERIC, refusal)
+    assert emulated.plan(cases.NARROW, torch.float16, True, OLD)[:2] == (GENERIC, 1)
 
 
 def conv_problem(input: tuple[int, ...], weight: tuple[int, ...], dtype: torch.dtype, tf32: bool) -> Problem:

@@ -87,7 +87,7 @@ def test_a_weight_is_read_where_it_is(channels: int, of_type: torch.dtype, chann
     for kernel, order, rows in ((3, "crd", 12), (3, "dcr", 48), (1, "crd", 96)):
         case = Case("direct", (3, channels, 16, 32), (rows, channels, kernel, kernel), order=order,
                     padding=(kernel // 2,) * 4)  # fmt: skip
-        packs = emulated.plan(case, of_type, channels_last, LARGE, tf32=True)[-1]
+        packs = emulated.plan(case, of_type, channels_last, LARGE, tf32=True).packs_weight
         assert packs == (not (channels_last or kernel == 1))
         tensors = cases.integers(case).to(of_type, LAYOUTS[channels_last])
         shifted = torch.empty(tensors.weight.numel() + 1, dtype=of_type)[1:]

@@ -25,6 +25,7 @@
 #include "cuda/instances/sm90_conv_tf32.cu"
 #include "cuda/instances/unshuffle_reduce.cu"
 #include "cuda/launch.cpp"
+#include "cuda/launch_plan.cpp"
 #include "cuda/problem.cpp"
 
 namespace py = pybind11;
@@ -33,7 +34,7 @@ using namespace fused_subpixel::cuda;
 
 namespace {
 
-// forward and input_grad return the Staging of the plan.
+// forward returns the Staging of the plan.
 
 // Address, bytes that the strides span, sizes, strides (of a vector only the address counts).
 using Array = std::tuple<uintptr_t, size_t, std::vector<int64_t>, std::vector<int64_t>>;
@@ -126,55 +127,72 @@ int forward(const std::vector<int64_t>& geometry, int dtype, const Array& input,
   return static_cast<int>(plan.plan.staging);
 }
 
-int input_grad(const std::vector<int64_t>& geometry, int dtype, const Array& grad_output, const Array& weight,
-               const OptionalArray& output, int activation, double slope, const Array& grad_input,
-               const std::vector<int64_t>& target, bool guard_start) {
+// dtype, and the output of the forward pass with its activation, if one is to be applied.
+struct Gradient {
+  std::vector<int64_t> geometry;
+  int dtype;
+  Array grad_output;
+  OptionalArray output;
+  int activation;
+  double slope;
+
+  void set(GradientArguments& a, Memory& m) const {
+    a.geometry = geometry_of(geometry);
+    a.dtype = static_cast<DType>(dtype);
+    a.grad_output = m.in("the gradient", grad_output);
+    a.saved = {m.in("the output", output), static_cast<Activation>(activation), slope};
+  }
+};
+
+// The gradients of the input (weight, and where to) and of the weight (input, and where to with the bias's), or both.
+// Returns the kernels, and whether unshuffle_reduce ran first.
+std::vector<int> gradients(const Gradient& gradient, const OptionalArray& weight,
+                           const OptionalArray& grad_input, const OptionalArray& input,
+                           const OptionalArray& grad_weight, const OptionalArray& grad_bias,
+                           const std::vector<int64_t>& target, bool guard_start) {
   Memory m = memory(guard_start);
-  const InputGradArguments a{geometry_of(geometry),
-                             static_cast<DType>(dtype),
-                             m.in("the gradient", grad_output),
-                             m.in("the weight", weight),
-                             m.out("the input's gradient", grad_input),
-                             {m.in("the output", output), static_cast<Activation>(activation), slope}};
+  InputGradArguments of_input{};
+  WeightGradArguments of_weight{};
+  if (grad_input) {
+    gradient.set(of_input, m);
+    of_input.weight = m.in("the weight", weight);
+    of_input.grad_input = m.out("the input's gradient", *grad_input);
+  }
+  if (grad_weight) {
+    gradient.set(of_weight, m);
+    of_weight.input = m.in("the input", input);
+    of_weight.grad_weight = m.take("the weight's gradient", std::get<1>(*grad_weight));
+    of_weight.grad_bias = m.take("the bias's gradient", std::get<1>(*grad_bias));
+  }
+  const InputGradArguments* const i = grad_input ? &of_input : nullptr;
+  const WeightGradArguments* const w = grad_weight ? &of_weight : nullptr;
   const Device device = device_of(target);
-  const Plan plan = plan_input_grad(a, device.target);
-  conv_input_grad(a, plan, m.take("scratch", static_cast<size_t>(plan.packed_bytes)), device);
+  const GradientPlan plan = plan_gradients(i, w, device.target);
+  conv_gradients(i, w, plan, m.take("scratch", static_cast<size_t>(plan.scratch_bytes)), device);
   m.check();
-  m.back(grad_input, a.grad_input.data);
-  return static_cast<int>(plan.staging);
+  if (i) m.back(*grad_input, of_input.grad_input.data);
+  if (w) m.back(*grad_weight, of_weight.grad_weight), m.back(*grad_bias, of_weight.grad_bias);
+  return {static_cast<int>(plan.input.kernel), static_cast<int>(plan.weight.kernel), plan.lowered};
 }
 
-void weight_grad(const std::vector<int64_t>& geometry, int dtype, const Array& grad_output,
-                 const Array& input, const OptionalArray& output, int activation, double slope,
-                 const Array& grad_weight, const Array& grad_bias, const std::vector<int64_t>& target,
-                 bool guard_start) {
-  Memory m = memory(guard_start);
+// Kernel and refusal of a weight's gradient, and whether unshuffle_reduce runs first, without tensors: strides count.
+std::vector<int> gradient_plan(const Gradient& gradient, const std::vector<int64_t>& target) {
   WeightGradArguments a{};
-  a.geometry = geometry_of(geometry);
-  a.dtype = static_cast<DType>(dtype);
-  a.grad_output = m.in("the gradient", grad_output);
-  a.input = m.in("the input", input);
-  a.grad_weight = m.take("the weight's gradient", std::get<1>(grad_weight));
-  a.grad_bias = m.take("the bias's gradient", std::get<1>(grad_bias));
-  a.saved = {m.in("the output", output), static_cast<Activation>(activation), slope};
-  const Device device = device_of(target);
-  const WeightGradPlan plan = plan_weight_grad(a, device.target);
-  conv_weight_grad(a, plan, m.take("scratch", static_cast<size_t>(plan.partial_bytes)), device);
-  m.check();
-  m.back(grad_weight, a.grad_weight), m.back(grad_bias, a.grad_bias);
+  a.geometry = geometry_of(gradient.geometry);
+  a.dtype = static_cast<DType>(gradient.dtype);
+  a.grad_output.stride = strides_of(gradient.grad_output);
+  a.saved = {{nullptr, strides_of(*gradient.output)}, static_cast<Activation>(gradient.activation), 0};
+  const GradientPlan plan = plan_gradients(nullptr, &a, device_of(target).target);
+  return {static_cast<int>(plan.weight.kernel), static_cast<int>(plan.weight.refusal), plan.lowered};
 }
 
-void prepare_gradient(const std::vector<int64_t>& geometry, int dtype, const Array& grad_output,
-                      const OptionalArray& output, int activation, double slope, const Array& lr_grad,
-                      const Array& grad_bias, const std::vector<int64_t>& target, bool guard_start) {
+void prepare_gradient(const Gradient& gradient, const Array& lr_grad, const Array& grad_bias,
+                      const std::vector<int64_t>& target, bool guard_start) {
   Memory m = memory(guard_start);
   UnshuffleReduceArguments a{};
-  a.geometry = geometry_of(geometry);
-  a.dtype = static_cast<DType>(dtype);
-  a.grad_output = m.in("the gradient", grad_output);
+  gradient.set(a, m);
   a.lr_grad = m.take("the low-resolution gradient", std::get<1>(lr_grad));
   a.grad_bias = m.take("the bias's gradient", std::get<1>(grad_bias));
-  a.saved = {m.in("the output", output), static_cast<Activation>(activation), slope};
   const Device device = device_of(target);
   const UnshuffleReducePlan plan = plan_unshuffle_reduce(a, device.target);
   unshuffle_gradient(a, plan, m.take("scratch", static_cast<size_t>(plan.partial_bytes)), device);
@@ -195,7 +213,8 @@ void shuffle(const std::vector<int64_t>& sizes, int order, bool inverse, bool ch
   m.back(output, to.data);
 }
 
-// Kernel, refusal, pixels and columns of a tile, blocks, staging, block_k_bytes, tiles, whether the weight is packed.
+// Kernel, refusal, pixels and columns of a tile, blocks, staging, block_k_bytes, tiles, whether the weight is packed,
+// whether unshuffle_reduce runs first.
 std::vector<int64_t> plan(int pass, const std::vector<int64_t>& geometry, int dtype, bool channels_last,
                           bool activated, const std::vector<int64_t>& target) {
   const PassPlan p = plan_pass(static_cast<Pass>(pass), geometry_of(geometry), static_cast<DType>(dtype),
@@ -208,15 +227,21 @@ std::vector<int64_t> plan(int pass, const std::vector<int64_t>& geometry, int dt
           static_cast<int64_t>(p.staging),
           p.block_k_bytes,
           p.tiles,
-          p.packs_weight};
+          p.packs_weight,
+          p.lowered};
 }
 
 }  // namespace
 
 void bind_kernels(py::module_& m) {
   m.def("forward", &forward);
-  m.def("input_grad", &input_grad);
-  m.def("weight_grad", &weight_grad);
+  py::class_<Gradient>(m, "Gradient")
+      .def(py::init([](const std::vector<int64_t>& geometry, int dtype, const Array& grad_output,
+                       const OptionalArray& output, int activation, double slope) {
+        return Gradient{geometry, dtype, grad_output, output, activation, slope};
+      }));
+  m.def("gradients", &gradients);
+  m.def("gradient_plan", &gradient_plan);
   m.def("unshuffle_reduce", &prepare_gradient);
   m.def("shuffle", &shuffle);
   m.def("plan", &plan);

@@ -91,11 +91,38 @@ def forward(
     return output
 
 
-def saved(case: Case, output: Tensor | None) -> list[Any]:
-    """The output and what the case says of the activation; nothing of it without an output."""
-    if output is None:
-        return [None, 0, 0.0]
-    return [array(output), ACTIVATIONS[case.activation], case.epilogue.negative_slope]
+def gradient(case: Case, grad: Tensor, output: Tensor | None, tf32: bool = False) -> Any:
+    """The gradient of the output; with an output, that of the case's activation is still to be applied."""
+    saved = (None, 0, 0.0)
+    if output is not None:
+        saved = (array(output), ACTIVATIONS[case.activation], case.epilogue.negative_slope)
+    return simt.Gradient(geometry(case, tf32), DTYPES.index(grad.dtype), array(grad), *saved)
+
+
+class Kernels(NamedTuple):
+    """Who computed the gradients of the input and of the weight, and whether unshuffle_reduce ran first."""
+
+    input: int
+    weight: int
+    lowered: int
+
+
+def gradients(
+    case: Case, grad: Tensor, tensors: Tensors, channels_last: bool, target: Target = LARGE, *,
+    output: Tensor | None = None, tf32: bool = False, seed: int = 0, guard_start: bool = False,
+) -> tuple[tuple[Tensor, Tensor, Tensor], Kernels]:  # fmt: skip
+    """Of input, weight and bias, in one call; and who computed them."""
+    simt.set_seed(seed)
+    found = (
+        empty(case.input, grad, channels_last),
+        grad.new_empty(case.weight),
+        grad.new_empty(case.weight[:1]),
+    )
+    kernels = simt.gradients(
+        gradient(case, grad, output, tf32), array(tensors.weight), array(found[0]), array(tensors.input),
+        array(found[1]), array(found[2]), list(target), guard_start,
+    )  # fmt: skip
+    return found, Kernels(*kernels)
 
 
 def input_grad(
@@ -104,9 +131,9 @@ def input_grad(
 ) -> Tensor:  # fmt: skip
     simt.set_seed(seed)
     found = empty(case.input, grad, channels_last)
-    simt.input_grad(
-        geometry(case, tf32), DTYPES.index(grad.dtype), array(grad), array(weight), *saved(case, output),
-        array(found), list(target), guard_start,
+    simt.gradients(
+        gradient(case, grad, output, tf32), array(weight), array(found), None, None, None, list(target),
+        guard_start,
     )  # fmt: skip
     return found
 
@@ -117,9 +144,9 @@ def weight_grad(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     simt.set_seed(seed)
     weight, bias = grad.new_empty(case.weight), grad.new_empty(case.weight[:1])
-    simt.weight_grad(
-        geometry(case, tf32), DTYPES.index(grad.dtype), array(grad), array(input), *saved(case, output),
-        array(weight), array(bias), list(target), guard_start,
+    simt.gradients(
+        gradient(case, grad, output, tf32), None, None, array(input), array(weight), array(bias),
+        list(target), guard_start,
     )  # fmt: skip
     return weight, bias
 
@@ -134,18 +161,33 @@ def unshuffle_reduce(
     low = empty((grad.shape[0], -(-channels // vector) * vector, *case.low), grad, True)
     bias = grad.new_empty(channels)
     simt.unshuffle_reduce(
-        geometry(case), DTYPES.index(grad.dtype), array(grad), *saved(case, output), array(low), array(bias),
-        list(target), guard_start,
+        gradient(case, grad, output), array(low), array(bias), list(target), guard_start,
     )  # fmt: skip
     return low, bias
+
+
+class Planned(NamedTuple):
+    """csrc/cuda/launch.h's PassPlan. pixels, columns: of a tile."""
+
+    kernel: int
+    refusal: int
+    pixels: int
+    columns: int
+    blocks: int
+    staging: int
+    block_k_bytes: int
+    tiles: int
+    packs_weight: int
+    lowered: int
 
 
 def plan(
     case: Case, dtype: torch.dtype, channels_last: bool, target: Target = LARGE, *,
     which: int = cases.FORWARD, tf32: bool = False, activated: bool = False,
-) -> list[int]:  # fmt: skip
-    """Kernel, refusal, pixels and columns of a tile, blocks, staging, block_k_bytes, tiles, weight packed?"""
-    return simt.plan(which, geometry(case, tf32), DTYPES.index(dtype), channels_last, activated, list(target))
+) -> Planned:  # fmt: skip
+    """``activated``: the gradient of an activation is still to be applied."""
+    numbers = DTYPES.index(dtype), channels_last, activated, list(target)
+    return Planned(*simt.plan(which, geometry(case, tf32), *numbers))
 
 
 def shuffle(input: Tensor, factors: tuple[int, int], order: int, inverse: bool, guard_start: bool) -> Tensor:

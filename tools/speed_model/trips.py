@@ -68,11 +68,9 @@ def instance(kernel: int, dtype: str, block_oc: int, block_k_bytes: int, staging
 def count(case: Case, dtype: str, target: emulated.Target = H100, blocks: tuple[int, ...] = (0,)) -> Trips:
     """Runs blocks (none: all) of the forward pass in channels_last; the trips are of one that does most."""
     of_type, tf32 = TORCH_TYPES[dtype], dtype == "tf32"
-    kernel, refusal, _, block_oc, _, staging, block_k_bytes, tiles, packs_weight = emulated.plan(
-        case, of_type, True, target, tf32=tf32
-    )
-    if kernel == emulated.GENERIC:
-        raise ValueError(f"{case}: the tensor-core kernels do not compute it, refusal {refusal}")
+    plan = emulated.plan(case, of_type, True, target, tf32=tf32)
+    if plan.kernel == emulated.GENERIC:
+        raise ValueError(f"{case}: the tensor-core kernels do not compute it, refusal {plan.refusal}")
 
     def zeros(*shape: int) -> torch.Tensor:
         tensor = torch.zeros(shape, dtype=of_type)
@@ -93,7 +91,7 @@ def count(case: Case, dtype: str, target: emulated.Target = H100, blocks: tuple[
     }
     warps = found["blocks"] * found["threads"] // 32
     return Trips(
-        instance(kernel, dtype, block_oc, block_k_bytes, staging), tiles, found["grid_x"] * found["grid_y"],
-        found["threads"], found["shared_bytes"], (found["mmas"] + found["wgmmas"]) // warps, packs_weight,
-        trips,
+        instance(plan.kernel, dtype, plan.columns, plan.block_k_bytes, plan.staging), plan.tiles,
+        found["grid_x"] * found["grid_y"], found["threads"], found["shared_bytes"],
+        (found["mmas"] + found["wgmmas"]) // warps, plan.packs_weight, trips,
     )  # fmt: skip

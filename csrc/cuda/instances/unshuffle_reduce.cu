@@ -15,10 +15,11 @@ auto kernel_of(bool activated) {
 template <class T>
 void launch_typed(int vector, const UnshuffleReduceParams& p, void* stream) {
   const UnshuffleReducePlan& plan = p.plan;
-  const bool activated = p.gradient.output != nullptr;
+  const bool activated = p.output != nullptr;
   run_kernel<UnshuffleReduceParams>(
       vector == 1 ? kernel_of<T, 1>(activated) : kernel_of<T, Vector16<T>::kElements>(activated),
       plan.splits * plan.vector_blocks, 1, plan.threads, plan.shared_bytes, stream, p);
+  if (!p.grad_bias) return;
   constexpr int kThreads = kSummedChannels * kSumStrips;
   run_kernel<UnshuffleReduceParams>(
       &bias_sums_kernel<T>, static_cast<int>(ceil_div(p.gradient.total, kSummedChannels)), 1, kThreads,

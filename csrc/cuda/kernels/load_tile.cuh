@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Loads the input tile of a block, with its halo, into shared memory: a plain tensor, or a shuffled gradient that is read
-// as the low-resolution channels it came from, with an activation's gradient applied on the way.
+// as the low-resolution channels it came from.
 #pragma once
 
 #include "cuda/kernels/smem_layout.cuh"
@@ -193,68 +193,6 @@ FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int k_b
   if (p.source.vector >= 4) return load_pixels<T, 4, int64_t>(p, origin, k_block, stage, layout);
   if (p.source.vector == 2) return load_pixels<T, 2, int64_t>(p, origin, k_block, stage, layout);
   gather_pixels<T>(p, origin, k_block, stage, layout);
-}
-
-// Neighbours in memory, read at once.
-template <class T, int kVector>
-struct alignas(kVector * sizeof(T)) Neighbours {
-  T element[kVector];
-};
-
-// A vec of the gradient before the activation, from channel `first` on, read kVector elements at a time. What does not
-// exist is zero, and stays zero.
-template <class T, int kVector>
-FS_DEVICE Packed16 activated_vector(const PixelLoad& p, const PixelPlace& at, int first) {
-  const PixelSource& from = p.source;
-  Packed16 gathered = {};
-  FS_UNROLL
-  for (int e = 0; e < 16 / static_cast<int>(sizeof(T)); e += kVector) {
-    Neighbours<T, kVector> gradient = {}, output = {};
-    const auto read = [&](const void* data, const PixelStrides& by, Neighbours<T, kVector>& to) {
-      const ChannelPlace channel = channel_place(p, by, first + e);
-      if (!exists_at(from, channel, at.row, at.column) || at.n >= p.batch) return;
-      const T* pixel = static_cast<const T*>(data) + pixel_offset(by, at);
-      to = *reinterpret_cast<const Neighbours<T, kVector>*>(pixel + channel.offset);
-    };
-    read(from.data, from.stride, gradient);
-    read(from.output, from.output_stride, output);
-    FS_UNROLL
-    for (int v = 0; v < kVector; ++v) {
-      T before;
-      narrow(grad_from_output(from.activation, from.negative_slope, widen(gradient.element[v]),
-                              widen(output.element[v])),
-             before);
-      put_element(gathered, e + v, before);
-    }
-  }
-  return gathered;
-}
-
-// As load_pixels, with the activation's gradient applied on the way. 16 bytes at a time, 4 or an element: more ways would
-// make the kernel long.
-template <class T, class Layout>
-FS_DEVICE void load_activated(const PixelLoad& p, const TileOrigin& origin, int k_block, unsigned char* stage,
-                              const Layout& layout) {
-  constexpr int kVectors = Layout::kVectors;
-  constexpr int kAll = 16 / static_cast<int>(sizeof(T)), kSome = 4 / static_cast<int>(sizeof(T));
-  FS_NO_UNROLL
-  for (int i = thread_index(); i < p.halo_pixels.divisor * kVectors; i += block_threads()) {
-    const VectorPlace here = vector_place<kVectors>(p, i);
-    const PixelPlace at = pixel_place(p, origin, here.pixel);
-    const int vector = p.source.vector, first = (k_block * kVectors + here.vec) * kAll;
-    store_16(stage + layout.at(here.pixel, here.vec), vector == kAll ? activated_vector<T, kAll>(p, at, first)
-                                                      : vector >= kSome
-                                                          ? activated_vector<T, kSome>(p, at, first)
-                                                          : activated_vector<T, 1>(p, at, first));
-  }
-}
-
-// Either of them, by whether the source has an output.
-template <class T, class Layout>
-FS_DEVICE void load_source(const PixelLoad& p, const TileOrigin& origin, int k_block, unsigned char* stage,
-                           const Layout& layout) {
-  if (p.source.output) return load_activated<T>(p, origin, k_block, stage, layout);
-  load_pixels<T>(p, origin, k_block, stage, layout);
 }
 
 FS_DEVICE void copy_bytes(const unsigned char* from, unsigned char* to, int bytes) {

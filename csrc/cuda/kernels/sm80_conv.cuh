@@ -95,8 +95,6 @@ struct MmaBlock {
         const PixelLayout layout(plan.pixel_plane);
         if constexpr (kVectorised)
           load_pixels<T, 16 / static_cast<int>(sizeof(T)), int>(p.load, origin, at.k_block, to, layout);
-        else if constexpr (kBlockOc <= kActivatedBlockOc)
-          load_source<T>(p.load, origin, at.k_block, to, layout);
         else
           load_pixels<T>(p.load, origin, at.k_block, to, layout);
       }

@@ -86,7 +86,7 @@ struct WeightGradBlock {
       const TileOrigin origin = plain_tile_origin(p, tile);
       unsigned char* to = shared + stage * plan.stage_bytes;
       for (int warp = 0; warp < plan.oc_warps; ++warp, to += plan.gradient_block_bytes)
-        load_source<T>(p.gradient, origin, oc_block * plan.oc_warps + warp, to, GradientLayout(kPixels));
+        load_pixels<T>(p.gradient, origin, oc_block * plan.oc_warps + warp, to, GradientLayout(kPixels));
       for (int warp = 0; warp < ic_warps; ++warp, to += plan.input_block_bytes)
         load_pixels<T>(p.input, origin, ic_block * ic_warps + warp, to,
                        InputLayout(p.input.halo_pixels.divisor));

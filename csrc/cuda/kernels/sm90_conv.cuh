@@ -58,11 +58,8 @@ struct WgmmaBlock {
       if (at.step == 0) {
         unsigned char* to = shared + at.pixel_stage * plan.pixel_stage_bytes;
         const KPlanes<kVectors> layout(plan.pixel_plane);
-        if (!kVectorised && p.load.source.output)
-          load_activated<T>(p.load, origin, at.k_block, to, layout);
-        else
-          load_pixels<T, 16 / static_cast<int>(sizeof(T)), std::conditional_t<kVectorised, int, int64_t>>(
-              p.load, origin, at.k_block, to, layout);
+        load_pixels<T, 16 / static_cast<int>(sizeof(T)), std::conditional_t<kVectorised, int, int64_t>>(
+            p.load, origin, at.k_block, to, layout);
       }
       if (thread_index() == 0) {
         mbarrier_arrive_expect(arrived + at.filter_stage, kTapBytes);

@@ -36,6 +36,12 @@ FS_DEVICE Vector16<T> load_vector(const void* from) {
   return value;
 }
 
+// Neighbours in memory, read at once.
+template <class T, int kVector>
+struct alignas(kVector * sizeof(T)) Neighbours {
+  T element[kVector];
+};
+
 // One slot per thread for its sums of the channels of a vector.
 template <class T>
 struct BlockSums {
@@ -99,7 +105,7 @@ struct UnshuffleReduceBlock {
     FS_UNROLL
     for (int e = 0; e < kElements; e += kRead) {
       offset[e / kRead] = offset_of(e, p.gradient.stride);
-      if constexpr (kActivated) output_offset[e / kRead] = offset_of(e, p.gradient.output_stride);
+      if constexpr (kActivated) output_offset[e / kRead] = offset_of(e, p.output_stride);
       channels |= ((first_vector + part.vector) * kElements + e < p.gradient.total ? 1u : 0u) << e;
     }
     FS_UNROLL
@@ -132,7 +138,7 @@ struct UnshuffleReduceBlock {
     if constexpr (sizeof(T) == 8)
       return p.negative_slope;
     else
-      return p.gradient.negative_slope;
+      return p.negative_slope_f;
   }
 
   // The thread's vector of a pixel. What the crop took off, and the padding, is zero, and stays zero.
@@ -160,10 +166,10 @@ struct UnshuffleReduceBlock {
     gather(from.data, from.stride, offset, value);
     if constexpr (kActivated) {
       Vector16<T> output = {};
-      gather(from.output, from.output_stride, output_offset, output);
+      gather(p.output, p.output_stride, output_offset, output);
       FS_UNROLL
       for (int e = 0; e < kElements; ++e)
-        narrow(grad_from_output(from.activation, slope(), widen(value.element[e]), widen(output.element[e])),
+        narrow(grad_from_output(p.activation, slope(), widen(value.element[e]), widen(output.element[e])),
                value.element[e]);
     }
     return value;
