@@ -150,14 +150,15 @@ def test_the_cases_meet_every_kernel() -> None:
 
 
 def test_a_tile_that_reaches_too_far_is_stored_by_elements() -> None:
-    """The kernels for whole vectors count bytes within a tile in 32 bits: rows of 2 GB are too long."""
+    """The kernels for whole vectors count bytes within a tile in 32 bits: a row of 2 GB is too long, and so
+    are four of 512 MB."""
     staging = {
         width: emulated.plan(
             Case("long rows", (1, 64, 16, width), (16, 64, 3, 3), padding=SAME3), torch.float16, True
         )[5]
-        for width in (1 << 14, 1 << 24)
+        for width in (1 << 14, 1 << 22, 1 << 24)
     }
-    assert staging == {1 << 14: TILE_ROWS, 1 << 24: FLOATS}
+    assert staging == {1 << 14: TILE_ROWS, 1 << 22: FLOATS, 1 << 24: FLOATS}
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "relu6", "leaky_relu", "prelu"])
