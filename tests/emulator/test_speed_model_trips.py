@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cases import SAME3, Case
+from tiers import tiered
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -15,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 from bench.workloads import BY_NAME, SUITE  # noqa: E402
 from tools.speed_model import fit, model, trips  # noqa: E402
 
+WORKLOADS = [workload.name for workload in SUITE]
 STALE = "the kernels execute other sections than planned.csv says: run `python -m tools.speed_model count`"
 FEW = trips.H100._replace(multiprocessors=2)  # blocks go from tile to tile
 # By mma.sync with resident weights, in steps and element by element, and by wgmma.
@@ -40,7 +42,7 @@ def test_one_block_stands_for_all(case: Case, dtype: str, target: trips.emulated
     assert first.trips["stage", "store"] == -(-first.tiles // first.blocks)
 
 
-@pytest.mark.parametrize("workload", [workload.name for workload in SUITE])
+@tiered("workload", WORKLOADS, fast=WORKLOADS[::3])
 def test_committed_trips_are_those_of_the_kernels(workload: str) -> None:
     committed = {one.dtype: one for one in model.read(fit.PLANNED) if one.workload == workload}
     assert committed

@@ -14,6 +14,7 @@ from cases import SAME3, Case, variant
 from emulated import LARGE, SMALL, Target
 from gradients import exact as exact_gradients
 from gradients import integer_gradient
+from tiers import tiered
 
 FLOATS, TILE_ROWS, PIXELS = 0, 1, 2  # enum class Staging
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -81,7 +82,7 @@ def test_hopper(case: Case, of_type: torch.dtype, channels_last: bool) -> None:
 
 
 @every_combination
-@pytest.mark.parametrize("channels", [8, 24, 40])
+@tiered("channels", [8, 24, 40], fast=[24])
 def test_a_weight_is_read_where_it_is(channels: int, of_type: torch.dtype, channels_last: bool) -> None:
     """A small one of whole vectors, by blocks that stay. Others of the same shapes are packed: same bits."""
     for kernel, order, rows in ((3, "crd", 12), (3, "dcr", 48), (1, "crd", 96)):

@@ -219,7 +219,9 @@ def check_arguments(
 
 @pytest.mark.filterwarnings("ignore:fuse. nothing was replaced")
 @tiered(
-    ("name", "form"), itertools.product(PATTERNS, FORMS), fast=list(zip(PATTERNS, itertools.cycle(FORMS)))
+    ("name", "form"),
+    itertools.product(PATTERNS, FORMS),
+    fast=[*list(zip(PATTERNS, itertools.cycle(FORMS)))[::2], ("relu6", "exported")],
 )
 def test_pattern(name: str, form: str) -> None:
     """One call remains, with the whole epilogue; the numbers are the model's, exactly where possible."""
@@ -804,7 +806,7 @@ class Keep:
 @tiered(
     ("name", "dynamic"),
     itertools.product(PATTERNS, (False, True)),
-    fast=list(zip(PATTERNS, itertools.cycle((False, True))))[::3],
+    fast=list(zip(PATTERNS, itertools.cycle((False, True))))[::8],
 )
 def test_compiled_pattern(name: str, dynamic: bool) -> None:
     """As in exported programs, in Dynamo's spelling; without gradients, so that all of the epilogue fuses."""
@@ -878,7 +880,7 @@ def test_compiled_training(name: str, dynamic: bool) -> None:
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("name", LEFT)
+@tiered("name", LEFT, fast=list(LEFT)[::4])
 def test_compiled_left_alone(name: str) -> None:
     """The same refusals in Dynamo's spelling, as far as the count of calls tells, and the same numbers."""
     function, _, count = LEFT[name]

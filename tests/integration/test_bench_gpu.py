@@ -111,7 +111,7 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("pretended_gpu")
-@tiered("option", ["no", "only", "both"], fast=["both"])
+@tiered("option", ["no", "only", "both"], fast=["only"])
 def test_run_on_a_gpu(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     graphs = {"no": ["no"], "only": ["yes"], "both": ["no", "yes"]}[option]
     HostGraph.captures = HostGraph.replays = 0
@@ -204,6 +204,7 @@ def test_cpu_time_does_not_wait_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> 
 LOADS = {"before": [1.5], "after": [0.5, 1.01]}
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("pretended_gpu")
 @pytest.mark.parametrize("when", LOADS)
 def test_plain_calls_on_a_busy_machine_are_not_reported(
@@ -231,6 +232,7 @@ def test_load_is_that_of_the_machine_per_core(monkeypatch: pytest.MonkeyPatch) -
     assert environment.load_per_core() == 1.5
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("pretended_gpu")
 def test_what_cannot_be_captured_is_left_out_of_graphs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -70,7 +70,8 @@ def test_compile(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-@tiered("dynamic", [False, True], fast=[False])
+@pytest.mark.full
+@pytest.mark.parametrize("dynamic", [False, True])
 def test_compile_on_each_backend(backend: str, dynamic: bool) -> None:
     check_compiled(OPTIONS[-1], dynamic=dynamic)
 
@@ -751,7 +752,7 @@ def operator_tensors(geometry: Geometry, channels_last: bool) -> tuple[Tensor, T
         (UNEVEN, True, None, float("inf")),
         (STRIDED, True, "relu", float("inf")),
     ],
-    fast=[(PLAIN, False, None, 1.0), (UNEVEN, True, None, float("inf"))],
+    fast=[(UNEVEN, True, None, float("inf"))],
 )
 def test_opcheck_forward(
     geometry: Geometry, channels_last: bool, activation: str | None, clamp_max: float

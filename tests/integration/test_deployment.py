@@ -130,6 +130,7 @@ def test_openvino_takes_unfused_programs() -> None:
 # ---- ONNX --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_of_a_fused_program(tmp_path: Path) -> None:
     """Conv and DepthToSpace again, in both orders, without a word from the user."""

@@ -165,6 +165,7 @@ def test_traces_hold_the_public_operators(pre_dispatch: bool) -> None:
     assert found == PUBLIC
 
 
+@pytest.mark.full
 def test_symbolic_traces_keep_their_sizes() -> None:
     trace = make_fx(lambda x, weight, bias: conv(x, weight, bias), tracing_mode="symbolic")
     graph = trace(*(t.detach() for t in leaves()))
@@ -230,6 +231,7 @@ def test_hooks_of_saved_tensors_may_return_others() -> None:
         assert found.equal(expected)
 
 
+@pytest.mark.full
 def test_compiled_autograd() -> None:
     from torch._dynamo import compiled_autograd
 

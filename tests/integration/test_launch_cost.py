@@ -68,6 +68,7 @@ for layout, activation, bias in itertools.product(
     )
 
 
+@pytest.mark.full
 def test_the_fakes_agree() -> None:
     run(
         """
@@ -85,6 +86,7 @@ for layout, n in itertools.product((torch.contiguous_format, torch.channels_last
     )
 
 
+@pytest.mark.full
 def test_second_derivatives_launch_nothing_of_ours() -> None:
     run(
         """
@@ -98,6 +100,7 @@ assert count == 0 and first[0].requires_grad
     )
 
 
+@pytest.mark.full
 def test_the_benchmark_writes_its_file(tmp_path: Path) -> None:
     path = tmp_path / "cost.csv"
     command = [sys.executable, "-m", "bench.launch_cost", "--quick", "--out", str(path)]

@@ -184,6 +184,7 @@ def test_through_autograd(order: str, activation: str | None, compiled: bool) ->
     torch.testing.assert_close(found, truth)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("as_on_cuda", "never_ours")
 @torch._dynamo.config.patch(error_on_recompile=True)
 def test_compiled_for_all_sizes() -> None:

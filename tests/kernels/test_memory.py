@@ -133,6 +133,7 @@ def measured(program: str, function: str) -> list[int]:
     return json.loads(result.stdout)
 
 
+@pytest.mark.full
 def test_peak_is_the_output_and_bounded_scratch() -> None:
     """16 MB: for each of 2 threads a strip of the input and a part of the filter, sized for L2, and some."""
     grown, output = measured(RESIDENT + PEAK, "fused")

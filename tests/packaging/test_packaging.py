@@ -121,6 +121,7 @@ def clone_and_site(tmp_path_factory):
     return clone, site
 
 
+@pytest.mark.full
 def test_a_clone_that_hides_the_installed_package_says_so(clone_and_site):
     clone, site = clone_and_site
     done = run(sys.executable, "-c", INFO_AND_VERIFY, cwd=clone, PYTHONPATH=str(site))
@@ -223,6 +224,7 @@ sys.exit(__main__.main(["info"]))
 """
 
 
+@pytest.mark.full
 def test_numpy_is_not_needed():
     done = run(sys.executable, "-W", "ignore::RuntimeWarning", "-c", WITHOUT_NUMPY)
     assert done.returncode == 0, done.stderr

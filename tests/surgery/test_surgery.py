@@ -255,7 +255,7 @@ def replaced_pair(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Mod
     return replace(model, x, **pattern.options)[0], model, x
 
 
-@tiered("name", NEIGHBOURS, fast=("wrapped", "unshuffle"))
+@tiered("name", NEIGHBOURS, fast=("unshuffle",))
 @needs_cpu_library
 def test_compile(name: str) -> None:
     """In one graph, which holds the fused operator; gradients too; with dynamic sizes.
@@ -360,7 +360,8 @@ def test_export(name: str, strict: bool) -> None:
     torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-@tiered("name", NEIGHBOURS, fast=("relu, chained",))
+@pytest.mark.full
+@pytest.mark.parametrize("name", NEIGHBOURS)
 def test_onnx_is_that_of_the_original(name: str, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")

@@ -740,6 +740,7 @@ def test_shuffled_twice_in_inference_mode() -> None:
                 torch.testing.assert_close(replaced(x), model(x))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("flag", [False, True])
 def test_another_path_compiled(flag: bool) -> None:
     model = Free(lambda m, x: m.shuffle(m.first(x)[:, :, 1:] if m.flag else F.relu(m.first(x)))).double()
