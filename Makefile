@@ -63,6 +63,9 @@ test test-full: export FUSED_SUBPIXEL_BUILD_TESTS := 1
 test mutants mutants-smoke: export FUSED_SUBPIXEL_CUDA ?= $(if $(cuda_library),auto,0)
 test-full: export FUSED_SUBPIXEL_CUDA_ARCHS ?= $(if $(cuda_library),,80;90a)
 
+# Threads of a process that spin while they wait keep the other processes from computing.
+test test-full test-clients: export OMP_WAIT_POLICY ?= PASSIVE
+
 test: compile $(call extras,test)  ## pytest: the fast tests, which catch every mutant
 	$(py) -m pytest $(workers) $(ARGS)
 

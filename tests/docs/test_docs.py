@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from tiers import tiered
 
 import fused_subpixel as fs
 
@@ -64,6 +65,9 @@ def quoted(text: str) -> list[str]:
 # ---- code --------------------------------------------------------------------------------------------------
 
 
+WITH_CODE = [p for p in ("README.md", *DOCS) if "```python" in text_of(p)]
+
+
 @pytest.fixture
 def settings() -> Iterator[None]:
     """Put back what the pages show how to set."""
@@ -76,7 +80,7 @@ def settings() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore:fused_subpixel runs as plain PyTorch:RuntimeWarning")
-@pytest.mark.parametrize("page", [p for p in ("README.md", *DOCS) if "```python" in text_of(p)])
+@tiered("page", WITH_CODE, fast=[p for p in WITH_CODE if p != "docs/export.md"])  # which takes long
 def test_code_runs(page: str, settings: None, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     namespace: dict[str, object] = {"__name__": page}

@@ -122,6 +122,7 @@ def sites() -> list[tuple[str, int]]:
     ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_nothing_lacks(family: str, target: Target) -> None:

@@ -81,8 +81,11 @@ def test_hopper(case: Case, of_type: torch.dtype, channels_last: bool) -> None:
     check(case, of_type, channels_last, emulated.HOPPER, seed=WIDE.index(case))
 
 
-@every_combination
-@tiered("channels", [8, 24, 40], fast=[24])
+@tiered(
+    ("channels", "of_type", "channels_last"),
+    itertools.product([8, 24, 40], TYPES, LAYOUTS),
+    fast=[(24, TYPES[0], True), (40, TYPES[1], False), (8, TYPES[2], True)],
+)
 def test_a_weight_is_read_where_it_is(channels: int, of_type: torch.dtype, channels_last: bool) -> None:
     """A small one of whole vectors, by blocks that stay. Others of the same shapes are packed: same bits."""
     for kernel, order, rows in ((3, "crd", 12), (3, "dcr", 48), (1, "crd", 96)):

@@ -221,7 +221,7 @@ def check_arguments(
 @tiered(
     ("name", "form"),
     itertools.product(PATTERNS, FORMS),
-    fast=[*list(zip(PATTERNS, itertools.cycle(FORMS)))[::2], ("relu6", "exported")],
+    fast=[*list(zip(PATTERNS, itertools.cycle(FORMS)))[::4], ("relu6", "exported")],
 )
 def test_pattern(name: str, form: str) -> None:
     """One call remains, with the whole epilogue; the numbers are the model's, exactly where possible."""

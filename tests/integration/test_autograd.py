@@ -71,7 +71,10 @@ EPILOGUES: list[tuple[dict[str, Any], int, tuple[int, ...] | None]] = [  # optio
 ]
 
 
-@pytest.mark.parametrize(("options", "prelu", "residual_shape"), EPILOGUES)
+@pytest.mark.parametrize(
+    ("options", "prelu", "residual_shape"),
+    [pytest.param(*one, marks=[pytest.mark.full] if i % 3 else []) for i, one in enumerate(EPILOGUES)],
+)
 def test_epilogue(
     backend: str, options: dict[str, Any], prelu: int, residual_shape: tuple[int, ...] | None
 ) -> None:

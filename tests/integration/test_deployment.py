@@ -151,6 +151,7 @@ def test_onnx_of_a_fused_program(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_of_an_exported_program_with_unequal_factors(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")

@@ -255,7 +255,8 @@ def replaced_pair(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Mod
     return replace(model, x, **pattern.options)[0], model, x
 
 
-@tiered("name", NEIGHBOURS, fast=("unshuffle",))
+@pytest.mark.full
+@pytest.mark.parametrize("name", NEIGHBOURS)
 @needs_cpu_library
 def test_compile(name: str) -> None:
     """In one graph, which holds the fused operator; gradients too; with dynamic sizes.
