@@ -33,7 +33,7 @@ struct SavedOutput {
   double negative_slope = 0.0;  // leaky_relu: at least 0, and finite
 };
 
-// What all of them read.
+// What the operators of the gradients read.
 struct GradientArguments {
   Geometry geometry;
   DType dtype;

@@ -5,11 +5,12 @@
 output (:meth:`Epilogue.has_grad_from_output`), the output is all that is saved. Elsewhere functional.py
 stores the pre-activation and applies the epilogue as ordinary PyTorch.
 
-*Convolution.* Either the operators ``subpixel_conv2d_input_grad`` and ``subpixel_conv2d_weight_grad`` (eager
-calls: one operator for both), which apply the activation's gradient too, or PyTorch's convolution backward
-on the unshuffled gradient. PyTorch's serves wherever ours are not faster, do not exist, or must be differentiated. On CUDA the operator ``unshuffle_reduce`` prepares the gradient for it
-in one pass. What leads to PyTorch's is written here and not in C++, because traced graphs need it as
-PyTorch's operators, and it serves large layers, where nobody waits for Python.
+*Convolution.* Either the operators ``subpixel_conv2d_input_grad`` and ``subpixel_conv2d_weight_grad``
+(eager calls: one operator for both), which apply the activation's gradient too, or PyTorch's convolution
+backward on the unshuffled gradient. PyTorch's serves wherever ours are not faster, do not exist, or must be
+differentiated. On CUDA the operator ``unshuffle_reduce`` prepares the gradient for it in one pass. What
+leads to PyTorch's is written here and not in C++, because traced graphs need it as PyTorch's operators, and
+it serves large layers, where nobody waits for Python.
 """
 
 from __future__ import annotations
