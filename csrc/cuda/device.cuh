@@ -66,7 +66,7 @@ FS_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
-// ---- kernels that overlap (sm_90): see Start in launch_kernel.cuh -------------------------------------------------------------
+// ---- kernels that overlap (sm_90): see Start in launch_kernel.cuh --------------------------------------------------
 FS_DEVICE void let_next_kernel_start() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -79,26 +79,23 @@ FS_DEVICE void wait_for_kernel_before() {
 #endif
 }
 
-// ---- 16 bytes at a time; the address must be a multiple of 16 -----------------------------------------------------
+// ---- 16, 8, 4 or 2 bytes at a time, global or shared; the address must be a multiple of as many -------------------
 struct alignas(16) Packed16 {
   uint32_t word[4];
 };
-FS_DEVICE Packed16 load_16(const void* from) {  // global or shared
+FS_DEVICE Packed16 load_16(const void* from) {
   const uint4 v = *static_cast<const uint4*>(from);
   return {{v.x, v.y, v.z, v.w}};
 }
 FS_DEVICE void store_16(void* to, const Packed16& value) {
   *static_cast<uint4*>(to) = make_uint4(value.word[0], value.word[1], value.word[2], value.word[3]);
 }
-FS_DEVICE void store_8(void* to, uint32_t first, uint32_t second) {  // a multiple of 8
+FS_DEVICE void store_8(void* to, uint32_t first, uint32_t second) {
   *static_cast<uint2*>(to) = make_uint2(first, second);
 }
-
-FS_DEVICE uint32_t load_4(const void* from) {
-  return *static_cast<const uint32_t*>(from);
-}  // a multiple of 4
+FS_DEVICE uint32_t load_4(const void* from) { return *static_cast<const uint32_t*>(from); }
 FS_DEVICE void store_4(void* to, uint32_t value) { *static_cast<uint32_t*>(to) = value; }
-FS_DEVICE void store_2(void* to, uint16_t value) { *static_cast<uint16_t*>(to) = value; }  // a multiple of 2
+FS_DEVICE void store_2(void* to, uint16_t value) { *static_cast<uint16_t*>(to) = value; }
 
 // ---- asynchronous copies from global to shared memory (sm_80) -----------------------------------------------------
 // 4, 8 or 16 bytes, aligned as many; zeros if !valid, and then `from` is not read. Seen by this thread after the
