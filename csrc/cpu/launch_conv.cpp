@@ -88,9 +88,9 @@ void launch(const PassOf& pass_of, const SetPointers& set_pointers, const Kernel
   };
   run();
   if (!nonfinite) return;
-  // Packing found a weight that is not finite. Winograd's kernel, which subtracts weights, is replaced by another one, and
+  // Packing found a weight that is not finite. Winograd's kernels, which subtract weights, are replaced by another one, and
   // the border is computed again without the zeros of the packed input tile.
-  if (task.plan.kernel == ConvKernel::kWinograd) {
+  if (is_winograd(task.plan.kernel)) {
     pass = pass_of(true);
     task = pass->task;
     run();

@@ -16,8 +16,11 @@
 #include "cpu/plan.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "cpu/plan_blocks.h"
+#include "cpu/plan_k_blocks.h"
+#include "cpu/winograd_row.h"
 
 namespace fused_subpixel::cpu {
 namespace {
@@ -47,7 +50,16 @@ constexpr double kWinogradInput = 110, kWinogradOutput = 60;  // one vector of t
 constexpr double kWinogradWeights = 8;                        // one 3x3 kernel, packed and transformed
 // the same if the output channels of a panel are no whole vectors
 constexpr double kWinogradScalarWeights = 30;
+// the same for pairs, per output channel; for one weight
+constexpr double kWinogradRowOutput = 10, kWinogradRowWeights = 3;
 constexpr double kStoreInterleaved = 3, kStoreContiguous = 3, kStoreTransposed = 14, kStoreScalarPerLane = 2;
+
+// Tiles that share a K block of the pixels in the first cache: as many as that could hold the weights of.
+int64_t tiles_in_first_cache(int64_t k, int64_t tile_oc, const Target& t) {
+  constexpr int64_t kWeightBytes = 32 << 10;
+  return std::max<int64_t>(
+      kWeightBytes / std::max<int64_t>(std::min(k, kMaxChain) * tile_oc * t.element_bytes, 1), 1);
+}
 
 // The tiles of a panel: whole interleave groups, so that they interleave in registers. Winograd's weights are transformed
 // with output channels in the lanes, and take whole vectors as well if there are so many output channels.
@@ -81,7 +93,7 @@ struct Choice {
 // The cheapest offer, and what the best tile of each kernel would take.
 struct Offers {
   Choice best{ConvKernel::kOwVectorised, 1, 1, -1, false};
-  double cycles[kConvKernels] = {-1, -1, -1};
+  double cycles[kConvKernels] = {-1, -1, -1, -1};
 
   void add(const Choice& c) {
     if (best.cycles < 0 || c.cycles < best.cycles) best = c;
@@ -170,11 +182,44 @@ void offer_winograd(const ConvProblem& p, const Target& t, Offers& offers) {
   }
 }
 
+// Two taps at least, and steps of one: then a pair of outputs shares pixels.
+bool fits_winograd_row(const ConvProblem& p, const Target& t) {
+  const ConvShape& s = p.shape;
+  return s.ic > 0 && !p.no_winograd && s.kernel_w > 1 && s.stride_w == 1 && t.element_bytes == 4;
+}
+
+void offer_winograd_row(const ConvProblem& p, const Target& t, Offers& offers) {
+  const ConvShape& s = p.shape;
+  const double ic = static_cast<double>(s.ic), stored = static_cast<double>(s.oc), store = planar_store(p, t);
+  const RowTaps taps = row_taps(s.kernel_w);
+  const int64_t across = ceil_div(row_pairs(s.lr_w, s.dilation_w), t.lanes);
+  const double k = ic * static_cast<double>(s.kernel_h * taps.products());
+  const double blocks = std::ceil(k / kRowPositions / static_cast<double>(kMaxChain));
+  // rows and columns of the halo, beside blocks of a usual size
+  constexpr double kUsualRows = 4, kUsualPairs = 48;
+  const double halo = (1 + static_cast<double>((s.kernel_w - 1) * s.dilation_w) / (2 * kUsualPairs)) *
+                      (1 + static_cast<double>((s.kernel_h - 1) * s.dilation_h) /
+                               std::min(kUsualRows, static_cast<double>(std::max<int64_t>(s.lr_h, 1))));
+  const double interleave = s.dilation_w == 1 ? 0 : kWinogradRowOutput;
+  for (int oc : TileOc::values) {
+    const int v = ow_tile_vectors(oc, t.registers);
+    const double tiles = static_cast<double>(ceil_div(s.oc, oc));
+    const double vectors = static_cast<double>(s.batch * round_up(s.lr_h * across, v));
+    const double cycles =
+        vectors *
+            (tiles / v * k * k_cycles(oc * v, oc, v, kHiddenPixels) +
+             stored * (kRowPositions * kAccumulate * blocks + kWinogradRowOutput + interleave + 2 * store) +
+             ic * halo * kWinogradRowInput) +
+        k * stored * kWinogradRowWeights;
+    offers.add({ConvKernel::kWinogradRow, oc, v, cycles, false});
+  }
+}
+
 void set_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   const ConvShape& s = p.shape;
   const int64_t tiles = ceil_div(s.oc, plan.tile_oc);
-  const bool winograd = plan.kernel == ConvKernel::kWinograd;
-  const int64_t taps = winograd ? 16 : s.taps();
+  const bool winograd = plan.kernel == ConvKernel::kWinograd, row = plan.kernel == ConvKernel::kWinogradRow;
+  const int64_t taps = winograd ? 16 : row ? s.kernel_h * row_taps(s.kernel_w).products() : s.taps();
   const int64_t tile_bytes = s.ic * taps * plan.tile_oc * t.element_bytes;
   plan.weights_resident = tiles * tile_bytes <= t.l2_bytes / kWeightsShareOfL2;
   plan.interleaved_tiles = plan.single_phase ? static_cast<int>(p.phase_interleave) : 1;
@@ -184,6 +229,10 @@ void set_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
     plan.panel_tiles = 1;
   else
     plan.panel_tiles = whole_panel(p, t, winograd, plan.tile_oc);
+  if (plan.interleaved_tiles == 1 && (row || plan.kernel == ConvKernel::kOwVectorised)) {
+    const int64_t whole = plan.panel_tiles, shared = tiles_in_first_cache(s.ic * taps, plan.tile_oc, t);
+    plan.panel_tiles = static_cast<int>(std::min(std::max(whole, shared / whole * whole), tiles));
+  }
   if (winograd) {
     // A block's transformed input passes once per panel, so panels are as large as the weights' share of the cache.
     const int64_t whole = plan.panel_tiles;  // tiles that keep interleave groups together
@@ -193,7 +242,9 @@ void set_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
     plan.panel_tiles = static_cast<int>(round_up(ceil_div(tiles, panels), whole));
   }
   plan.panels = ceil_div(tiles, plan.panel_tiles);
-  plan.panel_elements = s.ic * taps * plan.tile_oc * plan.panel_tiles + (winograd ? taps * t.lanes : 0);
+  plan.panel_elements = s.ic * taps * plan.tile_oc * plan.panel_tiles + (winograd ? taps * t.lanes
+                                                                         : row    ? t.lanes
+                                                                                  : 0);
 }
 
 }  // namespace
@@ -203,6 +254,7 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
   offer_ow_vectorised(p, t, offers);
   offer_oc_vectorised(p, t, offers);
   if (fits_winograd(p, t)) offer_winograd(p, t, offers);
+  if (fits_winograd_row(p, t)) offer_winograd_row(p, t, offers);
   const Choice& choice = offers.best;
 
   ConvPlan plan{};
@@ -215,6 +267,10 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
   set_panels(p, t, plan);
   if (plan.kernel == ConvKernel::kWinograd) {
     choose_winograd_blocks(p.shape, t, plan);
+    return plan;
+  }
+  if (plan.kernel == ConvKernel::kWinogradRow) {
+    choose_winograd_row_blocks(p.shape, t, plan);
     return plan;
   }
   const bool planes_pay = p.planar_input && p.shape.oc * p.shape.taps() >= kTransposedProducts * t.lanes;

@@ -14,8 +14,13 @@ enum class ConvKernel : int32_t {
   kOwVectorised,  // neighbouring pixels in the vector lanes: few output channels
   kOcVectorised,  // output channels in the vector lanes: wide layers, small images
   kWinograd,      // 3x3 in float arithmetic: OW-vectorised over transformed tiles of 2x2 pixels
+  kWinogradRow,  // kernels two or more taps wide, the same over transformed pairs of pixels in a row (winograd_row.h)
 };
-constexpr int kConvKernels = 3;
+constexpr int kConvKernels = 4;
+// Are weights added to one another before they are multiplied?
+FS_HOST_DEVICE bool is_winograd(ConvKernel kernel) {
+  return kernel == ConvKernel::kWinograd || kernel == ConvKernel::kWinogradRow;
+}
 
 // ---- register tiles --------------------------------------------------------------------------------------------
 
@@ -98,8 +103,9 @@ struct ConvPlan {
   ConvShape shape;  // lr_h and lr_w are without spared pixels
   int64_t spared_h, spared_w;
   ConvKernel kernel;
-  int tile_oc;      // output channels of a register tile
-  int tile_pixels;  // vectors of pixels (kWinograd: of 2x2 tiles); kOcVectorised: the most pixels
+  int tile_oc;  // output channels of a register tile
+  // vectors of pixels (kWinograd: of 2x2 tiles, kWinogradRow: of pairs); kOcVectorised: the most pixels
+  int tile_pixels;
   bool single_phase;
   // Register tiles that are stored together form a panel of packed weights. If interleaved_tiles > 1, this is their number,
   // and their output channels interleave because phases alternate. Otherwise they follow one another.

@@ -3,6 +3,9 @@
 
 #include <algorithm>
 
+#include "cpu/plan_k_blocks.h"
+#include "cpu/winograd_row.h"
+
 namespace fused_subpixel::cpu {
 namespace {
 
@@ -12,6 +15,10 @@ constexpr int64_t kInputShareOfL2 = 3, kInputShareOfL2Repacking = 2;
 // Blocks of a 1x1 convolution share no pixels, and most are read where they are. Small blocks leave room in the cache for
 // what is fetched for the next block.
 constexpr int64_t kPixelShareOfL2 = 8;
+// A K block of a transformed block.
+constexpr int64_t kStreamsShareOfL2 = 4;
+// At which weights come from beyond the L2 cache.
+constexpr double kBytesPerCycle = 8;
 // Narrower blocks would pack fewer halo rows and still be slower, because memory is fast on long rows.
 constexpr int64_t kNarrowEnough = 256;
 // Output channels whose transformed accumulators are kept at a time, and what their weights may take at most.
@@ -22,6 +29,25 @@ constexpr double kParallelMinimum = 1e6;
 // Splits `size` into at least `parts` equal pieces, a multiple of `quantum` each.
 int64_t piece(int64_t size, int64_t parts, int64_t quantum) {
   return round_up(ceil_div(size, parts), quantum);
+}
+
+// Splits `size` into pieces of at most `most`, a multiple of `quantum` each, and into the number of them that keeps threads
+// busiest, if `others` items share each piece.
+int64_t even_piece(int64_t size, int64_t most, int64_t quantum, int64_t others, int64_t threads) {
+  const int64_t fewest = ceil_div(size, most);
+  const int64_t limit = std::min({std::max<int64_t>(2 * fewest, threads), fewest + 4 * threads, size});
+  int64_t best = most;
+  double best_use = 0;
+  for (int64_t parts = fewest; parts <= limit; ++parts) {
+    const int64_t even = std::min(size, piece(size, parts, quantum)), items = others * ceil_div(size, even);
+    const double use = static_cast<double>(items) / static_cast<double>(round_up(items, threads));
+    if (use > best_use) {
+      best_use = use;
+      best = even;
+    }
+    if (use == 1) break;
+  }
+  return best;
 }
 
 void set_blocks(const ConvShape& s, int64_t n, int64_t h, int64_t w, ConvPlan& plan) {
@@ -119,20 +145,9 @@ void choose_blocks(const ConvShape& s, const Target& t, int64_t extra_elements_p
     n = std::min(n, ceil_div(N, t.threads));
     n = ceil_div(N,
                  round_up(ceil_div(N, n), s.groups % t.threads == 0 || ceil_div(N, n) == N ? 1 : t.threads));
-    const int64_t others = s.groups * ceil_div(N, n) * ceil_div(W, w);
-    int64_t parts = ceil_div(H, h);
-    double best_use = 0;
-    const int64_t most = std::min({std::max<int64_t>(2 * parts, t.threads), parts + 4 * t.threads, H});
-    for (int64_t more = parts; more <= most; ++more) {
-      const int64_t real = ceil_div(H, ceil_div(H, more)), items = others * real;
-      const double use = static_cast<double>(items) / static_cast<double>(round_up(items, t.threads));
-      if (use > best_use) {
-        best_use = use;
-        parts = real;
-      }
-      if (use == 1) break;
-    }
-    h = ceil_div(H, parts);
+    const int64_t images = s.groups * ceil_div(N, n);
+    h = even_piece(H, h, 1, images * ceil_div(W, w), t.threads);
+    if (H == 1) w = even_piece(W, w, quantum, images, t.threads);
   } else {
     h = ceil_div(H, ceil_div(H, h));
   }
@@ -169,6 +184,71 @@ void choose_winograd_blocks(const ConvShape& s, const Target& t, ConvPlan& plan)
   }
   set_blocks(s, 1, std::min(h, H), w, plan);
   plan.input_tile = winograd_input_tile(s, plan.block_h, plan.block_w, t.lanes);
+}
+
+WinogradRowBlock winograd_row_block(const ConvShape& s, int64_t height, int64_t width, const ConvPlan& plan,
+                                    const Target& t) {
+  // With an odd number of vectors between streams and positions, neighbours fall into different cache sets.
+  const int64_t L = t.lanes, d = s.dilation_w;
+  const auto odd_vectors = [L](int64_t n) { return (ceil_div(n, L) | 1) * L; };
+  const int64_t rows = (height - 1) * s.stride_h + (s.kernel_h - 1) * s.dilation_h + 1;
+  WinogradRowBlock b{};
+  b.vectors = ceil_div(row_pairs(width, d), L);
+  // runs of `dilation` pixels are copied by whole vectors, and reach so far past the end
+  b.stream_step = odd_vectors(row_stream_elements(b.vectors, t.lanes, s.kernel_w, d) + 2 * d + L);
+  const int64_t channel = rows * kRowStreams * b.stream_step;
+  const int64_t most =
+      std::min(block_channels(s.ic, s.kernel_h * row_taps(s.kernel_w).groups(), 128),
+               std::max<int64_t>(t.l2_bytes / kStreamsShareOfL2 / t.element_bytes / channel, 1));
+  b.channels = ceil_div(s.ic, ceil_div(s.ic, most));
+  b.streams = b.channels * channel;
+  b.acc_step = odd_vectors(round_up(height * b.vectors, plan.tile_pixels) * L);
+  b.acc = plan.panels * plan.panel_tiles * plan.tile_oc * kRowPositions * b.acc_step;
+  return b;
+}
+
+// Each K block of the weights passes over a block once, so blocks are as large as leave the transformed pixels of a K block
+// and all accumulators in the cache. Among these the best wastes the least time on idle lanes and threads, halo columns,
+// accumulators that are added to, and weights that come from far away.
+void choose_winograd_row_blocks(const ConvShape& s, const Target& t, ConvPlan& plan) {
+  const int64_t H = std::max<int64_t>(s.lr_h, 1), W = std::max<int64_t>(s.lr_w, 1);
+  const int64_t L = t.lanes, d = s.dilation_w;
+  const int64_t quantum =
+      2 * d * std::max<int64_t>(L / d, 1);  // whole runs of `dilation` pixels, near whole vectors
+  const double oc = static_cast<double>(s.oc);
+  const double products = oc * static_cast<double>(s.ic * s.kernel_h * row_taps(s.kernel_w).products());
+  const double weights = plan.weights_resident ? 0 : products * t.element_bytes / kBytesPerCycle;
+  plan.parallel = t.threads > 1 && multiply_adds(s) >= kParallelMinimum;
+  const int64_t threads = plan.parallel ? t.threads : 1;
+  // accumulators of wider blocks alone do not fit
+  const int64_t widest = std::max(t.l2_bytes / (2 * std::max<int64_t>(s.oc, 1) * t.element_bytes), quantum);
+  int64_t w = W, h = 1;
+  double best = -1;
+  for (int64_t splits = ceil_div(W, widest);; splits += std::max<int64_t>(1, splits / 8)) {
+    const int64_t width = std::min(W, piece(W, splits, quantum));
+    const int64_t others = s.groups * s.batch * ceil_div(W, width);
+    for (int64_t height = 1; height <= H; ++height) {
+      const WinogradRowBlock b = winograd_row_block(s, height, width, plan, t);
+      const bool fits = (b.streams + b.acc) * t.element_bytes <= t.l2_bytes / 8 * 5;
+      if (!fits && (height > 1 || width > quantum)) break;
+      const int64_t rounds = ceil_div(others * ceil_div(H, height), threads);
+      const double vectors = static_cast<double>(round_up(height * b.vectors, plan.tile_pixels));
+      const double accumulated = oc * static_cast<double>(kRowPositions * ceil_div(s.ic, b.channels));
+      const double transformed = static_cast<double>(b.streams / b.channels / kRowStreams / L * s.ic);
+      const double cost =
+          static_cast<double>(rounds) *
+          (vectors * (products / 2 + accumulated * kAccumulate) + transformed * kWinogradRowInput + weights);
+      if (best < 0 || cost < best) {
+        best = cost;
+        w = width;
+        h = height;
+      }
+      if (!fits) break;
+    }
+    if (width <= quantum) break;
+  }
+  set_blocks(s, 1, h, w, plan);
+  plan.input_tile = input_tile(s, h, w, t.lanes, false);
 }
 
 }  // namespace fused_subpixel::cpu

@@ -7,6 +7,10 @@
 namespace fused_subpixel::cpu {
 
 constexpr int64_t kWeightsShareOfL2 = 8;
+// Cycles to transform one vector of pairs of one channel for kWinogradRow.
+constexpr double kWinogradRowInput = 22;
+// The same to load and store a vector of accumulators that the next K block adds to.
+constexpr double kAccumulate = 1;
 
 double multiply_adds(const ConvShape& shape);
 
@@ -15,6 +19,19 @@ double multiply_adds(const ConvShape& shape);
 void choose_blocks(const ConvShape& shape, const Target& target, int64_t extra_elements_per_pixel,
                    ConvPlan& plan);
 void choose_winograd_blocks(const ConvShape& shape, const Target& target, ConvPlan& plan);
+void choose_winograd_row_blocks(const ConvShape& shape, const Target& target, ConvPlan& plan);
+
+// What a block of so many pixels takes for kWinogradRow, in elements; the plan's tile and panels are known.
+struct WinogradRowBlock {
+  int64_t vectors;      // of pairs, in a row
+  int64_t stream_step;  // from one stream of a transformed row to the next
+  int64_t channels;     // of a K block
+  int64_t streams;      // of all rows of a K block
+  int64_t acc_step;     // from the accumulators of one position to those of the next
+  int64_t acc;          // of all output channels
+};
+WinogradRowBlock winograd_row_block(const ConvShape& shape, int64_t height, int64_t width,
+                                    const ConvPlan& plan, const Target& target);
 
 // Output channels of a panel of transformed weights: as many as leave the L2 cache its other share.
 int64_t winograd_panel_oc(int64_t ic, const Target& target);

@@ -6,15 +6,18 @@
 namespace fused_subpixel::cpu {
 namespace {
 
-constexpr const char* kNames[kConvKernels] = {"OW-vectorised", "OC-vectorised", "Winograd F(2x2, 3x3)"};
+constexpr const char* kNames[kConvKernels] = {"OW-vectorised", "OC-vectorised", "Winograd F(2x2, 3x3)",
+                                              "Winograd F(2, 3) along rows"};
 
 std::string tile_of(const ConvPlan& plan) {
   const std::string oc = std::to_string(plan.tile_oc) + " output channels x ";
   const std::string pixels = std::to_string(plan.tile_pixels);
   if (plan.weight_grad) return oc + pixels + " columns (channel, tap)";
   if (plan.kernel == ConvKernel::kOcVectorised) return oc + pixels + " pixels";
-  return oc + pixels +
-         (plan.kernel == ConvKernel::kWinograd ? " vectors of 2x2 tiles" : " vectors of pixels");
+  const char* lanes = plan.kernel == ConvKernel::kWinograd      ? "2x2 tiles"
+                      : plan.kernel == ConvKernel::kWinogradRow ? "pairs of pixels"
+                                                                : "pixels";
+  return oc + pixels + " vectors of " + lanes;
 }
 
 std::string rounded(double cycles) {

@@ -3,20 +3,14 @@
 
 #include <algorithm>
 
+#include "cpu/plan_blocks.h"
+#include "cpu/winograd_row.h"
+
 namespace fused_subpixel::cpu {
 namespace {
 
 // Tiles that are computed before they are stored, and the bytes that their accumulators take at most.
 constexpr int64_t kMaxDeferredTiles = 8, kDeferredBytes = 8 << 10;
-
-// One chain of additions over a wide layer would lose digits, because its rounding error grows with its length. That of
-// blocks added up hardly does. If several tiles of a panel interleave block by block, that part of the weights should also
-// stay in the first cache: weight_bytes is what one k of it takes there, or 0. Returns the channels of a block.
-int64_t block_channels(int64_t ic, int64_t taps, int64_t weight_bytes) {
-  constexpr int64_t kChain = 256, kWeightBytes = 16 << 10;
-  const int64_t k = weight_bytes > 0 ? std::min(kChain, kWeightBytes / weight_bytes) : kChain;
-  return std::min(ic, std::max<int64_t>(k / std::max<int64_t>(taps, 1), 1));
-}
 
 // The blocks for output channels that lack the first_a first rows and first_b first columns of taps.
 KBlocks make_blocks(const ConvTask& task, int64_t first_a, int64_t first_b, int64_t acc_step,
@@ -121,13 +115,74 @@ void set_winograd(const Target& t, ConvPass& pass) {
   s.winograd_planar = panel_oc * 4 * L;
 }
 
+void set_winograd_row(const Target& t, ConvPass& pass) {
+  ConvTask& task = pass.task;
+  const ConvPlan& plan = task.plan;
+  const ConvShape& shape = plan.shape;
+  const RowTaps taps = row_taps(shape.kernel_w);
+  const int64_t panel_oc = int64_t{plan.panel_tiles} * plan.tile_oc;
+  const WinogradRowBlock b = winograd_row_block(shape, plan.block_h, plan.block_w, plan, t);
+  const int64_t row_step = kRowStreams * b.stream_step;
+  task.winograd_channel_step = plan.input_tile.rows * row_step;
+
+  int64_t weight = 0;
+  for (int position = 0; position < kRowPositions; ++position) {
+    KTables& tables = pass.k[position];
+    const int64_t products = shape.kernel_h * taps.products(position);  // of a channel
+    for (int64_t c = 0; c < b.channels; ++c)
+      for (int64_t a = 0; a < shape.kernel_h; ++a)
+        for (int64_t q = 0; q < taps.products(position); ++q)
+          tables.at.push_back(
+              c * task.winograd_channel_step + a * shape.dilation_h * row_step +
+              row_factor_offset(row_factor(taps, position, q), shape.dilation_w, b.stream_step));
+    for (int64_t c = 0; c < shape.ic; c += b.channels)
+      tables.blocks.push_back({.offsets = {.at = tables.at.data(),
+                                           .count = std::min(b.channels, shape.ic - c) * products,
+                                           .column_step = 1,
+                                           .weight_step = panel_oc,
+                                           .acc_step = kRowPositions * b.acc_step,
+                                           .add = c > 0},
+                               .weight = weight + c * products * panel_oc,
+                               .input = c * plan.input_tile.channel_step});
+    weight += shape.ic * products * panel_oc;
+    task.k_blocks[position] = {.taps = {.offset = task.weight.tap_offset,
+                                        .count = shape.taps(),
+                                        .columns = shape.kernel_w,
+                                        .all = true},
+                               .blocks = tables.blocks.data(),
+                               .count = static_cast<int64_t>(tables.blocks.size())};
+  }
+
+  ConvScratch& s = task.scratch;
+  s.input_tile = plan.block_n * plan.input_tile.image_step + 2 * b.stream_step + 2 * t.lanes;
+  s.output_row = output_row_elements(task.source, plan.input_tile);
+  s.weights = plan.weights_resident ? plan.panels * plan.panel_elements : 0;
+  s.acc = b.acc;
+  s.oc = plan.panels * panel_oc + t.lanes;
+  s.winograd_input = b.streams;
+  s.winograd_packed = shape.ic * shape.taps() * panel_oc + t.lanes;
+  // rows of a panel of output channels, and two more for the pairs of one
+  s.winograd_planar =
+      (panel_oc + 2) * round_up(2 * b.vectors * t.lanes + 2 * shape.dilation_w + t.lanes, t.lanes);
+}
+
 }  // namespace
 
+// One chain of additions over a wide layer would lose digits, because its rounding error grows with its length. That of
+// blocks added up hardly does. If several tiles of a panel interleave block by block, that part of the weights should also
+// stay in the first cache: weight_bytes is what one k of it takes there, or 0. Returns the channels of a block.
+int64_t block_channels(int64_t ic, int64_t taps, int64_t weight_bytes) {
+  constexpr int64_t kWeightBytes = 16 << 10;
+  const int64_t k = weight_bytes > 0 ? std::min(kMaxChain, kWeightBytes / weight_bytes) : kMaxChain;
+  return std::min(ic, std::max<int64_t>(k / std::max<int64_t>(taps, 1), 1));
+}
+
 void set_k_blocks(const Target& t, ConvPass& pass) {
-  if (pass.task.plan.kernel == ConvKernel::kWinograd)
-    set_winograd(t, pass);
-  else
-    set_direct(t, pass);
+  switch (pass.task.plan.kernel) {
+    case ConvKernel::kWinograd: set_winograd(t, pass); break;
+    case ConvKernel::kWinogradRow: set_winograd_row(t, pass); break;
+    default: set_direct(t, pass);
+  }
   ConvScratch& s = pass.task.scratch;
   s.bytes = Arena::bytes(s.pixel_tiles, sizeof(PixelTile));
   for (int64_t elements : {s.input_tile, s.output_row, s.weights, s.acc, s.oc, s.oc, s.winograd_input,

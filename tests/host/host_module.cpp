@@ -52,6 +52,7 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
   m.attr("OW_VECTORISED") = static_cast<int>(ConvKernel::kOwVectorised);
   m.attr("OC_VECTORISED") = static_cast<int>(ConvKernel::kOcVectorised);
   m.attr("WINOGRAD") = static_cast<int>(ConvKernel::kWinograd);
+  m.attr("WINOGRAD_ROW") = static_cast<int>(ConvKernel::kWinogradRow);
 
 #define FS_FIELD(Class, field) def_readwrite(#field, &Class::field)
   py::class_<Target>(m, "Target")

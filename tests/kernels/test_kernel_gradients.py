@@ -15,7 +15,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cases import BASES, GEOMETRIES, LARGE, LAYOUTS, NARROW, WIDE, Case, variant
+from cases import CPU_BASES, GEOMETRIES, LARGE, LAYOUTS, NARROW, WIDE, Case, variant
 from conftest import needs_cpu_library
 from gradients import (
     ACTIVATED,
@@ -64,7 +64,7 @@ def test_activation_is_applied_on_load(
             assert input_grad(case, grad, tensors.weight, output=output).equal(expected[0])
 
 
-@pytest.mark.parametrize("base", BASES, ids=str)
+@pytest.mark.parametrize("base", CPU_BASES, ids=str)
 def test_activation_from_any_output(base: Case) -> None:
     """The output as a view, the gradient as another; one block below the other."""
     tall = Case(f"tall {base.name}", (2, base.input[1], 40, 37), base.weight, padding=base.padding)
@@ -83,7 +83,7 @@ def test_activation_from_any_output(base: Case) -> None:
                     assert gradient.equal(true.to(torch.bfloat16)), view
 
 
-@rotated("base, activation", itertools.product(BASES, RECOVERABLE))
+@rotated("base, activation", itertools.product(CPU_BASES, RECOVERABLE))
 def test_activation_as_accurate_as_pytorch(
     base: Case, activation: str, isa: int, dtype: torch.dtype, layout: str
 ) -> None:
@@ -344,7 +344,9 @@ def test_every_tile_that_the_plan_chooses(isa: int, which: int, dtype: torch.dty
 
 VIEWS = tuple(cases.views(torch.zeros(1, 1, 1, 1)))
 VIEWED = tuple(
-    case for base in BASES for case in (base, variant(base, crop=(1, 2, 0, 1)), variant(base, order="dcr"))
+    case
+    for base in CPU_BASES
+    for case in (base, variant(base, crop=(1, 2, 0, 1)), variant(base, order="dcr"))
 )
 
 
@@ -397,7 +399,7 @@ def test_input_gradient_refuses_strides(case: Case) -> None:
 
 
 def test_a_gradient_of_another_size_is_refused() -> None:
-    case = BASES[0]
+    case = CPU_BASES[0]
     grad, tensors = integer_gradient(case)[..., 1:], cases.integers(case)
     for call in (
         lambda: input_grad(case, grad, tensors.weight),
@@ -444,7 +446,7 @@ def test_nan_in_the_gradient_stays_where_it_belongs(
     assert found[clean].equal(expected[1][clean].to(dtype))
 
 
-@pytest.mark.parametrize("base", BASES, ids=str)
+@pytest.mark.parametrize("base", CPU_BASES, ids=str)
 def test_nan_in_the_input_stays_in_its_channel(isa: int, layout: str, base: Case) -> None:
     """All taps of that channel may catch it: lanes past the right edge multiply it by zero."""
     tensors, grad = cases.integers(base), integer_gradient(base)
@@ -459,7 +461,7 @@ def test_nan_in_the_input_stays_in_its_channel(isa: int, layout: str, base: Case
 # ---- always the same ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("base", BASES, ids=str)
+@pytest.mark.parametrize("base", CPU_BASES, ids=str)
 def test_repetition_changes_nothing(dtype: torch.dtype, layout: str, base: Case) -> None:
     """For any number of threads; the input gradient does not depend on that number either."""
     case = Case(base.name, (3, 16, 33, 70), (base.weight[0], 16, 3, 3), padding=cases.SAME3)

@@ -14,7 +14,20 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import BASES, CURVED, EPILOGUES, GEOMETRIES, LARGE, LAYOUTS, NARROW, WIDE, Case, Tensors, variant
+from cases import (
+    CPU_BASES,
+    CURVED,
+    EPILOGUES,
+    GEOMETRIES,
+    LARGE,
+    LAYOUTS,
+    NARROW,
+    ROWS,
+    WIDE,
+    Case,
+    Tensors,
+    variant,
+)
 from conftest import needs_cpu_library
 from rotation import rotated, rotated_layouts, rotated_without_isa
 from torch import Tensor
@@ -71,7 +84,7 @@ def error(found: Tensor, truth: np.ndarray) -> float:
 
 CURVED_CASES = tuple(
     case
-    for base in BASES
+    for base in CPU_BASES
     for case in (
         *(variant(base, activation=name) for name in CURVED),
         variant(base, activation="prelu", slopes=base.channels),
@@ -95,7 +108,7 @@ def truth_and_error(case: Case, dtype: torch.dtype, layout: str) -> tuple[np.nda
     return truth, error(cases.plain(case, tensors.to(dtype, LAYOUTS[layout])), truth)
 
 
-@rotated("case", [*RANDOM_CASES, LARGE, *CURVED_CASES], together=True)
+@rotated("case", [*RANDOM_CASES, LARGE, ROWS, *CURVED_CASES], together=True)
 def test_as_accurate_as_pytorch(case: Case, isa: int, dtype: torch.dtype, layout: str) -> None:
     """At most twice the error of conv2d and pixel_shuffle in the same dtype.
 
@@ -218,7 +231,7 @@ def test_every_ragged_width(isa: int, layout: str, base: Case, upscale: int) -> 
 VIEWS = tuple(cases.views(torch.zeros(1, 1, 1, 1)))
 VIEWED = tuple(
     variant(base, residual=kind, crop=crop, order=order)
-    for base in BASES
+    for base in CPU_BASES
     for kind, crop, order in (
         ("high", (0, 0, 0, 0), "crd"),
         ("low", (1, 2, 0, 1), "dcr"),
@@ -247,7 +260,7 @@ def test_views(case: Case, name: str, view: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [variant(base, activation="prelu", slopes=base.weight[0]) for base in BASES], ids=str
+    "case", [variant(base, activation="prelu", slopes=base.weight[0]) for base in CPU_BASES], ids=str
 )
 def test_views_of_vectors(case: Case, isa: int) -> None:
     tensors = cases.integers(case).to(torch.float32)
@@ -341,8 +354,25 @@ def test_special_values_stay_in_their_winograd_tiles(isa: int, layout: str, valu
     assert found[~tiles].equal(clean[~tiles])
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_special_values_go_where_a_window_covers_them_in_pairs(
+    isa: int, layout: str, dilation: int, value: float
+) -> None:
+    """An infinity may become NaN there, and nothing else changes: both of a pair read what they share."""
+    case = variant(ROWS, dilation=(1, dilation))
+    tensors = cases.integers(case)
+    tensors = tensors._replace(weight=tensors.weight.abs() + 1)
+    clean = cases.plain(case, tensors).float()
+    tensors.input[0, 7, 3, 30] = tensors.input[0, 9, 1, 101] = value
+    covered = ~cases.plain(case, tensors).isfinite()
+    found = cases.run(case, tensors.to(torch.float32, LAYOUTS[layout]))
+    assert not found[covered].isfinite().any()
+    assert found[~covered].equal(clean[~covered])
+
+
 @pytest.mark.parametrize("activation", [None, "relu", "relu6", "leaky_relu", "prelu", *CURVED])
-@pytest.mark.parametrize("base", BASES, ids=str)
+@pytest.mark.parametrize("base", CPU_BASES, ids=str)
 def test_activations_of_special_values(isa: int, base: Case, activation: str | None) -> None:
     """NaN, infinities and what overflows exp, with a clamp that NaN must pass."""
     for clamp in (None, (-2, 2)):
@@ -379,7 +409,7 @@ def without_padding(case: Case, tensors: Tensors) -> Tensor:
 
 
 INFINITE = (
-    *(variant(base, input=(*base.input[:2], 4, 9)) for base in BASES),
+    *(variant(base, input=(*base.input[:2], 4, 9)) for base in CPU_BASES),
     Case("strided", (2, 5, 7, 9), (12, 5, 3, 3), stride=(2, 3), dilation=(2, 1), padding=(2, 1, 3, 0)),
     Case("groups", (1, 8, 5, 7), (16, 4, 3, 2), groups=2, padding=(1, 1, 1, 0), order="dcr"),
     Case("late", (1, 6, 4, 7), (64, 6, 2, 2), padding=cases.SAME3, crop=(1, 1, 1, 1)),
@@ -435,7 +465,7 @@ def test_only_padding(size: tuple[int, int]) -> None:
 # ---- always the same ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("base", BASES, ids=str)
+@pytest.mark.parametrize("base", CPU_BASES, ids=str)
 def test_threads_and_repetition_change_nothing(dtype: torch.dtype, layout: str, base: Case) -> None:
     shape = (3, 16, 33, 70)
     case = Case(base.name, shape, (base.weight[0], 16, 3, 3), padding=cases.SAME3, activation="silu")

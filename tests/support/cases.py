@@ -29,7 +29,7 @@ from fused_subpixel.ops.geometry import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, G
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = range(3)  # passes, as cpu_plan numbers them
-OW_VECTORISED, OC_VECTORISED, WINOGRAD = range(3)  # kernels, as in csrc/cpu/plan.h
+OW_VECTORISED, OC_VECTORISED, WINOGRAD, WINOGRAD_ROW = range(4)  # kernels, as in csrc/cpu/plan.h
 
 SLOPE = 0.25  # of leaky_relu
 
@@ -368,6 +368,14 @@ GEOMETRIES = (
     Case("large, one row", (3, 40, 3, 130), (80, 40, 3, 3), padding=(0, 1, 0, 1)),
     Case("large blocks", (1, 48, 61, 66), (60, 48, 3, 3), padding=SAME3, order="dcr"),
     Case("large long rows", (1, 40, 4, 620), (64, 40, 3, 3), (4, 4), padding=SAME3),
+    # wide kernels over long rows, so pairs of pixels (but for float64)
+    Case("rows r=1", (1, 48, 7, 195), (60, 48, 1, 3), (1, 1), padding=(0, 1, 0, 1)),
+    Case("rows, four taps", (1, 40, 4, 261), (48, 40, 1, 4), (2, 2), padding=(0, 2, 0, 1), order="dcr"),
+    Case("rows dilated", (2, 32, 3, 230), (36, 32, 1, 7), (1, 1), padding=(0, 9, 0, 9), dilation=(1, 3)),
+    Case("rows far apart", (1, 32, 4, 230), (36, 32, 2, 5), (1, 1), padding=(0, 7, 0, 0), dilation=(1, 17)),
+    Case("rows groups crop", (1, 64, 5, 195), (72, 32, 2, 5), (3, 2), groups=2, crop=(1, 1, 3, 2)),
+    Case("rows stride", (1, 32, 17, 200), (48, 32, 3, 5), stride=(2, 1), dilation=(2, 2)),
+    Case("tall rows", (1, 32, 40, 131), (24, 32, 2, 5), padding=(1, 2, 0, 2)),
     # more than one block: long rows, many channels, many images, a filter too large to stay packed
     Case("long rows", (1, 3, 2, 600), (12, 3, 1, 3), padding=(0, 1, 0, 1)),
     Case("long rows wide", (1, 3, 2, 700), (64, 3, 1, 2), padding=(0, 1, 0, 1)),
@@ -384,8 +392,12 @@ NARROW = Case("narrow", (2, 3, 4, 37), (12, 3, 3, 3), padding=SAME3)
 WIDE = Case("wide", (2, 40, 3, 7), (72, 40, 3, 2), padding=(1, 0, 1, 1))
 LARGE = Case("large", (1, 44, 7, 61), (60, 44, 3, 3), padding=SAME3)
 BASES = (NARROW, WIDE, LARGE)
+ROWS = Case("rows", (1, 32, 7, 195), (24, 32, 2, 5), padding=(1, 2, 0, 2))
+CPU_BASES = (*BASES, ROWS)
 LATE = Case("late", (1, 6, 4, 19), (128, 6, 2, 2), padding=SAME3, crop=(1, 1, 1, 1))
-KERNELS = dict(zip(BASES, (OW_VECTORISED, OC_VECTORISED, WINOGRAD), strict=True))  # float32, in either layout
+KERNELS = {
+    NARROW: OW_VECTORISED, WIDE: OC_VECTORISED, LARGE: WINOGRAD, ROWS: WINOGRAD_ROW
+}  # float32, in one of the layouts  # fmt: skip
 
 
 def variant(case: Case, **changes: Any) -> Case:

@@ -189,7 +189,7 @@ def test_packed_input_tiles_fit_their_share_of_the_cache(problem: Any, target: A
     vectors makes 5/3 of that. And some blocks cannot be smaller.
     """
     plan = host.plan_conv(problem, target)
-    if plan.kernel == host.WINOGRAD:
+    if plan.kernel in (host.WINOGRAD, host.WINOGRAD_ROW):
         return
     size = plan.block_n * plan.input_tile.image_step * target.element_bytes
     budget = max(target.l2_bytes // (3 if plan.weights_resident else 2), target.element_bytes << 14)
@@ -227,6 +227,25 @@ def test_winograd_only_where_it_is_one(problem: Any, target: Any) -> None:
         assert values * target.element_bytes <= target.l2_bytes * 7 / 8 or smallest
     shape.kernel_w = 2
     assert host.plan_conv(problem, target).kernel != host.WINOGRAD
+
+
+@given(problem=problems, target=targets)
+@EXAMPLES
+def test_pairs_of_pixels_only_where_two_outputs_share_some(problem: Any, target: Any) -> None:
+    """Two taps in a row, a step of one, float; blocks of single images, whose accumulators fit the cache."""
+    shape = problem.shape
+    plan = host.plan_conv(problem, target)
+    if plan.kernel == host.WINOGRAD_ROW:
+        assert shape.kernel_w >= 2
+        assert shape.stride_w == 1
+        assert target.element_bytes == 4
+        assert plan.block_n == 1
+        oc, pairs = plan.panels * plan.panel_tiles * plan.tile_oc, plan.block_h * plan.block_w / 2
+        runs = 2 * shape.dilation_w * max(target.lanes // shape.dilation_w, 1)
+        smallest = plan.block_h == 1 and plan.block_w <= runs
+        assert 4 * oc * pairs * target.element_bytes <= target.l2_bytes * 5 / 8 or smallest
+    problem.no_winograd = True
+    assert host.plan_conv(problem, target).kernel in (host.OW_VECTORISED, host.OC_VECTORISED)
 
 
 @given(problem=problems, target=targets)
@@ -274,7 +293,7 @@ def test_pixels_and_taps_are_saved_only_where_every_tile_holds_one_phase(problem
     assert plan.channels_inner <= (oc_vectorised and (problem.ic_contiguous or problem.planar_input))
     taps = problem.shape.kernel_h * problem.shape.kernel_w
     if plan.single_phase:
-        assert plan.kernel != host.WINOGRAD
+        assert plan.kernel in (host.OW_VECTORISED, host.OC_VECTORISED)
         assert problem.spared_h or problem.spared_w or problem.mean_taps < taps
         assert problem.phase_oc % plan.tile_oc == 0
     assert plan.interleaved_tiles == (problem.phase_interleave if plan.single_phase else 1)
@@ -314,7 +333,7 @@ def test_the_work_queue_gives_all_items_once_in_shrinking_ranges(items: int, thr
 
 
 def test_few_output_channels_are_ow_vectorised_and_wide_layers_oc_vectorised() -> None:
-    narrow = image_problem(kernel_h=5, kernel_w=5)
+    narrow = image_problem(kernel_h=5, kernel_w=1)
     wide = image_problem(kernel_h=5, kernel_w=5, oc=256, lr_h=8, lr_w=8, interleave=512, oc_contiguous=True)
     assert host.plan_conv(narrow, AVX512).kernel == host.OW_VECTORISED
     assert host.plan_conv(wide, AVX512).kernel == host.OC_VECTORISED
@@ -384,7 +403,7 @@ def test_small_weights_stay_and_large_ones_do_not() -> None:
 def test_a_plan_says_what_it_chose_and_what_else_it_could_have_chosen(problem: Any, target: Any) -> None:
     plan = host.plan_conv(problem, target)
     words = host.describe(plan)
-    names = ["OW-vectorised", "OC-vectorised", "Winograd F(2x2, 3x3)"]
+    names = ["OW-vectorised", "OC-vectorised", "Winograd F(2x2, 3x3)", "Winograd F(2, 3) along rows"]
     assert words.startswith(
         f"{names[plan.kernel]}, tile of {plan.tile_oc} output channels x {plan.tile_pixels} "
     )

@@ -7,6 +7,7 @@
 #include "cpu/kernels/conv_ow-inl.h"
 #include "cpu/kernels/weight_grad-inl.h"
 #include "cpu/kernels/winograd-inl.h"
+#include "cpu/kernels/winograd_row-inl.h"
 
 namespace fused_subpixel::cpu::FS_ISA {
 namespace {
@@ -39,6 +40,10 @@ void run_conv(const ConvTask& task, WorkQueue& items) {
       case ConvKernel::kOcVectorised: return run_worker<OcWorker<T>>(task, items);
       case ConvKernel::kWinograd:
         if constexpr (__is_same(Compute<T>, float)) return run_worker<WinogradWorker<T>>(task, items);
+        break;
+      case ConvKernel::kWinogradRow:
+        if constexpr (__is_same(Compute<T>, float)) return run_worker<WinogradRowWorker<T>>(task, items);
+        break;
     }
     __builtin_trap();  // no plan does this
   });
@@ -65,6 +70,8 @@ void run_pack_panels(const ConvTask& task, WorkQueue& panels) {
     using T = decltype(t);
     if constexpr (__is_same(Compute<T>, float)) {
       if (task.plan.kernel == ConvKernel::kWinograd) return pack_all_panels<WinogradWorker<T>>(task, panels);
+      if (task.plan.kernel == ConvKernel::kWinogradRow)
+        return pack_all_panels<WinogradRowWorker<T>>(task, panels);
     }
     pack_all_panels<ConvWorker<T>>(task, panels);
   });

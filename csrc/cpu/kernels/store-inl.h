@@ -99,6 +99,7 @@ struct Store {
     return clamp(v);
   }
 
+  static constexpr int kMaxStoredVectors = 16;
   // acc[(oc - first_oc) * oc_step + v * L + lane], output channels first_oc .. first_oc + count - 1 of the group.
   void store_planar(const S* acc, int64_t oc_step, int64_t first_oc, int64_t count, const PixelVector* pixels,
                     int vectors) const {
@@ -117,11 +118,11 @@ struct Store {
         }
       }
     }
+    if (store_groups(acc, oc_step, first_oc, end, pixels, vectors)) return;
     const int64_t interleave = dest.interleave;
     for (int v = 0; v < vectors; ++v) {
       const PixelVector& p = pixels[v];
       const S* from = acc + v * L;
-      if (store_groups(from, oc_step, first_oc, end, p)) continue;
       for (int64_t oc = first_oc; oc < end;) {
         const bool whole =
             interleave > 0 && table.interleave_left[oc] == interleave && oc + interleave <= end;
@@ -166,43 +167,52 @@ struct Store {
   }
 
   // Whole interleave groups without a residual, the usual case. All conditions are checked once for all groups. Returns
-  // false, and nothing is stored, in any other case.
-  bool store_groups(const S* acc, int64_t oc_step, int64_t oc, int64_t end, const PixelVector& p) const {
+  // false, and nothing is stored, in any other case. Vectors are the inner loop, because neighbouring pixels are neighbours
+  // in memory, while groups lie far apart.
+  bool store_groups(const S* acc, int64_t oc_step, int64_t oc, int64_t end, const PixelVector* pixels,
+                    int vectors) const {
     if (dest.interleave == 0 || epilogue.residual || table.interleave_left[oc] != dest.interleave ||
         (end - oc) % dest.interleave != 0)
       return false;
-    const GroupPart part = group_part(p);
-    T* const first = at(p);
+    struct {
+      GroupPart part;
+      T* first;
+    } place[kMaxStoredVectors];
+    for (int v = 0; v < vectors; ++v) place[v] = {group_part(pixels[v]), at(pixels[v])};
     const bool bias_only = adds_bias_only(), transcendental = !is_piecewise_polynomial(epilogue.activation);
     return try_dispatch(RegisterInterleave{}, dest.interleave, [&](auto m) {
       constexpr int M = decltype(m)::value;
-      const bool whole = part.lo == 0 && part.hi == M * L;
       for (; oc < end; oc += M, acc += M * oc_step) {
-        if (!row_inside(p, oc)) continue;
-        Vec<S> v[M];
-        if (transcendental) {
-          S activated[M * L];  // a call clobbers all vector registers
-          for (int q = 0; q < M; ++q)
-            store<S>(activated + q * L, activate_vector<S>(epilogue.activation, load<S>(acc + q * oc_step) +
-                                                                                    splat<S>(bias[oc + q])));
-          FS_UNROLL
-          for (int q = 0; q < M; ++q) v[q] = clamp(load<S>(activated + q * L));
-        } else {
-          FS_UNROLL
-          for (int q = 0; q < M; ++q) {
-            v[q] = load<S>(acc + q * oc_step) + splat<S>(bias[oc + q]);
-            if (!bias_only)
-              v[q] =
-                  clamp(activate_piecewise_polynomial<S>(epilogue.activation, v[q], splat<S>(slope[oc + q])));
+        for (int x = 0; x < vectors; ++x) {
+          if (!row_inside(pixels[x], oc)) continue;
+          const S* from = acc + x * L;
+          Vec<S> v[M];
+          if (transcendental) {
+            S activated[M * L];  // a call clobbers all vector registers
+            for (int q = 0; q < M; ++q)
+              store<S>(activated + q * L,
+                       activate_vector<S>(epilogue.activation,
+                                          load<S>(from + q * oc_step) + splat<S>(bias[oc + q])));
+            FS_UNROLL
+            for (int q = 0; q < M; ++q) v[q] = clamp(load<S>(activated + q * L));
+          } else {
+            FS_UNROLL
+            for (int q = 0; q < M; ++q) {
+              v[q] = load<S>(from + q * oc_step) + splat<S>(bias[oc + q]);
+              if (!bias_only)
+                v[q] = clamp(
+                    activate_piecewise_polynomial<S>(epilogue.activation, v[q], splat<S>(slope[oc + q])));
+            }
           }
-        }
-        interleave<S, M>(v);
-        T* to = first + table.dest[oc];
-        if (whole) {
-          FS_UNROLL
-          for (int q = 0; q < M; ++q) store_narrowed<T>(to + q * L, v[q]);
-        } else {
-          store_part<M>(to, v, part);
+          interleave<S, M>(v);
+          const GroupPart& part = place[x].part;
+          T* to = place[x].first + table.dest[oc];
+          if (part.lo == 0 && part.hi == M * L) {
+            FS_UNROLL
+            for (int q = 0; q < M; ++q) store_narrowed<T>(to + q * L, v[q]);
+          } else {
+            store_part<M>(to, v, part);
+          }
         }
       }
     });
