@@ -77,7 +77,8 @@ def explain(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Expla
     resolve = _RESOLVERS.get(function)
     if resolve is None:
         known = " or ".join(f"fused_subpixel.{known.__name__}" for known in _RESOLVERS)
-        raise TypeError(f"function: expected {known}, got {function!r}")
+        got = getattr(function, "__qualname__", None) or f"a {type(function).__name__}"
+        raise TypeError(f"function: expected {known}, got {got}")
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments

@@ -370,10 +370,12 @@ GEOMETRIES = (
     Case("large long rows", (1, 40, 4, 620), (64, 40, 3, 3), (4, 4), padding=SAME3),
     # wide kernels over long rows, so pairs of pixels (but for float64)
     Case("rows r=1", (1, 48, 7, 195), (60, 48, 1, 3), (1, 1), padding=(0, 1, 0, 1)),
-    Case("rows, four taps", (1, 40, 4, 261), (48, 40, 1, 4), (2, 2), padding=(0, 2, 0, 1), order="dcr"),
-    Case("rows dilated", (2, 32, 3, 230), (36, 32, 1, 7), (1, 1), padding=(0, 9, 0, 9), dilation=(1, 3)),
-    Case("rows far apart", (1, 32, 4, 230), (36, 32, 2, 5), (1, 1), padding=(0, 7, 0, 0), dilation=(1, 17)),
-    Case("rows groups crop", (1, 64, 5, 195), (72, 32, 2, 5), (3, 2), groups=2, crop=(1, 1, 3, 2)),
+    Case("rows, two taps", (1, 64, 9, 261), (64, 64, 1, 2), padding=(0, 1, 0, 0)),
+    Case("rows, four taps", (1, 48, 9, 261), (64, 48, 1, 4), (2, 2), padding=(0, 2, 0, 1), order="dcr"),
+    Case("rows, eleven taps", (2, 32, 1, 461), (32, 32, 1, 11), (1, 1), padding=(0, 5, 0, 5)),
+    Case("rows dilated", (1, 48, 9, 230), (48, 48, 1, 7), (1, 1), padding=(0, 9, 0, 9), dilation=(1, 3)),
+    Case("rows far apart", (1, 48, 6, 330), (48, 48, 1, 7), (1, 1), padding=(0, 7, 0, 0), dilation=(1, 17)),
+    Case("rows groups crop", (1, 96, 8, 195), (96, 48, 1, 7), (2, 2), groups=2, crop=(1, 1, 3, 2)),
     Case("rows stride", (1, 32, 17, 200), (48, 32, 3, 5), stride=(2, 1), dilation=(2, 2)),
     Case("tall rows", (1, 32, 40, 131), (24, 32, 2, 5), padding=(1, 2, 0, 2)),
     # more than one block: long rows, many channels, many images, a filter too large to stay packed

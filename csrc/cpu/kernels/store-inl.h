@@ -118,7 +118,7 @@ struct Store {
         }
       }
     }
-    if (store_groups(acc, oc_step, first_oc, end, pixels, vectors)) return;
+    if (first_oc == end || store_groups(acc, oc_step, first_oc, end, pixels, vectors)) return;
     const int64_t interleave = dest.interleave;
     for (int v = 0; v < vectors; ++v) {
       const PixelVector& p = pixels[v];
