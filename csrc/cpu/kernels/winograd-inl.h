@@ -11,53 +11,30 @@
 // With integer data every step is exact, as in the direct kernels, because G's halves are powers of two.
 #pragma once
 
-#include "cpu/kernels/conv-inl.h"
+#include "cpu/kernels/winograd_base-inl.h"
 
 namespace fused_subpixel::cpu::FS_ISA {
 
 template <class T>
-struct WinogradWorker {
-  using S = Compute<T>;
-  static constexpr int L = kLanes<S>;
+struct WinogradWorker : WinogradBase<T, WinogradWorker<T>> {
+  using Base = WinogradBase<T, WinogradWorker<T>>;
+  using Base::acc, Base::conv, Base::group, Base::ic, Base::input, Base::L, Base::out, Base::packed,
+      Base::panel_oc, Base::panels, Base::planar, Base::plan, Base::task, Base::tile, Base::transformed;
+  using typename Base::S;
   static constexpr int kPositions = 16;
-  const ConvTask& task;
-  const ConvPlan& plan;
-  const ConvShape& conv;
-  const InputTile& tile;
-  Store<T> out;
-  S *input, *output_row, *transformed, *packed, *weights, *acc, *planar, *bias, *slope;
-  int64_t ic, panel_oc, position_step, channel_step, group = -1;
-  const S* panels;  // transformed weights of the group
+  int64_t position_step, channel_step;
 
   explicit WinogradWorker(const ConvTask& t)
-      : task(t), plan(t.plan), conv(plan.shape), tile(plan.input_tile), out(t.dest, t.epilogue) {
-    ic = conv.ic;
-    panel_oc = int64_t{plan.panel_tiles} * plan.tile_oc;
-    position_step = task.winograd_position_step;
-    channel_step = task.winograd_channel_step;
-    const ConvScratch& s = task.scratch;
-    Arena arena{static_cast<char*>(thread_scratch(static_cast<size_t>(s.bytes)))};
-    input = arena.take<S>(s.input_tile);
-    output_row = arena.take<S>(s.output_row);
-    transformed = arena.take<S>(s.winograd_input);
-    packed = arena.take<S>(s.winograd_packed);
-    weights = arena.take<S>(s.weights);
-    acc = arena.take<S>(s.acc);
-    planar = arena.take<S>(s.winograd_planar);
-    bias = arena.take<S>(s.oc);
-    slope = arena.take<S>(s.oc);
-    for (int64_t l = 0; l < 4 * L; ++l)
-      input[plan.block_n * tile.image_step + l] = S(0);  // whole vectors are read past the end
-  }
+      : Base(t), position_step(t.winograd_position_step), channel_step(t.winograd_channel_step) {}
 
   void run(int64_t begin, int64_t end) {
     const int64_t blocks = blocks_of_group(plan);
     for (int64_t item = begin; item < end; ++item) {
-      if (item / blocks != group) enter_group(item / blocks);
+      if (item / blocks != group) this->enter_group(item / blocks);
       const Block b = block_of(plan, item % blocks);
       const bool follows = item > begin && b.h > 0;
       pack_input<T>(task.source, conv, tile, group, b.n, b.images, b.h, b.w, input,
-                    follows ? plan.block_h : 0, output_row);
+                    follows ? plan.block_h : 0, this->output_row);
       const int64_t vectors = transform_input(b.height, b.width);
       for (int64_t oc = 0, panel = 0; oc < conv.oc; oc += panel_oc, ++panel) {
         const S* of_panel = panels + panel * plan.panel_elements;
@@ -73,15 +50,6 @@ struct WinogradWorker {
     }
   }
 
-  void enter_group(int64_t g) {
-    group = g;
-    out.enter(task.oc.from(g * conv.oc), conv.oc, bias, slope);
-    if (plan.weights_resident) pack_panels(g, 0, plan.panels, weights);
-    panels = plan.weights_resident
-                 ? weights
-                 : static_cast<const S*>(task.panels) + g * plan.panels * plan.panel_elements;
-  }
-
   // One dimension of G g: (g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2).
   static FS_INLINE void transform_taps(Vec<S> g0, Vec<S> g1, Vec<S> g2, Vec<S>* to) {
     const Vec<S> half = splat<S>(S(0.5)), outer = half * (g0 + g2), inner = half * g1;
@@ -91,18 +59,9 @@ struct WinogradWorker {
     to[3] = g2;
   }
 
-  void pack_panels(int64_t g, int64_t begin, int64_t end, S* to) const {
-    for (int64_t p = begin; p < end; ++p, to += plan.panel_elements) pack_panel(g, p, to);
-  }
-
   void pack_panel(int64_t g, int64_t panel, S* to) const {
-    const int64_t R = panel_oc, oc = panel * R, at = g * conv.oc + oc;
-    const Weight& w = task.weight;
-    const WeightOc of_panel{w.oc_offset + at, w.missing_taps ? w.missing_taps + at : nullptr, 1,
-                            smaller(R, conv.oc - oc)};
-    FiniteCheck<S> check;
-    pack_weight<T>(w, task.k_blocks[0].taps, g, ic, of_panel, R, 0, packed, check);
-    check.report(task.nonfinite_weight);
+    const int64_t R = panel_oc;
+    this->pack_taps(g, panel);
     // Lanes are output channels. A ragged last vector reaches into the next channel, which is written later, or into the
     // slack.
     for (int64_t c = 0; c < ic; ++c) {

@@ -4,71 +4,46 @@
 // OW-vectorised microkernel and the shuffled store are those of the direct kernels. Included by kernels.cpp only.
 //
 // Lanes are pairs of output pixels in a row, vectors are counted through the rows. Per block,
-//   streams  [channels of a K block][rows][8][pairs and halo]  the packed input tile, transformed
-//   weights  [4][ic][kernel_h][products][panel_oc]             transformed taps, for each panel
-//   acc      [oc][4][vectors]                                  products, summed over K blocks
+//   transformed  [channels of a K block][rows][8][pairs and halo]  the packed input tile as streams
+//   weights      [4][ic][kernel_h][products][panel_oc]             transformed taps, for each panel
+//   acc          [oc][4][vectors]                                  products, summed over K blocks
 // With integer data every step is exact, as in the direct kernels, because the halves are powers of two.
 #pragma once
 
-#include "cpu/kernels/conv-inl.h"
+#include "cpu/kernels/winograd_base-inl.h"
 #include "cpu/winograd_row.h"
 
 namespace fused_subpixel::cpu::FS_ISA {
 
 template <class T>
-struct WinogradRowWorker {
-  using S = Compute<T>;
-  static constexpr int L = kLanes<S>;
+struct WinogradRowWorker : WinogradBase<T, WinogradRowWorker<T>> {
+  using Base = WinogradBase<T, WinogradRowWorker<T>>;
+  using Base::acc, Base::conv, Base::group, Base::ic, Base::input, Base::L, Base::out, Base::packed,
+      Base::panel_oc, Base::panels, Base::planar, Base::plan, Base::task, Base::tile, Base::transformed;
+  using typename Base::S;
   static constexpr int kStored = Store<T>::kMaxStoredVectors;
-  const ConvTask& task;
-  const ConvPlan& plan;
-  const ConvShape& conv;
-  const InputTile& tile;
-  Store<T> out;
-  S *input, *output_row, *streams, *packed, *weights, *acc, *planar, *bias, *slope;
   RowTaps taps;
   unsigned used = 0;  // streams, a bit each
-  int64_t panel_oc, row_step, stream_step, position_step, planar_step, group = -1;
-  const S* panels;  // transformed weights of the group
+  int64_t row_step, stream_step, position_step, planar_step;
 
-  explicit WinogradRowWorker(const ConvTask& t)
-      : task(t),
-        plan(t.plan),
-        conv(plan.shape),
-        tile(plan.input_tile),
-        out(t.dest, t.epilogue),
-        taps(row_taps(conv.kernel_w)) {
-    panel_oc = int64_t{plan.panel_tiles} * plan.tile_oc;
+  explicit WinogradRowWorker(const ConvTask& t) : Base(t), taps(row_taps(conv.kernel_w)) {
     row_step = task.winograd_channel_step / tile.rows;
     stream_step = row_step / kRowStreams;
     position_step = task.k_blocks[0].blocks[0].offsets.acc_step / kRowPositions;
-    const ConvScratch& s = task.scratch;
-    planar_step = s.winograd_planar / (panel_oc + 2);
+    planar_step = task.scratch.winograd_planar / (panel_oc + 2);
     for (int position = 0; position < kRowPositions; ++position)
       for (int64_t q = 0; q < taps.products(position); ++q)
         used |= 1u << row_stream(row_factor(taps, position, q));
-    Arena arena{static_cast<char*>(thread_scratch(static_cast<size_t>(s.bytes)))};
-    input = arena.take<S>(s.input_tile);
-    output_row = arena.take<S>(s.output_row);
-    streams = arena.take<S>(s.winograd_input);
-    packed = arena.take<S>(s.winograd_packed);
-    weights = arena.take<S>(s.weights);
-    acc = arena.take<S>(s.acc);
-    planar = arena.take<S>(s.winograd_planar);
-    bias = arena.take<S>(s.oc);
-    slope = arena.take<S>(s.oc);
-    for (int64_t l = plan.block_n * tile.image_step; l < s.input_tile; ++l)
-      input[l] = S(0);  // whole vectors are read past the end
   }
 
   void run(int64_t begin, int64_t end) {
     const int64_t blocks = blocks_of_group(plan);
     for (int64_t item = begin; item < end; ++item) {
-      if (item / blocks != group) enter_group(item / blocks);
+      if (item / blocks != group) this->enter_group(item / blocks);
       const Block b = block_of(plan, item % blocks);
       const bool follows = item > begin && b.h > 0;
       pack_input<T>(task.source, conv, tile, group, b.n, b.images, b.h, b.w, input,
-                    follows ? plan.block_h : 0, output_row);
+                    follows ? plan.block_h : 0, this->output_row);
       const int64_t across = ceil_div(row_pairs(b.width, conv.dilation_w), int64_t{L});
       const int64_t k_blocks = task.k_blocks[0].count;
       for (int64_t k = 0; k < k_blocks; ++k) {
@@ -86,32 +61,14 @@ struct WinogradRowWorker {
     }
   }
 
-  void enter_group(int64_t g) {
-    group = g;
-    out.enter(task.oc.from(g * conv.oc), conv.oc, bias, slope);
-    if (plan.weights_resident) pack_panels(g, 0, plan.panels, weights);
-    panels = plan.weights_resident
-                 ? weights
-                 : static_cast<const S*>(task.panels) + g * plan.panels * plan.panel_elements;
-  }
-
-  void pack_panels(int64_t g, int64_t begin, int64_t end, S* to) const {
-    for (int64_t p = begin; p < end; ++p, to += plan.panel_elements) pack_panel(g, p, to);
-  }
-
   // A ragged last vector of output channels reaches into the next product, which is written later, or into the slack. So the
   // positions are written in the order of memory.
   void pack_panel(int64_t g, int64_t panel, S* to) const {
-    const int64_t R = panel_oc, oc = panel * R, at = g * conv.oc + oc, W = conv.kernel_w;
-    const Weight& w = task.weight;
-    const WeightOc of_panel{w.oc_offset + at, w.missing_taps ? w.missing_taps + at : nullptr, 1,
-                            smaller(R, conv.oc - oc)};
-    FiniteCheck<S> check;
-    pack_weight<T>(w, task.k_blocks[0].taps, g, conv.ic, of_panel, R, 0, packed, check);
-    check.report(task.nonfinite_weight);
+    const int64_t R = panel_oc, W = conv.kernel_w;
+    this->pack_taps(g, panel);
     const Vec<S> half = splat<S>(S(0.5));
     for (int position = 0; position < kRowPositions; ++position) {
-      for (int64_t row = 0; row < conv.ic * conv.kernel_h; ++row) {
+      for (int64_t row = 0; row < ic * conv.kernel_h; ++row) {
         for (int64_t q = 0; q < taps.products(position); ++q) {
           const S* g0 = packed + (row * W + taps.first(q)) * R;
           const S *g1 = g0 + R, *g2 = g1 + R;
@@ -142,7 +99,7 @@ struct WinogradRowWorker {
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t y = 0; y < rows; ++y) {
         const S* from = input + k.input + c * tile.channel_step + y * tile.row_step;
-        S* to = streams + c * task.winograd_channel_step + y * row_step;
+        S* to = transformed + c * task.winograd_channel_step + y * row_step;
         if (d == 1) {
           for (int64_t p = 0; p < n; p += L) {
             Vec<S> x0 = load<S>(from + 2 * p), x1 = load<S>(from + 2 * p + L);
@@ -192,7 +149,7 @@ struct WinogradRowWorker {
       for (int v = 0; v < plan.tile_pixels; ++v) {
         const int64_t at =
             smaller(v0 + v, vectors - 1);  // the last tile repeats a vector, in room of its own
-        pairs[v] = streams + at / across * conv.stride_h * row_step + at % across * L;
+        pairs[v] = transformed + at / across * conv.stride_h * row_step + at % across * L;
       }
       for (int64_t t = 0; t < stored; t += plan.tile_oc)
         microkernel(of_panel + block.weight + t, pairs, block.offsets,
