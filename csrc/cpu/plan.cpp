@@ -7,7 +7,8 @@
 //   single_phase       saves the spared pixels, and the taps that phases lack: 9 of 16 products of a 3x3 kernel with
 //                      stride 2 remain
 //   interleaved_tiles  makes single-phase tiles possible in NCHW, where the phases of a row alternate
-//   panel_tiles        whole interleave groups are interleaved in registers (kStoreInterleaved, kStoreScalarPerLane below)
+//   panel_tiles        whole interleave groups are interleaved in registers (kStoreInterleaved, kStoreScalarPerLane below),
+//                      and several tiles share the pixels of a K block (tiles_in_first_cache)
 //   weights_resident   saves one pass of all threads over the weights; large weights are packed once for all threads
 //   channels_inner     OC-vectorised tiles read few cache lines, and channels_last is packed by plain copies
 //   parallel           waking threads costs about 20 us
@@ -19,7 +20,6 @@
 #include <cmath>
 
 #include "cpu/plan_blocks.h"
-#include "cpu/plan_k_blocks.h"
 #include "cpu/winograd_row.h"
 
 namespace fused_subpixel::cpu {

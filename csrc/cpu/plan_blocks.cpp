@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "cpu/plan_k_blocks.h"
 #include "cpu/winograd_row.h"
 
 namespace fused_subpixel::cpu {
@@ -15,8 +14,8 @@ constexpr int64_t kInputShareOfL2 = 3, kInputShareOfL2Repacking = 2;
 // Blocks of a 1x1 convolution share no pixels, and most are read where they are. Small blocks leave room in the cache for
 // what is fetched for the next block.
 constexpr int64_t kPixelShareOfL2 = 8;
-// A K block of a transformed block.
-constexpr int64_t kStreamsShareOfL2 = 4;
+// A K block of kWinogradRow: its products per position, whose pixels stay in the first cache, and its transformed pixels.
+constexpr int64_t kRowChain = kMaxChain / 2, kStreamsShareOfL2 = 4;
 // At which weights come from beyond the L2 cache.
 constexpr double kBytesPerCycle = 8;
 // Narrower blocks would pack fewer halo rows and still be slower, because memory is fast on long rows.
@@ -197,10 +196,9 @@ WinogradRowBlock winograd_row_block(const ConvShape& s, int64_t height, int64_t 
   // runs of `dilation` pixels are copied by whole vectors, and reach so far past the end
   b.stream_step = odd_vectors(row_stream_elements(b.vectors, t.lanes, s.kernel_w, d) + 2 * d + L);
   const int64_t channel = rows * kRowStreams * b.stream_step;
-  const int64_t most =
-      std::min(block_channels(s.ic, s.kernel_h * row_taps(s.kernel_w).groups(), 128),
-               std::max<int64_t>(t.l2_bytes / kStreamsShareOfL2 / t.element_bytes / channel, 1));
-  b.channels = ceil_div(s.ic, ceil_div(s.ic, most));
+  const int64_t most = std::min({s.ic, kRowChain / (s.kernel_h * row_taps(s.kernel_w).groups()),
+                                 t.l2_bytes / kStreamsShareOfL2 / t.element_bytes / channel});
+  b.channels = ceil_div(s.ic, ceil_div(s.ic, std::max<int64_t>(most, 1)));
   b.streams = b.channels * channel;
   b.acc_step = odd_vectors(round_up(height * b.vectors, plan.tile_pixels) * L);
   b.acc = plan.panels * plan.panel_tiles * plan.tile_oc * kRowPositions * b.acc_step;

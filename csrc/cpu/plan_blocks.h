@@ -7,6 +7,8 @@
 namespace fused_subpixel::cpu {
 
 constexpr int64_t kWeightsShareOfL2 = 8;
+// Products that are summed in one chain of additions.
+constexpr int64_t kMaxChain = 256;
 // Cycles to transform one vector of pairs of one channel for kWinogradRow.
 constexpr double kWinogradRowInput = 22;
 // The same to load and store a vector of accumulators that the next K block adds to.

@@ -12,6 +12,15 @@ namespace {
 // Tiles that are computed before they are stored, and the bytes that their accumulators take at most.
 constexpr int64_t kMaxDeferredTiles = 8, kDeferredBytes = 8 << 10;
 
+// One chain of additions over a wide layer would lose digits, because its rounding error grows with its length. That of
+// blocks added up hardly does. If several tiles of a panel interleave block by block, that part of the weights should also
+// stay in the first cache: weight_bytes is what one k of it takes there, or 0. Returns the channels of a block.
+int64_t block_channels(int64_t ic, int64_t taps, int64_t weight_bytes) {
+  constexpr int64_t kWeightBytes = 16 << 10;
+  const int64_t k = weight_bytes > 0 ? std::min(kMaxChain, kWeightBytes / weight_bytes) : kMaxChain;
+  return std::min(ic, std::max<int64_t>(k / std::max<int64_t>(taps, 1), 1));
+}
+
 // The blocks for output channels that lack the first_a first rows and first_b first columns of taps.
 KBlocks make_blocks(const ConvTask& task, int64_t first_a, int64_t first_b, int64_t acc_step,
                     int64_t weight_bytes, KTables& tables) {
@@ -167,15 +176,6 @@ void set_winograd_row(const Target& t, ConvPass& pass) {
 }
 
 }  // namespace
-
-// One chain of additions over a wide layer would lose digits, because its rounding error grows with its length. That of
-// blocks added up hardly does. If several tiles of a panel interleave block by block, that part of the weights should also
-// stay in the first cache: weight_bytes is what one k of it takes there, or 0. Returns the channels of a block.
-int64_t block_channels(int64_t ic, int64_t taps, int64_t weight_bytes) {
-  constexpr int64_t kWeightBytes = 16 << 10;
-  const int64_t k = weight_bytes > 0 ? std::min(kMaxChain, kWeightBytes / weight_bytes) : kMaxChain;
-  return std::min(ic, std::max<int64_t>(k / std::max<int64_t>(taps, 1), 1));
-}
 
 void set_k_blocks(const Target& t, ConvPass& pass) {
   switch (pass.task.plan.kernel) {

@@ -147,8 +147,7 @@ struct WinogradRowWorker : WinogradBase<T, WinogradRowWorker<T>> {
     for (int64_t v0 = 0; v0 < vectors; v0 += plan.tile_pixels) {
       const S* pairs[kMaxTileVectors];
       for (int v = 0; v < plan.tile_pixels; ++v) {
-        const int64_t at =
-            smaller(v0 + v, vectors - 1);  // the last tile repeats a vector, in room of its own
+        const int64_t at = smaller(v0 + v, vectors - 1);  // the last tile repeats a vector
         pairs[v] = transformed + at / across * conv.stride_h * row_step + at % across * L;
       }
       for (int64_t t = 0; t < stored; t += plan.tile_oc)
