@@ -128,13 +128,14 @@ def test_float64_keeps_its_digits(activation: str, isa: int) -> None:
 
 @pytest.mark.parametrize("activation", EXACT)
 def test_special_values(activation: str, dtype: torch.dtype, isa: int) -> None:
-    """As PyTorch has them: NaN stays NaN, and what underflows keeps its sign."""
+    """As PyTorch has them in float64: NaN stays NaN, and what underflows keeps its sign. (In float32, PyTorch's gelu
+    of infinity is NaN on some processors.)"""
     x = torch.tensor(
         [torch.nan, -torch.inf, torch.inf, 0.0, 1.0, -1.0, -200.0, 200.0, torch.finfo(dtype).min], dtype=dtype
     )
     functions = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "tanh": torch.tanh}
     function = functions.get(activation) or getattr(F, activation)
     found = activated(x, activation, False)
-    torch.testing.assert_close(found, function(x), equal_nan=True)
     exact = function(x.double())
+    torch.testing.assert_close(found, exact.to(dtype), equal_nan=True)
     assert found.signbit().equal(exact.signbit().where(~exact.isnan(), found.signbit()))
