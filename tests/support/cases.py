@@ -394,7 +394,7 @@ NARROW = Case("narrow", (2, 3, 4, 37), (12, 3, 3, 3), padding=SAME3)
 WIDE = Case("wide", (2, 40, 3, 7), (72, 40, 3, 2), padding=(1, 0, 1, 1))
 LARGE = Case("large", (1, 44, 7, 61), (60, 44, 3, 3), padding=SAME3)
 BASES = (NARROW, WIDE, LARGE)
-ROWS = Case("rows", (1, 32, 7, 195), (24, 32, 2, 5), padding=(1, 2, 0, 2))
+ROWS = Case("rows", (1, 32, 7, 227), (24, 32, 2, 5), padding=(1, 2, 0, 2))
 CPU_BASES = (*BASES, ROWS)
 LATE = Case("late", (1, 6, 4, 19), (128, 6, 2, 2), padding=SAME3, crop=(1, 1, 1, 1))
 KERNELS = {
