@@ -148,9 +148,9 @@ struct ConvTask {
   ConvPlan plan;
   bool in_place;           // the source itself serves as packed input tile
   int64_t deferred_tiles;  // tiles that are computed before they are stored
-  // Winograd's steps, in elements: between channels of the transformed input, and between positions of the weights (of
-  // kWinograd; those of kWinogradRow differ in size, and its K blocks tell where they begin).
-  int64_t winograd_channel_step, winograd_position_step;
+  // Winograd's steps, in elements: between channels and (of kWinograd) positions of the transformed input, and between
+  // positions of the weights (of kWinograd; those of kWinogradRow differ in size, and its K blocks tell where they begin).
+  int64_t winograd_channel_step, winograd_input_step, winograd_position_step;
   ConvScratch scratch;
 
   Source source;

@@ -47,6 +47,7 @@ double k_cycles(int64_t acc, int64_t broadcasts, int64_t vectors, double hidden_
 
 // Measured on AVX-512: cycles to finish and store one vector of accumulators.
 constexpr double kWinogradInput = 110, kWinogradOutput = 60;  // one vector of tiles, transformed
+constexpr double kWinogradStreamed = 128;                     // the same, written beyond the L2 cache and read again
 constexpr double kWinogradWeights = 8;                        // one 3x3 kernel, packed and transformed
 // the same if the output channels of a panel are no whole vectors
 constexpr double kWinogradScalarWeights = 30;
@@ -62,15 +63,15 @@ int64_t tiles_in_first_cache(int64_t k, int64_t tile_oc, const Target& t) {
 }
 
 // The tiles of a panel: whole interleave groups, so that they interleave in registers. Winograd's weights are transformed
-// with output channels in the lanes, and take whole vectors as well if there are so many output channels.
-int whole_panel(const ConvProblem& p, const Target& t, bool winograd, int oc) {
+// with output channels in the lanes, and take whole vectors as well, up to most_oc, if there are so many output channels.
+int whole_panel(const ConvProblem& p, const Target& t, int oc, int64_t most_oc = 0) {
   const ConvShape& s = p.shape;
   const int64_t tiles = ceil_div(s.oc, oc);
   int panel = 1;
   if (interleaves_in_registers(p.interleave))
     while (panel < tiles && panel * oc % p.interleave != 0) ++panel;
-  if (winograd)
-    for (int more = panel; more <= tiles && more * oc <= winograd_panel_oc(s.ic, t); more += panel)
+  if (most_oc > 0)
+    for (int more = panel; more <= tiles && more * oc <= most_oc; more += panel)
       if (more * oc % t.lanes == 0) return more;
   return panel;
 }
@@ -154,11 +155,9 @@ void offer_oc_vectorised(const ConvProblem& p, const Target& t, Offers& offers) 
   }
 }
 
-// Weights that are transformed for every block must be so in whole vectors of output channels, two at least.
 bool fits_winograd(const ConvProblem& p, const Target& t) {
   const ConvShape& s = p.shape;
-  return s.ic > 0 && !p.no_winograd && winograd_panel_oc(s.ic, t) >= std::min<int64_t>(s.oc, 2 * t.lanes) &&
-         s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
+  return s.ic > 0 && !p.no_winograd && s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
          s.dilation_w == 1 && t.element_bytes == 4;
 }
 
@@ -169,15 +168,19 @@ void offer_winograd(const ConvProblem& p, const Target& t, Offers& offers) {
   for (int oc : TileOc::values) {
     const int v = ow_tile_vectors(oc, t.registers);
     const double tiles = static_cast<double>(ceil_div(s.oc, oc));
-    const int64_t panel = whole_panel(p, t, true, oc) * oc;
-    // blocks that hold little more than a tile's vectors are one pair of rows high
-    const bool low = winograd_block_vectors(s.ic, panel, t) < 2 * v;
-    const double vectors = static_cast<double>(s.batch * (low ? pairs * round_up(ceil_div(across, L), v)
-                                                              : round_up(ceil_div(pairs * across, L), v)));
+    const bool wide = winograd_wide(s.ic, v, t);
+    const int64_t panel = whole_panel(p, t, oc, winograd_panel_oc(s.ic, wide, t)) * oc;
+    const int64_t most = wide ? winograd_wide_block_vectors(s.ic, s.oc, t) : winograd_block_vectors(s.ic, panel, t);
+    // blocks of even sizes, enough for all threads
+    const int64_t images = std::max<int64_t>(s.groups * s.batch, 1);
+    const int64_t of_image = std::max<int64_t>(ceil_div(pairs * across, L), 1);
+    const int64_t blocks = std::max(ceil_div(of_image, most), std::min(ceil_div(t.threads, images), of_image));
+    const double vectors = static_cast<double>(s.batch * blocks * round_up(ceil_div(of_image, blocks), v));
     const double weights = panel % t.lanes == 0 ? kWinogradWeights : kWinogradScalarWeights;
-    const double cycles = vectors * (tiles / v * 16 * ic * k_cycles(oc * v, oc, v, kHiddenPixels) +
+    const double streamed = wide ? (ic + stored) * kWinogradStreamed : 0;
+    const double cycles = vectors * (tiles / v * 16 * ic * k_cycles(oc * v, oc, v, kHiddenPixels) + streamed +
                                      ic * kWinogradInput + stored * (kWinogradOutput + 4 * store)) +
-                          ic * stored * weights;
+                          ic * stored * (weights + (wide ? 64 / kBytesPerCycle * static_cast<double>(s.batch * blocks) : 0));
     offers.add({ConvKernel::kWinograd, oc, v, cycles, false});
   }
 }
@@ -219,6 +222,7 @@ void set_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   const ConvShape& s = p.shape;
   const int64_t tiles = ceil_div(s.oc, plan.tile_oc);
   const bool winograd = plan.kernel == ConvKernel::kWinograd, row = plan.kernel == ConvKernel::kWinogradRow;
+  const bool wide = winograd && winograd_wide(s.ic, plan.tile_pixels, t);
   const int64_t taps = winograd ? 16 : row ? s.kernel_h * row_taps(s.kernel_w).products() : s.taps();
   const int64_t tile_bytes = s.ic * taps * plan.tile_oc * t.element_bytes;
   plan.weights_resident = tiles * tile_bytes <= t.l2_bytes / kWeightsShareOfL2;
@@ -228,7 +232,7 @@ void set_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   else if (plan.kernel == ConvKernel::kOcVectorised)
     plan.panel_tiles = 1;
   else
-    plan.panel_tiles = whole_panel(p, t, winograd, plan.tile_oc);
+    plan.panel_tiles = whole_panel(p, t, plan.tile_oc, winograd ? winograd_panel_oc(s.ic, wide, t) : 0);
   if (plan.interleaved_tiles == 1 && (row || plan.kernel == ConvKernel::kOwVectorised)) {
     const int64_t whole = plan.panel_tiles, shared = tiles_in_first_cache(s.ic * taps, plan.tile_oc, t);
     plan.panel_tiles = static_cast<int>(std::min(std::max(whole, shared / whole * whole), tiles));
@@ -236,12 +240,13 @@ void set_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   if (winograd) {
     // A block's transformed input passes once per panel, so panels are as large as the weights' share of the cache.
     const int64_t whole = plan.panel_tiles;  // tiles that keep interleave groups together
-    const int64_t most =
-        std::min(winograd_panel_oc(s.ic, t) / plan.tile_oc, t.l2_bytes / kWeightsShareOfL2 / tile_bytes);
+    const int64_t most_oc = winograd_panel_oc(s.ic, wide, t) / plan.tile_oc;
+    const int64_t most = wide ? most_oc : std::min(most_oc, t.l2_bytes / kWeightsShareOfL2 / tile_bytes);
     const int64_t panels = ceil_div(tiles, std::max(whole, most / whole * whole));
     plan.panel_tiles = static_cast<int>(round_up(ceil_div(tiles, panels), whole));
   }
   plan.panels = ceil_div(tiles, plan.panel_tiles);
+  plan.pass_panels = wide ? plan.panels : 1;
   plan.panel_elements = s.ic * taps * plan.tile_oc * plan.panel_tiles + (winograd ? taps * t.lanes
                                                                          : row    ? t.lanes
                                                                                   : 0);

@@ -111,6 +111,7 @@ struct ConvPlan {
   // and their output channels interleave because phases alternate. Otherwise they follow one another.
   int panel_tiles, interleaved_tiles;
   int64_t panels, panel_elements;  // panels of one group; elements of one panel
+  int64_t pass_panels;  // kWinograd: panels whose accumulators of all positions are kept at a time
   int64_t block_n, block_h, block_w;
   int64_t blocks_n, blocks_h, blocks_w;
   int64_t items;

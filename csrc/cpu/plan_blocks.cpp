@@ -16,12 +16,13 @@ constexpr int64_t kInputShareOfL2 = 3, kInputShareOfL2Repacking = 2;
 constexpr int64_t kPixelShareOfL2 = 8;
 // A K block of kWinogradRow: its products per position, whose pixels stay in the first cache, and its transformed pixels.
 constexpr int64_t kRowChain = kMaxChain / 2, kStreamsShareOfL2 = 4;
-// At which weights come from beyond the L2 cache.
-constexpr double kBytesPerCycle = 8;
 // Narrower blocks would pack fewer halo rows and still be slower, because memory is fast on long rows.
 constexpr int64_t kNarrowEnough = 256;
-// Output channels whose transformed accumulators are kept at a time, and what their weights may take at most.
+// Output channels of a panel of Winograd's weights, and what the panel may take at most.
 constexpr int64_t kWinogradPanelOc = 32, kWinogradPanelShareOfL2 = 2;
+// One position of a wide block takes such a share, and all positions so many times the cache, which is how much passes
+// through it (and as much memory as thread_scratch keeps).
+constexpr int64_t kWidePositionShareOfL2 = 3, kWideTimesL2 = 4;
 // Multiply-adds below which one thread is faster than waking the others (about 20 us of work).
 constexpr double kParallelMinimum = 1e6;
 
@@ -65,8 +66,21 @@ double multiply_adds(const ConvShape& s) {
   return static_cast<double>(s.batch) * s.groups * s.ic * s.oc * s.lr_h * s.lr_w * s.kernel_h * s.kernel_w;
 }
 
-int64_t winograd_panel_oc(int64_t ic, const Target& t) {
+int64_t winograd_panel_oc(int64_t ic, bool wide, const Target& t) {
+  if (wide) return kWinogradPanelOc;
   return std::min(kWinogradPanelOc, t.l2_bytes / kWinogradPanelShareOfL2 / (16 * ic * t.element_bytes));
+}
+
+bool winograd_wide(int64_t ic, int64_t tile_vectors, const Target& t) {
+  const int64_t panel_oc = winograd_panel_oc(ic, false, t);
+  return panel_oc < kWinogradPanelOc || winograd_block_vectors(ic, panel_oc, t) < 2 * tile_vectors;
+}
+
+int64_t winograd_wide_block_vectors(int64_t ic, int64_t oc, const Target& t) {
+  const int64_t channel = t.lanes * t.element_bytes;
+  return std::max<int64_t>(std::min(t.l2_bytes / kWidePositionShareOfL2 / (ic * channel),
+                                    kWideTimesL2 * t.l2_bytes / (16 * (ic + oc) * channel)),
+                           1);
 }
 
 int64_t winograd_block_vectors(int64_t ic, int64_t panel_oc, const Target& t) {
@@ -157,10 +171,13 @@ void choose_blocks(const ConvShape& s, const Target& t, int64_t extra_elements_p
 // Winograd's kernel transforms a block as a whole, and every panel of weights passes over it. So blocks stay in the cache
 // with one panel. Among these shapes the best leaves the fewest vectors of tiles empty and threads idle.
 void choose_winograd_blocks(const ConvShape& s, const Target& t, ConvPlan& plan) {
-  constexpr double kPass = 0.3;  // a panel's weights through the cache, in vectors of tiles
+  // a panel's weights through the cache, or from beyond it, in vectors of tiles
+  const bool wide = winograd_wide(s.ic, plan.tile_pixels, t);
+  const double pass = wide ? 1 : 0.3;
   const int64_t H = std::max<int64_t>(s.lr_h, 1), W = std::max<int64_t>(s.lr_w, 1);
   const int64_t L = t.lanes, V = plan.tile_pixels;
-  const int64_t most = winograd_block_vectors(s.ic, plan.panel_tiles * plan.tile_oc, t);
+  const int64_t most = wide ? winograd_wide_block_vectors(s.ic, s.oc, t)
+                                 : winograd_block_vectors(s.ic, plan.panel_tiles * plan.tile_oc, t);
   plan.parallel = t.threads > 1 && multiply_adds(s) >= kParallelMinimum;
   const int64_t threads = plan.parallel ? t.threads : 1;
   int64_t w = W, h = 2;
@@ -172,7 +189,7 @@ void choose_winograd_blocks(const ConvShape& s, const Target& t, ConvPlan& plan)
       const int64_t vectors = ceil_div(pairs * across, L);
       if (vectors > most && (pairs > 1 || width > 2 * L * V)) break;
       const int64_t rounds = ceil_div(others * ceil_div(H, 2 * pairs), threads);
-      const double cost = static_cast<double>(rounds) * (static_cast<double>(round_up(vectors, V)) + kPass);
+      const double cost = static_cast<double>(rounds) * (static_cast<double>(round_up(vectors, V)) + pass);
       if (best < 0 || cost < best) {
         best = cost;
         w = width;

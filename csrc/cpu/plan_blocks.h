@@ -13,6 +13,8 @@ constexpr int64_t kMaxChain = 256;
 constexpr double kWinogradRowInput = 22;
 // The same to load and store a vector of accumulators that the next K block adds to.
 constexpr double kAccumulate = 1;
+// At which weights come from beyond the L2 cache.
+constexpr double kBytesPerCycle = 8;
 
 double multiply_adds(const ConvShape& shape);
 
@@ -35,9 +37,14 @@ struct WinogradRowBlock {
 WinogradRowBlock winograd_row_block(const ConvShape& shape, int64_t height, int64_t width,
                                     const ConvPlan& plan, const Target& target);
 
-// Output channels of a panel of transformed weights: as many as leave the L2 cache its other share.
-int64_t winograd_panel_oc(int64_t ic, const Target& target);
-// Vectors of 2x2 tiles that stay in the cache, transformed, with a panel of so many output channels and its accumulators.
+// kWinograd's blocks. Usually a block stays in the L2 cache, transformed, with one panel of weights and its accumulators. In
+// wide layers that is less than two register tiles. There it passes through the cache position by position, with the
+// accumulators of all panels (ConvPlan::pass_panels).
+bool winograd_wide(int64_t ic, int64_t tile_vectors, const Target& target);
+// Output channels of a panel of transformed weights, at most.
+int64_t winograd_panel_oc(int64_t ic, bool wide, const Target& target);
+// Vectors of 2x2 tiles of a block, at most.
 int64_t winograd_block_vectors(int64_t ic, int64_t panel_oc, const Target& target);
+int64_t winograd_wide_block_vectors(int64_t ic, int64_t oc, const Target& target);
 
 }  // namespace fused_subpixel::cpu

@@ -97,6 +97,8 @@ void set_winograd(const Target& t, ConvPass& pass) {
   const int64_t vectors = std::max(ceil_div(ceil_div(pairs * across, L), V) * V, ceil_div(rows_end, L));
   // Neighbouring channels fall into different cache sets, unless a register tile reads one after the other without a gap.
   task.winograd_channel_step = (vectors % 2 == 0 && vectors > V ? vectors + 1 : vectors) * L;
+  // The positions' streams are written at the same time, and an odd number of vectors apart they fall into different sets.
+  task.winograd_input_step = (ic * task.winograd_channel_step / L | 1) * L;
   task.winograd_position_step = ic * panel_oc + L;
 
   KTables& tables = pass.k[0];
@@ -117,9 +119,9 @@ void set_winograd(const Target& t, ConvPass& pass) {
   s.input_tile = plan.block_n * plan.input_tile.image_step + 4 * L;
   s.output_row = output_row_elements(task.source, plan.input_tile);
   s.weights = plan.weights_resident ? plan.panels * plan.panel_elements : 0;
-  s.acc = 16 * panel_oc * task.winograd_channel_step;
+  s.acc = 16 * plan.pass_panels * panel_oc * task.winograd_channel_step;
   s.oc = plan.panels * panel_oc + L;
-  s.winograd_input = 16 * ic * task.winograd_channel_step;
+  s.winograd_input = 16 * task.winograd_input_step;
   s.winograd_packed = ic * 9 * panel_oc + L;
   s.winograd_planar = panel_oc * 4 * L;
 }

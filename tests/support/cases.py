@@ -369,6 +369,7 @@ GEOMETRIES = (
     Case("large blocks", (1, 48, 61, 66), (60, 48, 3, 3), padding=SAME3, order="dcr"),
     Case("large long rows", (1, 40, 4, 620), (64, 40, 3, 3), (4, 4), padding=SAME3),
     # wide kernels over long rows, so pairs of pixels (but for float64)
+    Case("wide 3x3", (1, 520, 17, 40), (72, 520, 3, 3), (1, 1), padding=SAME3),
     Case("rows r=1", (1, 48, 7, 195), (60, 48, 1, 3), (1, 1), padding=(0, 1, 0, 1)),
     Case("rows, two taps", (1, 64, 9, 261), (64, 64, 1, 2), padding=(0, 1, 0, 0)),
     Case("rows, four taps", (1, 48, 9, 261), (64, 48, 1, 4), (2, 2), padding=(0, 2, 0, 1), order="dcr"),

@@ -222,9 +222,14 @@ def test_winograd_only_where_it_is_one(problem: Any, target: Any) -> None:
         assert plan.block_w % (2 * target.lanes) == 0 or plan.block_w == shape.lr_w
         tiles = -(-plan.block_h // 2) * -(-plan.block_w // 2)
         oc, vectors = plan.panel_tiles * plan.tile_oc, -(-tiles // target.lanes)
-        values = 16 * (shape.ic + oc) * vectors * target.lanes + 16 * shape.ic * oc
+        cache, vector = target.l2_bytes / target.element_bytes, vectors * target.lanes
         smallest = plan.block_h <= 2 and plan.block_w <= 2 * target.lanes * plan.tile_pixels
-        assert values * target.element_bytes <= target.l2_bytes * 7 / 8 or smallest
+        if plan.pass_panels == 1:
+            assert 16 * (shape.ic + oc) * vector + 16 * shape.ic * oc <= cache * 7 / 8 or smallest
+        else:  # position by position, with all accumulators
+            assert plan.pass_panels == plan.panels
+            fits = shape.ic * vector <= cache / 3 and 16 * (shape.ic + shape.oc) * vector <= 4 * cache
+            assert fits or smallest
     shape.kernel_w = 2
     assert host.plan_conv(problem, target).kernel != host.WINOGRAD
 

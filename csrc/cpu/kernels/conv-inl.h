@@ -66,7 +66,7 @@ struct ConvWorker {
   // above.
   const S* input_of(int64_t g, const Block& b, bool follows) const {
     if (task.in_place) return source_at(g, b);
-    pack_input<T>(task.source, conv, tile, g, b.n, b.images, b.h, b.w, input, follows ? plan.block_h : 0,
+    pack_input<T>(task.source, conv, tile, g, b, kept_rows(tile, conv, follows ? plan.block_h : 0), input,
                   output_row);
     return input;
   }

@@ -5,8 +5,7 @@
 // Included by kernels.cpp only.
 #pragma once
 
-#include "cpu/conv_task.h"
-#include "cpu/kernels/simd-inl.h"
+#include "cpu/kernels/blocks-inl.h"
 
 namespace fused_subpixel::cpu::FS_ISA {
 
@@ -201,47 +200,58 @@ FS_INLINE void fetch_row(const T* row, int64_t n) {
   for (int64_t x = 0; x < smaller(n, kBytes / size); x += kLine / size) __builtin_prefetch(row + x);
 }
 
-// Packs the tile of `images` images and all channels of group g for the block whose first output pixel is (h0, w0).
-// below_rows > 0: the tile still holds the block so many output rows further up. The rows that both have move up, and only
-// new ones are read. output_row: scratch for one row of the forward pass's output, if there is one.
+// The rows of a tile that the block so many output rows further up has as well; 0 rows: there is no such block.
+FS_INLINE int64_t kept_rows(const InputTile& tile, const ConvShape& conv, int64_t below_rows) {
+  return below_rows > 0 ? larger<int64_t>(tile.rows - below_rows * conv.stride_h, 0) : 0;
+}
+
+// Packs the tile of a block: channels begin .. end - 1 of group g, in whole groups of source.interleave. `kept` rows that
+// the tile still holds from the block above move up, and only new ones are read. output_row: scratch for one row of the
+// forward pass's output, if there is one.
 template <class T>
-void pack_input(const Source& source, const ConvShape& conv, const InputTile& tile, int64_t g, int64_t n0,
-                int64_t images, int64_t h0, int64_t w0, Compute<T>* packed, int64_t below_rows,
-                Compute<T>* output_row) {
+void pack_channels_of(const Source& source, const ConvShape& conv, const InputTile& tile, int64_t g,
+                      const Block& b, int64_t begin, int64_t end, int64_t kept, Compute<T>* packed,
+                      Compute<T>* output_row) {
   using S = Compute<T>;
-  const int64_t kept = below_rows > 0 ? larger<int64_t>(tile.rows - below_rows * conv.stride_h, 0) : 0;
   const bool inner = tile.channel_step == 1;
   if (kept > 0) {
-    const int64_t planes = inner ? 1 : conv.ic;
-    for (int64_t q = 0; q < images * planes; ++q) {
-      S* to = packed + q / planes * tile.image_step + q % planes * tile.channel_step;
+    const int64_t planes = inner ? 1 : end - begin;
+    for (int64_t q = 0; q < b.images * planes; ++q) {
+      S* to = packed + q / planes * tile.image_step + (begin + q % planes) * tile.channel_step;
       std::memmove(to, to + (tile.rows - kept) * tile.row_step,
                    sizeof(S) * static_cast<size_t>(kept * tile.row_step));
     }
   }
   // All rows of the same channels first, because they are neighbours in memory in NCHW.
   const auto rows_of = [&](const Source& from, auto&& pack) {
-    for (int64_t n = 0; n < images; ++n)
-      for (int64_t k = 0; k < conv.ic; k += from.interleave)
+    for (int64_t n = 0; n < b.images; ++n)
+      for (int64_t k = begin; k < end; k += from.interleave)
         for (int64_t y = kept; y < tile.rows; ++y)
-          pack(n, k, h0 * conv.stride_h - conv.pad_top + y,
+          pack(n, k, b.h * conv.stride_h - conv.pad_top + y,
                packed + n * tile.image_step + y * tile.row_step + k * tile.channel_step);
   };
   rows_of(source, [&](int64_t n, int64_t k, int64_t row, S* to) {
     if (source.col_stride == 1 && k + source.interleave < conv.ic)
-      fetch_row(static_cast<const T*>(source.data) + (n0 + n) * source.batch_stride +
+      fetch_row(static_cast<const T*>(source.data) + (b.n + n) * source.batch_stride +
                     source.channel_offset[g * conv.ic + k + source.interleave] + row * source.row_stride +
-                    w0 * conv.stride_w,
+                    b.w * conv.stride_w,
                 tile.stride_phases * tile.phase_columns);
-    pack_channels<T>(source, conv, tile, n0 + n, g * conv.ic + k, row, w0, to, tile.channel_step);
+    pack_channels<T>(source, conv, tile, b.n + n, g * conv.ic + k, row, b.w, to, tile.channel_step);
   });
   if (!source.output) return;
   rows_of(*source.output, [&](int64_t n, int64_t k, int64_t row, S* to) {
-    pack_channels<T>(*source.output, conv, tile, n0 + n, g * conv.ic + k, row, w0, output_row, tile.row_step);
+    pack_channels<T>(*source.output, conv, tile, b.n + n, g * conv.ic + k, row, b.w, output_row,
+                     tile.row_step);
     for (int64_t q = 0; q < source.output->interleave; ++q)
       apply_activation<T>(source.activation, source.negative_slope, to + q * tile.channel_step,
                           output_row + q * tile.row_step, tile.row_step);
   });
+}
+// All channels of group g.
+template <class T>
+void pack_input(const Source& source, const ConvShape& conv, const InputTile& tile, int64_t g, const Block& b,
+                int64_t kept, Compute<T>* packed, Compute<T>* output_row) {
+  pack_channels_of<T>(source, conv, tile, g, b, 0, conv.ic, kept, packed, output_row);
 }
 
 }  // namespace fused_subpixel::cpu::FS_ISA

@@ -6,6 +6,7 @@
 
 #include "cpu/conv_task.h"
 #include "cpu/kernels/activations-inl.h"
+#include "cpu/kernels/blocks-inl.h"
 
 namespace fused_subpixel::cpu::FS_ISA {
 
@@ -299,6 +300,37 @@ struct Store {
           __builtin_prefetch(to + table.dest[oc] + e, 1);
     }
   }
+
+  // The same for a block, a few cache lines at a time: `steps` calls of step() fetch all of it.
+  class Fetch {
+   public:
+    void start(const Store& store, const Block& b, int64_t first_oc, int64_t count, int64_t steps) {
+      const bool inner = store.dest.oc_contiguous;
+      oc_ = first_oc_ = first_oc;
+      oc_step_ = inner ? count : larger<int64_t>(store.dest.interleave, 1);
+      end_ = first_oc + count;
+      pixels_ = inner ? kPixels : b.width;
+      h_ = w_ = 0;
+      to_fetch_ = b.height * ceil_div(b.width, pixels_) * ceil_div(count, oc_step_);
+      steps_ = larger<int64_t>(steps, 1);
+      done_ = 0;
+    }
+    FS_INLINE void step(const Store& store, const Block& b) {
+      for (done_ += to_fetch_; done_ >= steps_ && h_ < b.height; done_ -= steps_) {
+        const int count = static_cast<int>(smaller(pixels_, b.width - w_));
+        store.fetch(oc_, smaller(oc_step_, end_ - oc_), store.at(absolute({0, h_, w_, count}, b)), count);
+        if ((w_ += pixels_) < b.width) continue;
+        w_ = 0;
+        if (++h_ < b.height) continue;
+        oc_ += oc_step_;
+        if (oc_ < end_) h_ = 0;
+      }
+    }
+
+   private:
+    static constexpr int64_t kPixels = 4;
+    int64_t oc_, first_oc_, oc_step_, end_, pixels_, h_, w_, to_fetch_, steps_, done_;
+  };
 
   // acc[x * pixel_step + oc - first_oc], neighbouring pixels x.
   void store_pixels(const S* acc, int64_t pixel_step, int64_t first_oc, int64_t count,

@@ -53,10 +53,9 @@ struct WeightGradWorker {
   }
 
   void pack(int64_t g, const Block& b, bool follows) {
-    pack_input<T>(task.input, conv, in, g, b.n, b.images, b.h, b.w, in_packed, follows ? plan.block_h : 0,
+    pack_input<T>(task.input, conv, in, g, b, kept_rows(in, conv, follows ? plan.block_h : 0), in_packed,
                   nullptr);
-    pack_input<T>(task.gradient, task.gradient_shape, out, g, b.n, b.images, b.h, b.w, out_packed, 0,
-                  output_row);
+    pack_input<T>(task.gradient, task.gradient_shape, out, g, b, 0, out_packed, output_row);
     // Vectors at the right edge of a block reach pixels of its neighbour, which must not count twice.
     for (int64_t r = 0; r < b.images * conv.oc; ++r) {
       S* plane = out_packed + r / conv.oc * out.image_step + r % conv.oc * out.channel_step;

@@ -22,10 +22,12 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T>> {
       Base::panel_oc, Base::panels, Base::planar, Base::plan, Base::task, Base::tile, Base::transformed;
   using typename Base::S;
   static constexpr int kPositions = 16;
-  int64_t position_step, channel_step;
+  int64_t position_step, channel_step, input_step;
+  typename Store<T>::Fetch written;
 
   explicit WinogradWorker(const ConvTask& t)
-      : Base(t), position_step(t.winograd_position_step), channel_step(t.winograd_channel_step) {}
+      : Base(t), position_step(t.winograd_position_step), channel_step(t.winograd_channel_step),
+        input_step(t.winograd_input_step) {}
 
   void run(int64_t begin, int64_t end) {
     const int64_t blocks = blocks_of_group(plan);
@@ -33,20 +35,31 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T>> {
       if (item / blocks != group) this->enter_group(item / blocks);
       const Block b = block_of(plan, item % blocks);
       const bool follows = item > begin && b.h > 0;
-      pack_input<T>(task.source, conv, tile, group, b.n, b.images, b.h, b.w, input,
-                    follows ? plan.block_h : 0, this->output_row);
-      const int64_t vectors = transform_input(b.height, b.width);
-      for (int64_t oc = 0, panel = 0; oc < conv.oc; oc += panel_oc, ++panel) {
-        const S* of_panel = panels + panel * plan.panel_elements;
-        const int64_t stored = smaller(panel_oc, conv.oc - oc);
+      load_block(b, kept_rows(tile, conv, follows ? plan.block_h : 0));
+      const int64_t vectors = ceil_div(ceil_div(b.height, 2) * ceil_div(b.width, 2), L);
+      const int64_t calls = kPositions * ceil_div(vectors, int64_t{plan.tile_pixels});  // of a tile's microkernel
+      const int64_t pass_oc = plan.pass_panels * panel_oc;
+      for (int64_t first = 0; first < conv.oc; first += pass_oc) {
+        const int64_t pass_end = smaller(first + pass_oc, conv.oc);
+        written.start(out, b, first, pass_end - first, calls * ceil_div(pass_end - first, int64_t{plan.tile_oc}));
         for (int position = 0; position < kPositions; ++position) {
-          if (position + 1 == kPositions)
-            for (int64_t h = 0; h < b.height; ++h)
-              out.fetch(oc, stored, out.at(absolute({0, h, 0, 0}, b)), b.width);
-          multiply(of_panel, position, vectors, stored);
+          for (int64_t oc = first; oc < pass_end; oc += panel_oc)
+            multiply(b, panels + oc / panel_oc * plan.panel_elements, position, vectors, oc - first,
+                     smaller(panel_oc, pass_end - oc));
         }
-        transform_output(b, oc, stored);
+        for (int64_t oc = first; oc < pass_end; oc += panel_oc)
+          transform_output(b, oc, oc - first, smaller(panel_oc, pass_end - oc));
       }
+    }
+  }
+
+  // Packs and transforms neighbouring channels at a time, which stay in the first cache in between.
+  void load_block(const Block& b, int64_t kept) {
+    const Source& source = task.source;
+    const int64_t channels = source.output ? ic : source.interleave;
+    for (int64_t c = 0; c < ic; c += channels) {
+      pack_channels_of<T>(source, conv, tile, group, b, c, c + channels, kept, input, this->output_row);
+      transform_input(c, c + channels, b.height, b.width);
     }
   }
 
@@ -91,10 +104,10 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T>> {
     d3 = v3;
   }
 
-  // Transforms a packed block. Returns the number of vectors of tiles.
-  int64_t transform_input(int64_t height, int64_t width) {
+  // Transforms channels begin .. end - 1 of a packed block.
+  void transform_input(int64_t begin, int64_t end, int64_t height, int64_t width) {
     const int64_t pairs = ceil_div(height, 2), across = ceil_div(width, 2);
-    for (int64_t c = 0; c < ic; ++c) {
+    for (int64_t c = begin; c < end; ++c) {
       for (int64_t h = 0; h < pairs; ++h) {
         const S* from = input + c * tile.channel_step + 2 * h * tile.row_step;
         S* to = transformed + c * channel_step + h * across;
@@ -116,29 +129,33 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T>> {
           for (int p = 0; p < 4; ++p) {
             transform_pixels(d[0][p], d[1][p], d[2][p], d[3][p]);
             FS_UNROLL
-            for (int a = 0; a < 4; ++a) store<S>(to + (4 * a + p) * ic * channel_step, d[a][p]);
+            for (int a = 0; a < 4; ++a) store<S>(to + (4 * a + p) * input_step, d[a][p]);
           }
         }
       }
     }
-    return ceil_div(pairs * across, L);
   }
 
-  void multiply(const S* of_panel, int position, int64_t vectors, int64_t stored) {
+  // first_acc: place of the panel's first output channel among the accumulators
+  void multiply(const Block& b, const S* of_panel, int position, int64_t vectors, int64_t first_acc,
+                int64_t stored) {
     const KOffsets& offsets = task.k_blocks[0].blocks[0].offsets;
     const OwVectorised<S> microkernel = ow_vectorised_of<S>(plan.tile_oc);
-    const S* from = transformed + position * ic * channel_step;
+    const S* from = transformed + position * input_step;
     const S* weight = of_panel + position * position_step;
     for (int64_t v0 = 0; v0 < vectors; v0 += plan.tile_pixels) {
       const S* tiles[kMaxTileVectors];
       for (int v = 0; v < plan.tile_pixels; ++v) tiles[v] = from + smaller(v0 + v, vectors - 1) * L;
-      for (int64_t t = 0; t < stored; t += plan.tile_oc)
-        microkernel(weight + t, tiles, offsets, acc + (t * kPositions + position) * channel_step + v0 * L);
+      for (int64_t t = 0; t < stored; t += plan.tile_oc) {
+        written.step(out, b);
+        microkernel(weight + t, tiles, offsets,
+                    acc + ((first_acc + t) * kPositions + position) * channel_step + v0 * L);
+      }
     }
   }
 
   // A^T m A of every tile, interleaved back to neighbouring pixels: two vectors in each of two rows.
-  void transform_output(const Block& b, int64_t first_oc, int64_t stored) {
+  void transform_output(const Block& b, int64_t first_oc, int64_t first_acc, int64_t stored) {
     const int64_t across = ceil_div(b.width, 2);
     for (int64_t h = 0; h < b.height; h += 2) {
       for (int64_t w = 0; w < b.width; w += 2 * L) {
@@ -149,7 +166,7 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T>> {
             pixels[used++] = absolute({0, y, x, static_cast<int>(smaller<int64_t>(L, b.width - x))}, b);
         const int per_row = b.width - w > L ? 2 : 1;
         for (int64_t oc = 0; oc < stored; ++oc) {
-          const S* m = acc + oc * kPositions * channel_step + h / 2 * across + w / 2;
+          const S* m = acc + (first_acc + oc) * kPositions * channel_step + h / 2 * across + w / 2;
           Vec<S> s[2][4];  // [output row][position column]
           FS_UNROLL
           for (int p = 0; p < 4; ++p) {
