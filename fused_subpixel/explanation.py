@@ -116,7 +116,7 @@ def _explain(
         residual = None if residual is None else residual.unsqueeze(0)
     call = choose.prepare(
         backend or backends.requested(),
-        input.is_cuda and backends.allows_tf32(),
+        backends.allows_tf32(input.is_cuda),
         resolve,
         (input.shape, input.dtype, input.device), (weight.shape, weight.dtype, weight.device),
         describe(bias), describe(activation_weight), describe(residual), *options,

@@ -324,7 +324,7 @@ def convolve(
     try:
         arguments = (
             backend or backends.requested(tracing),
-            input.is_cuda and backends.allows_tf32(),
+            backends.allows_tf32(input.is_cuda),
             resolve,
             (input.shape, input.dtype, input.device),  # written out: five calls would cost 0.5 µs
             (weight.shape, weight.dtype, weight.device),

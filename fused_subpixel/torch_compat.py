@@ -65,9 +65,13 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-# "tf32" where PyTorch's settings allow it for convolutions on CUDA. Every CUDA call asks: no Python frame.
+# What PyTorch's settings allow for float32 in convolutions: "tf32" or, on CPUs, "bf16" where less than exact float32 will
+# do. Every call asks: no Python frame.
 cudnn_conv_precision: Callable[[], str] = functools.partial(
     _private("_C._get_fp32_precision_getter", "to learn whether tf32 is allowed"), "cuda", "conv"
+)
+mkldnn_conv_precision: Callable[[], str] = functools.partial(
+    _private("_C._get_fp32_precision_getter", "to learn how exact float32 has to be"), "mkldnn", "conv"
 )
 
 
@@ -191,6 +195,7 @@ def _probe_modes() -> None:
 
 def _probe_settings() -> None:
     assert cudnn_conv_precision() in ("none", "ieee", "tf32")
+    assert mkldnn_conv_precision() in ("none", "ieee", "tf32", "bf16")
 
 
 def _probe_tensors() -> None:

@@ -27,7 +27,7 @@ struct Geometry {
   // r_h x r_w. The last so many phases lack the first row, or column, of taps, which is not read.
   int64_t kernel_pad_h, kernel_pad_w;
   ChannelOrder order;
-  bool tf32;  // float32 may be computed as tf32, on GPUs that can
+  bool tf32;  // float32 may be computed as tf32 on GPUs, or with no larger error on CPUs
 
   FS_HOST_DEVICE int64_t phases() const { return r_h * r_w; }
   FS_HOST_DEVICE int64_t lr_channels() const { return channels * phases(); }

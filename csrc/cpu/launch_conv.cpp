@@ -159,7 +159,7 @@ void conv_input_grad(const InputGradArguments& a, const Pool& pool) {
 }
 
 ConvPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last, int threads) {
-  return plan_dense(pass, g, channels_last, target_of(current_kernels(), dtype, threads));
+  return plan_dense(pass, g, dtype, channels_last, target_of(current_kernels(), dtype, threads));
 }
 
 }  // namespace fused_subpixel::cpu

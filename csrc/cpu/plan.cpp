@@ -46,11 +46,11 @@ double k_cycles(int64_t acc, int64_t broadcasts, int64_t vectors, double hidden_
 }
 
 // Measured on AVX-512: cycles to finish and store one vector of accumulators.
-constexpr double kWinogradInput = 110, kWinogradOutput = 60;  // one vector of tiles, transformed
-constexpr double kWinogradStreamed = 128;                     // the same, written beyond the L2 cache and read again
-constexpr double kWinogradWeights = 8;                        // one 3x3 kernel, packed and transformed
+// one position of one vector of tiles, transformed; the same, written beyond the L2 cache and read again
+constexpr double kWinogradInput = 5, kWinogradOutput = 3.8, kWinogradStreamed = 8;
+constexpr double kWinogradWeights = 0.5;  // one position of one 3x3 kernel, packed and transformed
 // the same if the output channels of a panel are no whole vectors
-constexpr double kWinogradScalarWeights = 30;
+constexpr double kWinogradScalarWeights = 1.9;
 // the same for pairs, per output channel; for one weight
 constexpr double kWinogradRowOutput = 10, kWinogradRowWeights = 3;
 constexpr double kStoreInterleaved = 3, kStoreContiguous = 3, kStoreTransposed = 14, kStoreScalarPerLane = 2;
@@ -94,7 +94,7 @@ struct Choice {
 // The cheapest offer, and what the best tile of each kernel would take.
 struct Offers {
   Choice best{ConvKernel::kOwVectorised, 1, 1, -1, false};
-  double cycles[kConvKernels] = {-1, -1, -1, -1};
+  double cycles[kConvKernels] = {-1, -1, -1, -1, -1};
 
   void add(const Choice& c) {
     if (best.cycles < 0 || c.cycles < best.cycles) best = c;
@@ -161,27 +161,31 @@ bool fits_winograd(const ConvProblem& p, const Target& t) {
          s.dilation_w == 1 && t.element_bytes == 4;
 }
 
-void offer_winograd(const ConvProblem& p, const Target& t, Offers& offers) {
+void offer_winograd(const ConvProblem& p, const Target& t, ConvKernel kernel, Offers& offers) {
   const ConvShape& s = p.shape;
-  const int64_t L = t.lanes, pairs = ceil_div(s.lr_h, 2), across = ceil_div(s.lr_w, 2);
+  const int side = winograd_side(kernel);
+  const int64_t L = t.lanes, tiles_of_image = ceil_div(s.lr_h, side) * ceil_div(s.lr_w, side);
+  const double positions = winograd_positions(side), pixels = side * side;
   const double stored = static_cast<double>(s.oc), ic = static_cast<double>(s.ic), store = planar_store(p, t);
   for (int oc : TileOc::values) {
     const int v = ow_tile_vectors(oc, t.registers);
     const double tiles = static_cast<double>(ceil_div(s.oc, oc));
-    const bool wide = winograd_wide(s.ic, v, t);
-    const int64_t panel = whole_panel(p, t, oc, winograd_panel_oc(s.ic, wide, t)) * oc;
-    const int64_t most = wide ? winograd_wide_block_vectors(s.ic, s.oc, t) : winograd_block_vectors(s.ic, panel, t);
+    const bool wide = winograd_wide(s.ic, side, v, t);
+    const int64_t panel = whole_panel(p, t, oc, winograd_panel_oc(s.ic, side, wide, t)) * oc;
+    const int64_t most = wide ? winograd_wide_block_vectors(s.ic, s.oc, side, t)
+                              : winograd_block_vectors(s.ic, panel, side, t);
     // blocks of even sizes, enough for all threads
     const int64_t images = std::max<int64_t>(s.groups * s.batch, 1);
-    const int64_t of_image = std::max<int64_t>(ceil_div(pairs * across, L), 1);
+    const int64_t of_image = std::max<int64_t>(ceil_div(tiles_of_image, L), 1);
     const int64_t blocks = std::max(ceil_div(of_image, most), std::min(ceil_div(t.threads, images), of_image));
     const double vectors = static_cast<double>(s.batch * blocks * round_up(ceil_div(of_image, blocks), v));
     const double weights = panel % t.lanes == 0 ? kWinogradWeights : kWinogradScalarWeights;
     const double streamed = wide ? (ic + stored) * kWinogradStreamed : 0;
-    const double cycles = vectors * (tiles / v * 16 * ic * k_cycles(oc * v, oc, v, kHiddenPixels) + streamed +
-                                     ic * kWinogradInput + stored * (kWinogradOutput + 4 * store)) +
-                          ic * stored * (weights + (wide ? 64 / kBytesPerCycle * static_cast<double>(s.batch * blocks) : 0));
-    offers.add({ConvKernel::kWinograd, oc, v, cycles, false});
+    const double passes = wide ? static_cast<double>(s.batch * blocks) : 0;
+    const double of_position = vectors * (tiles / v * ic * k_cycles(oc * v, oc, v, kHiddenPixels) + streamed +
+                                          ic * kWinogradInput + stored * kWinogradOutput) +
+                               ic * stored * (weights + passes * t.element_bytes / kBytesPerCycle);
+    offers.add({kernel, oc, v, positions * of_position + vectors * stored * pixels * store, false});
   }
 }
 
@@ -221,9 +225,10 @@ void offer_winograd_row(const ConvProblem& p, const Target& t, Offers& offers) {
 void set_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   const ConvShape& s = p.shape;
   const int64_t tiles = ceil_div(s.oc, plan.tile_oc);
-  const bool winograd = plan.kernel == ConvKernel::kWinograd, row = plan.kernel == ConvKernel::kWinogradRow;
-  const bool wide = winograd && winograd_wide(s.ic, plan.tile_pixels, t);
-  const int64_t taps = winograd ? 16 : row ? s.kernel_h * row_taps(s.kernel_w).products() : s.taps();
+  const int side = winograd_side(plan.kernel);
+  const bool winograd = side > 0, row = plan.kernel == ConvKernel::kWinogradRow;
+  const bool wide = winograd && winograd_wide(s.ic, side, plan.tile_pixels, t);
+  const int64_t taps = winograd ? winograd_positions(side) : row ? s.kernel_h * row_taps(s.kernel_w).products() : s.taps();
   const int64_t tile_bytes = s.ic * taps * plan.tile_oc * t.element_bytes;
   plan.weights_resident = tiles * tile_bytes <= t.l2_bytes / kWeightsShareOfL2;
   plan.interleaved_tiles = plan.single_phase ? static_cast<int>(p.phase_interleave) : 1;
@@ -232,7 +237,7 @@ void set_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   else if (plan.kernel == ConvKernel::kOcVectorised)
     plan.panel_tiles = 1;
   else
-    plan.panel_tiles = whole_panel(p, t, plan.tile_oc, winograd ? winograd_panel_oc(s.ic, wide, t) : 0);
+    plan.panel_tiles = whole_panel(p, t, plan.tile_oc, winograd ? winograd_panel_oc(s.ic, side, wide, t) : 0);
   if (plan.interleaved_tiles == 1 && (row || plan.kernel == ConvKernel::kOwVectorised)) {
     const int64_t whole = plan.panel_tiles, shared = tiles_in_first_cache(s.ic * taps, plan.tile_oc, t);
     plan.panel_tiles = static_cast<int>(std::min(std::max(whole, shared / whole * whole), tiles));
@@ -240,7 +245,7 @@ void set_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   if (winograd) {
     // A block's transformed input passes once per panel, so panels are as large as the weights' share of the cache.
     const int64_t whole = plan.panel_tiles;  // tiles that keep interleave groups together
-    const int64_t most_oc = winograd_panel_oc(s.ic, wide, t) / plan.tile_oc;
+    const int64_t most_oc = winograd_panel_oc(s.ic, side, wide, t) / plan.tile_oc;
     const int64_t most = wide ? most_oc : std::min(most_oc, t.l2_bytes / kWeightsShareOfL2 / tile_bytes);
     const int64_t panels = ceil_div(tiles, std::max(whole, most / whole * whole));
     plan.panel_tiles = static_cast<int>(round_up(ceil_div(tiles, panels), whole));
@@ -258,7 +263,8 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
   Offers offers;
   offer_ow_vectorised(p, t, offers);
   offer_oc_vectorised(p, t, offers);
-  if (fits_winograd(p, t)) offer_winograd(p, t, offers);
+  if (fits_winograd(p, t)) offer_winograd(p, t, ConvKernel::kWinograd, offers);
+  if (fits_winograd(p, t) && p.inexact) offer_winograd(p, t, ConvKernel::kWinograd4, offers);
   if (fits_winograd_row(p, t)) offer_winograd_row(p, t, offers);
   const Choice& choice = offers.best;
 
@@ -270,7 +276,7 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
   plan.single_phase = choice.single_phase;
   for (int kernel = 0; kernel < kConvKernels; ++kernel) plan.cycles[kernel] = offers.cycles[kernel];
   set_panels(p, t, plan);
-  if (plan.kernel == ConvKernel::kWinograd) {
+  if (winograd_side(plan.kernel) > 0) {
     choose_winograd_blocks(p.shape, t, plan);
     return plan;
   }

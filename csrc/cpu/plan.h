@@ -15,11 +15,17 @@ enum class ConvKernel : int32_t {
   kOcVectorised,  // output channels in the vector lanes: wide layers, small images
   kWinograd,      // 3x3 in float arithmetic: OW-vectorised over transformed tiles of 2x2 pixels
   kWinogradRow,  // kernels two or more taps wide, the same over transformed pairs of pixels in a row (winograd_row.h)
+  kWinograd4,    // as kWinograd, over tiles of 4x4 pixels, where float32 need not be exact
 };
-constexpr int kConvKernels = 4;
+constexpr int kConvKernels = 5;
+// Pixels along a side of a transformed tile of kWinograd and kWinograd4; 0: of another kernel.
+FS_HOST_DEVICE constexpr int winograd_side(ConvKernel kernel) {
+  return kernel == ConvKernel::kWinograd ? 2 : kernel == ConvKernel::kWinograd4 ? 4 : 0;
+}
+constexpr int winograd_positions(int side) { return (side + 2) * (side + 2); }
 // Are weights added to one another before they are multiplied?
 FS_HOST_DEVICE bool is_winograd(ConvKernel kernel) {
-  return kernel == ConvKernel::kWinograd || kernel == ConvKernel::kWinogradRow;
+  return winograd_side(kernel) > 0 || kernel == ConvKernel::kWinogradRow;
 }
 
 // ---- register tiles --------------------------------------------------------------------------------------------
@@ -88,6 +94,7 @@ struct ConvProblem {
   bool ic_contiguous;  // neighbouring input channels are neighbours in memory (channels_last)
   bool planar_input;   // each input channel is a plane (NCHW)
   bool no_winograd;    // each weight must be multiplied as it is
+  bool inexact;        // float32 with an error like that of tf32 will do
 };
 
 // A packed input tile: the zero-padded input of one block with its halo. Its columns are split by stride phase, so that
@@ -104,14 +111,14 @@ struct ConvPlan {
   int64_t spared_h, spared_w;
   ConvKernel kernel;
   int tile_oc;  // output channels of a register tile
-  // vectors of pixels (kWinograd: of 2x2 tiles, kWinogradRow: of pairs); kOcVectorised: the most pixels
+  // vectors of pixels (kWinograd, kWinograd4: of tiles, kWinogradRow: of pairs); kOcVectorised: the most pixels
   int tile_pixels;
   bool single_phase;
   // Register tiles that are stored together form a panel of packed weights. If interleaved_tiles > 1, this is their number,
   // and their output channels interleave because phases alternate. Otherwise they follow one another.
   int panel_tiles, interleaved_tiles;
   int64_t panels, panel_elements;  // panels of one group; elements of one panel
-  int64_t pass_panels;  // kWinograd: panels whose accumulators of all positions are kept at a time
+  int64_t pass_panels;  // kWinograd, kWinograd4: panels whose accumulators of all positions are kept at a time
   int64_t block_n, block_h, block_w;
   int64_t blocks_n, blocks_h, blocks_w;
   int64_t items;
@@ -130,8 +137,8 @@ ConvPlan plan_weight_grad(const ConvShape& shape, const Target& target);
 
 InputTile input_tile(const ConvShape& shape, int64_t block_h, int64_t block_w, int lanes,
                      bool channels_inner);
-// The same for whole 2x2 tiles.
-InputTile winograd_input_tile(const ConvShape& shape, int64_t block_h, int64_t block_w, int lanes);
+// The same for whole tiles of side x side pixels.
+InputTile winograd_input_tile(const ConvShape& shape, int64_t block_h, int64_t block_w, int side, int lanes);
 
 // From the first pixel of a packed input tile to that of a channel and tap.
 FS_HOST_DEVICE int64_t input_tile_offset(const ConvShape& shape, const InputTile& tile, int64_t channel,

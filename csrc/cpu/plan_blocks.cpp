@@ -66,31 +66,32 @@ double multiply_adds(const ConvShape& s) {
   return static_cast<double>(s.batch) * s.groups * s.ic * s.oc * s.lr_h * s.lr_w * s.kernel_h * s.kernel_w;
 }
 
-int64_t winograd_panel_oc(int64_t ic, bool wide, const Target& t) {
+int64_t winograd_panel_oc(int64_t ic, int side, bool wide, const Target& t) {
   if (wide) return kWinogradPanelOc;
-  return std::min(kWinogradPanelOc, t.l2_bytes / kWinogradPanelShareOfL2 / (16 * ic * t.element_bytes));
+  return std::min(kWinogradPanelOc,
+                  t.l2_bytes / kWinogradPanelShareOfL2 / (winograd_positions(side) * ic * t.element_bytes));
 }
 
-bool winograd_wide(int64_t ic, int64_t tile_vectors, const Target& t) {
-  const int64_t panel_oc = winograd_panel_oc(ic, false, t);
-  return panel_oc < kWinogradPanelOc || winograd_block_vectors(ic, panel_oc, t) < 2 * tile_vectors;
+bool winograd_wide(int64_t ic, int side, int64_t tile_vectors, const Target& t) {
+  const int64_t panel_oc = winograd_panel_oc(ic, side, false, t);
+  return panel_oc < kWinogradPanelOc || winograd_block_vectors(ic, panel_oc, side, t) < 2 * tile_vectors;
 }
 
-int64_t winograd_wide_block_vectors(int64_t ic, int64_t oc, const Target& t) {
+int64_t winograd_wide_block_vectors(int64_t ic, int64_t oc, int side, const Target& t) {
   const int64_t channel = t.lanes * t.element_bytes;
   return std::max<int64_t>(std::min(t.l2_bytes / kWidePositionShareOfL2 / (ic * channel),
-                                    kWideTimesL2 * t.l2_bytes / (16 * (ic + oc) * channel)),
+                                    kWideTimesL2 * t.l2_bytes / (winograd_positions(side) * (ic + oc) * channel)),
                            1);
 }
 
-int64_t winograd_block_vectors(int64_t ic, int64_t panel_oc, const Target& t) {
-  const int64_t per_vector = 16 * (ic + panel_oc) * t.lanes * t.element_bytes;
-  return std::max<int64_t>((t.l2_bytes - t.l2_bytes / 8 - 16 * ic * panel_oc * t.element_bytes) / per_vector,
-                           1);
+int64_t winograd_block_vectors(int64_t ic, int64_t panel_oc, int side, const Target& t) {
+  const int64_t of_position = t.element_bytes * winograd_positions(side);
+  const int64_t per_vector = of_position * (ic + panel_oc) * t.lanes;
+  return std::max<int64_t>((t.l2_bytes - t.l2_bytes / 8 - of_position * ic * panel_oc) / per_vector, 1);
 }
 
-InputTile winograd_input_tile(const ConvShape& s, int64_t block_h, int64_t block_w, int lanes) {
-  return input_tile(s, round_up(block_h, 2), round_up(block_w, 2 * lanes), lanes, false);
+InputTile winograd_input_tile(const ConvShape& s, int64_t block_h, int64_t block_w, int side, int lanes) {
+  return input_tile(s, round_up(block_h, side), round_up(block_w, side * lanes), lanes, false);
 }
 
 InputTile input_tile(const ConvShape& s, int64_t block_h, int64_t block_w, int lanes, bool channels_inner) {
@@ -172,34 +173,34 @@ void choose_blocks(const ConvShape& s, const Target& t, int64_t extra_elements_p
 // with one panel. Among these shapes the best leaves the fewest vectors of tiles empty and threads idle.
 void choose_winograd_blocks(const ConvShape& s, const Target& t, ConvPlan& plan) {
   // a panel's weights through the cache, or from beyond it, in vectors of tiles
-  const bool wide = winograd_wide(s.ic, plan.tile_pixels, t);
+  const bool wide = winograd_wide(s.ic, winograd_side(plan.kernel), plan.tile_pixels, t);
   const double pass = wide ? 1 : 0.3;
   const int64_t H = std::max<int64_t>(s.lr_h, 1), W = std::max<int64_t>(s.lr_w, 1);
-  const int64_t L = t.lanes, V = plan.tile_pixels;
-  const int64_t most = wide ? winograd_wide_block_vectors(s.ic, s.oc, t)
-                                 : winograd_block_vectors(s.ic, plan.panel_tiles * plan.tile_oc, t);
+  const int64_t L = t.lanes, V = plan.tile_pixels, M = winograd_side(plan.kernel);
+  const int64_t most = wide ? winograd_wide_block_vectors(s.ic, s.oc, static_cast<int>(M), t)
+                                 : winograd_block_vectors(s.ic, plan.panel_tiles * plan.tile_oc, static_cast<int>(M), t);
   plan.parallel = t.threads > 1 && multiply_adds(s) >= kParallelMinimum;
   const int64_t threads = plan.parallel ? t.threads : 1;
-  int64_t w = W, h = 2;
+  int64_t w = W, h = M;
   double best = -1;
   for (int64_t splits = 1;; splits += std::max<int64_t>(1, splits / 8)) {
-    const int64_t width = std::min(W, piece(W, splits, 2 * L)), across = ceil_div(width, 2);
+    const int64_t width = std::min(W, piece(W, splits, M * L)), across = ceil_div(width, M);
     const int64_t others = s.groups * s.batch * ceil_div(W, width);
-    for (int64_t pairs = 1; 2 * pairs < H + 2; ++pairs) {
-      const int64_t vectors = ceil_div(pairs * across, L);
-      if (vectors > most && (pairs > 1 || width > 2 * L * V)) break;
-      const int64_t rounds = ceil_div(others * ceil_div(H, 2 * pairs), threads);
+    for (int64_t rows = 1; M * rows < H + M; ++rows) {
+      const int64_t vectors = ceil_div(rows * across, L);
+      if (vectors > most && (rows > 1 || width > M * L * V)) break;
+      const int64_t rounds = ceil_div(others * ceil_div(H, M * rows), threads);
       const double cost = static_cast<double>(rounds) * (static_cast<double>(round_up(vectors, V)) + pass);
       if (best < 0 || cost < best) {
         best = cost;
         w = width;
-        h = 2 * pairs;
+        h = M * rows;
       }
     }
-    if (width <= 2 * L * V) break;
+    if (width <= M * L * V) break;
   }
   set_blocks(s, 1, std::min(h, H), w, plan);
-  plan.input_tile = winograd_input_tile(s, plan.block_h, plan.block_w, t.lanes);
+  plan.input_tile = winograd_input_tile(s, plan.block_h, plan.block_w, static_cast<int>(M), t.lanes);
 }
 
 WinogradRowBlock winograd_row_block(const ConvShape& s, int64_t height, int64_t width, const ConvPlan& plan,

@@ -37,14 +37,14 @@ struct WinogradRowBlock {
 WinogradRowBlock winograd_row_block(const ConvShape& shape, int64_t height, int64_t width,
                                     const ConvPlan& plan, const Target& target);
 
-// kWinograd's blocks. Usually a block stays in the L2 cache, transformed, with one panel of weights and its accumulators. In
+// Blocks of kWinograd and kWinograd4, whose tiles have side x side pixels. Usually a block stays in the L2 cache, transformed, with one panel of weights and its accumulators. In
 // wide layers that is less than two register tiles. There it passes through the cache position by position, with the
 // accumulators of all panels (ConvPlan::pass_panels).
-bool winograd_wide(int64_t ic, int64_t tile_vectors, const Target& target);
+bool winograd_wide(int64_t ic, int side, int64_t tile_vectors, const Target& target);
 // Output channels of a panel of transformed weights, at most.
-int64_t winograd_panel_oc(int64_t ic, bool wide, const Target& target);
-// Vectors of 2x2 tiles of a block, at most.
-int64_t winograd_block_vectors(int64_t ic, int64_t panel_oc, const Target& target);
-int64_t winograd_wide_block_vectors(int64_t ic, int64_t oc, const Target& target);
+int64_t winograd_panel_oc(int64_t ic, int side, bool wide, const Target& target);
+// Vectors of tiles of a block, at most.
+int64_t winograd_block_vectors(int64_t ic, int64_t panel_oc, int side, const Target& target);
+int64_t winograd_wide_block_vectors(int64_t ic, int64_t oc, int side, const Target& target);
 
 }  // namespace fused_subpixel::cpu

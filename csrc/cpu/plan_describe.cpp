@@ -7,7 +7,7 @@ namespace fused_subpixel::cpu {
 namespace {
 
 constexpr const char* kNames[kConvKernels] = {"OW-vectorised", "OC-vectorised", "Winograd F(2x2, 3x3)",
-                                              "Winograd F(2, 3) along rows"};
+                                              "Winograd F(2, 3) along rows", "Winograd F(4x4, 3x3)"};
 
 std::string tile_of(const ConvPlan& plan) {
   const std::string oc = std::to_string(plan.tile_oc) + " output channels x ";
@@ -15,6 +15,7 @@ std::string tile_of(const ConvPlan& plan) {
   if (plan.weight_grad) return oc + pixels + " columns (channel, tap)";
   if (plan.kernel == ConvKernel::kOcVectorised) return oc + pixels + " pixels";
   const char* lanes = plan.kernel == ConvKernel::kWinograd      ? "2x2 tiles"
+                      : plan.kernel == ConvKernel::kWinograd4   ? "4x4 tiles"
                       : plan.kernel == ConvKernel::kWinogradRow ? "pairs of pixels"
                                                                 : "pixels";
   return oc + pixels + " vectors of " + lanes;

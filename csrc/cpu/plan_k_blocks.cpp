@@ -92,9 +92,11 @@ void set_winograd(const Target& t, ConvPass& pass) {
   const int64_t panel_oc = int64_t{plan.panel_tiles} * plan.tile_oc;
   // The vectors of a block, with room for the surplus vectors of its last register tile and the surplus lanes of its last
   // row.
-  const int64_t pairs = ceil_div(plan.block_h, 2), across = ceil_div(plan.block_w, 2);
-  const int64_t rows_end = (pairs - 1) * across + ceil_div(across, L) * L;
-  const int64_t vectors = std::max(ceil_div(ceil_div(pairs * across, L), V) * V, ceil_div(rows_end, L));
+  const int side = winograd_side(plan.kernel);
+  const int64_t positions = winograd_positions(side);
+  const int64_t rows = ceil_div(plan.block_h, side), across = ceil_div(plan.block_w, side);
+  const int64_t rows_end = (rows - 1) * across + ceil_div(across, L) * L;
+  const int64_t vectors = std::max(ceil_div(ceil_div(rows * across, L), V) * V, ceil_div(rows_end, L));
   // Neighbouring channels fall into different cache sets, unless a register tile reads one after the other without a gap.
   task.winograd_channel_step = (vectors % 2 == 0 && vectors > V ? vectors + 1 : vectors) * L;
   // The positions' streams are written at the same time, and an odd number of vectors apart they fall into different sets.
@@ -107,7 +109,7 @@ void set_winograd(const Target& t, ConvPass& pass) {
                                        .count = ic,
                                        .column_step = 1,
                                        .weight_step = panel_oc,
-                                       .acc_step = 16 * task.winograd_channel_step,
+                                       .acc_step = positions * task.winograd_channel_step,
                                        .add = false},
                            .weight = 0,
                            .input = 0});
@@ -116,14 +118,14 @@ void set_winograd(const Target& t, ConvPass& pass) {
                       .count = 1};
 
   ConvScratch& s = task.scratch;
-  s.input_tile = plan.block_n * plan.input_tile.image_step + 4 * L;
+  s.input_tile = plan.block_n * plan.input_tile.image_step + 2 * side * L;
   s.output_row = output_row_elements(task.source, plan.input_tile);
   s.weights = plan.weights_resident ? plan.panels * plan.panel_elements : 0;
-  s.acc = 16 * plan.pass_panels * panel_oc * task.winograd_channel_step;
+  s.acc = positions * plan.pass_panels * panel_oc * task.winograd_channel_step;
   s.oc = plan.panels * panel_oc + L;
-  s.winograd_input = 16 * task.winograd_input_step;
+  s.winograd_input = positions * task.winograd_input_step;
   s.winograd_packed = ic * 9 * panel_oc + L;
-  s.winograd_planar = panel_oc * 4 * L;
+  s.winograd_planar = panel_oc * side * side * L;
 }
 
 void set_winograd_row(const Target& t, ConvPass& pass) {
@@ -181,7 +183,8 @@ void set_winograd_row(const Target& t, ConvPass& pass) {
 
 void set_k_blocks(const Target& t, ConvPass& pass) {
   switch (pass.task.plan.kernel) {
-    case ConvKernel::kWinograd: set_winograd(t, pass); break;
+    case ConvKernel::kWinograd:
+    case ConvKernel::kWinograd4: set_winograd(t, pass); break;
     case ConvKernel::kWinogradRow: set_winograd_row(t, pass); break;
     default: set_direct(t, pass);
   }

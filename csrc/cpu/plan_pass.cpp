@@ -58,7 +58,8 @@ ConvProblem conv_problem(const ConvShape& shape, const Strides& dest, int64_t in
           .phase_interleave = 1,
           .ic_contiguous = false,
           .planar_input = false,
-          .no_winograd = false};
+          .no_winograd = false,
+          .inexact = false};
 }
 
 ConvProblem forward_problem(const Geometry& g, const Source& source, const Strides& dest,
@@ -86,6 +87,8 @@ ConvProblem input_grad_problem(const Geometry& g, const Source& source, const St
   p.ic_contiguous = source.interleave >= t.lanes && !source.output;
   return p;
 }
+
+bool is_inexact(const Geometry& g, DType dtype) { return g.tf32 && dtype == DType::kFloat32; }
 
 Destination destination(const ConvProblem& p, const Strides& s) {
   Destination d{};
@@ -165,6 +168,7 @@ std::unique_ptr<ConvPass> plan_forward_pass(const ForwardArguments& a, const Tar
   task.dtype = a.dtype;
   task.source = input_source(g, a.input.stride, pass.source_tables);
   ConvProblem problem = forward_problem(g, task.source, a.output.stride, oc, a.epilogue.residual_kind, t);
+  problem.inexact = is_inexact(g, a.dtype);
   if (no_winograd) {
     problem.no_winograd = true;
     problem.phase_oc = 0;
@@ -212,6 +216,7 @@ std::unique_ptr<ConvPass> plan_input_grad_pass(const InputGradArguments& a, cons
                                 pass.output_tables);
   ConvProblem problem = input_grad_problem(g, task.source, a.grad_input.stride, t);
   problem.no_winograd = no_winograd;
+  problem.inexact = is_inexact(g, a.dtype);
   task.plan = plan_conv(problem, t);
   read_in_place(a.dtype, task);
 
@@ -285,17 +290,18 @@ std::unique_ptr<WeightGradPass> plan_weight_grad_pass(const WeightGradArguments&
   return made;
 }
 
-ConvPlan plan_dense(Pass pass, const Geometry& g, bool channels_last, const Target& t) {
+ConvPlan plan_dense(Pass pass, const Geometry& g, DType dtype, bool channels_last, const Target& t) {
   if (pass == Pass::kWeightGrad) return plan_weight_grad(forward_shape(g), t);
   const Strides input = dense_strides(g.in_channels, g.in_h, g.in_w, channels_last);
   const Strides output = dense_strides(g.channels, g.out_h, g.out_w, channels_last);
   const ShuffledOc oc = shuffled_oc(g, output);
   SourceTables tables;
-  if (pass == Pass::kForward)
-    return plan_conv(forward_problem(g, input_source(g, input, tables), output, oc, ResidualKind::kNone, t),
-                     t);
-  return plan_conv(
-      input_grad_problem(g, shuffled_source(g, output, oc.order.phase, oc.interleave, tables), input, t), t);
+  ConvProblem problem =
+      pass == Pass::kForward
+          ? forward_problem(g, input_source(g, input, tables), output, oc, ResidualKind::kNone, t)
+          : input_grad_problem(g, shuffled_source(g, output, oc.order.phase, oc.interleave, tables), input, t);
+  problem.inexact = is_inexact(g, dtype);
+  return plan_conv(problem, t);
 }
 
 }  // namespace fused_subpixel::cpu

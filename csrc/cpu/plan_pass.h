@@ -57,7 +57,8 @@ std::unique_ptr<ConvPass> plan_input_grad_pass(const InputGradArguments& a, cons
 std::unique_ptr<WeightGradPass> plan_weight_grad_pass(const WeightGradArguments& a, const Target& target);
 
 // The plan for tensors in the default strides of their layout, without tables.
-ConvPlan plan_dense(Pass pass, const Geometry& geometry, bool channels_last, const Target& target);
+ConvPlan plan_dense(Pass pass, const Geometry& geometry, DType dtype, bool channels_last,
+                    const Target& target);
 
 // Kernel, tile, blocks and the reason for the choice, in words.
 std::string describe(const ConvPlan& plan);

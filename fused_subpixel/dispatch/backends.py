@@ -74,9 +74,11 @@ class use_backend:
         _requested.name = _requested_by_latest_thread = self._outer
 
 
-def allows_tf32() -> bool:
-    """Whether torch's settings let convolutions compute float32 as tf32 on CUDA."""
-    return torch_compat.cudnn_conv_precision() == "tf32"
+def allows_tf32(is_cuda: bool = True) -> bool:
+    """Whether torch's settings let convolutions compute float32 as tf32 on CUDA, or less exactly on CPUs."""
+    if is_cuda:
+        return torch_compat.cudnn_conv_precision() == "tf32"
+    return torch_compat.mkldnn_conv_precision() in ("tf32", "bf16")
 
 
 @functools.cache

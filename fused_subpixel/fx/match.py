@@ -144,7 +144,7 @@ def _geometry(node: Node, call: Call, shuffle: Shuffle) -> Geometry:
         *dilation,
         groups=_pair(call, "groups")[0],
         channel_order=CHANNEL_ORDERS[shuffle.channel_order],
-        tf32=int(input.device.type == "cuda" and backends.allows_tf32()),
+        tf32=int(backends.allows_tf32(input.device.type == "cuda")),
     )
     reason = why_not_in_graph(geometry, output)
     if reason is not None:

@@ -43,7 +43,7 @@ class Geometry(NamedTuple):
     crop_bottom: int = 0
     crop_right: int = 0
     channel_order: int = 0
-    tf32: int = 0  # whether float32 may be computed as tf32, on GPUs that can
+    tf32: int = 0  # whether float32 may be computed as tf32 on GPUs, or with no larger error on CPUs
     # Rows and columns of zeros that extend a transposed convolution's kernel, below and to the right, to a
     # multiple of its stride, the upscale factor: so many phases, the last ones, lack the first row (column)
     # of taps. Kernels need not read them.

@@ -39,7 +39,10 @@ void run_conv(const ConvTask& task, WorkQueue& items) {
       case ConvKernel::kOwVectorised: return run_worker<OwWorker<T>>(task, items);
       case ConvKernel::kOcVectorised: return run_worker<OcWorker<T>>(task, items);
       case ConvKernel::kWinograd:
-        if constexpr (__is_same(Compute<T>, float)) return run_worker<WinogradWorker<T>>(task, items);
+        if constexpr (__is_same(Compute<T>, float)) return run_worker<WinogradWorker<T, 2>>(task, items);
+        break;
+      case ConvKernel::kWinograd4:
+        if constexpr (__is_same(Compute<T>, float)) return run_worker<WinogradWorker<T, 4>>(task, items);
         break;
       case ConvKernel::kWinogradRow:
         if constexpr (__is_same(Compute<T>, float)) return run_worker<WinogradRowWorker<T>>(task, items);
@@ -69,7 +72,10 @@ void run_pack_panels(const ConvTask& task, WorkQueue& panels) {
   with_type(task.dtype, [&](auto t) {
     using T = decltype(t);
     if constexpr (__is_same(Compute<T>, float)) {
-      if (task.plan.kernel == ConvKernel::kWinograd) return pack_all_panels<WinogradWorker<T>>(task, panels);
+      if (task.plan.kernel == ConvKernel::kWinograd)
+        return pack_all_panels<WinogradWorker<T, 2>>(task, panels);
+      if (task.plan.kernel == ConvKernel::kWinograd4)
+        return pack_all_panels<WinogradWorker<T, 4>>(task, panels);
       if (task.plan.kernel == ConvKernel::kWinogradRow)
         return pack_all_panels<WinogradRowWorker<T>>(task, panels);
     }

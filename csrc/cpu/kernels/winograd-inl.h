@@ -1,27 +1,86 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// 3x3 convolutions by Winograd's F(2x2, 3x3) (Lavin and Gray, CVPR 2016): 16 multiplications for four outputs where the
-// direct sum takes 36. The packed input tile, the OW-vectorised microkernel and the shuffled store are those of the direct
-// kernels. The microkernel computes sixteen small matrix products, one per position of the 4x4 transformed tile. Included
-// by kernels.cpp only.
+// 3x3 convolutions by Winograd's F(MxM, 3x3) (Lavin and Gray, CVPR 2016), M = 2 or 4: 16 multiplications for 4 outputs, or
+// 36 for 16, where the direct sum takes 36 or 144. The packed input tile, the OW-vectorised microkernel and the shuffled
+// store are those of the direct kernels. The microkernel computes (M + 2)^2 small matrix products, one per position of the
+// transformed tile. Included by kernels.cpp only.
 //
-// Lanes are 2x2 output tiles, counted through the pairs of rows. Per block,
-//   transformed  [16][ic][tiles]        B^T d B of every 4x4 input tile
-//   weights      [16][ic][panel_oc]     G g G^T, for one panel of output channels at a time
-//   acc          [16][panel_oc][tiles]  their products, summed over input channels
-// With integer data every step is exact, as in the direct kernels, because G's halves are powers of two.
+// Lanes are MxM output tiles, counted through the rows of tiles. Per block,
+//   transformed  [positions][ic][tiles]        B^T d B of every (M+2)x(M+2) input tile
+//   weights      [positions][ic][panel_oc]     G g G^T, for one panel of output channels at a time
+//   acc          [panel_oc][positions][tiles]  their products, summed over input channels
+// With M = 2 and integer data every step is exact, as in the direct kernels, because G's halves are powers of two.
 #pragma once
 
 #include "cpu/kernels/winograd_base-inl.h"
 
 namespace fused_subpixel::cpu::FS_ISA {
 
-template <class T>
-struct WinogradWorker : WinogradBase<T, WinogradWorker<T>> {
-  using Base = WinogradBase<T, WinogradWorker<T>>;
+// One dimension of the three transforms: G g, B^T d (in place) and A^T m.
+template <class S, int M>
+struct WinogradTransform;
+
+template <class S>
+struct WinogradTransform<S, 2> {  // points 0, 1, -1
+  using V = Vec<S>;
+  static FS_INLINE void taps(V g0, V g1, V g2, V* to) {
+    const V half = splat<S>(S(0.5)), outer = half * (g0 + g2), inner = half * g1;
+    to[0] = g0;
+    to[1] = outer + inner;
+    to[2] = outer - inner;
+    to[3] = g2;
+  }
+  static FS_INLINE void pixels(V& d0, V& d1, V& d2, V& d3) {
+    const V v0 = d0 - d2, v1 = d1 + d2, v2 = d2 - d1, v3 = d1 - d3;
+    d0 = v0;
+    d1 = v1;
+    d2 = v2;
+    d3 = v3;
+  }
+  static FS_INLINE void products(const V* m, V* y) {
+    y[0] = m[0] + m[1] + m[2];
+    y[1] = m[1] - m[2] - m[3];
+  }
+};
+
+template <class S>
+struct WinogradTransform<S, 4> {  // points 0, 1, -1, 2, -2
+  using V = Vec<S>;
+  static FS_INLINE void taps(V g0, V g1, V g2, V* to) {
+    const V outer = g0 + g2, wide = g0 + S(4) * g2;
+    to[0] = S(1. / 4) * g0;
+    to[1] = S(-1. / 6) * (outer + g1);
+    to[2] = S(-1. / 6) * (outer - g1);
+    to[3] = S(1. / 24) * (wide + S(2) * g1);
+    to[4] = S(1. / 24) * (wide - S(2) * g1);
+    to[5] = g2;
+  }
+  static FS_INLINE void pixels(V& d0, V& d1, V& d2, V& d3, V& d4, V& d5) {
+    const V even = d4 - S(4) * d2, odd = d3 - S(4) * d1, near = d4 - d2, far = S(2) * (d3 - d1);
+    const V v0 = S(4) * (d0 - d2) + near, v5 = S(4) * (d1 - d3) + (d5 - d3);
+    d0 = v0;
+    d1 = even + odd;
+    d2 = even - odd;
+    d3 = near + far;
+    d4 = near - far;
+    d5 = v5;
+  }
+  static FS_INLINE void products(const V* m, V* y) {
+    const V sum1 = m[1] + m[2], difference1 = m[1] - m[2], sum2 = m[3] + m[4], difference2 = m[3] - m[4];
+    y[0] = m[0] + sum1 + sum2;
+    y[1] = difference1 + S(2) * difference2;
+    y[2] = sum1 + S(4) * sum2;
+    y[3] = difference1 + S(8) * difference2 + m[5];
+  }
+};
+
+template <class T, int M>
+struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
+  using Base = WinogradBase<T, WinogradWorker<T, M>>;
   using Base::acc, Base::conv, Base::group, Base::ic, Base::input, Base::L, Base::out, Base::packed,
       Base::panel_oc, Base::panels, Base::planar, Base::plan, Base::task, Base::tile, Base::transformed;
   using typename Base::S;
-  static constexpr int kPositions = 16;
+  using Transform = WinogradTransform<S, M>;
+  static constexpr int kSide = M + 2, kPositions = winograd_positions(M);
   int64_t position_step, channel_step, input_step;
   typename Store<T>::Fetch written;
 
@@ -36,7 +95,7 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T>> {
       const Block b = block_of(plan, item % blocks);
       const bool follows = item > begin && b.h > 0;
       load_block(b, kept_rows(tile, conv, follows ? plan.block_h : 0));
-      const int64_t vectors = ceil_div(ceil_div(b.height, 2) * ceil_div(b.width, 2), L);
+      const int64_t vectors = ceil_div(ceil_div(b.height, M) * ceil_div(b.width, M), L);
       const int64_t calls = kPositions * ceil_div(vectors, int64_t{plan.tile_pixels});  // of a tile's microkernel
       const int64_t pass_oc = plan.pass_panels * panel_oc;
       for (int64_t first = 0; first < conv.oc; first += pass_oc) {
@@ -63,15 +122,6 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T>> {
     }
   }
 
-  // One dimension of G g: (g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2).
-  static FS_INLINE void transform_taps(Vec<S> g0, Vec<S> g1, Vec<S> g2, Vec<S>* to) {
-    const Vec<S> half = splat<S>(S(0.5)), outer = half * (g0 + g2), inner = half * g1;
-    to[0] = g0;
-    to[1] = outer + inner;
-    to[2] = outer - inner;
-    to[3] = g2;
-  }
-
   void pack_panel(int64_t g, int64_t panel, S* to) const {
     const int64_t R = panel_oc;
     this->pack_taps(g, panel);
@@ -80,56 +130,56 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T>> {
     for (int64_t c = 0; c < ic; ++c) {
       for (int64_t t = 0; t < R; t += L) {
         const S* g = packed + c * 9 * R + t;
-        Vec<S> half[3][4], u[4][4];  // [tap row][position column], [position column][position row]
+        Vec<S> half[3][kSide], u[kSide][kSide];  // [tap row][position column], [position column][position row]
         FS_UNROLL
         for (int a = 0; a < 3; ++a)
-          transform_taps(load<S>(g + 3 * a * R), load<S>(g + (3 * a + 1) * R), load<S>(g + (3 * a + 2) * R),
-                         half[a]);
+          Transform::taps(load<S>(g + 3 * a * R), load<S>(g + (3 * a + 1) * R), load<S>(g + (3 * a + 2) * R),
+                          half[a]);
         FS_UNROLL
-        for (int b = 0; b < 4; ++b) {
-          transform_taps(half[0][b], half[1][b], half[2][b], u[b]);
+        for (int b = 0; b < kSide; ++b) {
+          Transform::taps(half[0][b], half[1][b], half[2][b], u[b]);
           FS_UNROLL
-          for (int a = 0; a < 4; ++a) store<S>(to + (4 * a + b) * position_step + c * R + t, u[b][a]);
+          for (int a = 0; a < kSide; ++a) store<S>(to + (kSide * a + b) * position_step + c * R + t, u[b][a]);
         }
       }
     }
   }
 
-  // One dimension of B^T d: (d0 - d2, d1 + d2, d2 - d1, d1 - d3).
-  static FS_INLINE void transform_pixels(Vec<S>& d0, Vec<S>& d1, Vec<S>& d2, Vec<S>& d3) {
-    const Vec<S> v0 = d0 - d2, v1 = d1 + d2, v2 = d2 - d1, v3 = d1 - d3;
-    d0 = v0;
-    d1 = v1;
-    d2 = v2;
-    d3 = v3;
+  template <size_t... C>
+  static FS_INLINE void transform_pixels(Vec<S>* d, int step, std::index_sequence<C...>) {
+    Transform::pixels(d[C * static_cast<size_t>(step)]...);
   }
 
   // Transforms channels begin .. end - 1 of a packed block.
   void transform_input(int64_t begin, int64_t end, int64_t height, int64_t width) {
-    const int64_t pairs = ceil_div(height, 2), across = ceil_div(width, 2);
+    const int64_t rows = ceil_div(height, M), across = ceil_div(width, M);
+    constexpr std::make_index_sequence<kSide> sides;
     for (int64_t c = begin; c < end; ++c) {
-      for (int64_t h = 0; h < pairs; ++h) {
-        const S* from = input + c * tile.channel_step + 2 * h * tile.row_step;
+      for (int64_t h = 0; h < rows; ++h) {
+        const S* from = input + c * tile.channel_step + M * h * tile.row_step;
         S* to = transformed + c * channel_step + h * across;
         // the next row's first vector overwrites the surplus lanes of a row's last vector
-        for (int64_t v = 0; v < across; v += L, from += 2 * L, to += L) {
-          Vec<S> d[4][4];
+        for (int64_t v = 0; v < across; v += L, from += M * L, to += L) {
+          Vec<S> d[kSide][kSide];
           FS_UNROLL
-          for (int a = 0; a < 4; ++a) {
-            const S* at = from + a * tile.row_step;
-            d[a][0] = load<S>(at);  // columns 2 t and 2 t + 1, after unzip2
-            d[a][1] = load<S>(at + L);
-            d[a][2] = load<S>(at + 2);  // columns 2 t + 2 and 2 t + 3
-            d[a][3] = load<S>(at + L + 2);
-            unzip2<S>(d[a][0], d[a][1], Lanes<S>{});
-            unzip2<S>(d[a][2], d[a][3], Lanes<S>{});
-            transform_pixels(d[a][0], d[a][1], d[a][2], d[a][3]);
+          for (int a = 0; a < kSide; ++a) {
+            Vec<S> first[M], last[M];  // columns M t .. M t + M - 1, and those of the next tile
+            FS_UNROLL
+            for (int p = 0; p < M; ++p) {
+              first[p] = load<S>(from + a * tile.row_step + p * L);
+              last[p] = load<S>(from + a * tile.row_step + M + p * L);
+            }
+            deinterleave<S, M>(first);
+            deinterleave<S, M>(last);
+            FS_UNROLL
+            for (int p = 0; p < kSide; ++p) d[a][p] = p < M ? first[p] : last[p - M];
+            transform_pixels(d[a], 1, sides);
           }
           FS_UNROLL
-          for (int p = 0; p < 4; ++p) {
-            transform_pixels(d[0][p], d[1][p], d[2][p], d[3][p]);
+          for (int p = 0; p < kSide; ++p) {
+            transform_pixels(&d[0][p], kSide, sides);
             FS_UNROLL
-            for (int a = 0; a < 4; ++a) store<S>(to + (4 * a + p) * input_step, d[a][p]);
+            for (int a = 0; a < kSide; ++a) store<S>(to + (kSide * a + p) * input_step, d[a][p]);
           }
         }
       }
@@ -154,37 +204,41 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T>> {
     }
   }
 
-  // A^T m A of every tile, interleaved back to neighbouring pixels: two vectors in each of two rows.
+  // A^T m A of every tile, interleaved back to neighbouring pixels: M vectors in each of M rows.
   void transform_output(const Block& b, int64_t first_oc, int64_t first_acc, int64_t stored) {
-    const int64_t across = ceil_div(b.width, 2);
-    for (int64_t h = 0; h < b.height; h += 2) {
-      for (int64_t w = 0; w < b.width; w += 2 * L) {
-        PixelVector pixels[4];
+    const int64_t across = ceil_div(b.width, M);
+    for (int64_t h = 0; h < b.height; h += M) {
+      for (int64_t w = 0; w < b.width; w += M * L) {
+        PixelVector pixels[M * M];
         int used = 0;
-        for (int64_t y = h; y < smaller(h + 2, b.height); ++y)
-          for (int64_t x = w; x < smaller<int64_t>(w + 2 * L, b.width); x += L)
+        for (int64_t y = h; y < smaller(h + M, b.height); ++y)
+          for (int64_t x = w; x < smaller<int64_t>(w + M * L, b.width); x += L)
             pixels[used++] = absolute({0, y, x, static_cast<int>(smaller<int64_t>(L, b.width - x))}, b);
-        const int per_row = b.width - w > L ? 2 : 1;
+        const auto per_row = smaller<int64_t>(ceil_div(b.width - w, int64_t{L}), M);
         for (int64_t oc = 0; oc < stored; ++oc) {
-          const S* m = acc + (first_acc + oc) * kPositions * channel_step + h / 2 * across + w / 2;
-          Vec<S> s[2][4];  // [output row][position column]
+          const S* m = acc + (first_acc + oc) * kPositions * channel_step + h / M * across + w / M;
+          Vec<S> s[kSide][M];  // [position column][output row]
           FS_UNROLL
-          for (int p = 0; p < 4; ++p) {
-            const Vec<S> m0 = load<S>(m + p * channel_step), m1 = load<S>(m + (4 + p) * channel_step);
-            const Vec<S> m2 = load<S>(m + (8 + p) * channel_step), m3 = load<S>(m + (12 + p) * channel_step);
-            s[0][p] = m0 + m1 + m2;
-            s[1][p] = m1 - m2 - m3;
+          for (int p = 0; p < kSide; ++p) {
+            Vec<S> column[kSide];
+            FS_UNROLL
+            for (int a = 0; a < kSide; ++a) column[a] = load<S>(m + (kSide * a + p) * channel_step);
+            Transform::products(column, s[p]);
           }
-          S* to = planar + oc * 4 * L;
+          S* to = planar + oc * M * M * L;
           FS_UNROLL
-          for (int y = 0; y < 2; ++y) {
-            Vec<S> even = s[y][0] + s[y][1] + s[y][2], odd = s[y][1] - s[y][2] - s[y][3];
-            zip2<S>(even, odd, Lanes<S>{});
-            store<S>(to + y * per_row * L, even);
-            if (per_row == 2) store<S>(to + (2 * y + 1) * L, odd);
+          for (int y = 0; y < M; ++y) {
+            Vec<S> row[kSide], v[M];
+            FS_UNROLL
+            for (int p = 0; p < kSide; ++p) row[p] = s[p][y];
+            Transform::products(row, v);
+            interleave<S, M>(v);
+            FS_UNROLL
+            for (int x = 0; x < M; ++x)
+              if (x < per_row) store<S>(to + (y * per_row + x) * L, v[x]);
           }
         }
-        out.store_planar(planar, 4 * L, first_oc, stored, pixels, used);
+        out.store_planar(planar, M * M * L, first_oc, stored, pixels, used);
       }
     }
   }
