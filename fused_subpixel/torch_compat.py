@@ -65,8 +65,8 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-# What PyTorch's settings allow for float32 in convolutions: "tf32" or, on CPUs, "bf16" where less than exact float32 will
-# do. Every call asks: no Python frame.
+# What PyTorch's settings allow for float32 in convolutions: "tf32" or, on CPUs, "bf16" where less than exact
+# float32 will do. Every call asks: no Python frame.
 cudnn_conv_precision: Callable[[], str] = functools.partial(
     _private("_C._get_fp32_precision_getter", "to learn whether tf32 is allowed"), "cuda", "conv"
 )

@@ -47,7 +47,7 @@ double k_cycles(int64_t acc, int64_t broadcasts, int64_t vectors, double hidden_
 
 // Measured on AVX-512: cycles to finish and store one vector of accumulators.
 // one position of one vector of tiles, transformed; the same, written beyond the L2 cache and read again
-constexpr double kWinogradInput = 5, kWinogradOutput = 3.8, kWinogradStreamed = 8;
+constexpr double kWinogradInput = 5, kWinogradOutput = 3.8, kWinogradStreamed = 16;
 constexpr double kWinogradWeights = 0.5;  // one position of one 3x3 kernel, packed and transformed
 // the same if the output channels of a panel are no whole vectors
 constexpr double kWinogradScalarWeights = 1.9;
@@ -157,8 +157,8 @@ void offer_oc_vectorised(const ConvProblem& p, const Target& t, Offers& offers) 
 
 bool fits_winograd(const ConvProblem& p, const Target& t) {
   const ConvShape& s = p.shape;
-  return s.ic > 0 && !p.no_winograd && s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
-         s.dilation_w == 1 && t.element_bytes == 4;
+  return s.ic > 0 && !p.no_winograd && s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == 1 &&
+         s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1 && t.element_bytes == 4;
 }
 
 void offer_winograd(const ConvProblem& p, const Target& t, ConvKernel kernel, Offers& offers) {
@@ -177,14 +177,17 @@ void offer_winograd(const ConvProblem& p, const Target& t, ConvKernel kernel, Of
     // blocks of even sizes, enough for all threads
     const int64_t images = std::max<int64_t>(s.groups * s.batch, 1);
     const int64_t of_image = std::max<int64_t>(ceil_div(tiles_of_image, L), 1);
-    const int64_t blocks = std::max(ceil_div(of_image, most), std::min(ceil_div(t.threads, images), of_image));
+    const int64_t blocks =
+        std::max(ceil_div(of_image, most), std::min(ceil_div(t.threads, images), of_image));
     const double vectors = static_cast<double>(s.batch * blocks * round_up(ceil_div(of_image, blocks), v));
     const double weights = panel % t.lanes == 0 ? kWinogradWeights : kWinogradScalarWeights;
     const double streamed = wide ? (ic + stored) * kWinogradStreamed : 0;
-    const double passes = wide ? static_cast<double>(s.batch * blocks) : 0;
+    // written once, and read beyond the L2 cache by every block, at half the speed of one thread alone
+    const double traffic =
+        wide ? (1 + 2 * static_cast<double>(s.batch * blocks)) * t.element_bytes / kBytesPerCycle : 0;
     const double of_position = vectors * (tiles / v * ic * k_cycles(oc * v, oc, v, kHiddenPixels) + streamed +
                                           ic * kWinogradInput + stored * kWinogradOutput) +
-                               ic * stored * (weights + passes * t.element_bytes / kBytesPerCycle);
+                               ic * stored * (weights + traffic);
     offers.add({kernel, oc, v, positions * of_position + vectors * stored * pixels * store, false});
   }
 }
@@ -228,7 +231,9 @@ void set_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   const int side = winograd_side(plan.kernel);
   const bool winograd = side > 0, row = plan.kernel == ConvKernel::kWinogradRow;
   const bool wide = winograd && winograd_wide(s.ic, side, plan.tile_pixels, t);
-  const int64_t taps = winograd ? winograd_positions(side) : row ? s.kernel_h * row_taps(s.kernel_w).products() : s.taps();
+  const int64_t taps = winograd ? winograd_positions(side)
+                       : row    ? s.kernel_h * row_taps(s.kernel_w).products()
+                                : s.taps();
   const int64_t tile_bytes = s.ic * taps * plan.tile_oc * t.element_bytes;
   plan.weights_resident = tiles * tile_bytes <= t.l2_bytes / kWeightsShareOfL2;
   plan.interleaved_tiles = plan.single_phase ? static_cast<int>(p.phase_interleave) : 1;

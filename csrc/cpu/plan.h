@@ -15,7 +15,7 @@ enum class ConvKernel : int32_t {
   kOcVectorised,  // output channels in the vector lanes: wide layers, small images
   kWinograd,      // 3x3 in float arithmetic: OW-vectorised over transformed tiles of 2x2 pixels
   kWinogradRow,  // kernels two or more taps wide, the same over transformed pairs of pixels in a row (winograd_row.h)
-  kWinograd4,    // as kWinograd, over tiles of 4x4 pixels, where float32 need not be exact
+  kWinograd4,  // as kWinograd, over tiles of 4x4 pixels, where float32 need not be exact
 };
 constexpr int kConvKernels = 5;
 // Pixels along a side of a transformed tile of kWinograd and kWinograd4; 0: of another kernel.
@@ -118,7 +118,8 @@ struct ConvPlan {
   // and their output channels interleave because phases alternate. Otherwise they follow one another.
   int panel_tiles, interleaved_tiles;
   int64_t panels, panel_elements;  // panels of one group; elements of one panel
-  int64_t pass_panels;  // kWinograd, kWinograd4: panels whose accumulators of all positions are kept at a time
+  int64_t
+      pass_panels;  // kWinograd, kWinograd4: panels whose accumulators of all positions are kept at a time
   int64_t block_n, block_h, block_w;
   int64_t blocks_n, blocks_h, blocks_w;
   int64_t items;

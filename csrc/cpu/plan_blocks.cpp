@@ -79,9 +79,10 @@ bool winograd_wide(int64_t ic, int side, int64_t tile_vectors, const Target& t) 
 
 int64_t winograd_wide_block_vectors(int64_t ic, int64_t oc, int side, const Target& t) {
   const int64_t channel = t.lanes * t.element_bytes;
-  return std::max<int64_t>(std::min(t.l2_bytes / kWidePositionShareOfL2 / (ic * channel),
-                                    kWideTimesL2 * t.l2_bytes / (winograd_positions(side) * (ic + oc) * channel)),
-                           1);
+  return std::max<int64_t>(
+      std::min(t.l2_bytes / kWidePositionShareOfL2 / (ic * channel),
+               kWideTimesL2 * t.l2_bytes / (winograd_positions(side) * (ic + oc) * channel)),
+      1);
 }
 
 int64_t winograd_block_vectors(int64_t ic, int64_t panel_oc, int side, const Target& t) {
@@ -177,8 +178,9 @@ void choose_winograd_blocks(const ConvShape& s, const Target& t, ConvPlan& plan)
   const double pass = wide ? 1 : 0.3;
   const int64_t H = std::max<int64_t>(s.lr_h, 1), W = std::max<int64_t>(s.lr_w, 1);
   const int64_t L = t.lanes, V = plan.tile_pixels, M = winograd_side(plan.kernel);
-  const int64_t most = wide ? winograd_wide_block_vectors(s.ic, s.oc, static_cast<int>(M), t)
-                                 : winograd_block_vectors(s.ic, plan.panel_tiles * plan.tile_oc, static_cast<int>(M), t);
+  const int64_t most =
+      wide ? winograd_wide_block_vectors(s.ic, s.oc, static_cast<int>(M), t)
+           : winograd_block_vectors(s.ic, plan.panel_tiles * plan.tile_oc, static_cast<int>(M), t);
   plan.parallel = t.threads > 1 && multiply_adds(s) >= kParallelMinimum;
   const int64_t threads = plan.parallel ? t.threads : 1;
   int64_t w = W, h = M;

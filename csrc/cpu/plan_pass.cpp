@@ -299,7 +299,8 @@ ConvPlan plan_dense(Pass pass, const Geometry& g, DType dtype, bool channels_las
   ConvProblem problem =
       pass == Pass::kForward
           ? forward_problem(g, input_source(g, input, tables), output, oc, ResidualKind::kNone, t)
-          : input_grad_problem(g, shuffled_source(g, output, oc.order.phase, oc.interleave, tables), input, t);
+          : input_grad_problem(g, shuffled_source(g, output, oc.order.phase, oc.interleave, tables), input,
+                               t);
   problem.inexact = is_inexact(g, dtype);
   return plan_conv(problem, t);
 }

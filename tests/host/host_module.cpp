@@ -53,6 +53,7 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
   m.attr("OC_VECTORISED") = static_cast<int>(ConvKernel::kOcVectorised);
   m.attr("WINOGRAD") = static_cast<int>(ConvKernel::kWinograd);
   m.attr("WINOGRAD_ROW") = static_cast<int>(ConvKernel::kWinogradRow);
+  m.attr("WINOGRAD4") = static_cast<int>(ConvKernel::kWinograd4);
 
 #define FS_FIELD(Class, field) def_readwrite(#field, &Class::field)
   py::class_<Target>(m, "Target")
@@ -88,7 +89,8 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(ConvProblem, phase_interleave)
       .FS_FIELD(ConvProblem, ic_contiguous)
       .FS_FIELD(ConvProblem, planar_input)
-      .FS_FIELD(ConvProblem, no_winograd);
+      .FS_FIELD(ConvProblem, no_winograd)
+      .FS_FIELD(ConvProblem, inexact);
   py::class_<InputTile>(m, "InputTile")
       .FS_FIELD(InputTile, rows)
       .FS_FIELD(InputTile, stride_phases)

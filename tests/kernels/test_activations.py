@@ -128,8 +128,10 @@ def test_float64_keeps_its_digits(activation: str, isa: int) -> None:
 
 @pytest.mark.parametrize("activation", EXACT)
 def test_special_values(activation: str, dtype: torch.dtype, isa: int) -> None:
-    """As PyTorch has them in float64: NaN stays NaN, and what underflows keeps its sign. (In float32, PyTorch's gelu
-    of infinity is NaN on some processors.)"""
+    """As PyTorch has them in float64: NaN stays NaN, and what underflows keeps its sign.
+
+    In float32, PyTorch's gelu of infinity is NaN on some processors.
+    """
     x = torch.tensor(
         [torch.nan, -torch.inf, torch.inf, 0.0, 1.0, -1.0, -200.0, 200.0, torch.finfo(dtype).min], dtype=dtype
     )

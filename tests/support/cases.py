@@ -29,7 +29,7 @@ from fused_subpixel.ops.geometry import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, G
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = range(3)  # passes, as cpu_plan numbers them
-OW_VECTORISED, OC_VECTORISED, WINOGRAD, WINOGRAD_ROW = range(4)  # kernels, as in csrc/cpu/plan.h
+OW_VECTORISED, OC_VECTORISED, WINOGRAD, WINOGRAD_ROW, WINOGRAD4 = range(5)  # kernels, as in csrc/cpu/plan.h
 
 SLOPE = 0.25  # of leaky_relu
 
@@ -55,6 +55,7 @@ class Case:
     extension: tuple[int, int] = (0, 0)  # of a transposed convolution's kernel
     residual: str | None = None  # "high", "nearest" or "low"
     clamp: tuple[float | None, float | None] | None = None
+    inexact: bool = False  # whether float32 may be less than exact
 
     def __str__(self) -> str:
         return self.name
@@ -65,7 +66,7 @@ class Case:
         kernel_pad_h, kernel_pad_w = self.extension
         return Geometry(
             *self.upscale, *self.stride, *self.padding, *self.dilation, self.groups, *self.crop, order,
-            kernel_pad_h=kernel_pad_h, kernel_pad_w=kernel_pad_w,
+            tf32=int(self.inexact), kernel_pad_h=kernel_pad_h, kernel_pad_w=kernel_pad_w,
         )  # fmt: skip
 
     @property
@@ -189,7 +190,7 @@ def exact(case: Case) -> Tensor:
 
 def run(case: Case, tensors: Tensors) -> Tensor:
     """Run the compiled forward: through the public function, or, for what it does not offer, the operator."""
-    if any(case.crop):
+    if any(case.crop) or case.inexact:
         return operators.subpixel_conv2d(*tensors, case.geometry, *case.epilogue)
     return fs.subpixel_conv2d(
         *tensors[:3], case.upscale, activation_weight=tensors.activation_weight, residual=tensors.residual,
@@ -401,6 +402,18 @@ LATE = Case("late", (1, 6, 4, 19), (128, 6, 2, 2), padding=SAME3, crop=(1, 1, 1,
 KERNELS = {
     NARROW: OW_VECTORISED, WIDE: OC_VECTORISED, LARGE: WINOGRAD, ROWS: WINOGRAD_ROW
 }  # float32, in one of the layouts  # fmt: skip
+
+
+# What F(4x4, 3x3) computes where float32 need not be exact.
+INEXACT = (
+    Case("inexact", (1, 48, 31, 71), (60, 48, 3, 3), (1, 1), padding=SAME3, inexact=True),
+    Case("inexact dcr", (1, 40, 17, 133), (40, 40, 3, 3), padding=(0, 1, 2, 0), order="dcr", inexact=True),
+    Case("inexact r=3 crop", (2, 32, 18, 70), (72, 32, 3, 3), (3, 3), padding=SAME3, crop=(2, 1, 0, 4),
+         activation="relu", residual="high", inexact=True),
+    Case("inexact groups", (1, 64, 30, 66), (72, 32, 3, 3), (2, 2), groups=2, padding=SAME3,
+         activation="silu", clamp=(-0.5, 0.5), inexact=True),
+    Case("inexact blocks", (1, 48, 130, 130), (48, 48, 3, 3), (1, 1), padding=SAME3, inexact=True),
+)  # fmt: skip
 
 
 def variant(case: Case, **changes: Any) -> Case:

@@ -51,7 +51,7 @@ def run(case: cases.Case, dtype: torch.dtype, layout: torch.memory_format, at_en
 
 
 def run_all(turns: int) -> None:
-    every = (*cases.GEOMETRIES, *cases.EPILOGUES)
+    every = (*cases.GEOMETRIES, *cases.EPILOGUES, *cases.INEXACT)
     choices = list(itertools.product(cases.DTYPES, cases.LAYOUTS.values(), (False, True)))
     for turn in range(min(turns, len(choices))):
         for index, isa, choice in rotation.rotation(len(every), cases.usable_isas(), choices, turn):

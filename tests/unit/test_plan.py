@@ -93,6 +93,7 @@ problems = st.builds(
     share=st.sampled_from([1.0, 0.75, 0.6, 0.25]),
     ic_contiguous=st.booleans(),
     planar_input=st.booleans(),
+    inexact=st.booleans(),
 )
 targets = st.builds(
     lambda bytes_and_lanes, **fields: make(
@@ -189,7 +190,7 @@ def test_packed_input_tiles_fit_their_share_of_the_cache(problem: Any, target: A
     vectors makes 5/3 of that. And some blocks cannot be smaller.
     """
     plan = host.plan_conv(problem, target)
-    if plan.kernel in (host.WINOGRAD, host.WINOGRAD_ROW):
+    if plan.kernel not in (host.OW_VECTORISED, host.OC_VECTORISED):
         return
     size = plan.block_n * plan.input_tile.image_step * target.element_bytes
     budget = max(target.l2_bytes // (3 if plan.weights_resident else 2), target.element_bytes << 14)
@@ -204,7 +205,7 @@ def test_packed_input_tiles_fit_their_share_of_the_cache(problem: Any, target: A
 @given(problem=problems, target=targets)
 @EXAMPLES
 def test_winograd_only_where_it_is_one(problem: Any, target: Any) -> None:
-    """3x3 in float, undilated; blocks of whole 2x2 tiles, but at edges, that fit the cache transformed."""
+    """3x3 in float, undilated; blocks of whole tiles, but at edges, that fit the cache transformed."""
     shape = problem.shape
     shape.kernel_h = shape.kernel_w = 3
     plan = host.plan_conv(problem, target)
@@ -214,24 +215,27 @@ def test_winograd_only_where_it_is_one(problem: Any, target: Any) -> None:
         shape.dilation_h,
         shape.dilation_w,
     )
-    if plan.kernel == host.WINOGRAD:
+    if (side := {host.WINOGRAD: 2, host.WINOGRAD4: 4}.get(plan.kernel)) is not None:
         assert steps == (1, 1, 1, 1)
         assert target.element_bytes == 4
+        assert side == 2 or problem.inexact
         assert plan.block_n == 1
-        assert plan.block_h % 2 == 0 or plan.block_h == shape.lr_h
-        assert plan.block_w % (2 * target.lanes) == 0 or plan.block_w == shape.lr_w
-        tiles = -(-plan.block_h // 2) * -(-plan.block_w // 2)
+        assert plan.block_h % side == 0 or plan.block_h == shape.lr_h
+        assert plan.block_w % (side * target.lanes) == 0 or plan.block_w == shape.lr_w
+        tiles = -(-plan.block_h // side) * -(-plan.block_w // side)
+        positions = (side + 2) ** 2
         oc, vectors = plan.panel_tiles * plan.tile_oc, -(-tiles // target.lanes)
         cache, vector = target.l2_bytes / target.element_bytes, vectors * target.lanes
-        smallest = plan.block_h <= 2 and plan.block_w <= 2 * target.lanes * plan.tile_pixels
+        smallest = plan.block_h <= side and plan.block_w <= side * target.lanes * plan.tile_pixels
         if plan.pass_panels == 1:
-            assert 16 * (shape.ic + oc) * vector + 16 * shape.ic * oc <= cache * 7 / 8 or smallest
+            values = positions * ((shape.ic + oc) * vector + shape.ic * oc)
+            assert values <= cache * 7 / 8 or smallest
         else:  # position by position, with all accumulators
             assert plan.pass_panels == plan.panels
-            fits = shape.ic * vector <= cache / 3 and 16 * (shape.ic + shape.oc) * vector <= 4 * cache
-            assert fits or smallest
+            fits = positions * (shape.ic + shape.oc) * vector <= 4 * cache
+            assert (fits and shape.ic * vector <= cache / 3) or smallest
     shape.kernel_w = 2
-    assert host.plan_conv(problem, target).kernel != host.WINOGRAD
+    assert host.plan_conv(problem, target).kernel not in (host.WINOGRAD, host.WINOGRAD4)
 
 
 @given(problem=problems, target=targets)
@@ -408,7 +412,10 @@ def test_small_weights_stay_and_large_ones_do_not() -> None:
 def test_a_plan_says_what_it_chose_and_what_else_it_could_have_chosen(problem: Any, target: Any) -> None:
     plan = host.plan_conv(problem, target)
     words = host.describe(plan)
-    names = ["OW-vectorised", "OC-vectorised", "Winograd F(2x2, 3x3)", "Winograd F(2, 3) along rows"]
+    names = [
+        "OW-vectorised", "OC-vectorised", "Winograd F(2x2, 3x3)", "Winograd F(2, 3) along rows",
+        "Winograd F(4x4, 3x3)",
+    ]  # fmt: skip
     assert words.startswith(
         f"{names[plan.kernel]}, tile of {plan.tile_oc} output channels x {plan.tile_pixels} "
     )

@@ -85,7 +85,9 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
   typename Store<T>::Fetch written;
 
   explicit WinogradWorker(const ConvTask& t)
-      : Base(t), position_step(t.winograd_position_step), channel_step(t.winograd_channel_step),
+      : Base(t),
+        position_step(t.winograd_position_step),
+        channel_step(t.winograd_channel_step),
         input_step(t.winograd_input_step) {}
 
   void run(int64_t begin, int64_t end) {
@@ -96,11 +98,13 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
       const bool follows = item > begin && b.h > 0;
       load_block(b, kept_rows(tile, conv, follows ? plan.block_h : 0));
       const int64_t vectors = ceil_div(ceil_div(b.height, M) * ceil_div(b.width, M), L);
-      const int64_t calls = kPositions * ceil_div(vectors, int64_t{plan.tile_pixels});  // of a tile's microkernel
+      const int64_t calls =
+          kPositions * ceil_div(vectors, int64_t{plan.tile_pixels});  // of a tile's microkernel
       const int64_t pass_oc = plan.pass_panels * panel_oc;
       for (int64_t first = 0; first < conv.oc; first += pass_oc) {
         const int64_t pass_end = smaller(first + pass_oc, conv.oc);
-        written.start(out, b, first, pass_end - first, calls * ceil_div(pass_end - first, int64_t{plan.tile_oc}));
+        written.start(out, b, first, pass_end - first,
+                      calls * ceil_div(pass_end - first, int64_t{plan.tile_oc}));
         for (int position = 0; position < kPositions; ++position) {
           for (int64_t oc = first; oc < pass_end; oc += panel_oc)
             multiply(b, panels + oc / panel_oc * plan.panel_elements, position, vectors, oc - first,
@@ -130,7 +134,8 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
     for (int64_t c = 0; c < ic; ++c) {
       for (int64_t t = 0; t < R; t += L) {
         const S* g = packed + c * 9 * R + t;
-        Vec<S> half[3][kSide], u[kSide][kSide];  // [tap row][position column], [position column][position row]
+        Vec<S> half[3][kSide],
+            u[kSide][kSide];  // [tap row][position column], [position column][position row]
         FS_UNROLL
         for (int a = 0; a < 3; ++a)
           Transform::taps(load<S>(g + 3 * a * R), load<S>(g + (3 * a + 1) * R), load<S>(g + (3 * a + 2) * R),
