@@ -8,12 +8,14 @@
 Contenders take turns in one process, as in bench.run: eager and compiled PyTorch and accelerated models, in
 both layouts; ONNX Runtime and OpenVINO where they are installed. All compute in float32 without gradients,
 and are compared with eager PyTorch first. The ratio is of the fastest baseline to the faster layout of ours.
+Accelerated models run a second time where torch.backends.mkldnn.conv.fp32_precision allows tf32.
 A CSV, a table in Markdown and a picture end the run.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import csv
 import datetime
@@ -22,7 +24,7 @@ import math
 import statistics
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +48,7 @@ warnings.filterwarnings("ignore", "torch.meshgrid")  # of BasicVSR
 ROUNDS = 9
 TOLERANCE = 1e-3  # of the largest value: float32 through a whole network
 LAYOUTS = {"NCHW": False, "channels_last": True}
+OURS, INEXACT = "fused", "fused, tf32 allowed,"  # names of contenders, before the layout
 
 
 class Network(NamedTuple):
@@ -140,11 +143,13 @@ def prepare(
         x = inputs_of(shape, channels_last)
         found[f"eager {layout}"] = _calling(own, x)
         say(f"accelerate, {layout}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            fast, report = fs.accelerate(own, x, seconds=seconds, return_report=True, progress=False)
-        say(report.summary.partition("\n")[0])
-        found[f"fused {layout}"] = _calling(fast, x)
+        for precision in ("ieee", "tf32"):
+            with warnings.catch_warnings(), _precision(precision):
+                warnings.simplefilter("ignore", UserWarning)
+                fast, report = fs.accelerate(own, x, seconds=seconds, return_report=True, progress=False)
+            say(report.summary.partition("\n")[0])
+            name = OURS if precision == "ieee" else INEXACT
+            found[f"{name} {layout}"] = _precision(precision)(_calling(fast, x))
         if not compiles:
             continue
         say(f"compile, {layout}")
@@ -158,6 +163,17 @@ def prepare(
             found[f"compile {layout}"] = _calling(compiled, x)
     found |= sessions(model, inputs_of(shape, False), say)
     return found
+
+
+@contextlib.contextmanager
+def _precision(precision: str) -> Iterator[None]:
+    """What float32 convolutions may be computed as."""
+    setting = torch.backends.mkldnn.conv
+    before, setting.fp32_precision = setting.fp32_precision, precision
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
 
 
 def _calling(model: Callable[[Tensor], Any], x: Tensor) -> Callable[[], Any]:
@@ -205,14 +221,14 @@ def measure(network: Network, options: argparse.Namespace, say: Callable[[str], 
             found = first_tensor(contenders[name]())
             errors[name] = ((found - expected).abs().max() / expected.abs().max()).item()
             if not errors[name] < TOLERANCE:
-                if name.startswith("fused"):
+                if name.startswith(OURS):
                     raise ArithmeticError(f"{network.name}, {name}: relative error of {errors[name]:.2g}")
                 say(f"{name}: left out, relative error of {errors[name]:.2g}")
                 del contenders[name]
         say("measure")
         timings = interleave(contenders, options.rounds, MIN_TIME, pause=0.05)
         peaks = {
-            name: host_peak_bytes(function) if name.split()[0] in ("eager", "fused", "compile") else None
+            name: host_peak_bytes(function) if name.startswith(("eager", OURS, "compile")) else None
             for name, function in contenders.items()
         }
     return [Row(network.name, name, timings[name], peaks[name], errors[name]) for name in contenders]
@@ -222,16 +238,21 @@ def measure(network: Network, options: argparse.Namespace, say: Callable[[str], 
 
 
 class Result(NamedTuple):
-    """A network's fastest baseline, and ours in the faster layout."""
+    """A network's fastest baseline, and ours in the faster layout, exact and with tf32 allowed."""
 
     network: Network
     baseline: Row
     ours: Row
+    inexact: Row
     eager: Row
 
     @property
     def ratio(self) -> float:
         return self.baseline.timing.median / self.ours.timing.median
+
+    @property
+    def inexact_ratio(self) -> float:
+        return self.baseline.timing.median / self.inexact.timing.median
 
 
 def fastest(chosen: Sequence[Row]) -> Row:
@@ -245,10 +266,11 @@ def results_of(rows: Sequence[Row]) -> list[Result]:
         if not own:
             continue
 
-        fused = [row for row in own if row.contender.startswith("fused")]
+        inexact = [row for row in own if row.contender.startswith(INEXACT)]
+        ours = [row for row in own if row.contender.startswith(OURS) and row not in inexact]
         eager = [row for row in own if row.contender.startswith("eager")]
-        others = [row for row in own if row not in fused]
-        results.append(Result(network, fastest(others), fastest(fused), fastest(eager)))
+        others = [row for row in own if not row.contender.startswith(OURS)]
+        results.append(Result(network, fastest(others), fastest(ours), fastest(inexact), fastest(eager)))
     return results
 
 
@@ -259,17 +281,22 @@ def table(results: Sequence[Result]) -> str:
         return f"{row.timing.median * 1e3:.4g} ± {row.timing.spread * 1e3:.2g}"
 
     lines = [
-        "| network | eager PyTorch, ms | fastest baseline, ms | accelerated, ms | ratio | memory |",
-        "|---|---|---|---|---|---|",
+        "| network | eager PyTorch, ms | fastest baseline, ms | accelerated, ms | ratio | tf32 allowed, ms | ratio "
+        "| memory |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         memory = (result.ours.peak_bytes or 0) / (result.eager.peak_bytes or math.inf)
         baseline = f"{ms(result.baseline)} ({result.baseline.contender})"
         lines.append(
             f"| {result.network.what} | {ms(result.eager)} | {baseline} | {ms(result.ours)} "
-            f"| {result.ratio:.2f} | {memory:.2f} |"
+            f"| {result.ratio:.2f} | {ms(result.inexact)} | {result.inexact_ratio:.2f} | {memory:.2f} |"
         )
-    lines.append(f"\ngeometric mean of the ratios: {statistics.geometric_mean(r.ratio for r in results):.2f}")
+    exact, inexact = (
+        statistics.geometric_mean(ratios)
+        for ratios in ([r.ratio for r in results], [r.inexact_ratio for r in results])
+    )
+    lines.append(f"\ngeometric mean of the ratios: {exact:.2f}, with tf32 allowed {inexact:.2f}")
     return "\n".join(lines)
 
 
@@ -277,17 +304,24 @@ def draw(results: Sequence[Result], path: Path) -> None:
     """Ratios as bars."""
     from matplotlib.figure import Figure
 
-    from bench.plots import OURS
+    from bench import plots
 
-    figure = Figure(figsize=(7, 0.4 * len(results) + 1), layout="constrained")
+    figure = Figure(figsize=(7, 0.55 * len(results) + 1), layout="constrained")
     axes = figure.subplots()
-    names = [result.network.what for result in results]
-    bars = axes.barh(names, [result.ratio for result in results], color=OURS)
+    places = range(len(results))
+    exact, inexact = [r.ratio for r in results], [r.inexact_ratio for r in results]
+    bars = axes.barh([p - 0.2 for p in places], exact, 0.4, color=plots.OURS, label="float32")
     axes.bar_label(bars, [f"{r.ratio:.2f}, {r.baseline.contender}" for r in results], padding=3, fontsize=8)
+    bars = axes.barh(
+        [p + 0.2 for p in places], inexact, 0.4, color=plots.OURS, alpha=0.5, label="tf32 allowed"
+    )
+    axes.bar_label(bars, [f"{ratio:.2f}" for ratio in inexact], padding=3, fontsize=8)
+    axes.set_yticks(places, [result.network.what for result in results])
     axes.axvline(1, color="0.3", lw=1)
     axes.set_xlabel("times as fast as the fastest baseline, which is named")
-    axes.set_xlim(0, 1.3 * max(result.ratio for result in results))
+    axes.set_xlim(0, 1.3 * max(*exact, *inexact))
     axes.invert_yaxis()
+    axes.legend(loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 
@@ -324,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for row in found:
                 writer.writerow({**row.columns(), **facts})
                 bar.write(
-                    f"{network.name:11} {row.contender:22} {row.timing.median * 1e3:9.4g} ms "
+                    f"{network.name:11} {row.contender:34} {row.timing.median * 1e3:9.4g} ms "
                     f"± {row.timing.spread * 1e3:.2g}, error {row.error:.1e}"
                 )
             file.flush()
