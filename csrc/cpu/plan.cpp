@@ -45,14 +45,14 @@ double k_cycles(int64_t acc, int64_t broadcasts, int64_t vectors, double hidden_
          kHiddenBroadcast * static_cast<double>(broadcasts) + hidden_vector * static_cast<double>(vectors);
 }
 
-// Measured on AVX-512: cycles to finish and store one vector of accumulators.
-// one position of one vector of tiles, transformed; the same, written beyond the L2 cache and read again
+// Measured on AVX-512, in cycles. One position of a vector of tiles of one channel: transformed; written beyond the L2
+// cache and read again.
 constexpr double kWinogradInput = 5, kWinogradOutput = 3.8, kWinogradStreamed = 16;
-constexpr double kWinogradWeights = 0.5;  // one position of one 3x3 kernel, packed and transformed
-// the same if the output channels of a panel are no whole vectors
-constexpr double kWinogradScalarWeights = 1.9;
-// the same for pairs, per output channel; for one weight
+// One position of a 3x3 kernel, packed and transformed; the same if a panel's output channels are no whole vectors.
+constexpr double kWinogradWeights = 0.5, kWinogradScalarWeights = 1.9;
+// A vector of pairs of one output channel, transformed; one weight of the same kernel, packed and transformed.
 constexpr double kWinogradRowOutput = 10, kWinogradRowWeights = 3;
+// A vector of accumulators, finished and stored.
 constexpr double kStoreInterleaved = 3, kStoreContiguous = 3, kStoreTransposed = 14, kStoreScalarPerLane = 2;
 
 // Tiles that share a K block of the pixels in the first cache: as many as that could hold the weights of.

@@ -14,28 +14,42 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench import files  # noqa: E402
-from bench.files import Case, Machine  # noqa: E402
+from bench.files import Machine  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
-CPU = "2026-11-27_0655_amd-epyc_float32.csv"
+ACCELERATED = "NAME_networks.csv"
+CPU_WORDS = "two AVX-512 cores of an Intel Xeon (Emerald Rapids)"
 GPU = "2026-11-27_1952_nvidia-h100-80gb-hbm3_float16.csv"
 NETWORKS = "2026-11-27_0707_amd-epyc_clients.csv"
 TRANSPOSED = {  # heading: file
     "Zen 3, AVX2": "2026-11-28-amd-epyc-avx2-transposed-float32.csv",
     "Zen 5, AVX-512": "2026-11-27-amd-epyc-transposed-float32.csv",
 }
-HEADLINE = (  # layers that win, and on each device one that loses
-    ("CPU", "srvgg_x4", "Real-ESRGAN compact head x4"),
-    ("CPU", "edsr_x2", "EDSR upsampler x2"),
-    ("CPU", "fastai_1x1", "U-Net 1x1 upsampler"),
-    ("H100", "srvgg_x4", "Real-ESRGAN compact head x4"),
-    ("H100", "compressai", "learned compression decoder"),
+HEADLINE_NETWORKS = ("edsr", "basicvsr", "cheng2020", "fsrcnn", "hifigan", "unet", "nafnet")  # the last lose
+HEADLINE_LAYERS = (  # on the H100: one that wins, one that loses
+    ("srvgg_x4", "Real-ESRGAN compact head x4"),
+    ("compressai", "learned compression decoder"),
 )
+ACCELERATED_NAMES = {
+    "edsr": "EDSR-baseline x2, 128x128",
+    "animevideo": "Real-ESRGAN animevideov3 x4, 135x240",
+    "rrdb": "ESRGAN (RRDB, 2 blocks) x4, 64x64",
+    "basicvsr": "BasicVSR x4, 3 frames of 64x96",
+    "swin2sr": "Swin2SR lightweight x2, 64x96",
+    "nafnet": "NAFNet, width 32, 256x256",
+    "cheng2020": "Cheng2020Anchor (compression), 128x192",
+    "unet": "U-Net, width 32, 256x256",
+    "fsrcnn": "FSRCNN x3, 180x320",
+    "espcn": "ESPCN x3, 360x640",
+    "dcgan": "DCGAN generator, batch of 16",
+    "hifigan": "HiFi-GAN V1 (vocoder), 200 frames",
+}
 NETWORK_NAMES = {
     "basicvsr": "BasicVSR x4, its own weights, 3 frames of 64x96",
     "animevideo": "Real-ESRGAN animevideov3 x4, its own weights, 135x240",
@@ -61,35 +75,57 @@ def milliseconds(ms: float) -> str:
 # ---- README ------------------------------------------------------------------------------------------------
 
 
+class Network(NamedTuple):
+    """Times of a network in milliseconds; ours in the faster layout, exact and where tf32 is allowed."""
+
+    name: str
+    other: float
+    other_name: str
+    ours: float
+    inexact: float
+
+
+def accelerated_networks() -> dict[str, Network]:
+    times: dict[str, dict[str, float]] = {}
+    for row in rows_of(ACCELERATED):
+        times.setdefault(row["network"], {})[row["contender"]] = float(row["median_ms"])
+    found = {}
+    for name, of in times.items():
+        others = {contender: ms for contender, ms in of.items() if not contender.startswith("fused")}
+        inexact = [ms for contender, ms in of.items() if contender.startswith("fused, tf32")]
+        ours = [ms for contender, ms in of.items() if contender.startswith("fused ")]
+        fastest = min(others, key=lambda contender: others[contender])
+        found[name] = Network(ACCELERATED_NAMES[name], others[fastest], fastest, min(ours), min(inexact))
+    return found
+
+
+def means(networks: Sequence[Network]) -> tuple[str, str]:
+    """Geometric means of the ratios, exact and where tf32 is allowed."""
+    return (
+        f"{statistics.geometric_mean(n.other / n.ours for n in networks):.2f}",
+        f"{statistics.geometric_mean(n.other / n.inexact for n in networks):.2f}",
+    )
+
+
 def headline() -> str:
-    machines = {"CPU": machine(CPU), "H100": machine(GPU, graph=True)}
-    cases: dict[tuple[str, str, bool], Case] = {
-        (device, case.workload, case.backward): case for device, of in machines.items() for case in of.cases
-    }
-    rows = []
-    for device, workload, layer in HEADLINE:
-        forward, backward = (cases[device, workload, which] for which in (False, True))
-        times = milliseconds(forward.ms(forward.peer)), milliseconds(forward.ms(forward.ours))
-        ratios = f"{forward.headline:.2f}", f"{backward.headline:.2f}"
-        rows.append((device, f"{layer} (`{workload}`)", *times, *ratios))
-    head = (
-        "device", "layer (name in the benchmark)", "fastest other, forward", "fused, forward",
-        "ratio, forward", "ratio, with gradients",
-    )  # fmt: skip
-    medians = {
-        (device, which): statistics.median(
-            case.headline for case in of.cases if case.backward is which and case.workload != "tiny"
-        )
-        for device, of in machines.items()
-        for which in (False, True)
-    }
-    dates = {device: of.facts["date"][:10] for device, of in machines.items()}
+    networks, gpu = accelerated_networks(), machine(GPU, graph=True)
+    rows = [
+        ("CPU", n.name, f"{milliseconds(n.other)} ({n.other_name})", milliseconds(n.ours),
+         f"{n.other / n.ours:.2f}", f"{n.other / n.inexact:.2f}")
+        for n in (networks[name] for name in HEADLINE_NETWORKS)
+    ]  # fmt: skip
+    forward = {case.workload: case for case in gpu.cases if not case.backward}
+    for workload, layer in HEADLINE_LAYERS:
+        case = forward[workload]
+        times = milliseconds(case.ms(case.peer)), milliseconds(case.ms(case.ours))
+        rows.append(("H100", f"{layer} (one layer)", *times, f"{case.headline:.2f}", ""))
+    head = ("device", "network or layer", "fastest other", "fused_subpixel", "ratio", "tf32 allowed")
+    exact, inexact = means(list(networks.values()))
+    facts = rows_of(ACCELERATED)[0]
     note = (
-        f"CPU: two cores of an AMD EPYC (Zen 5), float32, {dates['CPU']}. "
-        f"GPU: NVIDIA H100, float16, CUDA graphs, {dates['H100']}.\n"
-        f"Median ratio of the 14 workloads: {medians['CPU', False]:.2f} forward and "
-        f"{medians['CPU', True]:.2f} with gradients on the CPU, {medians['H100', False]:.2f} and "
-        f"{medians['H100', True]:.2f} on the H100."
+        f"CPU: `accelerate`, {CPU_WORDS}, float32, {facts['date'][:10]}; geometric mean of {len(networks)}\n"
+        f"networks {exact}, and {inexact} where tf32 is allowed. "
+        f"GPU: NVIDIA H100, float16, CUDA graphs, {gpu.facts['date'][:10]}."
     )
     return f"{markdown(head, rows)}\n\n{note}"
 
@@ -137,6 +173,23 @@ def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
+def accelerated() -> str:
+    networks = accelerated_networks()
+    rows = [
+        (n.name, f"{milliseconds(n.other)} ({n.other_name})", milliseconds(n.ours), f"{n.other / n.ours:.2f}",
+         milliseconds(n.inexact), f"{n.other / n.inexact:.2f}")
+        for n in networks.values()
+    ]  # fmt: skip
+    exact, inexact = means(list(networks.values()))
+    rows.append(("**geometric mean**", "", "", f"**{exact}**", "", f"**{inexact}**"))
+    head = ("network and input", "fastest other", "accelerated", "ratio", "tf32 allowed", "ratio")
+    facts = rows_of(ACCELERATED)[0]
+    title = (
+        f"{CPU_WORDS[0].upper()}{CPU_WORDS[1:]}, {facts['date'][:10]}, `{ACCELERATED}`; `{facts['command']}`:"
+    )
+    return f"{title}\n\n{markdown(head, rows)}"
+
+
 def networks() -> str:
     best: dict[tuple[str, str, str], float] = {}
     for row in rows_of(NETWORKS):
@@ -159,7 +212,7 @@ def networks() -> str:
 
 PARTS = {
     "README.md": {"headline": headline},
-    "docs/benchmarks.md": {"transposed": transposed, "networks": networks},
+    "docs/benchmarks.md": {"transposed": transposed, "networks": networks, "accelerated": accelerated},
 }
 
 

@@ -20,7 +20,7 @@ from . import conv_transpose, timing, trace
 from .arguments import Model, as_arguments, check_model, copied
 from .chain import Activation
 from .conv_transpose import FUSED
-from .fused_modules import FusedConv1d, FusedConv2d, FusedSequential, Plan, fuse_class, twin
+from .fused_modules import FusedConv, FusedSequential, Plan, twin
 from .replace import Replacer, describe, how, only_reparametrising_hooks, weight_of
 from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site, WholeModel
 
@@ -49,11 +49,13 @@ def accelerate(
 ) -> Model | tuple[Model, Report]:
     """Let each convolution of a model run on the fused kernels where these are measured to be faster.
 
-    It looks at ``nn.Conv1d``, ``nn.ConvTranspose1d``, ``nn.ConvTranspose2d`` and ``nn.Conv2d``; the latter
-    together with the pixel shuffle, or the batch norm in eval mode and the activation, that follow. It runs
-    the model on ``example_inputs`` to see what follows each layer and which sizes the layer gets. It then
-    measures each layer both ways, in turns, and replaces it if the fused kernels take less time. At the end
-    it measures the whole model both ways, and undoes everything if the model is slower than before.
+    It looks at ``nn.ConvTranspose1d`` and ``nn.ConvTranspose2d``, at ``nn.Conv1d`` together with the
+    activation that follows, and at ``nn.Conv2d`` together with the pixel shuffle, or the batch norm in eval
+    mode and the activation. It runs the model on ``example_inputs`` to see what follows each layer and which
+    sizes the layer gets. It then measures each layer both ways, in turns, and replaces it if the fused
+    kernels take less time. At the end it measures the whole model both ways, and undoes everything if the
+    model is slower than before. It measures with PyTorch's settings of the moment: on CPUs, 3x3 kernels are
+    faster where ``torch.backends.mkldnn.conv.fp32_precision`` allows less than exact float32.
 
     Layers stay the same objects, of a subclass of their class; parameters, buffers and the keys of
     ``state_dict()`` stay what they are. :func:`restore` undoes it. Where autograd needs a gradient of a plain
@@ -131,7 +133,7 @@ class Accelerator(Replacer):
         recorder, expected = self.run(inputs, chained)
         self.look_at_run(recorder)
         with trace.unchanged(self.model):
-            self.choose([*self.convs_2d(recorder), *self.other_convs(recorder)])
+            self.choose([*self.convs_of(recorder), *self.transposed_convs(recorder)])
         self.change()
         note, whole = "", None
         if self.changed:
@@ -156,28 +158,29 @@ class Accelerator(Replacer):
         """Note what becomes of a layer that is not measured."""
         self.layers[module] = Site(self.names[module], layers, status, reason)
 
-    def convs_2d(self, recorder: trace.Recorder) -> list[Candidate]:
-        """2-D convolutions."""
-        runs: dict[nn.Conv2d, list[trace.Run]] = {}
-        for run in recorder.runs:
+    def convs_of(self, recorder: trace.Recorder) -> list[Candidate]:
+        """Convolutions that are not transposed."""
+        runs: dict[Any, list[trace.Run]] = {}
+        for run in (*recorder.runs, *recorder.signal_runs):
             runs.setdefault(run.conv, []).append(run)
         chained = {found.conv: how(found) for found in recorder.chain_runs}
         found = []
         for module in self.names:
-            if not isinstance(module, nn.Conv2d):
+            if not isinstance(module, (nn.Conv1d, nn.Conv2d)):
                 continue
             plan = self.convs.pop(module, None)  # with a pixel shuffle, as look_at_run has found
-            if isinstance(module, FusedConv2d):
+            if isinstance(module, FusedConv):
                 self.note(module, describe(module), ALREADY_REPLACED, how(module.subpixel))
                 continue
             if module in chained and module not in runs:
                 self.note(module, describe(module), ALREADY_REPLACED, chained[module])
                 continue
             inputs = [run.input for run in runs.get(module, [])]
-            reason = self.why_not(module, nn.Conv2d, inputs, plan is not None)
+            base = nn.Conv1d if isinstance(module, nn.Conv1d) else nn.Conv2d
+            reason = self.why_not(module, base, inputs, plan is not None)
             if reason is None:
                 plan = plan or self.plan_of(module, runs[module])
-                found.append(self.candidate_of_conv(module, plan, inputs))
+                found.append(self.candidate_of_conv(module, base, plan, inputs))
             else:
                 self.note(module, describe(module), LEFT_ALONE, reason)
         return found
@@ -208,7 +211,7 @@ class Accelerator(Replacer):
             return "on a GPU plain convolutions are PyTorch's"
         return None
 
-    def plan_of(self, conv: nn.Conv2d, runs: list[trace.Run]) -> Plan:
+    def plan_of(self, conv: nn.Conv1d | nn.Conv2d, runs: list[trace.Run]) -> Plan:
         """What can be done at once with a convolution: what follows it in all its calls."""
         followings = [run.following() for run in runs]
         steps = list(followings[0])
@@ -238,7 +241,9 @@ class Accelerator(Replacer):
         )
         return plan if same else Plan(1)
 
-    def candidate_of_conv(self, conv: nn.Conv2d, plan: Plan, inputs: Sequence[Any]) -> Candidate:
+    def candidate_of_conv(
+        self, conv: nn.Conv1d | nn.Conv2d, base: Any, plan: Plan, inputs: Sequence[Any]
+    ) -> Candidate:
         """A convolution with what follows it."""
         fused = twin(conv, subpixel=plan)
 
@@ -252,29 +257,22 @@ class Accelerator(Replacer):
         key = (_options(conv), plan.factor, plan.norm is None, activation and activation.name)
         layers = describe(conv) if plan.factor == 1 else f"{describe(conv)} -> PixelShuffle({plan.factor})"
         return Candidate(
-            conv, tuple(inputs), key, lambda input: follow(nn.Conv2d.forward(conv, input)),
+            conv, tuple(inputs), key, lambda input: follow(base.forward(conv, input)),
             lambda input: follow(fused.forward(input)), layers, how(plan),
         )  # fmt: skip
 
-    def other_convs(self, recorder: trace.Recorder) -> list[Candidate]:
-        """1-D and transposed convolutions."""
+    def transposed_convs(self, recorder: trace.Recorder) -> list[Candidate]:
+        """Transposed convolutions."""
         found: list[Candidate] = []
         for module in self.names:
-            inputs: Sequence[Any] = recorder.inputs.get(module, [])
-            base: Any
-            kind: Any = None
-            if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
-                base = nn.ConvTranspose1d if isinstance(module, nn.ConvTranspose1d) else nn.ConvTranspose2d
-                layers, kind = conv_transpose.layers_of(module), FUSED[base]
-                done, how = type(module) is kind, conv_transpose.how(module)
-                reason = conv_transpose.why_not(module) or self.why_not_computed(module, inputs, True)
-            elif isinstance(module, nn.Conv1d):
-                layers, base = _describe_conv1d(module), nn.Conv1d
-                done, how = isinstance(module, FusedConv1d), "runs on the fused kernels"
-                reason = self.why_not(module, nn.Conv1d, inputs, False)
-            else:
+            if not isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
                 continue
-            if done:
+            inputs: Sequence[Any] = recorder.inputs.get(module, [])
+            base: Any = nn.ConvTranspose1d if isinstance(module, nn.ConvTranspose1d) else nn.ConvTranspose2d
+            layers, kind = conv_transpose.layers_of(module), FUSED[base]
+            how = conv_transpose.how(module)
+            reason = conv_transpose.why_not(module) or self.why_not_computed(module, inputs, True)
+            if type(module) is kind:
                 self.note(module, layers, ALREADY_REPLACED, how)
             elif reason is not None:
                 self.note(module, layers, LEFT_ALONE, reason)
@@ -315,7 +313,7 @@ class Accelerator(Replacer):
                 before_ms=1e3 * before,
                 after_ms=1e3 * after,
             )
-            if not faster and isinstance(candidate.module, nn.Conv2d):
+            if not faster and isinstance(candidate.module, (nn.Conv1d, nn.Conv2d)):
                 del self.convs[candidate.module]
 
     def measure_whole(self, inputs: Any) -> WholeModel:
@@ -350,10 +348,7 @@ class Accelerator(Replacer):
             if site.status != REPLACED or module in self.convs:
                 continue
             self.remember(module)
-            if isinstance(module, nn.Conv1d):
-                fuse_class(module)
-            else:
-                module.__class__ = FUSED[type(module)]
+            module.__class__ = FUSED[type(module)]
 
 
 def _options(conv: Any) -> Any:
@@ -372,9 +367,3 @@ def _options(conv: Any) -> Any:
     weight: Any = weight_of(conv)
     options = (repr(getattr(conv, name)) for name in names)
     return (type(conv).__name__, conv.bias is None, weight.dtype, weight.stride(), *options)
-
-
-def _describe_conv1d(conv: nn.Conv1d) -> str:
-    options = f", dilation {conv.dilation[0]}" if conv.dilation[0] > 1 else ""
-    options += f", stride {conv.stride[0]}" if conv.stride[0] > 1 else ""
-    return f"Conv1d({conv.in_channels}, {conv.out_channels}, {conv.kernel_size[0]}{options})"

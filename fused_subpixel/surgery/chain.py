@@ -332,7 +332,7 @@ def overwritable(activation: Activation | None, *, before: bool) -> bool:
 
 def run(
     input: Tensor,
-    conv: nn.Conv2d,
+    conv: nn.Conv1d | nn.Conv2d,
     factor: int,
     norm: nn.BatchNorm2d | None = None,
     before: Activation | None = None,
@@ -345,7 +345,8 @@ def run(
     """
     activation = before or after
     by_channel = activation is not None and activation.weight is not None and activation.weight.numel() > 1
-    if input.dim() != 4 and (norm is not None or by_channel):
+    signal = isinstance(conv, nn.Conv1d)
+    if input.dim() != (3 if signal else 4) and (norm is not None or by_channel):
         return None  # without a batch dimension they would take rows for channels, or refuse
     alone = None
     if not overwritable(activation, before=before is not None):
@@ -355,18 +356,23 @@ def run(
         activation, alone = None, activation
 
     weight, bias = (conv.weight, conv.bias) if parameters is None else parameters
-    padding = conv.padding
-    to_channels_last = follows_weight(weight)
+    padding: Any = conv.padding
+    to_channels_last = not signal and follows_weight(weight)
     if to_channels_last and input.dim() != 4:
+        return None
+    if signal and not weight.is_contiguous():  # whose strides PyTorch's output has
         return None
     if norm is not None:
         weight, bias = folded(weight, bias, norm)
     if conv.padding_mode != "zeros":
         input = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
-        padding = (0, 0)
+        padding = 0 if signal else (0, 0)
     if to_channels_last:
         input = in_channels_last(input)
-    output = subpixel_conv2d(
+    elif signal:
+        input = input.contiguous()
+    convolve: Any = subpixel_conv1d if signal else subpixel_conv2d
+    output: Tensor = convolve(
         input,
         weight,
         bias,
@@ -380,19 +386,6 @@ def run(
         activation_weight=None if activation is None else activation.weight,
     )
     return output if alone is None else alone.apply(output)
-
-
-def run_conv1d(input: Tensor, conv: nn.Conv1d) -> Tensor:
-    """The convolution alone, contiguous as PyTorch's."""
-    weight, padding = conv.weight, conv.padding  # type: Tensor, Any
-    if not weight.is_contiguous():  # whose strides the output has
-        return conv._conv_forward(input, weight, conv.bias)
-    if conv.padding_mode != "zeros":
-        input, padding = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
-    return subpixel_conv1d(
-        input.contiguous(), weight, conv.bias, 1, stride=conv.stride, padding=padding,
-        dilation=conv.dilation, groups=conv.groups,
-    )  # fmt: skip
 
 
 def normalised(input: Tensor, norm: nn.BatchNorm2d) -> Tensor:

@@ -9,7 +9,7 @@ the model does:
 - :class:`FusedConv2d` returns a tensor that holds the convolution's output shuffled, see low_resolution.py.
   A pixel shuffle takes that out. Anything else gets the convolution's output as it always was. Where no
   shuffle follows, the factor is 1, and what is taken out is the output of the activation that follows.
-- :class:`FusedConv1d` computes the convolution alone.
+- :class:`FusedConv1d` is the same for signals, where no shuffle follows.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class FusedSequential(Fused, nn.Sequential):
         return output
 
 
-# ---- nn.Conv2d -------------------------------------------------------------------------------------------
+# ---- convolutions ------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -180,50 +180,51 @@ class Plan:
         return tuple(step for step in (self.norm, self.activation()) if step is not None)
 
 
-class FusedConv2d(Fused, nn.Conv2d):
-    """An ``nn.Conv2d`` whose output a shuffle or an activation is expected to take: see low_resolution.py."""
+class FusedConv(Fused):
+    """A convolution whose output a shuffle or an activation is expected to take: see low_resolution.py."""
 
-    original_class = nn.Conv2d
+    convolution: Any  # PyTorch's class of it
     subpixel: Plan
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # Another layer, made by type(layer)(...) as LoRA libraries do. No shuffle is known to follow it.
+        # Another layer, made by type(layer)(...) as LoRA libraries do. Nothing is known to follow it.
         object.__setattr__(self, "__class__", type(self).original_class)
         type(self).__init__(self, *args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "qconfig" and value is not None:  # eager-mode quantisation looks for the original class
-            restore_class(self)
+            conv: Any = self
+            restore_class(conv)
             del self.subpixel
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward_fused(self: Any, input: Tensor) -> Any:
         """Apply the convolution, and at once what is to follow."""
-        plan = self.subpixel
+        plan, original = self.subpixel, super().forward  # type: ignore[misc]
         if type(input) is LowResolution:  # of a convolution that is not followed as it was when replaced
             input = input.plain()
         kind: Any = type(self).original_class
         if (
             not originals.intact()
-            or kind.forward is not nn.Conv2d.forward
+            or kind.forward is not self.convolution.forward
             or chains.has_own_convolution(self)
         ):
-            return super().forward(input)
+            return original(input)
         if not chains.runs_fused(input) or chains.has_output_hooks(self):
-            return super().forward(input)
+            return original(input)
         norm, before = plan.norm, plan.activation()
         if norm is not None and norm.training:
-            return super().forward(input)
+            return original(input)
         if plan.factor == 1 and needs_gradient(self, input):
-            return super().forward(input)
+            return original(input)
         if not plan.is_ready(input.device, "_is_replica" in self.__dict__):
-            return super().forward(input)
+            return original(input)
         # Nothing is done ahead where gradients may be wanted, because autograd must know each tensor in
         # between, nor in compiled code, which could not compute again what another path needs.
         compiling = torch.compiler.is_dynamo_compiling()
         if compiling or (torch.is_grad_enabled() and not torch.compiler.is_exporting()):
             if norm is not None or (before is not None and not before.commutes()):
-                return super().forward(input)
+                return original(input)
             before = None
         steps = tuple(step for step in (norm, before) if step is not None)
         parameters = self.weight, self.bias
@@ -240,35 +241,24 @@ class FusedConv2d(Fused, nn.Conv2d):
         return LowResolution.of(high, PendingOutput(plan.factor, steps, source))
 
 
-# ---- nn.Conv1d -------------------------------------------------------------------------------------------
+class FusedConv2d(FusedConv, nn.Conv2d):
+    """An ``nn.Conv2d`` whose output a shuffle or an activation is expected to take."""
+
+    original_class = convolution = nn.Conv2d
+
+    def forward(self, input: Tensor) -> Any:
+        """Apply the convolution, and at once what is to follow."""
+        return self.forward_fused(input)
 
 
-class FusedConv1d(Fused, nn.Conv1d):
-    """An ``nn.Conv1d`` on the fused kernels, where no gradient is needed."""
+class FusedConv1d(FusedConv, nn.Conv1d):
+    """An ``nn.Conv1d`` whose output an activation is expected to take, or nothing."""
 
-    original_class = nn.Conv1d
+    original_class = convolution = nn.Conv1d
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        object.__setattr__(self, "__class__", type(self).original_class)  # as FusedConv2d
-        type(self).__init__(self, *args, **kwargs)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "qconfig" and value is not None:
-            restore_class(self)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Apply the convolution."""
-        kind: Any = type(self).original_class
-        if (
-            not originals.intact()
-            or kind.forward is not nn.Conv1d.forward
-            or chains.has_own_convolution(self)
-            or not chains.runs_fused(input)
-            or needs_gradient(self, input)
-        ):
-            return super().forward(input)
-        return chains.run_conv1d(input, self)
+    def forward(self, input: Tensor) -> Any:
+        """Apply the convolution, and at once what is to follow."""
+        return self.forward_fused(input)
 
 
 def needs_gradient(conv: nn.Conv1d | nn.Conv2d, input: Tensor) -> bool:

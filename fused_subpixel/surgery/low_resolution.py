@@ -49,12 +49,12 @@ def with_versions(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
 class Source(NamedTuple):
     """A call of a convolution, to compute again what is needed without all steps."""
 
-    conv: nn.Conv2d
+    conv: nn.Conv1d | nn.Conv2d
     tensors: tuple[Tensor, Tensor, Tensor | None]  # input, weight, bias
     versions: tuple[int | None, ...]  # of the tensors at that time
 
     @classmethod
-    def of(cls, conv: nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None) -> Source:
+    def of(cls, conv: nn.Conv1d | nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None) -> Source:
         """That of a call at this moment."""
         tensors = input, weight, bias
         return cls(conv, tensors, tuple(map(_version, tensors)))
@@ -66,7 +66,10 @@ class Source(NamedTuple):
                 return self.output(steps, dtype)
         input, weight, bias = (None if tensor is None else tensor.to(dtype) for tensor in self.tensors)
         assert input is not None and weight is not None
-        output = nn.Conv2d._conv_forward(self.conv, input, weight, bias)
+        if isinstance(self.conv, nn.Conv1d):
+            output = nn.Conv1d._conv_forward(self.conv, input, weight, bias)
+        else:
+            output = nn.Conv2d._conv_forward(self.conv, input, weight, bias)
         for step in steps:
             if not isinstance(step, Activation):
                 output = chains.normalised(output, step)
@@ -142,9 +145,11 @@ class PendingOutput:
         return torch.allclose(high, self.high, rtol=0, atol=0, equal_nan=True)
 
     def lr_shape(self) -> tuple[int, ...]:
-        """[N, C*r*r, P, Q], without N where the input has none."""
-        *batch, channels, height, width = self.high.shape
+        """[N, C*r*r, P, Q], without N where the input has none; of a signal [N, C, P]."""
         r = self.factor
+        if r == 1:
+            return tuple(self.high.shape)
+        *batch, channels, height, width = self.high.shape
         return (*batch, channels * r * r, height // r, width // r)
 
 
@@ -166,7 +171,7 @@ def _version(tensor: Tensor | None) -> int | None:
 
 
 class LowResolution(Tensor):
-    """What a :class:`FusedConv2d` returns; it stands for the convolution's output [N, C*r*r, P, Q]."""
+    """What a :class:`FusedConv` returns; it stands for the convolution's output [N, C*r*r, P, Q]."""
 
     pending: PendingOutput
     done: int  # how many of the steps pending this tensor stands for
@@ -358,7 +363,7 @@ class _Shuffle(torch.autograd.Function):
 
 
 class Traced(Tensor):
-    """What a :class:`FusedConv2d` returns while torch.compile traces it.
+    """What a :class:`FusedConv` returns while torch.compile traces it.
 
     It is the plain output itself, which compilers do not compute where nothing uses it. So it may cross a
     graph break: the code behind the break gets a tensor with the right values and history.

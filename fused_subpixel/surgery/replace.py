@@ -16,7 +16,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from . import chain as chains
 from . import trace
 from .chain import Activation, Chain, UnshuffleConv
-from .fused_modules import FusedConv2d, FusedSequential, Plan, fuse_class
+from .fused_modules import FusedConv, FusedConv2d, FusedSequential, Plan, fuse_class
 from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site
 
 Pair = tuple[nn.Module, nn.Module | None]  # a convolution and the shuffle (or an unshuffle and a convolution)
@@ -32,7 +32,7 @@ class Replacer:
         self.sites: dict[Pair, Site] = {}
         self.sequentials: dict[nn.Sequential, list[Chain | UnshuffleConv]] = {}
         self.bytes: dict[nn.Module, int] = {}  # of the outputs of each convolution, in a run
-        self.convs: dict[nn.Conv2d, Plan] = {}
+        self.convs: dict[nn.Conv1d | nn.Conv2d, Plan] = {}
         self.on_meta = False
 
     def replace(self, inputs: Any) -> Report:
@@ -145,7 +145,7 @@ class Replacer:
         """Find pairs in what was recorded of a run."""
         found_ones = (found for chain in self.sequentials.values() for found in chain)
         unshuffles = {found.conv: found.unshuffle for found in found_ones if isinstance(found, UnshuffleConv)}
-        runs: dict[nn.Conv2d, list[trace.Run]] = {}
+        runs: dict[Any, list[trace.Run]] = {}
         for run in recorder.runs:
             self.bytes[run.conv] = self.bytes.get(run.conv, 0) + run.output_size
             if run.conv in unshuffles:
@@ -256,7 +256,7 @@ class Replacer:
         for conv, plan in self.convs.items():
             self.remember(conv)
             fuse_class(conv)
-            assert isinstance(conv, FusedConv2d)
+            assert isinstance(conv, FusedConv)
             conv.subpixel = plan
 
     def remember(self, module: nn.Module) -> None:
@@ -367,15 +367,16 @@ def describe(module: nn.Module) -> str:
         return f"PixelShuffle({module.upscale_factor})"
     if isinstance(module, nn.PixelUnshuffle):
         return f"PixelUnshuffle({module.downscale_factor})"
-    assert isinstance(module, nn.Conv2d)
+    assert isinstance(module, (nn.Conv1d, nn.Conv2d))
     size = "x".join(map(str, module.kernel_size))
     options = "".join(
         f", {name} {value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value}"
-        for name, value, default in (
-            ("stride", module.stride, (1, 1)),
-            ("dilation", module.dilation, (1, 1)),
-            ("groups", module.groups, 1),
+        for name, value in (
+            ("stride", module.stride),
+            ("dilation", module.dilation),
+            ("groups", module.groups),
         )
-        if value != default
+        if value not in (1, (1,), (1, 1))
     )
-    return f"Conv2d({module.in_channels}, {module.out_channels}, {size}{options})"
+    kind = "Conv1d" if isinstance(module, nn.Conv1d) else "Conv2d"
+    return f"{kind}({module.in_channels}, {module.out_channels}, {size}{options})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from .arguments import Model, check_model, copied
 from .conv_transpose import FUSED
-from .fused_modules import FusedConv1d, FusedConv2d, FusedSequential, restore_class
+from .fused_modules import FusedConv, FusedSequential, restore_class
 
 
 def restore(model: Model, *, inplace: bool = False) -> Model:
@@ -27,7 +27,7 @@ def restore(model: Model, *, inplace: bool = False) -> Model:
     model = model if inplace else copied(model)
     originals = {fused: original for original, fused in FUSED.items()}
     for module in model.modules():
-        if isinstance(module, (FusedSequential, FusedConv2d, FusedConv1d)):
+        if isinstance(module, (FusedSequential, FusedConv)):
             restore_class(module)
             for name in ("subpixel", "fold_batch_norm", "unshuffle"):
                 module.__dict__.pop(name, None)

@@ -70,7 +70,7 @@ class TensorLike(NamedTuple):
 class Run:
     """One call of a convolution, and what its output went through."""
 
-    conv: nn.Conv2d
+    conv: nn.Conv1d | nn.Conv2d
     input: TensorLike | None
     input_size: int  # in bytes, as the next
     output_size: int
@@ -111,7 +111,8 @@ class Recorder(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, chained: Chained) -> None:
         super().__init__()
-        self.runs: list[Run] = []
+        self.runs: list[Run] = []  # of 2-D convolutions
+        self.signal_runs: list[Run] = []  # of 1-D ones
         self.chain_runs: list[Any] = []  # the chains that fused Sequentials ran
         self.fed: dict[nn.Module, str] = {}  # shuffles that no followed convolution feeds, and what does
         self.inputs: dict[nn.Module, list[TensorLike | None]] = {}  # of other convolutions: of their calls
@@ -129,7 +130,12 @@ class Recorder(TorchFunctionMode):
             for module in self._model.modules():
                 if isinstance(module, nn.Conv2d) and chains.why_own_forward(module, nn.Conv2d) is None:
                     watched.append((module, "forward"))
-                    module.__dict__["forward"] = _standing_for(self._watch_conv(module), module)
+                    module.__dict__["forward"] = _standing_for(self._watch_conv(module, self.runs), module)
+                elif isinstance(module, nn.Conv1d) and chains.why_own_forward(module, nn.Conv1d) is None:
+                    watched.append((module, "forward"))
+                    module.__dict__["forward"] = _standing_for(
+                        self._watch_conv(module, self.signal_runs), module
+                    )
                 elif isinstance(module, OTHER_CONVS) and "forward" not in module.__dict__:
                     watched.append((module, "forward"))
                     module.__dict__["forward"] = _standing_for(self._watch_input(module), module)
@@ -149,14 +155,14 @@ class Recorder(TorchFunctionMode):
             for module, name in watched:
                 module.__dict__.pop(name, None)
 
-    def _watch_conv(self, module: nn.Conv2d) -> Any:
+    def _watch_conv(self, module: Any, runs: list[Run]) -> Any:
         def forward(input: Tensor) -> Any:
             output = type(module).forward(module, input)
             inside = any(module in self._chained[sequential] for sequential in self._sequentials)
             with without_torch_function():  # these questions are ours
                 in_bytes, out_bytes = (t.numel() * t.element_size() for t in (input, output))
                 run = Run(module, TensorLike.of(input), in_bytes, out_bytes, inside)
-            self.runs.append(run)
+            runs.append(run)
             run.trail = self._trails[output] = _Trail(run, ())
             return output
 
@@ -243,7 +249,7 @@ class Recorder(TorchFunctionMode):
 
 
 # Whose inputs are recorded, and no more.
-OTHER_CONVS = (nn.Conv1d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+OTHER_CONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 
 def _standing_for(watching: Any, module: nn.Module) -> Any:

@@ -165,6 +165,25 @@ def test_what_follows(name: str, layout: str) -> None:
     torch.testing.assert_close(fs.restore(found).state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", [name for name in BEHIND if "norm" not in name])
+def test_what_follows_in_signals(name: str) -> None:
+    x = signal()
+    model = nn.Sequential(nn.Conv1d(4, 8, 3), BEHIND[name](8), nn.Conv1d(8, 3, 1), nn.Hardtanh(inplace=True))
+    model.double().eval()
+    found, report = accelerate(model, x)
+    assert [site.path for site in report.replaced] == ["0", "2"], str(report)
+    assert name not in HOW or report[0].reason == HOW[name]
+    for training in (False, True):
+        found.train(training), model.train(training)
+        assert_same(found, model, x)
+        assert_same(found, model, x[1:], gradients=False)
+        assert_same(found, model, x[:0], gradients=False)
+    if name != "prelu of many":  # which takes the rows of a signal alone for channels
+        found.eval(), model.eval()
+        assert_same(found, model, x[0])
+    torch.testing.assert_close(fs.restore(found).state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_other_dtypes(dtype: torch.dtype) -> None:
     """Moved after the surgery, and before it."""

@@ -105,7 +105,7 @@ class Stage(nn.Module):
         super().__init__()
         self.conv, words = drawn_conv(draw)
         follower = draw.choice(list(FOLLOWERS))
-        self.follow = FOLLOWERS[follower]()
+        self.follow, self.normalises = FOLLOWERS[follower](), "norm" in follower  # which wants images
         self.shown = draw.choice(("follow", "follow", "follow", *USES))
         self.later = draw.choice((self.shown, self.shown, *USES))
         self.skip, self.twice = draw.choice(("", "", "add", "add_")), draw.random() < 0.2
@@ -118,22 +118,21 @@ class Stage(nn.Module):
             f"skip {self.skip!r}, twice {self.twice}"
         )
 
-    def apply_conv(self, x: Tensor) -> Tensor:
-        if isinstance(self.conv, nn.Conv1d):
-            rows = self.conv(x.transpose(1, 2).flatten(0, 1))
-            return rows.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
-        return self.conv(x)
+    def run_rows(self, x: Tensor, use: str) -> Tensor:
+        """A 1-D convolution along the rows, and what follows it."""
+        y = self.conv(x.transpose(1, 2).flatten(0, 1))
+        if not self.normalises:
+            y = USES[use](y, self.follow)
+        y = y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+        return USES[use](y, self.follow) if self.normalises else y
 
     def run(self, x: Tensor, use: str) -> Tensor:
-        if (
-            use == "follow"
-            and self.spelling == "sequential"
-            and self.sequential
-            and not isinstance(self.conv, nn.Conv1d)
-        ):
+        if isinstance(self.conv, nn.Conv1d):
+            y = self.run_rows(x, use)
+        elif use == "follow" and self.spelling == "sequential" and self.sequential:
             y = self.sequential(x)
         else:
-            y = USES[use](self.apply_conv(x), self.follow)
+            y = USES[use](self.conv(x), self.follow)
         if self.skip and y.shape == x.shape:
             if self.skip == "add":
                 return y + x

@@ -153,7 +153,7 @@ def test_bad_input() -> None:
 def test_an_exception_leaves_the_model_as_it_was(
     moment: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise error("in the middle")
 
     class Failing(Wide):
@@ -169,7 +169,7 @@ def test_an_exception_leaves_the_model_as_it_was(
     model, x = Failing().eval(), image(torch.float32)
     kinds, attributes = types(model), [dict(vars(module)) for module in model.modules()]
     if moment == "measuring":
-        monkeypatch.setattr(chain, "run_conv1d", fail)
+        monkeypatch.setattr(chain, "subpixel_conv1d", fail)
     elif moment == "check":
         from fused_subpixel.surgery import trace
 
@@ -183,8 +183,8 @@ def test_an_exception_leaves_the_model_as_it_was(
 def test_a_wrong_result_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = Wide().double().eval(), image()
     kinds = types(model)
-    run = chain.run_conv1d
-    monkeypatch.setattr(chain, "run_conv1d", lambda *arguments: run(*arguments) * 1.01)
+    run = chain.subpixel_conv1d
+    monkeypatch.setattr(chain, "subpixel_conv1d", lambda *args, **options: run(*args, **options) * 1.01)
     with pytest.warns(UserWarning, match="All was undone: outputs differ by"):
         _, report = fs.accelerate(model, x, inplace=True, return_report=True)
     assert not report.replaced and len(report) == 5 and types(model) == kinds and report.whole is None

@@ -306,7 +306,7 @@ struct Store {
    public:
     void start(const Store& store, const Block& b, int64_t first_oc, int64_t count, int64_t steps) {
       const bool inner = store.dest.oc_contiguous;
-      oc_ = first_oc_ = first_oc;
+      oc_ = first_oc;
       oc_step_ = inner ? count : larger<int64_t>(store.dest.interleave, 1);
       end_ = first_oc + count;
       pixels_ = inner ? kPixels : b.width;
@@ -329,7 +329,7 @@ struct Store {
 
    private:
     static constexpr int64_t kPixels = 4;
-    int64_t oc_, first_oc_, oc_step_, end_, pixels_, h_, w_, to_fetch_, steps_, done_;
+    int64_t oc_, oc_step_, end_, pixels_, h_, w_, to_fetch_, steps_, done_;
   };
 
   // acc[x * pixel_step + oc - first_oc], neighbouring pixels x.
