@@ -7,8 +7,9 @@
 
 Contenders take turns in one process, as in bench.run: eager and compiled PyTorch and accelerated models, in
 both layouts; ONNX Runtime and OpenVINO where they are installed. All compute in float32 without gradients,
-and are compared with eager PyTorch first. The ratio is of the fastest baseline to the faster layout of ours.
-Accelerated models run a second time where torch.backends.mkldnn.conv.fp32_precision allows tf32.
+and are compared with eager PyTorch first. The ratio is of the fastest baseline to the fastest of ours: the
+accelerated model in both layouts, eager and compiled. Accelerated models run once more where
+torch.backends.mkldnn.conv.fp32_precision allows tf32.
 A CSV, a table in Markdown and a picture end the run.
 """
 
@@ -143,24 +144,27 @@ def prepare(
         x = inputs_of(shape, channels_last)
         found[f"eager {layout}"] = _calling(own, x)
         say(f"accelerate, {layout}")
+        exact = own
         for precision in ("ieee", "tf32"):
             with warnings.catch_warnings(), _precision(precision):
                 warnings.simplefilter("ignore", UserWarning)
                 fast, report = fs.accelerate(own, x, seconds=seconds, return_report=True, progress=False)
             say(report.summary.partition("\n")[0])
+            exact = fast if precision == "ieee" else exact
             name = OURS if precision == "ieee" else INEXACT
             found[f"{name} {layout}"] = _precision(precision)(_calling(fast, x))
         if not compiles:
             continue
-        say(f"compile, {layout}")
         torch._dynamo.reset()
-        compiled = torch.compile(own)
-        try:
-            compiled(x)
-        except Exception as error:  # a compiler's faults are not ours, and no reason to measure nothing
-            say(f"compile, {layout}: {type(error).__name__}")
-        else:
-            found[f"compile {layout}"] = _calling(compiled, x)
+        for name, candidate in (("compile", own), (f"{OURS}, compiled,", exact)):
+            say(f"{name} {layout}")
+            compiled = _precision("ieee")(_calling(torch.compile(candidate), x))
+            try:
+                compiled()
+            except Exception as error:  # a compiler's faults are not ours, and no reason to measure nothing
+                say(f"{name} {layout}: {type(error).__name__}")
+            else:
+                found[f"{name} {layout}"] = compiled
     found |= sessions(model, inputs_of(shape, False), say)
     return found
 
@@ -238,7 +242,7 @@ def measure(network: Network, options: argparse.Namespace, say: Callable[[str], 
 
 
 class Result(NamedTuple):
-    """A network's fastest baseline, and ours in the faster layout, exact and with tf32 allowed."""
+    """A network's fastest baseline, and the fastest of ours, exact and with tf32 allowed."""
 
     network: Network
     baseline: Row
