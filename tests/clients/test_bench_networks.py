@@ -23,13 +23,15 @@ def test_a_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     names = [row["contender"] for row in rows]
-    assert names[:4] == ["eager NCHW", "fused NCHW", "eager channels_last", "fused channels_last"]
+    kinds = "eager", "fused", "fused, tf32 allowed,"
+    assert names[:6] == [f"{kind} {layout}" for layout in ("NCHW", "channels_last") for kind in kinds]
     for row in rows:
         assert 0 < float(row["low_ms"]) <= float(row["median_ms"]) <= float(row["high_ms"])
         assert float(row["error"]) < bench.TOLERANCE
         assert row["torch"] == torch.__version__ and row["command"].endswith("--no-compile --quick")
     assert "FSRCNN x3" in path.with_suffix(".svg").read_text()
     assert "| FSRCNN x3 |" in capsys.readouterr().out
+    assert torch.backends.mkldnn.conv.fp32_precision == "none"  # as it was
 
 
 def test_wrong_numbers_are_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
