@@ -270,8 +270,8 @@ def results_of(rows: Sequence[Row]) -> list[Result]:
         if not own:
             continue
 
-        inexact = [row for row in own if row.contender.startswith(INEXACT)]
-        ours = [row for row in own if row.contender.startswith(OURS) and row not in inexact]
+        inexact = [row for row in own if row.contender.startswith(OURS)]  # where tf32 helps or not
+        ours = [row for row in inexact if not row.contender.startswith(INEXACT)]
         eager = [row for row in own if row.contender.startswith("eager")]
         others = [row for row in own if not row.contender.startswith(OURS)]
         results.append(Result(network, fastest(others), fastest(ours), fastest(inexact), fastest(eager)))

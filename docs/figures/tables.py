@@ -23,7 +23,9 @@ from bench import files  # noqa: E402
 from bench.files import Machine  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
-ACCELERATED = "NAME_networks.csv"
+ACCELERATED = "2026-11-29_2153_intel-xeon_networks.csv"
+LAYERS = "2026-11-29_2224_intel-xeon_layers.csv"
+SERIES = {"body": "body layers", "few": "few pixels", "signals": "signals"}
 CPU_WORDS = "two AVX-512 cores of an Intel Xeon (Emerald Rapids)"
 GPU = "2026-11-27_1952_nvidia-h100-80gb-hbm3_float16.csv"
 NETWORKS = "2026-11-27_0707_amd-epyc_clients.csv"
@@ -31,7 +33,8 @@ TRANSPOSED = {  # heading: file
     "Zen 3, AVX2": "2026-11-28-amd-epyc-avx2-transposed-float32.csv",
     "Zen 5, AVX-512": "2026-11-27-amd-epyc-transposed-float32.csv",
 }
-HEADLINE_NETWORKS = ("edsr", "basicvsr", "cheng2020", "fsrcnn", "hifigan", "unet", "nafnet")  # the last lose
+# the last two gain nothing
+HEADLINE_NETWORKS = ("edsr", "basicvsr", "cheng2020", "fsrcnn", "hifigan", "unet", "nafnet")
 HEADLINE_LAYERS = (  # on the H100: one that wins, one that loses
     ("srvgg_x4", "Real-ESRGAN compact head x4"),
     ("compressai", "learned compression decoder"),
@@ -76,7 +79,7 @@ def milliseconds(ms: float) -> str:
 
 
 class Network(NamedTuple):
-    """Times of a network in milliseconds; the fastest of ours, exact and where tf32 is allowed."""
+    """Times of a network in milliseconds; the fastest of ours that are exact, and of all of ours."""
 
     name: str
     other: float
@@ -92,7 +95,7 @@ def accelerated_networks() -> dict[str, Network]:
     found = {}
     for name, of in times.items():
         others = {contender: ms for contender, ms in of.items() if not contender.startswith("fused")}
-        inexact = [ms for contender, ms in of.items() if contender.startswith("fused, tf32")]
+        inexact = [ms for contender, ms in of.items() if contender.startswith("fused")]
         ours = [ms for contender, ms in of.items() if contender.startswith(("fused ", "fused, compiled"))]
         fastest = min(others, key=lambda contender: others[contender])
         found[name] = Network(ACCELERATED_NAMES[name], others[fastest], fastest, min(ours), min(inexact))
@@ -190,6 +193,26 @@ def accelerated() -> str:
     return f"{title}\n\n{markdown(head, rows)}"
 
 
+def layers() -> str:
+    times: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows_of(LAYERS):
+        times.setdefault((row["series"], row["layer"]), {})[row["contender"]] = float(row["median_ms"])
+    body, ratios = [], {series: [] for series in SERIES}  # type: list[Sequence[str]], dict[str, list[float]]
+    for (series, layer), of in times.items():
+        ours = min(ms for contender, ms in of.items() if contender.startswith("fused"))
+        other = min((name for name in of if not name.startswith("fused")), key=lambda name: of[name])
+        ratios[series].append(of[other] / ours)
+        theirs = f"{milliseconds(of[other])} ({other})"
+        body.append((SERIES[series], layer, theirs, milliseconds(ours), f"{of[other] / ours:.2f}"))
+    for series, found in ratios.items():
+        mean, middle = statistics.geometric_mean(found), statistics.median(found)
+        words = f"geometric mean **{mean:.2f}**, median {middle:.2f}, least {min(found):.2f}"
+        body.append((f"**{SERIES[series]}**", words, "", "", ""))
+    facts = rows_of(LAYERS)[0]
+    title = f"{CPU_WORDS[0].upper()}{CPU_WORDS[1:]}, {facts['date'][:10]}, `{LAYERS}`; `{facts['command']}`:"
+    return f"{title}\n\n{markdown(('series', 'layer', 'fastest other', 'fused', 'ratio'), body)}"
+
+
 def networks() -> str:
     best: dict[tuple[str, str, str], float] = {}
     for row in rows_of(NETWORKS):
@@ -212,7 +235,12 @@ def networks() -> str:
 
 PARTS = {
     "README.md": {"headline": headline},
-    "docs/benchmarks.md": {"transposed": transposed, "networks": networks, "accelerated": accelerated},
+    "docs/benchmarks.md": {
+        "layers": layers,
+        "transposed": transposed,
+        "networks": networks,
+        "accelerated": accelerated,
+    },
 }
 
 
