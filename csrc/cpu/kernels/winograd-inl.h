@@ -7,7 +7,7 @@
 // Lanes are MxM output tiles, counted through the rows of tiles. Per block,
 //   transformed  [positions][ic][tiles]        B^T d B of every (M+2)x(M+2) input tile
 //   weights      [positions][ic][panel_oc]     G g G^T, for one panel of output channels at a time
-//   acc          [panel_oc][positions][tiles]  their products, summed over input channels
+//   acc          [oc][positions][tiles]        their products, for pass_panels panels at a time
 // With M = 2 and integer data every step is exact, as in the direct kernels, because G's halves are powers of two.
 #pragma once
 
