@@ -11,6 +11,9 @@ namespace fused_subpixel {
 struct Strides {
   int64_t n, c, h, w;
 };
+inline bool operator==(const Strides& a, const Strides& b) {
+  return a.n == b.n && a.c == b.c && a.h == b.h && a.w == b.w;
+}
 
 // Are the channels of a pixel neighbours in memory, as in channels_last? Of canonical strides only.
 inline bool channels_are_neighbours(const Strides& s, int64_t channels) { return s.c == 1 && channels > 1; }

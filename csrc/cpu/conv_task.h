@@ -92,6 +92,7 @@ struct TaskEpilogue {
   const void* residual;  // or null
   ResidualKind residual_kind;
   Strides residual_stride;
+  bool residual_like_output;  // shaped as the output, with its strides
 };
 
 // The taps that an output channel has, as Weight::tap_offset.

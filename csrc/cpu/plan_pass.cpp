@@ -197,6 +197,8 @@ std::unique_ptr<ConvPass> plan_forward_pass(const ForwardArguments& a, const Tar
   d.crop_left = task.plan.spared_w > 0 ? 0 : g.crop_left;
   task.epilogue.residual_kind = a.epilogue.residual_kind;
   task.epilogue.residual_stride = a.residual.stride;
+  task.epilogue.residual_like_output =
+      a.epilogue.residual_kind == ResidualKind::kHighRes && a.residual.stride == d.stride;
   pass.oc = oc_tables(g, oc.order, task);
   task.oc = pass.oc.view();
   pass.padded = g.pad_top > 0 || g.pad_left > 0 || g.pad_bottom > 0 || g.pad_right > 0;

@@ -21,6 +21,7 @@ struct Store {
   S *bias = nullptr, *slope = nullptr;
   Vec<S> clamp_min, clamp_max;
   int64_t residual_row, residual_col;  // residual elements per low-resolution row, column
+  const T* like_output;                // a residual that lies in memory as the output does, or null
   bool clamped;
 
   Store(const Destination& d, const TaskEpilogue& e) : dest(d), epilogue(e) {
@@ -30,6 +31,7 @@ struct Store {
     const bool high = e.residual_kind == ResidualKind::kHighRes;
     residual_row = e.residual_stride.h * (high ? d.r_h : 1);
     residual_col = e.residual_stride.w * (high ? d.r_w : 1);
+    like_output = e.residual_like_output ? static_cast<const T*>(e.residual) : nullptr;
   }
 
   // Gathers the constants of a group's `count` output channels, so that the store loops only add and load. to_bias and
@@ -75,7 +77,14 @@ struct Store {
   }
   FS_INLINE int64_t dest_step() const { return dest.r_w * dest.stride.w; }  // to the next pixel of a row
   FS_INLINE T* at(const PixelVector& p) const { return static_cast<T*>(dest.data) + dest_pixel(p); }
-  FS_INLINE bool adds_bias_only() const { return epilogue.activation == Activation::kNone && !clamped; }
+  FS_INLINE bool adds_bias_only() const {
+    return epilogue.activation == Activation::kNone && !clamped && !epilogue.residual;
+  }
+  // What is left where the epilogue gets whole vectors that are neighbours in the output.
+  FS_INLINE bool has_plain_residual() const { return like_output || !epilogue.residual; }
+  FS_INLINE const T* residual_of(const T* to) const {
+    return like_output + (to - static_cast<const T*>(dest.data));
+  }
   FS_INLINE int64_t residual_pixel(const PixelVector& p) const {
     return p.n * epilogue.residual_stride.n + p.h * residual_row + p.w * residual_col;
   }
@@ -167,12 +176,21 @@ struct Store {
     }
   }
 
-  // Whole interleave groups without a residual, the usual case. All conditions are checked once for all groups. Returns
-  // false, and nothing is stored, in any other case. Vectors are the inner loop, because neighbouring pixels are neighbours
-  // in memory, while groups lie far apart.
+  // The same elements of the residual; the others are not read.
+  template <int M>
+  FS_INLINE void add_part(Vec<S> (&v)[M], const T* residual, const GroupPart& part) const {
+    T elements[M * L] = {};
+    copy_part(elements, residual, M, part);
+    FS_UNROLL
+    for (int q = 0; q < M; ++q) v[q] += load_widened<T>(elements + q * L);
+  }
+
+  // Whole interleave groups, and no residual that lies otherwise than the output: the usual case. All conditions are checked
+  // once for all groups. Returns false, and nothing is stored, in any other case. Vectors are the inner loop, because
+  // neighbouring pixels are neighbours in memory, while groups lie far apart.
   bool store_groups(const S* acc, int64_t oc_step, int64_t oc, int64_t end, const PixelVector* pixels,
                     int vectors) const {
-    if (dest.interleave == 0 || epilogue.residual || table.interleave_left[oc] != dest.interleave ||
+    if (dest.interleave == 0 || !has_plain_residual() || table.interleave_left[oc] != dest.interleave ||
         (end - oc) % dest.interleave != 0)
       return false;
     struct {
@@ -195,20 +213,32 @@ struct Store {
                        activate_vector<S>(epilogue.activation,
                                           load<S>(from + q * oc_step) + splat<S>(bias[oc + q])));
             FS_UNROLL
-            for (int q = 0; q < M; ++q) v[q] = clamp(load<S>(activated + q * L));
+            for (int q = 0; q < M; ++q) v[q] = load<S>(activated + q * L);
           } else {
             FS_UNROLL
             for (int q = 0; q < M; ++q) {
               v[q] = load<S>(from + q * oc_step) + splat<S>(bias[oc + q]);
               if (!bias_only)
-                v[q] = clamp(
-                    activate_piecewise_polynomial<S>(epilogue.activation, v[q], splat<S>(slope[oc + q])));
+                v[q] = activate_piecewise_polynomial<S>(epilogue.activation, v[q], splat<S>(slope[oc + q]));
             }
           }
           interleave<S, M>(v);
           const GroupPart& part = place[x].part;
+          const bool whole = part.lo == 0 && part.hi == M * L;
           T* to = place[x].first + table.dest[oc];
-          if (part.lo == 0 && part.hi == M * L) {
+          if (like_output) {
+            if (whole) {
+              FS_UNROLL
+              for (int q = 0; q < M; ++q) v[q] += load_widened<T>(residual_of(to) + q * L);
+            } else {
+              add_part<M>(v, residual_of(to), part);
+            }
+          }
+          if (clamped) {
+            FS_UNROLL
+            for (int q = 0; q < M; ++q) v[q] = clamp(v[q]);
+          }
+          if (whole) {
             FS_UNROLL
             for (int q = 0; q < M; ++q) store_narrowed<T>(to + q * L, v[q]);
           } else {
@@ -243,10 +273,10 @@ struct Store {
 
   // ---- pixel-major accumulators --------------------------------------------------------------------------------
 
-  // Are all values of these pixels, in `height` rows of them, whole vectors within the output, without a residual? Then
-  // nothing has to be checked for single values. This is the usual case.
+  // Are all values of these pixels, in `height` rows of them, whole vectors within the output, and does no residual lie
+  // otherwise? Then nothing has to be checked for single values. This is the usual case.
   bool plain(const PixelVector& p, int64_t height, int64_t first_oc, int64_t count) const {
-    if (epilogue.residual || count % L != 0) return false;
+    if (!has_plain_residual() || count % L != 0) return false;
     const PixelVector lowest{p.n, p.h + height - 1, p.w, p.count};
     const int64_t last = p.w + p.count - 1;
     bool all = true;
@@ -281,23 +311,34 @@ struct Store {
       };
       if (bias_only)  // hoisted out of the loop
         store_all([&](Vec<S> v) { return v + bias_of; });
+      else if (like_output)
+        store_all([&](Vec<S> v) {
+          return clamp(finish(v, bias_of, slope_of) + load_widened<T>(residual_of(whole)));
+        });
       else
         store_all([&](Vec<S> v) { return clamp(finish(v, bias_of, slope_of)); });
     }
   }
 
-  // Fetches what is going to be stored while its accumulators are computed. Stores leave the processor in order, so one
-  // that waits for memory holds up all that follow. `to` is the place of the first of `pixels` neighbouring pixels.
+  // Fetches what is going to be stored, and the residual, while the accumulators are computed. Stores leave the processor
+  // in order, so one that waits for memory holds up all that follow. `to` is the place of the first of `pixels`
+  // neighbouring pixels.
   FS_INLINE void fetch(int64_t first_oc, int64_t count, const T* to, int64_t pixels) const {
+    fetch_lines<1>(first_oc, count, to, pixels);
+    if (like_output) fetch_lines<0>(first_oc, count, residual_of(to), pixels);
+  }
+  template <int kForWriting>
+  FS_INLINE void fetch_lines(int64_t first_oc, int64_t count, const T* to, int64_t pixels) const {
     constexpr int64_t kLine = 64 / sizeof(T);
     const int64_t end = first_oc + count;
     if (dest.oc_contiguous) {
       for (int64_t oc = first_oc; oc < end; oc += kLine)
-        for (int64_t x = 0; x < pixels; ++x) __builtin_prefetch(to + table.dest[oc] + x * dest_step(), 1);
+        for (int64_t x = 0; x < pixels; ++x)
+          __builtin_prefetch(to + table.dest[oc] + x * dest_step(), kForWriting);
     } else if (dest.interleave > 0) {
       for (int64_t oc = first_oc; oc < end; oc += dest.interleave)
         for (int64_t e = 0; e < pixels * dest.interleave; e += kLine)
-          __builtin_prefetch(to + table.dest[oc] + e, 1);
+          __builtin_prefetch(to + table.dest[oc] + e, kForWriting);
     }
   }
 
