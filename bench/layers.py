@@ -6,10 +6,11 @@
     python -m bench.layers --quick            three rounds, a look
 
 The series are `body` (convolutions with the activation that follows), `few` (wide layers over few pixels,
-transposed ones too) and `signals` (one dimension, transposed ones too). PyTorch runs eagerly, and compiled
-where an activation follows. In one dimension, channels_last means a signal that is [N, L, C] in memory. All
-contenders are compared with float64 before they are timed; they take turns. The ratio is of PyTorch's fastest
-to our faster layout.
+transposed ones too), `signals` (one dimension, transposed ones too) and `volumes` (transposed ones of the
+decoders of U-Nets). PyTorch runs eagerly, and compiled where an activation follows. In one dimension,
+channels_last means a signal that is [N, L, C] in memory. All contenders are compared with float64 before they
+are timed; they take turns. The ratio is of PyTorch's fastest to our faster layout; of volumes, whose
+channels_last_3d is left to PyTorch, it is that of contiguous ones.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Layer(NamedTuple):
 
     series: str
     name: str
-    input_shape: tuple[int, ...]  # [N, Ci, H, W] or [N, Ci, L]
+    input_shape: tuple[int, ...]  # [N, Ci, H, W], [N, Ci, L] or [N, Ci, D, H, W]
     channels: int
     kernel: int
     stride: int = 1
@@ -66,7 +67,7 @@ class Layer(NamedTuple):
         """PyTorch's own."""
         kinds: dict[tuple[int, bool], Any] = {
             (3, False): nn.Conv1d, (3, True): nn.ConvTranspose1d,
-            (4, False): nn.Conv2d, (4, True): nn.ConvTranspose2d,
+            (4, False): nn.Conv2d, (4, True): nn.ConvTranspose2d, (5, True): nn.ConvTranspose3d,
         }  # fmt: skip
         conv = kinds[len(self.input_shape), self.transposed](
             self.input_shape[1], self.channels, self.kernel, self.stride, self.padding, dilation=self.dilation
@@ -76,6 +77,8 @@ class Layer(NamedTuple):
     def fused(self, x: Tensor, module: nn.Sequential) -> Tensor:
         """Ours, on the same parameters."""
         conv: Any = module[0]
+        if x.dim() == 5:
+            return fs.conv_transpose3d(x, conv.weight, conv.bias, self.stride, self.padding)
         signal = x.dim() == 3
         options: dict[str, Any] = {"activation": self.activation, "negative_slope": 0.2}
         if self.activation == "prelu":
@@ -98,6 +101,10 @@ def dilated(name: str, c: int, kernel: int, dilation: int, length: int) -> Layer
 
 def signal_up(name: str, ci: int, c: int, kernel: int, stride: int, padding: int, length: int) -> Layer:
     return Layer("signals", name, (1, ci, length), c, kernel, stride, padding, transposed=True)
+
+
+def volume_up(ci: int, c: int, size: int) -> Layer:
+    return Layer("volumes", f"unet3d_{ci}_{size}", (1, ci, size, size, size), c, 2, 2, transposed=True)
 
 
 LAYERS = (
@@ -135,15 +142,27 @@ LAYERS = (
     dilated("body1d_32", 32, 11, 3, 51200),
     dilated("hifigan_256", 256, 3, 1, 1600),
     dilated("hifigan_64", 64, 7, 3, 25600),
+    volume_up(320, 320, 4),
+    volume_up(320, 256, 8),
+    volume_up(256, 128, 16),
+    volume_up(128, 64, 32),
+    volume_up(64, 32, 64),
 )
 SERIES = tuple(dict.fromkeys(layer.series for layer in LAYERS))
 COLUMNS = ("layer", "series", "contender", "median_ms", "low_ms", "high_ms", "rounds")
 
 
+LAYOUTS = {3: ("NCL", "channels_last"), 4: ("NCHW", "channels_last"), 5: ("NCDHW", "channels_last_3d")}
+
+
 def in_layout(tensor: Tensor, channels_last: bool) -> Tensor:
-    if tensor.dim() == 4:
-        return tensor.contiguous(memory_format=memory_format(channels_last))
-    return tensor.mT.contiguous().mT if channels_last else tensor
+    if tensor.dim() == 3:
+        return tensor.mT.contiguous().mT if channels_last else tensor
+    return tensor.contiguous(memory_format=format_of(tensor, channels_last))
+
+
+def format_of(tensor: Tensor, channels_last: bool) -> torch.memory_format:
+    return torch.channels_last_3d if channels_last and tensor.dim() == 5 else memory_format(channels_last)
 
 
 def measure(layer: Layer, rounds: int, compiles: bool) -> dict[str, Timing]:
@@ -156,10 +175,10 @@ def measure(layer: Layer, rounds: int, compiles: bool) -> dict[str, Timing]:
     with torch.no_grad():
         truth = exact(x.double())
         for layout in (False, True):
-            name = "channels_last" if layout else "NCHW" if x.dim() == 4 else "NCL"
+            name = LAYOUTS[x.dim()][layout]
             own = layer.module().requires_grad_(False)
             own.load_state_dict(module.state_dict())
-            own = own.to(memory_format=memory_format(layout)) if x.dim() == 4 else own
+            own = own.to(memory_format=format_of(x, layout)) if x.dim() > 3 else own
             image = in_layout(x, layout)
             contenders[f"eager {name}"] = functools.partial(own, image)
             contenders[f"fused {name}"] = functools.partial(layer.fused, image, own)
@@ -174,7 +193,7 @@ def measure(layer: Layer, rounds: int, compiles: bool) -> dict[str, Timing]:
 
 
 def fastest(timings: dict[str, Timing], ours: bool) -> str:
-    names = (name for name in timings if name.startswith("fused") is ours)
+    names = (name for name in timings if name.startswith("fused") is ours and "3d" not in name)
     return min(names, key=lambda name: timings[name].median)
 
 

@@ -5,10 +5,12 @@ from .dispatch.backends import use_backend
 from .explanation import Explanation, explain
 from .functional import conv_transpose2d, pixel_shuffle, pixel_unshuffle, subpixel_conv2d
 from .functional_1d import conv_transpose1d, pixel_shuffle1d, pixel_unshuffle1d, subpixel_conv1d
+from .functional_3d import conv_transpose3d
 from .fx import fuse, fusing_backend, unfuse
 from .init import icnr_
 from .modules import ConvTranspose2d, SubpixelConv2d
 from .modules_1d import ConvTranspose1d, SubpixelConv1d
+from .modules_3d import ConvTranspose3d
 from .surgery import (
     Report,
     Site,
@@ -30,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ConvTranspose1d",
     "ConvTranspose2d",
+    "ConvTranspose3d",
     "Explanation",
     "Report",
     "Site",
@@ -38,6 +41,7 @@ __all__ = [
     "accelerate",
     "conv_transpose1d",
     "conv_transpose2d",
+    "conv_transpose3d",
     "conv_transpose_bias_to_subpixel",
     "conv_transpose_weight_to_subpixel",
     "explain",

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import functional, functional_1d
+from . import functional, functional_1d, functional_3d
 from .dispatch import backends, choose
 from .dispatch.call import Call
 from .dispatch.checks import check_dense, describe
 from .dispatch.resolve import resolve_conv_transpose2d, resolve_subpixel_conv2d
 from .dispatch.resolve_1d import resolve_conv_transpose1d, resolve_subpixel_conv1d
+from .dispatch.resolve_3d import resolve_conv_transpose3d
 from .dispatch.tensors import plain_tensors, why_only_reference
 from .ops.geometry import KERNEL_DTYPES, Problem
 from .ops.layout import is_channels_last
@@ -61,7 +62,8 @@ def explain(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Expla
 
     Args:
         function: :func:`fused_subpixel.subpixel_conv2d`, :func:`fused_subpixel.conv_transpose2d` or one of
-            their counterparts of one dimension. A signal is explained as an image of one row.
+            their counterparts of one or three dimensions. A signal is explained as an image of one row, a
+            volume as a batch of its slices.
         args: the arguments of the call.
         kwargs: the same, by name.
 
@@ -75,13 +77,17 @@ def explain(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Expla
     >>> print(explain(subpixel_conv2d, x, weight, upscale_factor=2))
     """
     resolve = _RESOLVERS.get(function)
-    if resolve is None:
-        known = " or ".join(f"fused_subpixel.{known.__name__}" for known in _RESOLVERS)
+    if resolve is None and function is not functional_3d.conv_transpose3d:
+        known = " or ".join(
+            f"fused_subpixel.{known.__name__}" for known in (*_RESOLVERS, functional_3d.conv_transpose3d)
+        )
         got = getattr(function, "__qualname__", None) or f"a {type(function).__name__}"
         raise TypeError(f"function: expected {known}, got {got}")
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
+    if resolve is None:
+        return _explain_volumes(**given)
     tensors = tuple(given[name] for name in ("input", "weight", "bias", "activation_weight", "residual"))
     if resolve in (resolve_subpixel_conv1d, resolve_conv_transpose1d):
         tensors = functional_1d.as_rows(*tensors)
@@ -95,6 +101,31 @@ _RESOLVERS: dict[Any, Callable[..., Problem]] = {
     functional_1d.subpixel_conv1d: resolve_subpixel_conv1d,
     functional_1d.conv_transpose1d: resolve_conv_transpose1d,
 }
+
+
+def _explain_volumes(
+    input: Tensor, weight: Tensor, bias: Tensor | None, backend: str | None, **options: Any
+) -> Explanation:
+    input, weight, bias, *_ = plain_tensors(input, weight, bias, None, None)
+    check_dense(input, weight, bias, None, None)
+    if input.dim() == 4:
+        input = input.unsqueeze(0)
+    infos = describe(input), describe(weight), describe(bias)
+    volumes = resolve_conv_transpose3d(*infos, **options)  # type: ignore[arg-type]
+    requested = backend or backends.requested()
+    reason = functional_3d.why_pytorch(input, weight, volumes, requested)
+    if reason is None:
+        images = functional_3d.as_images(input, weight, bias)
+        return _explain(
+            resolve_conv_transpose2d, *images, None, None, requested, *functional_3d.image_options(volumes),
+            None, 0.01, None,
+        )  # fmt: skip
+    candidates = [
+        Candidate(name, False, backends.refusal(name, input.device) or reason) for name in ("cuda", "cpu")
+    ]
+    candidates.append(Candidate("reference", True, "plain PyTorch, runs everything"))
+    plain = "PyTorch's autograd"
+    return Explanation("reference", tuple(candidates), "PyTorch's conv_transpose3d", plain, plain, plain)
 
 
 def _explain(

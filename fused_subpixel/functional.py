@@ -257,11 +257,12 @@ def _hand_over(
     )  # fmt: skip
 
 
-def _autocasts(device_type: str) -> bool:
+def autocasts(device_type: str) -> bool:
+    """Whether autocast decides what calls on these devices compute in."""
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
-def _autocast(*tensors: Any) -> tuple[Any, ...]:
+def autocast(*tensors: Any) -> tuple[Any, ...]:
     """Cast as F.conv2d does under autocast: all but float64 to autocast's dtype."""
     dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(
@@ -311,8 +312,8 @@ def convolve(
         only_reference = why_only_reference(tracing, *tensors)
         input, weight, bias, activation_weight, residual = tensors
     promotes = False
-    if is_any_autocast_enabled() and _autocasts(input.device.type):
-        input, weight, bias, activation_weight = _autocast(input, weight, bias, activation_weight)
+    if is_any_autocast_enabled() and autocasts(input.device.type):
+        input, weight, bias, activation_weight = autocast(input, weight, bias, activation_weight)
         promotes = residual is not None and input.dtype != residual.dtype in DTYPES
 
     key = None

@@ -25,7 +25,7 @@ from bench.files import Machine  # noqa: E402
 RESULTS = ROOT / "bench" / "results"
 ACCELERATED = "2026-11-29_2153_intel-xeon_networks.csv"
 LAYERS = "2026-11-29_2224_intel-xeon_layers.csv"
-SERIES = {"body": "body layers", "few": "few pixels", "signals": "signals"}
+SERIES = {"body": "body layers", "few": "few pixels", "signals": "signals", "volumes": "volumes"}
 CPU_WORDS = "two AVX-512 cores of an Intel Xeon (Emerald Rapids)"
 GPU = "2026-11-27_1952_nvidia-h100-80gb-hbm3_float16.csv"
 NETWORKS = "2026-11-27_0707_amd-epyc_clients.csv"
@@ -199,12 +199,17 @@ def layers() -> str:
         times.setdefault((row["series"], row["layer"]), {})[row["contender"]] = float(row["median_ms"])
     body, ratios = [], {series: [] for series in SERIES}  # type: list[Sequence[str]], dict[str, list[float]]
     for (series, layer), of in times.items():
-        ours = min(ms for contender, ms in of.items() if contender.startswith("fused"))
-        other = min((name for name in of if not name.startswith("fused")), key=lambda name: of[name])
+        compared = [name for name in of if "3d" not in name]  # as bench/layers.py does
+        ours = min(of[name] for name in compared if name.startswith("fused"))
+        other = min((name for name in compared if not name.startswith("fused")), key=lambda name: of[name])
         ratios[series].append(of[other] / ours)
         theirs = f"{milliseconds(of[other])} ({other})"
+        if "eager channels_last_3d" in of:
+            theirs += f"; {milliseconds(of['eager channels_last_3d'])} in channels_last_3d"
         body.append((SERIES[series], layer, theirs, milliseconds(ours), f"{of[other] / ours:.2f}"))
     for series, found in ratios.items():
+        if not found:
+            continue
         mean, middle = statistics.geometric_mean(found), statistics.median(found)
         words = f"geometric mean **{mean:.2f}**, median {middle:.2f}, least {min(found):.2f}"
         body.append((f"**{SERIES[series]}**", words, "", "", ""))

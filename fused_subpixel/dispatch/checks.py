@@ -96,6 +96,17 @@ def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
     return result, result
 
 
+def triple(name: str, value: Any, minimum: int) -> tuple[int, int, int]:
+    """``value``, an int or three, as (depth, vertical, horizontal)."""
+    if isinstance(value, (tuple, list)):
+        if len(value) != 3:
+            fail(name, "an int or three of them (depth, vertical, horizontal)", value)
+        depth, height, width = (integer(name, each, minimum) for each in value)
+        return depth, height, width
+    result = integer(name, value, minimum)
+    return result, result, result
+
+
 def single(name: str, value: Any, minimum: int) -> int:
     """``value``, an int or a sequence of one, as PyTorch's functions of one dimension take it."""
     if isinstance(value, (tuple, list)):

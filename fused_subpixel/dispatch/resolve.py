@@ -69,8 +69,8 @@ def resolve_subpixel_conv2d(
     """
     shape, dtype, device = input
     weight_shape = weight[0]
-    _check_ranks(shape, weight_shape, words.weight, words)
-    _check_dtypes_and_devices(input, weight, bias, activation_weight, residual)
+    check_ranks(shape, weight_shape, words.weight, words)
+    check_dtypes_and_devices(input, weight, bias, activation_weight, residual)
 
     upscale_h, upscale_w = pair("upscale_factor", upscale_factor, minimum=1)
     stride_h, stride_w = pair("stride", stride, minimum=1)
@@ -89,7 +89,7 @@ def resolve_subpixel_conv2d(
         lookup("channel_order", channel_order, CHANNEL_ORDERS),
     )  # fmt: skip
     _check_channels(geometry, shape, weight_shape, bias, words)
-    _check_not_empty(shape, words)
+    check_not_empty(shape, words)
     output_shape = _checked_output_shape(geometry, shape, weight_shape, words)
     epilogue = Epilogue(
         lookup("activation", activation, ACTIVATIONS),
@@ -128,18 +128,15 @@ def resolve_conv_transpose2d(
     """
     shape, dtype, device = input
     weight_shape = weight[0]
-    _check_ranks(shape, weight_shape, words.transposed_weight, words)
-    _check_dtypes_and_devices(input, weight, bias, activation_weight, residual)
+    check_ranks(shape, weight_shape, words.transposed_weight, words)
+    check_dtypes_and_devices(input, weight, bias, activation_weight, residual)
     strides, paddings = pair("stride", stride, minimum=1), pair("padding", padding, minimum=0)
     dilations = pair("dilation", dilation, minimum=1)
     extras = pair("output_padding", output_padding, minimum=0)
-    for extra, step, spread in zip(extras, strides, dilations, strict=True):
-        if extra >= max(step, spread):
-            expected = f"less than stride {words.pair(strides)} or dilation {words.pair(dilations)}"
-            fail("output_padding", expected, words.pair(extras))
+    check_output_padding(extras, strides, dilations, words)
     count = integer("groups", groups, minimum=1)
-    channels = _check_transposed_channels(shape, weight_shape, bias, count, words)
-    _check_not_empty(shape, words)
+    channels = check_transposed_channels(shape, weight_shape, bias, count, words)
+    check_not_empty(shape, words)
     if not torch.compiler.is_compiling() and dilations == (1, 1):
         # Over a single pixel nothing strides; kernels take memory for as many phases as the stride has.
         strides = tuple(  # type: ignore[assignment]
@@ -148,7 +145,7 @@ def resolve_conv_transpose2d(
         )
 
     sides = [
-        _transposed_side(shape[2 + axis], weight_shape[2 + axis], *numbers)
+        transposed_side(shape[2 + axis], weight_shape[2 + axis], *numbers)
         for axis, numbers in enumerate(zip(strides, paddings, extras, dilations, strict=True))
     ]
     vertical, horizontal = sides
@@ -207,9 +204,10 @@ class _Side(NamedTuple):
     unused: tuple[int, int]
 
 
-def _transposed_side(
+def transposed_side(
     size: int, kernel: int, stride: int, padding: int, output_padding: int, dilation: int
 ) -> _Side:
+    """One direction of a transposed convolution."""
     output = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1
     taps = -(-kernel // stride)
     before, crop_before = taps - 1 - padding // stride, padding % stride
@@ -227,7 +225,17 @@ def _transposed_side(
     )
 
 
-def _check_transposed_channels(
+def check_output_padding(
+    extras: tuple[int, ...], strides: tuple[int, ...], dilations: tuple[int, ...], words: Words
+) -> None:
+    """Refuse more than what stride and dilation leave open."""
+    for extra, step, spread in zip(extras, strides, dilations, strict=True):
+        if extra >= max(step, spread):
+            expected = f"less than stride {words.pair(strides)} or dilation {words.pair(dilations)}"
+            fail("output_padding", expected, words.pair(extras))
+
+
+def check_transposed_channels(
     shape: Sequence[int], weight_shape: Sequence[int], bias: TensorInfo | None, groups: int, words: Words
 ) -> int:
     """C, the channels of the output."""
@@ -249,22 +257,24 @@ def _effective_stride(stride: int, padded: int, reach: int) -> int:
     return min(stride, max(padded - reach, 1))
 
 
-def _check_ranks(
-    shape: Sequence[int], weight_shape: Sequence[int], shape_of_weight: str, words: Words
+def check_ranks(
+    shape: Sequence[int], weight_shape: Sequence[int], shape_of_weight: str, words: Words, rank: int = 4
 ) -> None:
-    if len(shape) != 4:
+    """Refuse tensors of another number of dimensions."""
+    if len(shape) != rank:
         fail("input", words.input, words.shape(shape))
-    if len(weight_shape) != 4:
+    if len(weight_shape) != rank:
         fail("weight", shape_of_weight, words.shape(weight_shape))
 
 
-def _check_dtypes_and_devices(
+def check_dtypes_and_devices(
     input: TensorInfo,
     weight: TensorInfo,
     bias: TensorInfo | None,
     activation_weight: TensorInfo | None,
     residual: TensorInfo | None,
 ) -> None:
+    """Refuse dtypes that no backend computes, and tensors that do not fit the input."""
     _, dtype, device = input
     check_dtype("input", dtype)
     for name, info in (
@@ -282,12 +292,12 @@ def _check_dtypes_and_devices(
 
 
 def _channels_at_the_end(shape: Sequence[int], channels: int, words: Words) -> str:
-    return words.channels_first if shape[3] == channels else ""
+    return words.channels_first if shape[-1] == channels else ""
 
 
-def _check_not_empty(shape: Sequence[int], words: Words) -> None:
+def check_not_empty(shape: Sequence[int], words: Words) -> None:
     """As PyTorch's convolutions, which take an image without pixels only in an empty batch."""
-    if (shape[2] < 1 or shape[3] < 1) and shape[0] != 0:
+    if min(shape[2:]) < 1 and shape[0] != 0:
         fail("input", f"{words.sizes} of at least 1", words.shape(shape))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How messages name shapes and sizes: as the caller knows them, in one or in two dimensions."""
+"""How messages name shapes and sizes: as the caller knows them, in one, two or three dimensions."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Words(NamedTuple):
         """A size in pixels."""
         return f"{width}" if self.is_signal else f"{height}x{width}"
 
-    def pair(self, values: tuple[int, int]) -> str:
-        """An option's value for both directions."""
+    def pair(self, values: tuple[int, ...]) -> str:
+        """An option's value for all directions."""
         return f"{values[1] if self.is_signal else values}"
 
     def phases(self, factor_h: int, factor_w: int) -> str:
@@ -64,4 +64,16 @@ SIGNALS = Words(
     "a length",
     "long",
     "r",
+)
+VOLUMES = Words(
+    False,
+    "[N, Ci, D, H, W] or [Ci, D, H, W]",
+    "",
+    "[Ci, C/groups, K_d, K_h, K_w]",
+    "",
+    "; channels come before depth, height and width: permute the axes",
+    "voxel",
+    "a depth, a height and a width",
+    "",
+    "",
 )

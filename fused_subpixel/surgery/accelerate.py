@@ -19,7 +19,7 @@ from . import chain as chains
 from . import conv_transpose, timing, trace
 from .arguments import Model, as_arguments, check_model, copied
 from .chain import Activation
-from .conv_transpose import FUSED
+from .conv_transpose import FUSED, TRANSPOSED
 from .fused_modules import FusedConv, FusedSequential, Plan, twin
 from .replace import Replacer, describe, how, only_reparametrising_hooks, weight_of
 from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site, WholeModel
@@ -49,8 +49,8 @@ def accelerate(
 ) -> Model | tuple[Model, Report]:
     """Let each convolution of a model run on the fused kernels where these are measured to be faster.
 
-    It looks at ``nn.ConvTranspose1d`` and ``nn.ConvTranspose2d``, at ``nn.Conv1d`` together with the
-    activation that follows, and at ``nn.Conv2d`` together with the pixel shuffle, or the batch norm in eval
+    It looks at ``nn.ConvTranspose1d``, ``2d`` and ``3d``, at ``nn.Conv1d`` together with the activation that
+    follows, and at ``nn.Conv2d`` together with the pixel shuffle, or the batch norm in eval
     mode and the activation. It runs the model on ``example_inputs`` to see what follows each layer and which
     sizes the layer gets. It then measures each layer both ways, in turns, and replaces it if the fused
     kernels take less time. At the end it measures the whole model both ways, and undoes everything if the
@@ -265,10 +265,10 @@ class Accelerator(Replacer):
         """Transposed convolutions."""
         found: list[Candidate] = []
         for module in self.names:
-            if not isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
+            if not isinstance(module, TRANSPOSED):
                 continue
             inputs: Sequence[Any] = recorder.inputs.get(module, [])
-            base: Any = nn.ConvTranspose1d if isinstance(module, nn.ConvTranspose1d) else nn.ConvTranspose2d
+            base: Any = next(kind for kind in TRANSPOSED if isinstance(module, kind))
             layers, kind = conv_transpose.layers_of(module), FUSED[base]
             how = conv_transpose.how(module)
             reason = conv_transpose.why_not(module) or self.why_not_computed(module, inputs, True)

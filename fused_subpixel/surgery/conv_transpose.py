@@ -9,8 +9,10 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from ..dispatch.resolve_3d import Volumes
 from ..modules import ConvTranspose2d
 from ..modules_1d import ConvTranspose1d
+from ..modules_3d import ConvTranspose3d
 from .arguments import check_model, copied
 from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site, what_else_finds
 
@@ -18,17 +20,20 @@ from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site, what_e
 FUSED: dict[type[nn.Module], type[nn.Module]] = {
     nn.ConvTranspose1d: ConvTranspose1d,
     nn.ConvTranspose2d: ConvTranspose2d,
+    nn.ConvTranspose3d: ConvTranspose3d,
 }
+TRANSPOSED = tuple(FUSED)
 
 
 def replace_conv_transpose(model: nn.Module, *, inplace: bool = False, return_report: bool = False) -> Any:
-    """Let every ``nn.ConvTranspose1d`` and ``nn.ConvTranspose2d`` of a model run on the fused kernels.
+    """Let the ``nn.ConvTranspose1d``, ``2d`` and ``3d`` layers of a model run on the fused kernels.
 
-    They run as :func:`fused_subpixel.conv_transpose1d` and :func:`fused_subpixel.conv_transpose2d`. The
-    modules stay the objects they are, of a subclass: parameters, state_dict, hooks, old ``weight_norm``,
-    names and references all stay. What is not exactly of these classes - a subclass, a layer with
-    parametrizations, a lazy one - is left alone, and so are layers with dilation, which are no sub-pixel
-    convolutions. A second call changes nothing. :func:`restore` undoes it.
+    They run as :func:`fused_subpixel.conv_transpose1d`, :func:`fused_subpixel.conv_transpose2d` and
+    :func:`fused_subpixel.conv_transpose3d`. The modules stay the objects they are, of a subclass: parameters,
+    state_dict, hooks, old ``weight_norm``, names and references all stay. What is not exactly of these
+    classes - a subclass, a layer with parametrizations, a lazy one - is left alone, and so are layers with
+    dilation, which are no sub-pixel convolutions, and those of volumes whose kernel and stride differ in
+    depth. A second call changes nothing. :func:`restore` undoes it.
 
     Args:
         model: any module, a transposed convolution itself included.
@@ -46,14 +51,14 @@ def replace_conv_transpose(model: nn.Module, *, inplace: bool = False, return_re
     model = model if inplace else copied(model)
     sites = []
     for path, module in model.named_modules():
-        if not isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
+        if not isinstance(module, TRANSPOSED):
             continue
         reason = why_not(module)
         if type(module) in FUSED.values():
             status = ALREADY_REPLACED
         elif reason is None:
             status = REPLACED
-            module.__class__ = FUSED[type(module)]  # type: ignore[assignment]
+            module.__class__ = FUSED[type(module)]
         else:
             status = LEFT_ALONE
         sites.append(Site(path, layers_of(module), status, reason or how(module)))
@@ -75,6 +80,8 @@ def why_not(module: Any) -> str | None:
         return "its forward has been exchanged"
     if set(module.dilation) != {1}:
         return f"dilation {tuple(module.dilation)}: no sub-pixel convolution"
+    if isinstance(module, nn.ConvTranspose3d):
+        return Volumes.of(module).why_not_by_slices()
     return None
 
 

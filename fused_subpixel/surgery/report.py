@@ -151,7 +151,7 @@ class Report:
         return f"<Report: {self.summary}>"
 
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def what_else_finds(model: nn.Module, called: str) -> str:
@@ -172,8 +172,8 @@ def what_else_finds(model: nn.Module, called: str) -> str:
         )
     if holds(nn.Conv1d):
         hints.append("Its 1-D convolutions are replaced by accelerate")
-    if holds(nn.Conv3d, nn.ConvTranspose3d):
-        hints.append("3-D layers cannot be replaced")
+    if holds(nn.Conv3d):
+        hints.append("3-D convolutions cannot be replaced")
     return ". ".join(hints)
 
 

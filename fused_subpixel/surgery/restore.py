@@ -12,7 +12,7 @@ def restore(model: Model, *, inplace: bool = False) -> Model:
     """Undo :func:`accelerate`, :func:`replace_pixel_shuffle` and :func:`replace_conv_transpose`.
 
     Modules get their own classes back, batch norms are no longer folded, and each
-    :class:`fused_subpixel.ConvTranspose1d` or :class:`fused_subpixel.ConvTranspose2d` becomes PyTorch's. A
+    :class:`fused_subpixel.ConvTranspose1d`, ``ConvTranspose2d`` or ``ConvTranspose3d`` becomes PyTorch's. A
     :class:`fused_subpixel.SubpixelConv1d` or :class:`fused_subpixel.SubpixelConv2d` stays, because it
     replaced no module. ``restore_pixel_shuffle`` is another name of this function.
 

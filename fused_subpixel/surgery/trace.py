@@ -249,7 +249,7 @@ class Recorder(TorchFunctionMode):
 
 
 # Whose inputs are recorded, and no more.
-OTHER_CONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d)
+OTHER_CONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def _standing_for(watching: Any, module: nn.Module) -> Any:

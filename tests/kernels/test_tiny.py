@@ -25,7 +25,7 @@ from tiers import tiered
 from torch import Tensor
 
 import fused_subpixel as fs
-from fused_subpixel.dispatch.resolve import _transposed_side
+from fused_subpixel.dispatch.resolve import transposed_side
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_outputs")
 
@@ -92,7 +92,7 @@ def transposed_case(number: int, vertical: Side, horizontal: Side) -> tuple[Case
         for shape in ((1 + number % 2, channels_in, *size), (channels_in, channels, *kernel), (channels,))
     )
     # Not by resolve_conv_transpose2d, which never asks the operators for a stride past an image of one pixel.
-    rows, columns = (_transposed_side(*side, 1) for side in (vertical, horizontal))
+    rows, columns = (transposed_side(*side, 1) for side in (vertical, horizontal))
     x = F.pad(x, (*columns.unused, *rows.unused))
     phases = stride[0] * stride[1]
     case = Case(

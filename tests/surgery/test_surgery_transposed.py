@@ -426,7 +426,7 @@ def test_no_site_found_says_which_call_finds_one() -> None:
         (fs.replace_conv_transpose, [conv], ["fusing_backend()"]),
         (fs.replace_pixel_shuffle, [nn.ConvTranspose1d(2, 2, 2)], ["replaced by replace_conv_transpose"]),
         (fs.replace_conv_transpose, [nn.Conv1d(2, 2, 2)], ["1-D convolutions are replaced by accelerate"]),
-        (fs.replace_conv_transpose, [nn.Conv3d(2, 2, 2)], ["3-D layers cannot be replaced"]),
+        (fs.replace_conv_transpose, [nn.Conv3d(2, 2, 2)], ["3-D convolutions cannot be replaced"]),
     ):
         with pytest.warns(UserWarning, match="no site found") as warned:
             replace(nn.Sequential(*layers))  # type: ignore[operator]
