@@ -17,7 +17,6 @@ from .dispatch.call import Call
 from .dispatch.checks import check_dense, describe
 from .dispatch.resolve import resolve_conv_transpose2d, resolve_subpixel_conv2d
 from .dispatch.resolve_1d import resolve_conv_transpose1d, resolve_subpixel_conv1d
-from .dispatch.resolve_3d import resolve_conv_transpose3d
 from .dispatch.tensors import plain_tensors, why_only_reference
 from .ops.geometry import KERNEL_DTYPES, Problem
 from .ops.layout import is_channels_last
@@ -110,10 +109,9 @@ def _explain_volumes(
     check_dense(input, weight, bias, None, None)
     if input.dim() == 4:
         input = input.unsqueeze(0)
-    infos = describe(input), describe(weight), describe(bias)
-    volumes = resolve_conv_transpose3d(*infos, **options)  # type: ignore[arg-type]
+    volumes, slower = functional_3d.prepare(input, weight, bias, tuple(options.values()))
     requested = backend or backends.requested()
-    reason = functional_3d.why_pytorch(input, weight, volumes, requested)
+    reason = functional_3d.why_pytorch(input, weight, volumes, slower, requested)
     if reason is None:
         images = functional_3d.as_images(input, weight, bias)
         return _explain(

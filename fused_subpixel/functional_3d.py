@@ -9,6 +9,8 @@ no other. Slices are then images, and the taps in depth are channels:
 
 from __future__ import annotations
 
+import functools
+import marshal
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,13 +21,12 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from . import torch_compat
 from .dispatch import backends, choose
-from .dispatch.checks import check_dense, check_tensor, describe
+from .dispatch.checks import TensorInfo, check_dense, check_tensor, describe
 from .dispatch.resolve import resolve_conv_transpose2d
 from .dispatch.resolve_3d import Volumes, resolve_conv_transpose3d
 from .dispatch.tensors import is_plainly_eager
 from .functional import autocast, autocasts, conv_transpose2d
 from .ops import library
-from .ops.geometry import Problem
 
 # Slices are computed in groups, whose output is still in the cache when it is copied to its place: bytes of
 # it, and voxels of the input, below which a group is too little work for the weight that each call packs.
@@ -87,15 +88,49 @@ def conv_transpose3d(
             input.unsqueeze(0), weight, bias, stride, padding, output_padding, groups, dilation,
             backend=backend,
         ).squeeze(0)  # fmt: skip
-    infos = describe(input), describe(weight), describe(bias)
-    volumes = resolve_conv_transpose3d(*infos, stride, padding, output_padding, groups, dilation)  # type: ignore[arg-type]
+    volumes, slower = prepare(input, weight, bias, (stride, padding, output_padding, groups, dilation))
     requested = backend or backends.requested(torch.compiler.is_compiling())
-    if why_pytorch(input, weight, volumes, requested) is not None:
+    if why_pytorch(input, weight, volumes, slower, requested) is not None:
         return F.conv_transpose3d(input, weight, bias, *volumes.options())
     return _by_slices(input, weight, bias, volumes, requested)
 
 
-def why_pytorch(input: Tensor, weight: Tensor, volumes: Volumes, requested: str) -> str | None:
+def prepare(
+    input: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...]
+) -> tuple[Volumes, str | None]:
+    """Check a call. Also why its sizes are better left to PyTorch, if they are."""
+    infos: Any = describe(input), describe(weight), describe(bias)
+    if not torch.compiler.is_compiling():
+        try:
+            return _prepare_cached(*infos, marshal.dumps(options, 2))  # as functional.convolve does
+        except (TypeError, ValueError):
+            pass  # what cannot be cached, or is wrong and refused just below
+    return _prepare(*infos, *options)
+
+
+def _prepare(
+    input: TensorInfo, weight: TensorInfo, bias: TensorInfo | None, *options: Any
+) -> tuple[Volumes, str | None]:
+    volumes = resolve_conv_transpose3d(input, weight, bias, *options)
+    if torch.compiler.is_compiling() or volumes.why_not_by_slices() is not None:
+        return volumes, None
+    (n, ci, depth, *size), (_, c, taps, *kernel) = input[0], weight[0]
+    problem = resolve_conv_transpose2d(
+        ((n * depth, ci, *size), *input[1:]), ((ci, c * taps, *kernel), *weight[1:]), None, None, None,
+        *image_options(volumes), None, 0.01, None,
+    )  # fmt: skip
+    return volumes, choose.why_pytorch_is_faster(problem)
+
+
+@functools.lru_cache(maxsize=1024)
+def _prepare_cached(*arguments: Any) -> tuple[Volumes, str | None]:
+    *infos, options = arguments
+    return _prepare(*infos, *marshal.loads(options))
+
+
+def why_pytorch(
+    input: Tensor, weight: Tensor, volumes: Volumes, slower: str | None, requested: str
+) -> str | None:
     """Why PyTorch computes a call, if it does. Raises ValueError where the backend asked for cannot."""
     device = input.device
     chosen = backends.choose(requested, device)
@@ -114,18 +149,15 @@ def why_pytorch(input: Tensor, weight: Tensor, volumes: Volumes, requested: str)
         return "on a GPU volumes are PyTorch's"
     if is_channels_last_3d(input) or is_channels_last_3d(weight):
         return "PyTorch is faster in channels_last_3d"
-    return (
-        None
-        if torch.compiler.is_compiling()
-        else choose.why_pytorch_is_faster(_problem(input, weight, volumes))
-    )
+    return slower
 
 
 def is_channels_last_3d(tensor: Tensor) -> bool:
     """Whether PyTorch gives a result computed from ``tensor`` this layout."""
-    if torch_compat.jit_tracing_state() is not None:
-        last = torch.channels_last_3d
-        return tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous()
+    if tensor.is_contiguous():
+        return False
+    if torch_compat.jit_tracing_state() is not None:  # see is_channels_last()
+        return tensor.is_contiguous(memory_format=torch.channels_last_3d)
     return torch_compat.suggest_memory_format(tensor) is torch.channels_last_3d
 
 
@@ -143,17 +175,6 @@ def image_options(volumes: Volumes) -> tuple[Any, Any, Any, Any, Any]:
     """The options of the two-dimensional call, in the order of its arguments."""
     stride, padding, output_padding, groups, dilation = volumes.options()
     return stride[1:], padding[1:], output_padding[1:], groups, dilation[1:]
-
-
-def _problem(input: Tensor, weight: Tensor, volumes: Volumes) -> Problem:
-    n, ci, depth, *size = input.shape
-    shapes = (n * depth, ci, *size), (ci, weight.shape[1] * weight.shape[2], *weight.shape[3:])
-    image, kernel = (
-        (shape, each.dtype, each.device) for shape, each in zip(shapes, (input, weight), strict=True)
-    )
-    return resolve_conv_transpose2d(
-        image, kernel, None, None, None, *image_options(volumes), None, 0.01, None
-    )
 
 
 def _by_slices(input: Tensor, weight: Tensor, bias: Tensor | None, volumes: Volumes, backend: str) -> Tensor:
