@@ -48,8 +48,8 @@ double k_cycles(int64_t acc, int64_t broadcasts, int64_t vectors, double hidden_
 // Measured on AVX-512, in cycles. One position of a vector of tiles of one channel: transformed; written beyond the L2
 // cache and read again.
 constexpr double kWinogradInput = 5, kWinogradOutput = 3.8, kWinogradStreamed = 16;
-// One position of a 3x3 kernel, packed and transformed; the same if a panel's output channels are no whole vectors.
-constexpr double kWinogradWeights = 0.5, kWinogradScalarWeights = 1.9;
+// One position of a 3x3 kernel, packed and transformed.
+constexpr double kWinogradWeights = 0.5;
 // A vector of pairs of one output channel, transformed; one weight of the same kernel, packed and transformed.
 constexpr double kWinogradRowOutput = 10, kWinogradRowWeights = 3;
 // A vector of accumulators, finished and stored.
@@ -173,21 +173,21 @@ void offer_winograd(const ConvProblem& p, const Target& t, ConvKernel kernel, Of
     const bool wide = winograd_wide(s.ic, side, v, t);
     const int64_t panel = whole_panel(p, t, oc, winograd_panel_oc(s.ic, side, wide, t)) * oc;
     const int64_t most = wide ? winograd_wide_block_vectors(s.ic, s.oc, side, t)
-                              : winograd_block_vectors(s.ic, panel, side, t);
+                              : winograd_block_vectors(s.ic, panel, side, v, t);
     // blocks of even sizes, enough for all threads
     const int64_t images = std::max<int64_t>(s.groups * s.batch, 1);
     const int64_t of_image = std::max<int64_t>(ceil_div(tiles_of_image, L), 1);
     const int64_t blocks =
         std::max(ceil_div(of_image, most), std::min(ceil_div(t.threads, images), of_image));
-    const double vectors = static_cast<double>(s.batch * blocks * round_up(ceil_div(of_image, blocks), v));
-    const double weights = panel % t.lanes == 0 ? kWinogradWeights : kWinogradScalarWeights;
+    const double vectors =
+        static_cast<double>(s.batch * blocks) * covered_vectors(ceil_div(of_image, blocks), v);
     const double streamed = wide ? (ic + stored) * kWinogradStreamed : 0;
     // written once, and read beyond the L2 cache by every block, at half the speed of one thread alone
     const double traffic =
         wide ? (1 + 2 * static_cast<double>(s.batch * blocks)) * t.element_bytes / kBytesPerCycle : 0;
     const double of_position = vectors * (tiles / v * ic * k_cycles(oc * v, oc, v, kHiddenPixels) + streamed +
                                           ic * kWinogradInput + stored * kWinogradOutput) +
-                               ic * stored * (weights + traffic);
+                               ic * stored * (kWinogradWeights + traffic);
     offers.add({kernel, oc, v, positions * of_position + vectors * stored * pixels * store, false});
   }
 }

@@ -44,6 +44,13 @@ constexpr int ow_tile_vectors(int oc, int registers) {
   return v < 1 ? 1 : v > 8 ? 8 : v;
 }
 constexpr int kMaxTileVectors = 8;
+// Output channels of the register tile for fewer vectors: the most that go with so many.
+constexpr int ow_rest_oc(int vectors, int registers) {
+  int most = 1;
+  for (int oc : TileOc::values)
+    if (ow_tile_vectors(oc, registers) >= vectors) most = oc;
+  return most;
+}
 // Columns (channel, tap) of a weight-gradient tile. More than four pointers to columns would spill.
 constexpr int weight_grad_columns(int oc, int registers) {
   const int v = ow_tile_vectors(oc, registers);

@@ -18,6 +18,13 @@ constexpr double kBytesPerCycle = 8;
 
 double multiply_adds(const ConvShape& shape);
 
+// The time of `vectors` vectors of tiles in register tiles of tile_vectors, in that of one vector. Those that fill no
+// register tile go to another one, which waits more for its loads.
+inline double covered_vectors(int64_t vectors, int64_t tile_vectors) {
+  constexpr double kRest = 0.2;
+  return static_cast<double>(vectors) + (vectors % tile_vectors == 0 ? 0 : kRest);
+}
+
 // Sets the blocks and the packed input tile of a plan whose kernel, tile and panels are known. extra_elements_per_pixel:
 // what a block keeps in the cache for each of its pixels besides the packed input tile.
 void choose_blocks(const ConvShape& shape, const Target& target, int64_t extra_elements_per_pixel,
@@ -37,14 +44,15 @@ struct WinogradRowBlock {
 WinogradRowBlock winograd_row_block(const ConvShape& shape, int64_t height, int64_t width,
                                     const ConvPlan& plan, const Target& target);
 
-// Blocks of kWinograd and kWinograd4, whose tiles have side x side pixels. Usually a block stays in the L2 cache, transformed, with one panel of weights and its accumulators. In
-// wide layers that is less than two register tiles. There it passes through the cache position by position, with the
-// accumulators of all panels (ConvPlan::pass_panels).
+// Blocks of kWinograd and kWinograd4, whose tiles have side x side pixels. Usually a block stays in the L2 cache,
+// transformed, with one panel of weights and its accumulators. In wide layers that is less than two register tiles. There it
+// passes through the cache position by position, with the accumulators of all panels (ConvPlan::pass_panels).
 bool winograd_wide(int64_t ic, int side, int64_t tile_vectors, const Target& target);
 // Output channels of a panel of transformed weights, at most.
 int64_t winograd_panel_oc(int64_t ic, int side, bool wide, const Target& target);
 // Vectors of tiles of a block, at most.
-int64_t winograd_block_vectors(int64_t ic, int64_t panel_oc, int side, const Target& target);
+int64_t winograd_block_vectors(int64_t ic, int64_t panel_oc, int side, int64_t tile_vectors,
+                               const Target& target);
 int64_t winograd_wide_block_vectors(int64_t ic, int64_t oc, int side, const Target& target);
 
 }  // namespace fused_subpixel::cpu

@@ -124,7 +124,7 @@ void set_winograd(const Target& t, ConvPass& pass) {
   s.acc = positions * plan.pass_panels * panel_oc * task.winograd_channel_step;
   s.oc = plan.panels * panel_oc + L;
   s.winograd_input = positions * task.winograd_input_step;
-  s.winograd_packed = ic * 9 * panel_oc + L;
+  s.winograd_packed = std::min(ic, 2 * L) * 9 * L;
   s.winograd_planar = panel_oc * side * side * L;
 }
 

@@ -92,7 +92,8 @@ struct ConvWorker {
       const int64_t at = g * all + oc;
       const bool by_taps = w.missing_taps && !task.k_by_missing_taps;
       const WeightOc packed{w.oc_offset + at, by_taps ? w.missing_taps + at : nullptr, step, count};
-      pack_weight<T>(w, k_blocks_of(g, oc).taps, g, conv.ic, packed, plan.tile_oc, tile_step, to, check);
+      pack_weight<T>(w, k_blocks_of(g, oc).taps, w.ic_offset + g * conv.ic, conv.ic, packed, plan.tile_oc,
+                     tile_step, to, check);
       to += ceil_div(count, plan.tile_oc) * tile_step;
     };
     if (plan.interleaved_tiles > 1) {

@@ -173,6 +173,24 @@ OwVectorised<S> ow_vectorised_of(int oc) {
   return found;
 }
 
+// A tile of fewer vectors of pixels than go with its output channels.
+template <class S>
+struct OwRest {
+  OwVectorised<S> run;
+  int oc;
+};
+template <class S, int... N>
+OwRest<S> ow_rest_from(int vectors, std::integer_sequence<int, N...>) {
+  static constexpr OwRest<S> table[] = {
+      {&ow_vectorised<S, ow_rest_oc(N + 1, kRegisters), N + 1>, ow_rest_oc(N + 1, kRegisters)}...};
+  if (vectors < 1 || vectors > static_cast<int>(sizeof...(N))) __builtin_trap();
+  return table[vectors - 1];
+}
+template <class S>
+OwRest<S> ow_rest_of(int vectors) {
+  return ow_rest_from<S>(vectors, std::make_integer_sequence<int, kMaxTileVectors - 1>{});
+}
+
 template <class S>
 WeightGradTile<S> weight_grad_tile_of(int oc) {
   WeightGradTile<S> found = nullptr;

@@ -53,15 +53,15 @@ struct FiniteCheck {
   }
 };
 
-// Packs tiles of tile_oc output channels each, tile_step elements from one tile to the next, into packed[k * tile_oc + t].
+// Packs the weights of `channels` input channels, at channel[c] each, for tiles of tile_oc output channels each, tile_step elements from one tile to the next, into packed[k * tile_oc + t].
 // Surplus output channels of the last tile become zero.
 template <class T>
-void pack_weight(const Weight& weight, const Taps& taps, int64_t g, int64_t channels, const WeightOc& oc,
-                 int64_t tile_oc, int64_t tile_step, Compute<T>* packed, FiniteCheck<Compute<T>>& check) {
+void pack_weight(const Weight& weight, const Taps& taps, const int64_t* channel, int64_t channels,
+                 const WeightOc& oc, int64_t tile_oc, int64_t tile_step, Compute<T>* packed,
+                 FiniteCheck<Compute<T>>& check) {
   using S = Compute<T>;
   constexpr int L = kLanes<S>;
   const T* data = static_cast<const T*>(weight.data);
-  const int64_t* channel = weight.ic_offset + g * channels;
   // Contiguous output channels are read through all tiles, in the order of memory.
   if (!oc.missing_taps && tile_oc % L == 0 && oc.count % tile_oc == 0 && contiguous_oc<L>(oc)) {
     for (int64_t c = 0; c < channels; ++c) {
@@ -81,33 +81,40 @@ void pack_weight(const Weight& weight, const Taps& taps, int64_t g, int64_t chan
   }
   if (oc.count > tile_oc) {
     for (int64_t t = 0; t < oc.count; t += tile_oc, packed += tile_step)
-      pack_weight<T>(weight, taps, g, channels, oc.from(t, smaller(tile_oc, oc.count - t)), tile_oc,
+      pack_weight<T>(weight, taps, channel, channels, oc.from(t, smaller(tile_oc, oc.count - t)), tile_oc,
                      tile_step, packed, check);
     return;
   }
   // A dense k dimension is transposed, a square of lanes at a time.
   const bool all = weight.dense == Weight::Dense::kAll && taps.all;
-  if (!oc.missing_taps && (all || weight.dense == Weight::Dense::kChannels) && tile_oc % L == 0 &&
-      oc.count == tile_oc) {
-    const int64_t n = all ? channels * taps.count : channels;
-    if (n >= L) {
-      const int64_t step = all ? tile_oc : tile_oc * taps.count;
-      for (int64_t tap = 0; tap < (all ? 1 : taps.count); ++tap) {
-        const T* from = data + channel[0] + taps.offset[tap];
-        S* to = packed + tap * tile_oc;
-        for (int64_t t = 0; t < tile_oc; t += L) {
-          for (int64_t k = 0; k<n; k = k + 2 * L> n && k + L < n ? n - L : k + L) {
-            Vec<S> v[L];
-            FS_UNROLL
-            for (int l = 0; l < L; ++l) v[l] = check(load_widened<T>(from + oc[t + l] + k));
-            transpose<S>(v);
+  const int64_t n = all ? channels * taps.count : channels;
+  if (!oc.missing_taps && (all || weight.dense == Weight::Dense::kChannels) && n >= L) {
+    const int64_t step = all ? tile_oc : tile_oc * taps.count;
+    for (int64_t tap = 0; tap < (all ? 1 : taps.count); ++tap) {
+      const T* from = data + channel[0] + taps.offset[tap];
+      S* to = packed + tap * tile_oc;
+      for (int64_t t = 0; t < tile_oc; t += L) {
+        const int64_t rows = oc.count - t, width = tile_oc - t;
+        for (int64_t k = 0; k<n; k = k + 2 * L> n && k + L < n ? n - L : k + L) {
+          Vec<S> v[L];
+          FS_UNROLL
+          for (int l = 0; l < L; ++l)
+            v[l] = l < rows ? check(load_widened<T>(from + oc[t + l] + k)) : Vec<S>{};
+          transpose<S>(v);
+          if (width >= L) {
             FS_UNROLL
             for (int l = 0; l < L; ++l) store<S>(to + (k + l) * step + t, v[l]);
+          } else {
+            S part[L * L];
+            FS_UNROLL
+            for (int l = 0; l < L; ++l) store<S>(part + l * L, v[l]);
+            for (int l = 0; l < L; ++l)
+              std::memcpy(to + (k + l) * step + t, part + l * L, sizeof(S) * static_cast<size_t>(width));
           }
         }
       }
-      return;
     }
+    return;
   }
   // Otherwise k is the outer loop, because the taps of one channel lie in the same cache lines, which are still there.
   const auto pack = [&](auto&& has) {

@@ -126,26 +126,34 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
     }
   }
 
+  // Packs and transforms neighbouring channels and, in whole vectors, output channels at a time, which stay in the first
+  // cache in between.
   void pack_panel(int64_t g, int64_t panel, S* to) const {
-    const int64_t R = panel_oc;
-    this->pack_taps(g, panel);
-    // Lanes are output channels. A ragged last vector reaches into the next channel, which is written later, or into the
-    // slack.
-    for (int64_t c = 0; c < ic; ++c) {
-      for (int64_t t = 0; t < R; t += L) {
-        const S* g = packed + c * 9 * R + t;
-        Vec<S> half[3][kSide],
-            u[kSide][kSide];  // [tap row][position column], [position column][position row]
+    for (int64_t t = (panel_oc - 1) / L * L; t >= 0; t -= L) {
+      for (int64_t c = 0, next; c < ic; c = next) {
+        next = c + 2 * L > ic ? ic : c + L;
+        this->pack_taps(g, c, next, panel * panel_oc + t, smaller<int64_t>(panel_oc - t, L), L);
+        transform_weights(next - c, to + c * panel_oc + t);
+      }
+    }
+  }
+
+  // Of L output channels, which are the lanes. Those of the panel's last, ragged vector reach into the next channel, which is
+  // written later, or into the slack.
+  void transform_weights(int64_t channels, S* to) const {
+    for (int64_t c = 0; c < channels; ++c) {
+      const S* g = packed + c * 9 * L;
+      Vec<S> half[3][kSide], u[kSide][kSide];  // [tap row][position column], [position column][position row]
+      FS_UNROLL
+      for (int a = 0; a < 3; ++a)
+        Transform::taps(load<S>(g + 3 * a * L), load<S>(g + (3 * a + 1) * L), load<S>(g + (3 * a + 2) * L),
+                        half[a]);
+      FS_UNROLL
+      for (int b = 0; b < kSide; ++b) {
+        Transform::taps(half[0][b], half[1][b], half[2][b], u[b]);
         FS_UNROLL
-        for (int a = 0; a < 3; ++a)
-          Transform::taps(load<S>(g + 3 * a * R), load<S>(g + (3 * a + 1) * R), load<S>(g + (3 * a + 2) * R),
-                          half[a]);
-        FS_UNROLL
-        for (int b = 0; b < kSide; ++b) {
-          Transform::taps(half[0][b], half[1][b], half[2][b], u[b]);
-          FS_UNROLL
-          for (int a = 0; a < kSide; ++a) store<S>(to + (kSide * a + b) * position_step + c * R + t, u[b][a]);
-        }
+        for (int a = 0; a < kSide; ++a)
+          store<S>(to + (kSide * a + b) * position_step + c * panel_oc, u[b][a]);
       }
     }
   }
@@ -195,17 +203,27 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
   void multiply(const Block& b, const S* of_panel, int position, int64_t vectors, int64_t first_acc,
                 int64_t stored) {
     const KOffsets& offsets = task.k_blocks[0].blocks[0].offsets;
-    const OwVectorised<S> microkernel = ow_vectorised_of<S>(plan.tile_oc);
     const S* from = transformed + position * input_step;
     const S* weight = of_panel + position * position_step;
+    const S* tiles[kMaxTileVectors];
+    const auto run = [&](OwVectorised<S> microkernel, int64_t v0, int64_t t) {
+      written.step(out, b);
+      microkernel(weight + t, tiles, offsets,
+                  acc + ((first_acc + t) * kPositions + position) * channel_step + v0 * L);
+    };
+    const OwVectorised<S> microkernel = ow_vectorised_of<S>(plan.tile_oc);
     for (int64_t v0 = 0; v0 < vectors; v0 += plan.tile_pixels) {
-      const S* tiles[kMaxTileVectors];
+      const auto count = static_cast<int>(smaller<int64_t>(plan.tile_pixels, vectors - v0));
       for (int v = 0; v < plan.tile_pixels; ++v) tiles[v] = from + smaller(v0 + v, vectors - 1) * L;
-      for (int64_t t = 0; t < stored; t += plan.tile_oc) {
-        written.step(out, b);
-        microkernel(weight + t, tiles, offsets,
-                    acc + ((first_acc + t) * kPositions + position) * channel_step + v0 * L);
+      if (count < plan.tile_pixels) {
+        const OwRest<S> rest = ow_rest_of<S>(count);
+        if (rest.oc <= panel_oc) {
+          // the last tile computes again what it shares with the one before
+          for (int64_t t = 0; t < stored; t += rest.oc) run(rest.run, v0, smaller(t, panel_oc - rest.oc));
+          continue;
+        }
       }
+      for (int64_t t = 0; t < stored; t += plan.tile_oc) run(microkernel, v0, t);
     }
   }
 

@@ -54,14 +54,19 @@ struct WinogradBase {
       static_cast<const Worker*>(this)->pack_panel(g, p, to);
   }
 
-  // A panel's weights as they are, in `packed`.
-  void pack_taps(int64_t g, int64_t panel) const {
-    const int64_t oc = panel * panel_oc, at = g * conv.oc + oc;
+  // The weights of channels begin .. end - 1 of group g and of `count` output channels from `oc` on as they are, in
+  // `packed`: [channel][tap][width]. What no output channel has is zero.
+  void pack_taps(int64_t g, int64_t begin, int64_t end, int64_t oc, int64_t count, int64_t width) const {
     const Weight& w = task.weight;
-    const WeightOc of_panel{w.oc_offset + at, w.missing_taps ? w.missing_taps + at : nullptr, 1,
-                            smaller(panel_oc, conv.oc - oc)};
+    const Taps& taps = task.k_blocks[0].taps;
+    const int64_t at = g * conv.oc + oc, exist = smaller(count, conv.oc - oc);
+    if (exist <= 0) {
+      std::memset(packed, 0, sizeof(S) * static_cast<size_t>((end - begin) * taps.count * width));
+      return;
+    }
+    const WeightOc of_panel{w.oc_offset + at, w.missing_taps ? w.missing_taps + at : nullptr, 1, exist};
     FiniteCheck<S> check;
-    pack_weight<T>(w, task.k_blocks[0].taps, g, ic, of_panel, panel_oc, 0, packed, check);
+    pack_weight<T>(w, taps, w.ic_offset + g * ic + begin, end - begin, of_panel, width, 0, packed, check);
     check.report(task.nonfinite_weight);
   }
 };

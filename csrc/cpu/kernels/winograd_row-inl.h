@@ -65,7 +65,7 @@ struct WinogradRowWorker : WinogradBase<T, WinogradRowWorker<T>> {
   // positions are written in the order of memory.
   void pack_panel(int64_t g, int64_t panel, S* to) const {
     const int64_t R = panel_oc, W = conv.kernel_w;
-    this->pack_taps(g, panel);
+    this->pack_taps(g, 0, ic, panel * panel_oc, panel_oc, panel_oc);
     const Vec<S> half = splat<S>(S(0.5));
     for (int position = 0; position < kRowPositions; ++position) {
       for (int64_t row = 0; row < ic * conv.kernel_h; ++row) {
