@@ -61,7 +61,7 @@ void run_queue(bool parallel, int64_t items, const Pool& pool, const Run& run) {
 void compute(ConvTask& task, const Kernels& kernels, const Pool& pool) {
   const ConvPlan& plan = task.plan;
   Memory panels;
-  if (!plan.weights_resident) {
+  if (!plan.weights_resident && plan.k_channels == 0) {
     const int64_t count = plan.shape.groups * plan.panels;
     const int64_t element = task.dtype == DType::kFloat64 ? 8 : 4;
     panels = aligned(static_cast<size_t>(count * plan.panel_elements * element));

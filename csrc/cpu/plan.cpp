@@ -10,6 +10,7 @@
 //   panel_tiles        whole interleave groups are interleaved in registers (kStoreInterleaved, kStoreScalarPerLane below),
 //                      and several tiles share the pixels of a K block (tiles_in_first_cache)
 //   weights_resident   saves one pass of all threads over the weights; large weights are packed once for all threads
+//   k_channels         large weights over few tiles do not pass through memory: 1.2 to 3 times as fast from 8x8 to 16x16 pixels
 //   channels_inner     OC-vectorised tiles read few cache lines, and channels_last is packed by plain copies
 //   parallel           waking threads costs about 20 us
 // plan_pass.cpp decides about in_place, plan_k_blocks.cpp about K blocks and deferred_tiles, and the kernels about what is
@@ -48,8 +49,11 @@ double k_cycles(int64_t acc, int64_t broadcasts, int64_t vectors, double hidden_
 // Measured on AVX-512, in cycles. One position of a vector of tiles of one channel: transformed; written beyond the L2
 // cache and read again.
 constexpr double kWinogradInput = 5, kWinogradOutput = 3.8, kWinogradStreamed = 16;
-// One position of a 3x3 kernel, packed and transformed.
-constexpr double kWinogradWeights = 0.5;
+// One position of a 3x3 kernel, packed and transformed: in the cache; the same, written beyond it and read again; and K block
+// by K block as it is used.
+constexpr double kWinogradWeights = 0.5, kWinogradFarWeights = 2.5, kWinogradFreshWeights = 1.6;
+// A weight, packed beyond the cache and read again.
+constexpr double kFarWeight = 3;
 // A vector of pairs of one output channel, transformed; one weight of the same kernel, packed and transformed.
 constexpr double kWinogradRowOutput = 10, kWinogradRowWeights = 3;
 // A vector of accumulators, finished and stored.
@@ -89,6 +93,7 @@ struct Choice {
   int tile_oc, tile_pixels;
   double cycles;
   bool single_phase;
+  bool by_passes = false;  // of Winograd, see WinogradPasses
 };
 
 // The cheapest offer, and what the best tile of each kernel would take.
@@ -114,6 +119,16 @@ int64_t columns(const ConvProblem& p, bool single_phase) {
   return p.shape.lr_w - (single_phase ? p.spared_w : 0);
 }
 
+// Do the packed weights of a group stay in each thread's cache?
+bool weights_stay(int64_t elements, const Target& t) {
+  return elements * t.element_bytes <= t.l2_bytes / kWeightsShareOfL2;
+}
+double direct_weights(const ConvProblem& p, const Target& t) {
+  const ConvShape& s = p.shape;
+  const int64_t of_group = s.ic * s.oc * s.taps();
+  return weights_stay(of_group, t) ? 0 : kFarWeight * static_cast<double>(s.groups * of_group);
+}
+
 double planar_store(const ConvProblem& p, const Target& t) {
   return interleaves_in_registers(p.interleave) ? kStoreInterleaved
          : p.oc_contiguous                      ? kStoreTransposed
@@ -131,7 +146,7 @@ void offer_ow_vectorised(const ConvProblem& p, const Target& t, Offers& offers) 
       const double vectors =
           image_rows(p, single) * static_cast<double>(ceil_div(columns(p, single), t.lanes));
       const double cycles = tiles * vectors / v * k_of(p, single) * k_cycles(oc * v, oc, v, hidden_pixels) +
-                            static_cast<double>(p.shape.oc) * vectors * store;
+                            static_cast<double>(p.shape.oc) * vectors * store + direct_weights(p, t);
       offers.add({ConvKernel::kOwVectorised, oc, v, cycles, single});
     }
   }
@@ -149,8 +164,10 @@ void offer_oc_vectorised(const ConvProblem& p, const Target& t, Offers& offers) 
                               ? kStoreContiguous * static_cast<double>(pixels)
                               : kStoreTransposed * static_cast<double>(round_up(together * pixels, t.lanes)) /
                                     static_cast<double>(together);
-    const double cycles = tiles * image_rows(p, single) * static_cast<double>(splits) *
-                          (k_of(p, single) * k_cycles(pixels * nv, pixels, nv, kHiddenWeights) + nv * stored);
+    const double cycles =
+        tiles * image_rows(p, single) * static_cast<double>(splits) *
+            (k_of(p, single) * k_cycles(pixels * nv, pixels, nv, kHiddenWeights) + nv * stored) +
+        direct_weights(p, t);
     offers.add({ConvKernel::kOcVectorised, oc, static_cast<int>(pixels), cycles, single});
   }
 }
@@ -165,7 +182,8 @@ void offer_winograd(const ConvProblem& p, const Target& t, ConvKernel kernel, Of
   const ConvShape& s = p.shape;
   const int side = winograd_side(kernel);
   const int64_t L = t.lanes, tiles_of_image = ceil_div(s.lr_h, side) * ceil_div(s.lr_w, side);
-  const double positions = winograd_positions(side), pixels = side * side;
+  const int64_t positions_of_tile = winograd_positions(side);
+  const double positions = static_cast<double>(positions_of_tile), pixels = side * side;
   const double stored = static_cast<double>(s.oc), ic = static_cast<double>(s.ic), store = planar_store(p, t);
   for (int oc : TileOc::values) {
     const int v = ow_tile_vectors(oc, t.registers);
@@ -182,13 +200,36 @@ void offer_winograd(const ConvProblem& p, const Target& t, ConvKernel kernel, Of
     const double vectors =
         static_cast<double>(s.batch * blocks) * covered_vectors(ceil_div(of_image, blocks), v);
     const double streamed = wide ? (ic + stored) * kWinogradStreamed : 0;
+    const bool stay = weights_stay(positions_of_tile * s.ic * round_up(s.oc, oc), t);
+    const double weights = wide   ? kWinogradWeights
+                           : stay ? kWinogradWeights * std::min<double>(t.threads, blocks)
+                                  : kWinogradFarWeights;
     // written once, and read beyond the L2 cache by every block, at half the speed of one thread alone
     const double traffic =
         wide ? (1 + 2 * static_cast<double>(s.batch * blocks)) * t.element_bytes / kBytesPerCycle : 0;
     const double of_position = vectors * (tiles / v * ic * k_cycles(oc * v, oc, v, kHiddenPixels) + streamed +
                                           ic * kWinogradInput + stored * kWinogradOutput) +
-                               ic * stored * (kWinogradWeights + traffic);
+                               ic * stored * (weights + traffic);
     offers.add({kernel, oc, v, positions * of_position + vectors * stored * pixels * store, false});
+
+    const int64_t pass_panel = whole_panel(p, t, oc, winograd_panel_oc(s.ic, side, true, t)) * oc;
+    const WinogradPasses by = winograd_passes(s, side, pass_panel, t);
+    // a later K block adds to accumulators, so that no tile may compute any of them twice
+    const auto rest = static_cast<int>(of_image % v);
+    if (by.passes == 0 ||
+        (by.k_channels < s.ic && rest > 0 && pass_panel % ow_rest_oc(rest, t.registers) != 0))
+      continue;
+    const double of_images = static_cast<double>(s.batch) * covered_vectors(of_image, v);
+    const double passes = static_cast<double>(by.passes),
+                 k_blocks = std::ceil(ic / static_cast<double>(by.k_channels));
+    const int64_t items = images * by.passes;
+    const double waiting = static_cast<double>(round_up(items, t.threads)) / static_cast<double>(items);
+    const double of_pass_position =
+        of_images * (tiles / v * ic * k_cycles(oc * v, oc, v, kHiddenPixels) + passes * ic * kWinogradInput +
+                     stored * (kWinogradOutput + kAccumulate * k_blocks)) +
+        static_cast<double>(s.batch) * ic * stored * kWinogradFreshWeights;
+    offers.add({kernel, oc, v, waiting * (positions * of_pass_position + of_images * stored * pixels * store),
+                false, true});
   }
 }
 
@@ -225,6 +266,19 @@ void offer_winograd_row(const ConvProblem& p, const Target& t, Offers& offers) {
   }
 }
 
+// Few tiles and their weights, in passes.
+void set_passes(const ConvProblem& p, const Target& t, ConvPlan& plan) {
+  const int side = winograd_side(plan.kernel);
+  plan.interleaved_tiles = 1;
+  plan.panel_tiles = whole_panel(p, t, plan.tile_oc, winograd_panel_oc(p.shape.ic, side, true, t));
+  const int64_t panel_oc = int64_t{plan.panel_tiles} * plan.tile_oc;
+  const WinogradPasses by = winograd_passes(p.shape, side, panel_oc, t);
+  plan.panels = ceil_div(p.shape.oc, panel_oc);
+  plan.pass_panels = by.pass_panels;
+  plan.k_channels = by.k_channels;
+  plan.panel_elements = winograd_positions(side) * (by.k_channels * panel_oc + t.lanes);
+}
+
 void set_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   const ConvShape& s = p.shape;
   const int64_t tiles = ceil_div(s.oc, plan.tile_oc);
@@ -235,7 +289,7 @@ void set_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
                        : row    ? s.kernel_h * row_taps(s.kernel_w).products()
                                 : s.taps();
   const int64_t tile_bytes = s.ic * taps * plan.tile_oc * t.element_bytes;
-  plan.weights_resident = tiles * tile_bytes <= t.l2_bytes / kWeightsShareOfL2;
+  plan.weights_resident = weights_stay(s.ic * taps * tiles * plan.tile_oc, t);
   plan.interleaved_tiles = plan.single_phase ? static_cast<int>(p.phase_interleave) : 1;
   if (plan.interleaved_tiles > 1)
     plan.panel_tiles = plan.interleaved_tiles;
@@ -280,7 +334,10 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
   plan.tile_pixels = choice.tile_pixels;
   plan.single_phase = choice.single_phase;
   for (int kernel = 0; kernel < kConvKernels; ++kernel) plan.cycles[kernel] = offers.cycles[kernel];
-  set_panels(p, t, plan);
+  if (choice.by_passes)
+    set_passes(p, t, plan);
+  else
+    set_panels(p, t, plan);
   if (winograd_side(plan.kernel) > 0) {
     choose_winograd_blocks(p.shape, t, plan);
     return plan;

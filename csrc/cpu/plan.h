@@ -125,8 +125,10 @@ struct ConvPlan {
   // and their output channels interleave because phases alternate. Otherwise they follow one another.
   int panel_tiles, interleaved_tiles;
   int64_t panels, panel_elements;  // panels of one group; elements of one panel
-  int64_t
-      pass_panels;  // kWinograd, kWinograd4: panels whose accumulators of all positions are kept at a time
+  // kWinograd, kWinograd4: panels whose accumulators of all positions are kept at a time. Where images are small, each such
+  // pass is an item of its own, which transforms the weights of k_channels channels after another just before they are
+  // multiplied; 0: weights are transformed before.
+  int64_t pass_panels, k_channels;
   int64_t block_n, block_h, block_w;
   int64_t blocks_n, blocks_h, blocks_w;
   int64_t items;

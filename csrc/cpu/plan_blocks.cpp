@@ -23,6 +23,8 @@ constexpr int64_t kWinogradPanelOc = 32, kWinogradPanelShareOfL2 = 2;
 // One position of a wide block takes such a share, and all positions so many times the cache, which is how much passes
 // through it (and as much memory as thread_scratch keeps).
 constexpr int64_t kWidePositionShareOfL2 = 3, kWideTimesL2 = 4;
+// Vectors of tiles of an image whose weights are transformed where they are used, at most.
+constexpr int64_t kPassVectors = 8;
 // Multiply-adds below which one thread is faster than waking the others (about 20 us of work).
 constexpr double kParallelMinimum = 1e6;
 
@@ -97,6 +99,23 @@ int64_t winograd_block_vectors(int64_t ic, int64_t panel_oc, int side, int64_t t
   const int64_t cached = cached_vectors(ic, panel_oc, side, t);
   // Measured on AVX-512: blocks of half to three quarters of the cache take up to 10 % less time than those that fill it.
   return std::max(cached * 3 / 4, std::min(cached, tile_vectors));
+}
+
+WinogradPasses winograd_passes(const ConvShape& s, int side, int64_t panel_oc, const Target& t) {
+  const int64_t vectors = ceil_div(ceil_div(s.lr_h, side) * ceil_div(s.lr_w, side), t.lanes);
+  if (vectors < 1 || vectors > kPassVectors) return {0, 0, 0};
+  // a K block of weights and pixels takes half of such a share of the cache, and the accumulators the other half
+  const int64_t vector = winograd_positions(side) * t.lanes * t.element_bytes;
+  const int64_t half = t.l2_bytes * 3 / 8;
+  const int64_t most_channels = std::max<int64_t>(half / (vector * vectors + vector / t.lanes * panel_oc), 1);
+  const int64_t channels = round_up(ceil_div(s.ic, ceil_div(s.ic, most_channels)), t.lanes);
+  const int64_t panels = ceil_div(s.oc, panel_oc);
+  const int64_t most_panels = std::max<int64_t>(half / (vector * vectors * panel_oc), 1);
+  const int64_t images = std::max<int64_t>(s.groups * s.batch, 1);
+  const int64_t fewest = std::max(ceil_div(panels, most_panels), ceil_div(t.threads, images));
+  const int64_t passes = std::min(panels, round_up(fewest, ceil_div(t.threads, images)));
+  const int64_t pass_panels = ceil_div(panels, passes);
+  return {ceil_div(panels, pass_panels), pass_panels, std::min(channels, s.ic)};
 }
 
 InputTile winograd_input_tile(const ConvShape& s, int64_t block_h, int64_t block_w, int side, int lanes) {
@@ -181,15 +200,21 @@ void choose_blocks(const ConvShape& s, const Target& t, int64_t extra_elements_p
 // Winograd's kernel transforms a block as a whole, and every panel of weights passes over it. So blocks stay in the cache
 // with one panel. Among these shapes the best leaves the fewest vectors of tiles empty and threads idle.
 void choose_winograd_blocks(const ConvShape& s, const Target& t, ConvPlan& plan) {
+  const int64_t H = std::max<int64_t>(s.lr_h, 1), W = std::max<int64_t>(s.lr_w, 1);
+  const int64_t L = t.lanes, V = plan.tile_pixels, M = winograd_side(plan.kernel);
+  plan.parallel = t.threads > 1 && multiply_adds(s) >= kParallelMinimum;
+  if (plan.k_channels > 0) {
+    set_blocks(s, 1, H, W, plan);
+    plan.items *= ceil_div(plan.panels, plan.pass_panels);
+    plan.input_tile = winograd_input_tile(s, H, W, static_cast<int>(M), t.lanes);
+    return;
+  }
   // a panel's weights through the cache, or from beyond it, in vectors of tiles
   const bool wide = winograd_wide(s.ic, winograd_side(plan.kernel), plan.tile_pixels, t);
   const double pass = wide ? 1 : 0.3;
-  const int64_t H = std::max<int64_t>(s.lr_h, 1), W = std::max<int64_t>(s.lr_w, 1);
-  const int64_t L = t.lanes, V = plan.tile_pixels, M = winograd_side(plan.kernel);
   const int64_t most =
       wide ? winograd_wide_block_vectors(s.ic, s.oc, static_cast<int>(M), t)
            : winograd_block_vectors(s.ic, plan.panel_tiles * plan.tile_oc, static_cast<int>(M), V, t);
-  plan.parallel = t.threads > 1 && multiply_adds(s) >= kParallelMinimum;
   const int64_t threads = plan.parallel ? t.threads : 1;
   int64_t w = W, h = M;
   double best = -1;

@@ -55,4 +55,11 @@ int64_t winograd_block_vectors(int64_t ic, int64_t panel_oc, int side, int64_t t
                                const Target& target);
 int64_t winograd_wide_block_vectors(int64_t ic, int64_t oc, int side, const Target& target);
 
+// How an image of few tiles is computed as one block whose weights are transformed where they are used, see
+// ConvPlan::k_channels; 0 passes: it has too many tiles for that.
+struct WinogradPasses {
+  int64_t passes, pass_panels, k_channels;
+};
+WinogradPasses winograd_passes(const ConvShape& shape, int side, int64_t panel_oc, const Target& target);
+
 }  // namespace fused_subpixel::cpu

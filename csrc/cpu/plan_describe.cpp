@@ -41,11 +41,16 @@ std::string reason(const ConvPlan& plan) {
 }  // namespace
 
 std::string describe(const ConvPlan& plan) {
+  const std::string items =
+      std::to_string(plan.items) + (plan.k_channels > 0 ? " passes over blocks of " : " blocks of ");
   std::string text = std::string(kNames[static_cast<int>(plan.kernel)]) + ", tile of " + tile_of(plan) +
-                     (plan.single_phase ? " of one phase" : "") + ", " + std::to_string(plan.items) +
-                     " blocks of " + std::to_string(plan.block_n) + " x " + std::to_string(plan.block_h) +
-                     " x " + std::to_string(plan.block_w) + " pixels";
-  if (!plan.weights_resident) text += ", weights packed once for all threads";
+                     (plan.single_phase ? " of one phase" : "") + ", " + items +
+                     std::to_string(plan.block_n) + " x " + std::to_string(plan.block_h) + " x " +
+                     std::to_string(plan.block_w) + " pixels";
+  if (plan.k_channels > 0)
+    text += ", weights packed as they are used";
+  else if (!plan.weights_resident)
+    text += ", weights packed once for all threads";
   if (!plan.parallel) text += ", on one thread";
   return text + reason(plan);
 }

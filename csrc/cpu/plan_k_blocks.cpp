@@ -88,7 +88,8 @@ void set_direct(const Target& t, ConvPass& pass) {
 void set_winograd(const Target& t, ConvPass& pass) {
   ConvTask& task = pass.task;
   const ConvPlan& plan = task.plan;
-  const int64_t L = t.lanes, V = plan.tile_pixels, ic = plan.shape.ic;
+  const int64_t L = t.lanes, V = plan.tile_pixels;
+  const int64_t ic = plan.k_channels > 0 ? plan.k_channels : plan.shape.ic;  // transformed at a time
   const int64_t panel_oc = int64_t{plan.panel_tiles} * plan.tile_oc;
   // The vectors of a block, with room for the surplus vectors of its last register tile and the surplus lanes of its last
   // row.
@@ -120,7 +121,9 @@ void set_winograd(const Target& t, ConvPass& pass) {
   ConvScratch& s = task.scratch;
   s.input_tile = plan.block_n * plan.input_tile.image_step + 2 * side * L;
   s.output_row = output_row_elements(task.source, plan.input_tile);
-  s.weights = plan.weights_resident ? plan.panels * plan.panel_elements : 0;
+  s.weights = plan.k_channels > 0     ? plan.panel_elements
+              : plan.weights_resident ? plan.panels * plan.panel_elements
+                                      : 0;
   s.acc = positions * plan.pass_panels * panel_oc * task.winograd_channel_step;
   s.oc = plan.panels * panel_oc + L;
   s.winograd_input = positions * task.winograd_input_step;

@@ -110,6 +110,7 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(ConvPlan, single_phase)
       .FS_FIELD(ConvPlan, panel_tiles)
       .FS_FIELD(ConvPlan, pass_panels)
+      .FS_FIELD(ConvPlan, k_channels)
       .FS_FIELD(ConvPlan, interleaved_tiles)
       .FS_FIELD(ConvPlan, block_n)
       .FS_FIELD(ConvPlan, block_h)

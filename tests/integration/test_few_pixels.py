@@ -12,16 +12,33 @@ import fused_subpixel as fs
 pytestmark = needs_cpu_library
 
 
-def explained(pixels: tuple[int, int], channels: int, dtype: torch.dtype = torch.float32) -> str:
-    x, weight = torch.randn(1, channels, *pixels, dtype=dtype), torch.randn(256, channels, 3, 3, dtype=dtype)
-    return str(fs.explain(fs.subpixel_conv2d, x, weight, upscale_factor=2, padding=1))
+def explained(
+    pixels: tuple[int, int],
+    channels: int,
+    dtype: torch.dtype = torch.float32,
+    kernel: tuple[int, int] = (3, 3),
+    **options: int,
+) -> str:
+    x, weight = (
+        torch.randn(1, channels, *pixels, dtype=dtype),
+        torch.randn(256, channels, *kernel, dtype=dtype),
+    )
+    return str(fs.explain(fs.subpixel_conv2d, x, weight, upscale_factor=2, padding=1, **options))
 
 
 def test_the_reason_is_named() -> None:
-    assert "slower than PyTorch here: 256 pixels are too few for 262656 weights" in explained((16, 16), 114)
-    assert explained((16, 16), 114).startswith("backend reference")
-    assert explained((16, 16), 113).startswith("backend cpu")
-    assert explained((1, 257), 114).startswith("backend cpu")
+    assert "slower than PyTorch here: 64 pixels are too few for 262656 weights" in explained((8, 8), 114)
+    assert explained((8, 8), 114).startswith("backend reference")
+    assert explained((8, 8), 113).startswith("backend cpu")
+    assert explained((5, 13), 114).startswith("backend cpu")
+
+
+def test_more_pixels_where_winograd_cannot_help() -> None:
+    assert "256 pixels are too few for 327680 weights" in explained((16, 16), 256, kernel=(1, 5))
+    assert explained((1, 257), 256, kernel=(1, 5)).startswith("backend cpu")
+    assert explained((10, 10), 114).startswith("backend cpu")
+    assert "100 pixels are too few" in explained((10, 10), 114, dilation=2)
+    assert "64 pixels are too few" in explained((16, 16), 114, stride=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

@@ -32,6 +32,7 @@ from conftest import needs_cpu_library
 from rotation import rotated, rotated_layouts, rotated_without_isa
 from torch import Tensor
 
+import fused_subpixel as fs
 from fused_subpixel import reference
 
 pytestmark = [needs_cpu_library, pytest.mark.usefixtures("one_thread", "poisoned_outputs")]
@@ -120,6 +121,30 @@ def test_as_accurate_as_pytorch(case: Case, isa: int, dtype: torch.dtype, layout
     arithmetic = torch.promote_types(dtype, torch.float32)
     walk = max(2, cases.products(case) ** 0.5 / 4) * torch.finfo(arithmetic).eps * float(np.abs(truth).max())
     assert error(cases.run(case, tensors), truth) <= 2 * pytorchs + walk
+
+
+# One vector of tiles and several; output channels that fill panels, and that do not.
+FEW_TILES = tuple(
+    Case(
+        f"{channels} to {rows}, {height}x{width}",
+        (1, channels, height, width),
+        (rows, channels, 3, 3),
+        (1, 1),
+        padding=cases.SAME3,
+    )
+    for channels, rows, height, width in ((512, 192, 8, 8), (1100, 40, 9, 10), (530, 61, 8, 11))
+)
+
+
+@rotated_layouts("case", FEW_TILES)
+def test_long_sums_of_few_tiles(case: Case, isa: int, layout: str) -> None:
+    """Whose weights are transformed a K block at a time, just before they are multiplied."""
+    tensors = cases.integers(case).to(torch.float32, LAYOUTS[layout])
+    words = fs.explain(fs.subpixel_conv2d, *tensors[:3], case.upscale, padding=1, backend="cpu").forward
+    assert "weights packed as they are used" in words
+    for number in (1, 2):
+        with cases.threads(number):
+            assert cases.run(case, tensors).double().equal(cases.exact(case))
 
 
 @pytest.mark.parametrize("rows", [12, 64])

@@ -356,6 +356,7 @@ struct Store {
       steps_ = larger<int64_t>(steps, 1);
       done_ = 0;
     }
+    void stop() { to_fetch_ = done_ = 0; }  // step() does nothing
     FS_INLINE void step(const Store& store, const Block& b) {
       for (done_ += to_fetch_; done_ >= steps_ && h_ < b.height; done_ -= steps_) {
         const int count = static_cast<int>(smaller(pixels_, b.width - w_));
@@ -370,7 +371,7 @@ struct Store {
 
    private:
     static constexpr int64_t kPixels = 4;
-    int64_t oc_, oc_step_, end_, pixels_, h_, w_, to_fetch_, steps_, done_;
+    int64_t oc_, oc_step_, end_, pixels_, h_, w_, to_fetch_, steps_ = 1, done_;
   };
 
   // acc[x * pixel_step + oc - first_oc], neighbouring pixels x.

@@ -77,7 +77,8 @@ template <class T, int M>
 struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
   using Base = WinogradBase<T, WinogradWorker<T, M>>;
   using Base::acc, Base::conv, Base::group, Base::ic, Base::input, Base::L, Base::out, Base::packed,
-      Base::panel_oc, Base::panels, Base::planar, Base::plan, Base::task, Base::tile, Base::transformed;
+      Base::panel_oc, Base::panels, Base::planar, Base::plan, Base::task, Base::tile, Base::transformed,
+      Base::weights;
   using typename Base::S;
   using Transform = WinogradTransform<S, M>;
   static constexpr int kSide = M + 2, kPositions = winograd_positions(M);
@@ -91,23 +92,22 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
         input_step(t.winograd_input_step) {}
 
   void run(int64_t begin, int64_t end) {
+    if (plan.k_channels > 0) return run_passes(begin, end);
     const int64_t blocks = blocks_of_group(plan);
     for (int64_t item = begin; item < end; ++item) {
       if (item / blocks != group) this->enter_group(item / blocks);
       const Block b = block_of(plan, item % blocks);
       const bool follows = item > begin && b.h > 0;
       load_block(b, kept_rows(tile, conv, follows ? plan.block_h : 0));
-      const int64_t vectors = ceil_div(ceil_div(b.height, M) * ceil_div(b.width, M), L);
-      const int64_t calls =
-          kPositions * ceil_div(vectors, int64_t{plan.tile_pixels});  // of a tile's microkernel
+      const int64_t vectors = vectors_of(b);
+      const KOffsets& offsets = task.k_blocks[0].blocks[0].offsets;
       const int64_t pass_oc = plan.pass_panels * panel_oc;
       for (int64_t first = 0; first < conv.oc; first += pass_oc) {
         const int64_t pass_end = smaller(first + pass_oc, conv.oc);
-        written.start(out, b, first, pass_end - first,
-                      calls * ceil_div(pass_end - first, int64_t{plan.tile_oc}));
+        start_fetching(b, first, pass_end - first, vectors);
         for (int position = 0; position < kPositions; ++position) {
           for (int64_t oc = first; oc < pass_end; oc += panel_oc)
-            multiply(b, panels + oc / panel_oc * plan.panel_elements, position, vectors, oc - first,
+            multiply(b, offsets, panels + oc / panel_oc * plan.panel_elements, position, vectors, oc - first,
                      smaller(panel_oc, pass_end - oc));
         }
         for (int64_t oc = first; oc < pass_end; oc += panel_oc)
@@ -116,26 +116,74 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
     }
   }
 
+  // Few tiles and many weights: each item is a pass of its own. Its channels and their weights are transformed a K block at a
+  // time, which stays in the cache.
+  void run_passes(int64_t begin, int64_t end) {
+    const int64_t passes = ceil_div(plan.panels, plan.pass_panels), blocks = blocks_of_group(plan);
+    KOffsets offsets = task.k_blocks[0].blocks[0].offsets;
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t g = item / passes / blocks;
+      if (g != group) this->enter_group(g);
+      const Block b = block_of(plan, item / passes % blocks);
+      const int64_t vectors = vectors_of(b), pass_oc = plan.pass_panels * panel_oc;
+      const int64_t first = item % passes * pass_oc, pass_end = smaller(first + pass_oc, conv.oc);
+      pack_input<T>(task.source, conv, tile, group, b, 0, input, this->output_row);
+      written.stop();
+      for (int64_t c = 0, next; c < ic; c = next) {
+        next = smaller(c + plan.k_channels, ic);
+        transform_input(c, next, c, b.height, b.width);
+        offsets.count = next - c;
+        offsets.add = c > 0;
+        if (next == ic) start_fetching(b, first, pass_end - first, vectors);
+        for (int64_t oc = first; oc < pass_end; oc += panel_oc) {
+          pack_weights(group, oc, c, next, weights);
+          for (int position = 0; position < kPositions; ++position)
+            multiply(b, offsets, weights, position, vectors, oc - first, smaller(panel_oc, pass_end - oc));
+        }
+      }
+      for (int64_t oc = first; oc < pass_end; oc += panel_oc)
+        transform_output(b, oc, oc - first, smaller(panel_oc, pass_end - oc));
+    }
+  }
+
+  int64_t vectors_of(const Block& b) const {
+    return ceil_div(ceil_div(b.height, M) * ceil_div(b.width, M), L);
+  }
+  // The output of `count` output channels from `first` on, while these are multiplied.
+  void start_fetching(const Block& b, int64_t first, int64_t count, int64_t vectors) {
+    const int64_t calls = kPositions * ceil_div(vectors, plan.tile_pixels) * ceil_div(count, plan.tile_oc);
+    written.start(out, b, first, count, calls);
+  }
+
   // Packs and transforms neighbouring channels at a time, which stay in the first cache in between.
   void load_block(const Block& b, int64_t kept) {
     const Source& source = task.source;
     const int64_t channels = source.output ? ic : source.interleave;
     for (int64_t c = 0; c < ic; c += channels) {
       pack_channels_of<T>(source, conv, tile, group, b, c, c + channels, kept, input, this->output_row);
-      transform_input(c, c + channels, b.height, b.width);
+      transform_input(c, c + channels, 0, b.height, b.width);
     }
   }
 
-  // Packs and transforms neighbouring channels and, in whole vectors, output channels at a time, which stay in the first
-  // cache in between.
-  void pack_panel(int64_t g, int64_t panel, S* to) const {
+  void pack_panel(int64_t g, int64_t panel, S* to) const { pack_weights(g, panel * panel_oc, 0, ic, to); }
+
+  // The panel that begins with output channel oc, channels begin .. end - 1 of it. Packs and transforms neighbouring channels
+  // and, in whole vectors, output channels at a time, which stay in the first cache in between.
+  void pack_weights(int64_t g, int64_t oc, int64_t begin, int64_t end, S* to) const {
     for (int64_t t = (panel_oc - 1) / L * L; t >= 0; t -= L) {
-      for (int64_t c = 0, next; c < ic; c = next) {
-        next = c + 2 * L > ic ? ic : c + L;
-        this->pack_taps(g, c, next, panel * panel_oc + t, smaller<int64_t>(panel_oc - t, L), L);
-        transform_weights(next - c, to + c * panel_oc + t);
+      for (int64_t c = begin, next; c < end; c = next) {
+        next = c + 2 * L > end ? end : c + L;
+        this->pack_taps(g, c, next, oc + t, smaller<int64_t>(panel_oc - t, L), L);
+        transform_weights(next - c, to + (c - begin) * panel_oc + t);
       }
     }
+  }
+
+  // Fetches what is going to be written, a vector of each position. Stores leave the processor in order, so that each would
+  // wait for its own cache line.
+  static FS_INLINE void fetch_positions(const S* to, int64_t step) {
+    FS_UNROLL
+    for (int position = 0; position < kPositions; ++position) __builtin_prefetch(to + position * step, 1);
   }
 
   // Of L output channels, which are the lanes. Those of the panel's last, ragged vector reach into the next channel, which is
@@ -143,6 +191,8 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
   void transform_weights(int64_t channels, S* to) const {
     for (int64_t c = 0; c < channels; ++c) {
       const S* g = packed + c * 9 * L;
+      S* of_channel = to + c * panel_oc;
+      fetch_positions(of_channel + 4 * panel_oc, position_step);
       Vec<S> half[3][kSide], u[kSide][kSide];  // [tap row][position column], [position column][position row]
       FS_UNROLL
       for (int a = 0; a < 3; ++a)
@@ -152,8 +202,7 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
       for (int b = 0; b < kSide; ++b) {
         Transform::taps(half[0][b], half[1][b], half[2][b], u[b]);
         FS_UNROLL
-        for (int a = 0; a < kSide; ++a)
-          store<S>(to + (kSide * a + b) * position_step + c * panel_oc, u[b][a]);
+        for (int a = 0; a < kSide; ++a) store<S>(of_channel + (kSide * a + b) * position_step, u[b][a]);
       }
     }
   }
@@ -163,16 +212,17 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
     Transform::pixels(d[C * static_cast<size_t>(step)]...);
   }
 
-  // Transforms channels begin .. end - 1 of a packed block.
-  void transform_input(int64_t begin, int64_t end, int64_t height, int64_t width) {
+  // Transforms channels begin .. end - 1 of a packed block; `origin` goes to the first place.
+  void transform_input(int64_t begin, int64_t end, int64_t origin, int64_t height, int64_t width) {
     const int64_t rows = ceil_div(height, M), across = ceil_div(width, M);
     constexpr std::make_index_sequence<kSide> sides;
     for (int64_t c = begin; c < end; ++c) {
       for (int64_t h = 0; h < rows; ++h) {
         const S* from = input + c * tile.channel_step + M * h * tile.row_step;
-        S* to = transformed + c * channel_step + h * across;
+        S* to = transformed + (c - origin) * channel_step + h * across;
         // the next row's first vector overwrites the surplus lanes of a row's last vector
         for (int64_t v = 0; v < across; v += L, from += M * L, to += L) {
+          fetch_positions(to + 2 * L, input_step);
           Vec<S> d[kSide][kSide];
           FS_UNROLL
           for (int a = 0; a < kSide; ++a) {
@@ -200,9 +250,8 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
   }
 
   // first_acc: place of the panel's first output channel among the accumulators
-  void multiply(const Block& b, const S* of_panel, int position, int64_t vectors, int64_t first_acc,
-                int64_t stored) {
-    const KOffsets& offsets = task.k_blocks[0].blocks[0].offsets;
+  void multiply(const Block& b, const KOffsets& offsets, const S* of_panel, int position, int64_t vectors,
+                int64_t first_acc, int64_t stored) {
     const S* from = transformed + position * input_step;
     const S* weight = of_panel + position * position_step;
     const S* tiles[kMaxTileVectors];
@@ -218,7 +267,8 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
       if (count < plan.tile_pixels) {
         const OwRest<S> rest = ow_rest_of<S>(count);
         if (rest.oc <= panel_oc) {
-          // the last tile computes again what it shares with the one before
+          // The last tile computes again what it shares with the one before. (It shares nothing where a later K block adds to
+          // the accumulators: see offer_winograd in plan.cpp.)
           for (int64_t t = 0; t < stored; t += rest.oc) run(rest.run, v0, smaller(t, panel_oc - rest.oc));
           continue;
         }
