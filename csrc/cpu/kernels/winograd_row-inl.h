@@ -118,9 +118,13 @@ struct WinogradRowWorker : WinogradBase<T, WinogradRowWorker<T>> {
     }
   }
 
-  // From the pixels x[0] .. x[3], counted in steps of the dilation, to all factors that any product has.
+  // From the pixels x[0] .. x[3], counted in steps of the dilation, to all factors that any product has. What is going to be
+  // written next is fetched, because stores leave the processor in order.
   FS_INLINE void store_factors(Vec<S> x0, Vec<S> x1, Vec<S> x2, Vec<S> x3, S* to) const {
     const Vec<S> factor[kRowStreams] = {x0, x1, x0 + x1, x1 + x2, x1 - x0, x2 - x1, x0 - x2, x1 - x3};
+    FS_UNROLL
+    for (int stream = 0; stream < kRowStreams; ++stream)
+      if (used >> stream & 1) __builtin_prefetch(to + stream * stream_step + 2 * L, 1);
     FS_UNROLL
     for (int stream = 0; stream < kRowStreams; ++stream)
       if (used >> stream & 1) store<S>(to + stream * stream_step, factor[stream]);
