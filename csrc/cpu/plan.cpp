@@ -211,25 +211,36 @@ void offer_winograd(const ConvProblem& p, const Target& t, ConvKernel kernel, Of
                                           ic * kWinogradInput + stored * kWinogradOutput) +
                                ic * stored * (weights + traffic);
     offers.add({kernel, oc, v, positions * of_position + vectors * stored * pixels * store, false});
+  }
+}
 
-    const int64_t pass_panel = whole_panel(p, t, oc, winograd_panel_oc(s.ic, side, true, t)) * oc;
-    const WinogradPasses by = winograd_passes(s, side, pass_panel, t);
+// The same where an item transforms the weights that it uses: see WinogradPasses.
+void offer_winograd_passes(const ConvProblem& p, const Target& t, ConvKernel kernel, Offers& offers) {
+  const ConvShape& s = p.shape;
+  const int side = winograd_side(kernel);
+  const int64_t of_image = ceil_div(ceil_div(s.lr_h, side) * ceil_div(s.lr_w, side), t.lanes);
+  const double positions = winograd_positions(side), pixels = side * side,
+               batch = static_cast<double>(s.batch);
+  const double stored = static_cast<double>(s.oc), ic = static_cast<double>(s.ic), store = planar_store(p, t);
+  for (int oc : TileOc::values) {
+    const int v = ow_tile_vectors(oc, t.registers);
+    const int64_t panel = whole_panel(p, t, oc, winograd_panel_oc(s.ic, side, true, t)) * oc;
+    const WinogradPasses by = winograd_passes(s, side, panel, t);
     // a later K block adds to accumulators, so that no tile may compute any of them twice
     const auto rest = static_cast<int>(of_image % v);
-    if (by.passes == 0 ||
-        (by.k_channels < s.ic && rest > 0 && pass_panel % ow_rest_oc(rest, t.registers) != 0))
-      continue;
-    const double of_images = static_cast<double>(s.batch) * covered_vectors(of_image, v);
-    const double passes = static_cast<double>(by.passes),
-                 k_blocks = std::ceil(ic / static_cast<double>(by.k_channels));
-    const int64_t items = images * by.passes;
+    const bool twice = rest > 0 && panel % ow_rest_oc(rest, t.registers) != 0;
+    if (by.passes == 0 || (by.k_channels < s.ic && twice)) continue;
+    const double tiles = static_cast<double>(ceil_div(s.oc, oc)), passes = static_cast<double>(by.passes);
+    const double vectors = batch * covered_vectors(of_image, v);
+    const double k_blocks = std::ceil(ic / static_cast<double>(by.k_channels));
+    const int64_t items = std::max<int64_t>(s.groups * s.batch, 1) * by.passes;
     const double waiting = static_cast<double>(round_up(items, t.threads)) / static_cast<double>(items);
-    const double of_pass_position =
-        of_images * (tiles / v * ic * k_cycles(oc * v, oc, v, kHiddenPixels) + passes * ic * kWinogradInput +
-                     stored * (kWinogradOutput + kAccumulate * k_blocks)) +
-        static_cast<double>(s.batch) * ic * stored * kWinogradFreshWeights;
-    offers.add({kernel, oc, v, waiting * (positions * of_pass_position + of_images * stored * pixels * store),
-                false, true});
+    const double of_position =
+        vectors * (tiles / v * ic * k_cycles(oc * v, oc, v, kHiddenPixels) + passes * ic * kWinogradInput +
+                   stored * (kWinogradOutput + kAccumulate * k_blocks)) +
+        batch * ic * stored * kWinogradFreshWeights;
+    offers.add({kernel, oc, v, waiting * (positions * of_position + vectors * stored * pixels * store), false,
+                true});
   }
 }
 
@@ -322,8 +333,11 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
   Offers offers;
   offer_ow_vectorised(p, t, offers);
   offer_oc_vectorised(p, t, offers);
-  if (fits_winograd(p, t)) offer_winograd(p, t, ConvKernel::kWinograd, offers);
-  if (fits_winograd(p, t) && p.inexact) offer_winograd(p, t, ConvKernel::kWinograd4, offers);
+  for (ConvKernel kernel : {ConvKernel::kWinograd, ConvKernel::kWinograd4}) {
+    if (!fits_winograd(p, t) || (kernel == ConvKernel::kWinograd4 && !p.inexact)) continue;
+    offer_winograd(p, t, kernel, offers);
+    offer_winograd_passes(p, t, kernel, offers);
+  }
   if (fits_winograd_row(p, t)) offer_winograd_row(p, t, offers);
   const Choice& choice = offers.best;
 

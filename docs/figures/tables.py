@@ -23,8 +23,8 @@ from bench import files  # noqa: E402
 from bench.files import Machine  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
-ACCELERATED = "2026-11-29_2153_intel-xeon_networks.csv"
-LAYERS = "2026-11-29_2224_intel-xeon_layers.csv"
+ACCELERATED = "2026-11-30_0045_intel-xeon_networks.csv"
+LAYERS = "2026-11-30_0110_intel-xeon_layers.csv"
 SERIES = {"body": "body layers", "few": "few pixels", "signals": "signals", "volumes": "volumes"}
 CPU_WORDS = "two AVX-512 cores of an Intel Xeon (Emerald Rapids)"
 GPU = "2026-11-27_1952_nvidia-h100-80gb-hbm3_float16.csv"
