@@ -98,7 +98,7 @@ def conv_transpose3d(
 def prepare(
     input: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...]
 ) -> tuple[Volumes, str | None]:
-    """Check a call. Also why its sizes are better left to PyTorch, if they are."""
+    """Check a call. Also why its sizes are better left to PyTorch on a CPU, if they are."""
     infos: Any = describe(input), describe(weight), describe(bias)
     if not torch.compiler.is_compiling():
         try:
@@ -112,7 +112,8 @@ def _prepare(
     input: TensorInfo, weight: TensorInfo, bias: TensorInfo | None, *options: Any
 ) -> tuple[Volumes, str | None]:
     volumes = resolve_conv_transpose3d(input, weight, bias, *options)
-    if torch.compiler.is_compiling() or volumes.why_not_by_slices() is not None:
+    on_cpu = input[2].type == "cpu"  # elsewhere sizes decide nothing, and there may be no library to ask
+    if torch.compiler.is_compiling() or not on_cpu or volumes.why_not_by_slices() is not None:
         return volumes, None
     (n, ci, depth, *size), (_, c, taps, *kernel) = input[0], weight[0]
     problem = resolve_conv_transpose2d(

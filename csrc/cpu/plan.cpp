@@ -10,7 +10,7 @@
 //   panel_tiles        whole interleave groups are interleaved in registers (kStoreInterleaved, kStoreScalarPerLane below),
 //                      and several tiles share the pixels of a K block (tiles_in_first_cache)
 //   weights_resident   saves one pass of all threads over the weights; large weights are packed once for all threads
-//   k_channels         large weights over few tiles do not pass through memory: 1.2 to 3 times as fast from 8x8 to 16x16 pixels
+//   k_channels         large weights over few tiles do not pass through memory (docs/decisions/0024)
 //   channels_inner     OC-vectorised tiles read few cache lines, and channels_last is packed by plain copies
 //   parallel           waking threads costs about 20 us
 // plan_pass.cpp decides about in_place, plan_k_blocks.cpp about K blocks and deferred_tiles, and the kernels about what is

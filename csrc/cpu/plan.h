@@ -125,9 +125,10 @@ struct ConvPlan {
   // and their output channels interleave because phases alternate. Otherwise they follow one another.
   int panel_tiles, interleaved_tiles;
   int64_t panels, panel_elements;  // panels of one group; elements of one panel
-  // kWinograd, kWinograd4: panels whose accumulators of all positions are kept at a time. Where images are small, each such
-  // pass is an item of its own, which transforms the weights of k_channels channels after another just before they are
-  // multiplied; 0: weights are transformed before.
+  // kWinograd, kWinograd4: a pass computes so many panels, whose accumulators of all positions are kept until its end. If
+  // k_channels > 0, every pass is an item of its own, and transforms its weights itself, those of k_channels input channels at
+  // a time, just before they are multiplied. Otherwise the weights are transformed before the items run, or when a thread
+  // enters a group.
   int64_t pass_panels, k_channels;
   int64_t block_n, block_h, block_w;
   int64_t blocks_n, blocks_h, blocks_w;

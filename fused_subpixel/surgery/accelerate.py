@@ -19,10 +19,10 @@ from . import chain as chains
 from . import conv_transpose, timing, trace
 from .arguments import Model, as_arguments, check_model, copied
 from .chain import Activation
-from .conv_transpose import FUSED, TRANSPOSED
+from .conv_transpose import FUSED
 from .fused_modules import FusedConv, FusedSequential, Plan, twin
 from .replace import Replacer, describe, how, only_reparametrising_hooks, weight_of
-from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site, WholeModel
+from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, TRANSPOSED, Report, Site, WholeModel
 
 _WORTH_IT = 0.97  # of PyTorch's time: below what measurements differ by, a change is not worth it
 _SHARE_OF_LAYERS = 0.6  # of the seconds; the rest is for the whole model

@@ -14,15 +14,12 @@ from ..modules import ConvTranspose2d
 from ..modules_1d import ConvTranspose1d
 from ..modules_3d import ConvTranspose3d
 from .arguments import check_model, copied
-from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site, what_else_finds
+from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, TRANSPOSED, Report, Site, what_else_finds
 
 # PyTorch's classes and ours.
-FUSED: dict[type[nn.Module], type[nn.Module]] = {
-    nn.ConvTranspose1d: ConvTranspose1d,
-    nn.ConvTranspose2d: ConvTranspose2d,
-    nn.ConvTranspose3d: ConvTranspose3d,
-}
-TRANSPOSED = tuple(FUSED)
+FUSED: dict[type[nn.Module], type[nn.Module]] = dict(
+    zip(TRANSPOSED, (ConvTranspose1d, ConvTranspose2d, ConvTranspose3d), strict=True)
+)
 
 
 def replace_conv_transpose(model: nn.Module, *, inplace: bool = False, return_report: bool = False) -> Any:
@@ -58,7 +55,7 @@ def replace_conv_transpose(model: nn.Module, *, inplace: bool = False, return_re
             status = ALREADY_REPLACED
         elif reason is None:
             status = REPLACED
-            module.__class__ = FUSED[type(module)]
+            module.__class__ = FUSED[type(module)]  # type: ignore[assignment]
         else:
             status = LEFT_ALONE
         sites.append(Site(path, layers_of(module), status, reason or how(module)))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import nn
 
 REPLACED, ALREADY_REPLACED, LEFT_ALONE = "replaced", "already replaced", "left alone"
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +152,6 @@ class Report:
         return f"<Report: {self.summary}>"
 
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
 def what_else_finds(model: nn.Module, called: str) -> str:
     """Which calls, other than the one that found no site, serve the layers of ``model``; in sentences."""
 
@@ -161,7 +159,7 @@ def what_else_finds(model: nn.Module, called: str) -> str:
         return any(isinstance(module, kinds) for module in model.modules())
 
     hints = []
-    if called != "replace_conv_transpose" and holds(*_TRANSPOSED):
+    if called != "replace_conv_transpose" and holds(*TRANSPOSED):
         hints.append("Its transposed convolutions are replaced by replace_conv_transpose")
     if called != "replace_pixel_shuffle" and holds(nn.PixelShuffle):
         hints.append("Its pixel shuffles are replaced by replace_pixel_shuffle")

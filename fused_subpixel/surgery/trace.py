@@ -23,6 +23,7 @@ from . import chain as chains
 from .calls import METADATA, Call, call_of
 from .fused_modules import FusedSequential
 from .low_resolution import LowResolution
+from .report import TRANSPOSED
 
 Chained = dict[nn.Sequential, set[nn.Conv2d]]  # Sequentials, and the convolutions of their chains
 
@@ -136,7 +137,7 @@ class Recorder(TorchFunctionMode):
                     module.__dict__["forward"] = _standing_for(
                         self._watch_conv(module, self.signal_runs), module
                     )
-                elif isinstance(module, OTHER_CONVS) and "forward" not in module.__dict__:
+                elif isinstance(module, TRANSPOSED) and "forward" not in module.__dict__:
                     watched.append((module, "forward"))
                     module.__dict__["forward"] = _standing_for(self._watch_input(module), module)
                 elif isinstance(module, nn.PixelShuffle) and "forward" not in module.__dict__:
@@ -246,10 +247,6 @@ class Recorder(TorchFunctionMode):
             keeps = "the model's caller" if id(tensor) in returned else "something that keeps it"
             trail.run.others.append(keeps)
             trail.uses += 1
-
-
-# Whose inputs are recorded, and no more.
-OTHER_CONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def _standing_for(watching: Any, module: nn.Module) -> Any:

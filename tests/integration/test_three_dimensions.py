@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from cases import DTYPES
 from conftest import needs_cpu_library
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import fused_subpixel as fs
 from fused_subpixel import functional_3d
@@ -196,6 +197,30 @@ def test_transforms_and_autocast() -> None:
             found, plain = fs.conv_transpose3d(*given, 2), F.conv_transpose3d(*given, 2)
             assert found.dtype == plain.dtype == torch.bfloat16
             torch.testing.assert_close(found, plain)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_devices_without_kernels(dtype: torch.dtype) -> None:
+    """Their sizes are not asked about: there may be no library for the device."""
+    x, weight, _ = (t.to(device="meta", dtype=dtype) for t in operands())
+    assert fs.conv_transpose3d(x, weight, None, 2).shape == (2, 3, 6, 8, 10)
+    told = fs.explain(fs.conv_transpose3d, x, weight, None, 2)
+    assert (told.backend, told.forward) == ("reference", "PyTorch's conv_transpose3d")
+    gpu = torch.device("cuda")
+    infos = [(tuple(t.shape), dtype, gpu) for t in (x, weight)]
+    volumes, slower = functional_3d._prepare(*infos, None, 2, 0, 0, 1, 1)  # type: ignore[call-arg,arg-type]
+    assert volumes.output == (2, 3, 6, 8, 10)
+    assert slower is None
+
+
+def test_forward_mode() -> None:
+    x, weight, bias = operands()
+    tangents = []
+    for function in (fs.conv_transpose3d, F.conv_transpose3d):
+        with torch.no_grad(), forward_ad.dual_level():
+            output = function(forward_ad.make_dual(x, x.sin()), weight, bias, 2)
+            tangents.append(forward_ad.unpack_dual(output).tangent)
+    torch.testing.assert_close(*tangents)
 
 
 class Decoder(nn.Module):

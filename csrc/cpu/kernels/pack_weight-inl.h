@@ -53,8 +53,8 @@ struct FiniteCheck {
   }
 };
 
-// Packs the weights of `channels` input channels, at channel[c] each, for tiles of tile_oc output channels each, tile_step elements from one tile to the next, into packed[k * tile_oc + t].
-// Surplus output channels of the last tile become zero.
+// Packs the weights of `channels` input channels, which lie at channel[c]. They go to packed[k * tile_oc + t] in tiles of
+// tile_oc output channels, tile_step elements from one tile to the next. Surplus output channels of the last tile become zero.
 template <class T>
 void pack_weight(const Weight& weight, const Taps& taps, const int64_t* channel, int64_t channels,
                  const WeightOc& oc, int64_t tile_oc, int64_t tile_step, Compute<T>* packed,

@@ -80,7 +80,7 @@ struct Store {
   FS_INLINE bool adds_bias_only() const {
     return epilogue.activation == Activation::kNone && !clamped && !epilogue.residual;
   }
-  // What is left where the epilogue gets whole vectors that are neighbours in the output.
+  // Can whole vectors of the output be stored: is there no residual, or one that is read in the same vectors?
   FS_INLINE bool has_plain_residual() const { return like_output || !epilogue.residual; }
   FS_INLINE const T* residual_of(const T* to) const {
     return like_output + (to - static_cast<const T*>(dest.data));
