@@ -11,6 +11,7 @@
 
 #include "common/op_arguments.h"
 #include "cpu/plan.h"
+#include "cpu/plan_weight_grad.h"
 #include "cpu/work_queue.h"
 
 namespace fused_subpixel::cpu {
@@ -27,7 +28,7 @@ struct Source {
   const int32_t* channel_col;
   int64_t row_scale, col_scale, hr_h, hr_w;
   // Channels q * interleave .. q * interleave + interleave - 1 are neighbours in memory, in the same high-resolution row.
-  int64_t interleave;
+  int64_t interleave;  // at least 1
   // The gradient of an activation is applied as a gradient is read: this is the forward pass's output, with the same
   // channels. Null: there is nothing to apply.
   const Source* output;
@@ -47,6 +48,26 @@ struct Weight {
   // weights), or neither. Packing takes a shortcut there.
   enum class Dense { kNone, kAll, kChannels } dense;
 };
+
+// How channels that are apart in the source, or in the output that is applied, get into a packed input tile where they are
+// neighbours: through planes of so many channels, `step` elements each. No planes: they are neighbours in the source.
+struct PackedPlanes {
+  int64_t channels, step;
+};
+FS_HOST_DEVICE PackedPlanes packed_planes(const Source& source, const InputTile& tile, int64_t lanes) {
+  const int64_t of_output = source.output ? source.output->interleave : lanes;
+  const int64_t most = source.interleave > of_output ? source.interleave : of_output;
+  if (source.interleave >= lanes && of_output >= lanes) return {0, 0};
+  // whole interleave groups, and one more for the last planes, which begin earlier to be enough for a vector
+  return {round_up(lanes, most) + most, round_up(tile.stride_phases * tile.phase_columns, lanes) + lanes};
+}
+// Elements of scratch that packing a tile takes.
+FS_HOST_DEVICE int64_t packing_elements(const Source& source, const InputTile& tile, int64_t lanes) {
+  if (tile.channel_step != 1) return source.output ? source.output->interleave * tile.row_step : 0;
+  const PackedPlanes planes = packed_planes(source, tile, lanes);
+  if (planes.channels == 0) return source.output ? tile.row_step : 0;
+  return (source.output ? 2 : 1) * planes.channels * planes.step;
+}
 
 // Where each output channel goes, [groups * oc] each. Output channels are sorted so that neighbours in memory are
 // neighbours here.
@@ -139,7 +160,7 @@ struct PixelTile {
 
 // Elements of each array in a worker's scratch, and the bytes of all.
 struct ConvScratch {
-  int64_t input_tile, output_row, weights, acc, pixel_tiles, oc;
+  int64_t input_tile, packing, weights, acc, pixel_tiles, oc;
   int64_t winograd_input, winograd_packed, winograd_planar;
   int64_t bytes;
 };
@@ -168,26 +189,35 @@ struct ConvTask {
   bool* nonfinite_weight;  // set by whoever packs a weight that is not finite
 };
 
-// Weight gradient: partial[slot][oc][ic * taps + tap] += sum over pixels of gradient(oc) * input(ic).
-// One slot per worker, summed afterwards in order. The gradient is a Source whose channels are the output channels.
+// Where the two factors of a pixel's products lie, in their packed tiles.
+struct ProductOffset {
+  int32_t lanes, column;
+};
+
+// The weight gradient. The gradient is a Source whose channels are the output channels. The sums of an item are those of the
+// products of each segment (plan_weight_grad.h), in register tiles, and of the gradient alone, which is the bias's.
 struct WeightGradTask {
   DType dtype;
-  ConvPlan plan;
-  ConvShape
-      gradient_shape;  // one tap and stride 1: the gradient is read at the low-resolution pixels themselves
-  InputTile gradient_tile;
+  WeightGradPlan plan;
+  ConvShape gradient_shape;
+  // Elements of each array in a worker's scratch, and the bytes of all.
   struct Scratch {
-    int64_t input_tile, gradient_tile, output_row, vectors;
+    int64_t input_tile, gradient_tile, packing, winograd_input, winograd_gradient, pixels, sums;
     int64_t bytes;
   } scratch;
+  // Elements from one transformed tile, and from one position, to the next.
+  int64_t winograd_input_step, winograd_gradient_step, winograd_input_position, winograd_gradient_position;
+  int64_t segment_step, sums;  // elements of sums, of a segment and of an item
   Source input;
   Source gradient;
-  const int64_t* tap_offset;  // [taps], in the packed input tile
+  // Where things lie: a segment's first pixel in the packed input tile; its first weight, those of a group's input channels
+  // (of merged taps: [tap][channel]) and those of all output channels, in the weight.
+  const int64_t *segment_input, *segment_weight, *input_weight, *gradient_weight;
   const int64_t* lr_channel;  // [groups * oc]: low-resolution channel of each output channel
-  int64_t slots;
-  void* partial;      // arithmetic type: [slots][groups * oc][ic * taps + 1]; the last column is the bias
-  void* grad_weight;  // [groups * oc, ic, kernel_h, kernel_w], contiguous
-  void* grad_bias;    // [groups * oc]
+  void* partial;              // arithmetic type: [items][sums]; unused if there is one slot
+  void* grad_weight;          // [groups * oc, ic, kernel_h, kernel_w], contiguous
+  void* grad_bias;            // [groups * oc]
+  bool* nonfinite;            // set if a weight that Winograd's kernel computed is not finite
 };
 
 // Cuts one 64-byte aligned allocation into arrays.
@@ -211,8 +241,8 @@ struct Kernels {
   void (*conv)(const ConvTask&, WorkQueue& items);
   void (*redo_borders)(const ConvTask&, WorkQueue& items);  // after conv, if a weight is not finite
   void (*pack_panels)(const ConvTask&, WorkQueue& panels);  // of all groups, into task.panels
-  void (*weight_grad)(const WeightGradTask&, int64_t slot, int64_t begin, int64_t end);
-  void (*finish_weight_grad)(const WeightGradTask&);  // adds the slots in order
+  void (*weight_grad)(const WeightGradTask&, WorkQueue& items);
+  void (*finish_weight_grad)(const WeightGradTask&, WorkQueue& pairs);  // adds the slots in order
 };
 
 namespace portable {

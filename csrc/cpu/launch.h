@@ -20,11 +20,13 @@ struct Pool {
 void conv_forward(const ForwardArguments& a, const Pool& pool);
 void conv_input_grad(const InputGradArguments& a, const Pool& pool);
 
-// Bytes of zero-filled scratch that conv_weight_grad needs: one partial sum per worker.
-int64_t weight_grad_scratch(const WeightGradArguments& a, const Pool& pool);
-void conv_weight_grad(const WeightGradArguments& a, void* scratch, const Pool& pool);
+// Memory that lives until the call is done.
+using Allocate = std::function<void*(int64_t bytes)>;
+void conv_weight_grad(const WeightGradArguments& a, const Allocate& allocate, const Pool& pool);
 
-// The plan for tensors in the default strides of their layout, with the current instruction set.
+// The plans for tensors in the default strides of their layout, with the current instruction set. The first: of the forward
+// pass or of the input gradient.
 ConvPlan plan_pass(Pass pass, const Geometry& geometry, DType dtype, bool channels_last, int threads);
+WeightGradPlan plan_weight_grad_pass(const Geometry& geometry, DType dtype, bool channels_last, int threads);
 
 }  // namespace fused_subpixel::cpu

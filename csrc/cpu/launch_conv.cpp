@@ -7,6 +7,7 @@
 
 #include "cpu/launch.h"
 #include "cpu/launch_keys.h"
+#include "cpu/launch_queue.h"
 
 namespace fused_subpixel::cpu {
 namespace {
@@ -46,16 +47,6 @@ Memory aligned(size_t bytes) {
   Memory memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
   if (!memory) throw std::bad_alloc();
   return memory;
-}
-
-template <class Run>
-void run_queue(bool parallel, int64_t items, const Pool& pool, const Run& run) {
-  const int64_t workers = parallel ? std::min<int64_t>(items, pool.threads) : 1;
-  WorkQueue queue(items, static_cast<int>(workers));
-  if (workers > 1)
-    pool.for_each_share(workers, [&](int64_t, int64_t) { run(queue); });
-  else if (items > 0)
-    run(queue);
 }
 
 void compute(ConvTask& task, const Kernels& kernels, const Pool& pool) {

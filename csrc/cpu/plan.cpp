@@ -32,19 +32,9 @@ constexpr int64_t kTransposedProducts = 64;
 
 bool interleaves_in_registers(int64_t interleave) { return contains(RegisterInterleave{}, interleave); }
 
-// Cycles of one k (channel, tap) of a register tile: two multiply-adds and two loads per cycle, unaligned vectors count
-// twice, and fewer than eight accumulators wait for one another. Loads that hide behind multiply-adds cost a little all the
-// same, vectors of pixels most, because each comes from the L2 cache. (Measured on AVX-512 with tiles of as many
-// accumulators each.)
-constexpr double kHiddenBroadcast = 0.05, kHiddenWeights = 0.1, kHiddenPixels = 0.3;
-// The taps of one kernel row read the same cache lines of pixels, so that the first of them pays for all. (Measured on
-// AVX2, OW- against OC-vectorised: kernels one to three taps wide.)
-constexpr double kHiddenFirstTap = 1.2;
-double k_cycles(int64_t acc, int64_t broadcasts, int64_t vectors, double hidden_vector) {
-  const int64_t loads = broadcasts + 2 * vectors;
-  return static_cast<double>(std::max<int64_t>({acc, loads, 8})) / 2 +
-         kHiddenBroadcast * static_cast<double>(broadcasts) + hidden_vector * static_cast<double>(vectors);
-}
+// For the vectors that k_cycles counts. The taps of one kernel row read the same cache lines of pixels, so that the first of
+// them pays for all. (Measured on AVX2, OW- against OC-vectorised: kernels one to three taps wide.)
+constexpr double kHiddenPixels = 0.3, kHiddenFirstTap = 1.2;
 
 // Measured on AVX-512, in cycles. One position of a vector of tiles of one channel: transformed; written beyond the L2
 // cache and read again.
@@ -375,32 +365,6 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
   }
   // Weights that do not stay make many passes over the packed input tile: that alone counts.
   choose_blocks(with_halo, t, plan.weights_resident ? p.shape.oc : 0, plan);
-  return plan;
-}
-
-ConvPlan plan_weight_grad(const ConvShape& s, const Target& t) {
-  ConvPlan plan{};
-  plan.shape = s;
-  plan.weight_grad = true;
-  plan.kernel = ConvKernel::kOwVectorised;
-  const int64_t columns = s.ic * s.taps();
-  double best = -1;
-  for (int oc : TileOc::values) {
-    const int v = weight_grad_columns(oc, t.registers);
-    // vectors of the gradient are counted like broadcasts: one load each
-    const double cycles = static_cast<double>(ceil_div(s.oc, oc) * ceil_div(columns, v)) *
-                          k_cycles(oc * v, oc, v, kHiddenPixels);
-    if (best < 0 || cycles < best) {
-      best = cycles;
-      plan.tile_oc = oc;
-      plan.tile_pixels = v;
-    }
-  }
-  for (double& cycles : plan.cycles) cycles = -1;  // nothing to choose among
-  plan.panel_tiles = 1;
-  plan.interleaved_tiles = 1;
-  plan.weights_resident = true;
-  choose_blocks(s, t, s.oc, plan);
   return plan;
 }
 

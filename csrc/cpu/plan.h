@@ -30,10 +30,11 @@ FS_HOST_DEVICE bool is_winograd(ConvKernel kernel) {
 
 // ---- register tiles --------------------------------------------------------------------------------------------
 
-// Output channels of the register tiles of the OW-vectorised and of the weight gradient's microkernels.
+// Output channels of the register tiles of the OW-vectorised microkernels.
 using TileOc = IntList<1, 2, 3, 4, 5, 6, 8, 9, 12>;
-// Vectors of output channels of the OC-vectorised microkernels.
+// Vectors of output channels of the OC-vectorised microkernels, and of channels of the weight gradient's.
 using TileOcVectors = IntList<1, 2, 3, 4>;
+constexpr int kMaxTileLanes = 4;  // in vectors
 // Output channels per interleave group that are interleaved in registers.
 using RegisterInterleave = IntList<1, 2, 3, 4, 6, 8, 9, 12, 16>;
 
@@ -50,11 +51,6 @@ constexpr int ow_rest_oc(int vectors, int registers) {
   for (int oc : TileOc::values)
     if (ow_tile_vectors(oc, registers) >= vectors) most = oc;
   return most;
-}
-// Columns (channel, tap) of a weight-gradient tile. More than four pointers to columns would spill.
-constexpr int weight_grad_columns(int oc, int registers) {
-  const int v = ow_tile_vectors(oc, registers);
-  return v > 4 ? 4 : v;
 }
 // The most pixels that go with a number of vectors of output channels.
 constexpr int oc_tile_pixels(int vectors, int registers) {
@@ -137,14 +133,11 @@ struct ConvPlan {
   bool parallel;          // false: so small that waking threads costs more than it saves
   bool channels_inner;    // the packed input tile's channels are neighbours, otherwise its columns are
   InputTile input_tile;
-  bool weight_grad;  // tile_pixels counts columns (channel, tap)
   // Estimate for the best tile of each kernel; negative if the kernel cannot compute this.
   double cycles[kConvKernels];
 };
 
 ConvPlan plan_conv(const ConvProblem& problem, const Target& target);
-// The weight gradient's tile is tile_oc output channels x tile_pixels columns (channel, tap).
-ConvPlan plan_weight_grad(const ConvShape& shape, const Target& target);
 
 InputTile input_tile(const ConvShape& shape, int64_t block_h, int64_t block_w, int lanes,
                      bool channels_inner);

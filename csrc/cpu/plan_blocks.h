@@ -16,7 +16,21 @@ constexpr double kAccumulate = 1;
 // At which weights come from beyond the L2 cache.
 constexpr double kBytesPerCycle = 8;
 
+// Multiply-adds below which one thread is faster than waking the others (about 20 us of work).
+constexpr double kParallelMinimum = 1e6;
+
 double multiply_adds(const ConvShape& shape);
+
+// Cycles of one k (channel, tap) of a register tile: two multiply-adds and two loads per cycle, unaligned vectors count
+// twice, and fewer than eight accumulators wait for one another. Loads that hide behind multiply-adds cost a little all the
+// same: a broadcast, and a vector of weights or of other pixels. (Measured on AVX-512 with tiles of as many accumulators
+// each.)
+constexpr double kHiddenBroadcast = 0.05, kHiddenWeights = 0.1;
+inline double k_cycles(int64_t acc, int64_t broadcasts, int64_t vectors, double hidden_vector) {
+  const int64_t loads = broadcasts + 2 * vectors, slots = acc > loads ? acc : loads;
+  return static_cast<double>(slots > 8 ? slots : 8) / 2 + kHiddenBroadcast * static_cast<double>(broadcasts) +
+         hidden_vector * static_cast<double>(vectors);
+}
 
 // The time of `vectors` vectors of tiles in register tiles of tile_vectors, in that of one vector. Those that fill no
 // register tile go to another one, which waits more for its loads.

@@ -12,7 +12,6 @@ constexpr const char* kNames[kConvKernels] = {"OW-vectorised", "OC-vectorised", 
 std::string tile_of(const ConvPlan& plan) {
   const std::string oc = std::to_string(plan.tile_oc) + " output channels x ";
   const std::string pixels = std::to_string(plan.tile_pixels);
-  if (plan.weight_grad) return oc + pixels + " columns (channel, tap)";
   if (plan.kernel == ConvKernel::kOcVectorised) return oc + pixels + " pixels";
   const char* lanes = plan.kernel == ConvKernel::kWinograd      ? "2x2 tiles"
                       : plan.kernel == ConvKernel::kWinograd4   ? "4x4 tiles"
@@ -53,6 +52,25 @@ std::string describe(const ConvPlan& plan) {
     text += ", weights packed once for all threads";
   if (!plan.parallel) text += ", on one thread";
   return text + reason(plan);
+}
+
+std::string describe(const WeightGradPlan& plan) {
+  const std::string of_input = plan.merged_taps ? " pairs of a tap and an input channel" : " input channels";
+  const std::string of_gradient = " output channels";
+  std::string text = std::string(plan.winograd ? "Winograd F(3x3, 2x2)" : "products of channels") +
+                     ", tile of up to " + std::to_string(plan.tile_vectors) + " vectors of" +
+                     (plan.input_in_lanes ? of_input : of_gradient) + " x " +
+                     std::to_string(plan.tile_columns) + (plan.input_in_lanes ? of_gradient : of_input) +
+                     ", " + std::to_string(plan.pairs()) + " x " + std::to_string(plan.slots) + " items of " +
+                     std::to_string(plan.block_oc) + " output x " + std::to_string(plan.block_ic) +
+                     " input channels over blocks of " + std::to_string(plan.block_n) + " x " +
+                     std::to_string(plan.block_h) + " x " + std::to_string(plan.block_w) + " pixels";
+  if (!plan.parallel) text += ", on one thread";
+  text += "; estimated at " + rounded(plan.winograd ? plan.winograd_cycles : plan.direct_cycles) + " cycles";
+  if (plan.winograd_cycles >= 0)
+    text += plan.winograd ? ", products of channels at " + rounded(plan.direct_cycles)
+                          : ", Winograd F(3x3, 2x2) at " + rounded(plan.winograd_cycles);
+  return text;
 }
 
 }  // namespace fused_subpixel::cpu

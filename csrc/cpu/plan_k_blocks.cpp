@@ -52,10 +52,6 @@ KBlocks make_blocks(const ConvTask& task, int64_t first_a, int64_t first_b, int6
           .count = static_cast<int64_t>(tables.blocks.size())};
 }
 
-int64_t output_row_elements(const Source& source, const InputTile& tile) {
-  return source.output ? source.output->interleave * tile.row_step : 0;
-}
-
 void set_direct(const Target& t, ConvPass& pass) {
   ConvTask& task = pass.task;
   const ConvPlan& plan = task.plan;
@@ -78,7 +74,7 @@ void set_direct(const Target& t, ConvPass& pass) {
   const int64_t tiles = ceil_div(plan.shape.oc, plan.tile_oc);
   ConvScratch& s = task.scratch;
   s.input_tile = task.in_place ? 0 : plan.block_n * plan.input_tile.image_step + 2 * L;
-  s.output_row = output_row_elements(task.source, plan.input_tile);
+  s.packing = packing_elements(task.source, plan.input_tile, t.lanes);
   s.weights = plan.weights_resident ? plan.panels * plan.panel_elements : 0;
   s.acc = task.deferred_tiles * tile_acc + L;
   s.pixel_tiles = oc_vectorised ? plan.block_n * plan.block_h * ceil_div(plan.block_w, plan.tile_pixels) : 0;
@@ -120,7 +116,7 @@ void set_winograd(const Target& t, ConvPass& pass) {
 
   ConvScratch& s = task.scratch;
   s.input_tile = plan.block_n * plan.input_tile.image_step + 2 * side * L;
-  s.output_row = output_row_elements(task.source, plan.input_tile);
+  s.packing = packing_elements(task.source, plan.input_tile, t.lanes);
   s.weights = plan.k_channels > 0     ? plan.panel_elements
               : plan.weights_resident ? plan.panels * plan.panel_elements
                                       : 0;
@@ -171,7 +167,7 @@ void set_winograd_row(const Target& t, ConvPass& pass) {
 
   ConvScratch& s = task.scratch;
   s.input_tile = plan.block_n * plan.input_tile.image_step + 2 * b.stream_step + 2 * t.lanes;
-  s.output_row = output_row_elements(task.source, plan.input_tile);
+  s.packing = packing_elements(task.source, plan.input_tile, t.lanes);
   s.weights = plan.weights_resident ? plan.panels * plan.panel_elements : 0;
   s.acc = b.acc;
   s.oc = plan.panels * panel_oc + t.lanes;
@@ -193,7 +189,7 @@ void set_k_blocks(const Target& t, ConvPass& pass) {
   }
   ConvScratch& s = pass.task.scratch;
   s.bytes = Arena::bytes(s.pixel_tiles, sizeof(PixelTile));
-  for (int64_t elements : {s.input_tile, s.output_row, s.weights, s.acc, s.oc, s.oc, s.winograd_input,
+  for (int64_t elements : {s.input_tile, s.packing, s.weights, s.acc, s.oc, s.oc, s.winograd_input,
                            s.winograd_packed, s.winograd_planar})
     s.bytes += Arena::bytes(elements, t.element_bytes);
 }

@@ -156,7 +156,8 @@ int64_t ConvPass::bytes() const {
 
 int64_t WeightGradPass::bytes() const {
   return static_cast<int64_t>(sizeof(*this)) + bytes_of(input_tables) + bytes_of(gradient_tables) +
-         bytes_of(output_tables) + bytes_of(lr_channel, tap_offset);
+         bytes_of(output_tables) +
+         bytes_of(lr_channel, segment_input, segment_weight, input_weight, gradient_weight);
 }
 
 std::unique_ptr<ConvPass> plan_forward_pass(const ForwardArguments& a, const Target& t, bool no_winograd) {
@@ -242,58 +243,76 @@ std::unique_ptr<ConvPass> plan_input_grad_pass(const InputGradArguments& a, cons
   return made;
 }
 
-std::unique_ptr<WeightGradPass> plan_weight_grad_pass(const WeightGradArguments& a, const Target& t) {
+std::unique_ptr<WeightGradPass> plan_weight_grad_pass(const WeightGradArguments& a, const Target& t,
+                                                      bool no_winograd) {
   const Geometry& g = a.geometry;
   auto made = std::make_unique<WeightGradPass>();
   WeightGradPass& pass = *made;
   WeightGradTask& task = pass.task;
   ShuffledOc gradient = shuffled_oc(g, a.grad_output.stride);
   task.dtype = a.dtype;
-  task.plan = plan_weight_grad(forward_shape(g), t);
-  const ConvPlan& plan = task.plan;
-  const ConvShape& s = plan.shape;
-  task.gradient_shape = {.batch = s.batch,
-                         .groups = s.groups,
-                         .ic = s.oc,
-                         .oc = s.oc,
-                         .lr_h = s.lr_h,
-                         .lr_w = s.lr_w,
-                         .kernel_h = 1,
-                         .kernel_w = 1,
-                         .stride_h = 1,
-                         .stride_w = 1,
-                         .dilation_h = 1,
-                         .dilation_w = 1,
-                         .pad_top = 0,
-                         .pad_left = 0};
-  task.gradient_tile = input_tile(task.gradient_shape, plan.block_h, plan.block_w, t.lanes, false);
   task.input = input_source(g, a.input.stride, pass.input_tables);
   task.gradient = gradient_source(g, a.grad_output.stride, a.saved, gradient, pass.gradient_tables,
                                   pass.output, pass.output_tables);
-  for (int64_t h = 0; h < s.kernel_h; ++h)
-    for (int64_t w = 0; w < s.kernel_w; ++w)
-      pass.tap_offset.push_back(input_tile_offset(s, plan.input_tile, 0, h, w));
-  task.tap_offset = pass.tap_offset.data();
+  task.plan = plan_weight_grad({.shape = forward_shape(g),
+                                .planar_input = task.input.interleave < t.lanes,
+                                .planar_gradient = task.gradient.interleave < t.lanes,
+                                .no_winograd = no_winograd},
+                               t);
+  const WeightGradPlan& plan = task.plan;
+  const ConvShape& s = plan.shape;
+  task.gradient_shape = gradient_shape(s);
+
+  const int64_t taps = s.taps(), of_input = plan.of_input(s.ic);
+  for (int64_t h = 0; h < s.kernel_h; ++h) {
+    for (int64_t w = 0; w < (plan.merged_taps ? 1 : s.kernel_w); ++w) {
+      pass.segment_input.push_back(input_tile_offset(s, plan.input_tile, 0, h, w));
+      pass.segment_weight.push_back(h * s.kernel_w + w);
+    }
+  }
+  for (int64_t c = 0; c < of_input; ++c) pass.input_weight.push_back(c % s.ic * taps + c / s.ic);
+  for (int64_t channel : gradient.order.channel) pass.gradient_weight.push_back(channel * s.ic * taps);
   pass.lr_channel = std::move(gradient.order.channel);
+  task.segment_input = pass.segment_input.data();
+  task.segment_weight = pass.segment_weight.data();
+  task.input_weight = pass.input_weight.data();
+  task.gradient_weight = pass.gradient_weight.data();
   task.lr_channel = pass.lr_channel.data();
 
-  task.slots = plan.parallel ? std::clamp<int64_t>(t.threads, 1, std::max<int64_t>(plan.items, 1)) : 1;
-  pass.scratch_bytes = task.slots * g.lr_channels() * (s.ic * s.taps() + 1) * t.element_bytes;
+  const int64_t L = t.lanes, input_columns = plan.of_input(plan.block_ic);
+  const int64_t lanes = plan.input_in_lanes ? input_columns : plan.block_oc;
+  const int64_t columns = plan.input_in_lanes ? plan.block_oc : input_columns;
+  // The positions of a tile are written and read at the same time, and an odd number of vectors apart they fall into different
+  // cache sets.
+  const auto odd_vectors = [L](int64_t n) { return (ceil_div(n, L) | 1) * L; };
+  task.segment_step = odd_vectors(round_up(lanes, L) * columns);
+  task.sums = plan.segments() * task.segment_step + round_up(plan.block_oc, L);
+  task.winograd_input_step = winograd_pixel_step(plan.block_ic, L);
+  task.winograd_gradient_step = winograd_pixel_step(plan.block_oc, L);
+  task.winograd_input_position = odd_vectors(plan.tiles * task.winograd_input_step);
+  task.winograd_gradient_position = odd_vectors(plan.tiles * task.winograd_gradient_step);
+  pass.scratch_bytes = plan.slots > 1 ? plan.items * task.sums * t.element_bytes : 0;
+
+  const int64_t positions = plan.winograd ? winograd_positions(2) : 0;
+  // the vectors of the last register tile reach further than the last pixel
+  const int64_t slack = (kMaxTileLanes + 1) * L;
   WeightGradTask::Scratch& scratch = task.scratch;
-  scratch.input_tile = plan.block_n * plan.input_tile.image_step + 2 * t.lanes;
-  scratch.gradient_tile = plan.block_n * task.gradient_tile.image_step +
-                          plan.tile_oc * task.gradient_tile.channel_step + 2 * t.lanes;
-  scratch.output_row =
-      task.gradient.output ? task.gradient.output->interleave * task.gradient_tile.row_step : 0;
-  scratch.vectors = plan.block_n * plan.block_h * ceil_div(plan.block_w, t.lanes);
-  scratch.bytes = 2 * Arena::bytes(scratch.vectors, sizeof(int32_t));
-  for (int64_t elements : {scratch.input_tile, scratch.gradient_tile, scratch.output_row})
+  scratch.pixels = plan.tiles;
+  scratch.input_tile = plan.block_n * plan.input_tile.image_step + slack;
+  scratch.gradient_tile = plan.block_n * plan.gradient_tile.image_step + slack;
+  scratch.packing = std::max(packing_elements(task.input, plan.input_tile, L),
+                             packing_elements(task.gradient, plan.gradient_tile, L));
+  scratch.winograd_input = positions * task.winograd_input_position;
+  scratch.winograd_gradient = positions * task.winograd_gradient_position;
+  scratch.sums = plan.slots > 1 ? 0 : task.sums;
+  scratch.bytes = Arena::bytes(scratch.pixels, sizeof(ProductOffset));
+  for (int64_t elements : {scratch.input_tile, scratch.gradient_tile, scratch.packing, scratch.winograd_input,
+                           scratch.winograd_gradient, scratch.sums})
     scratch.bytes += Arena::bytes(elements, t.element_bytes);
   return made;
 }
 
 ConvPlan plan_dense(Pass pass, const Geometry& g, DType dtype, bool channels_last, const Target& t) {
-  if (pass == Pass::kWeightGrad) return plan_weight_grad(forward_shape(g), t);
   const Strides input = dense_strides(g.in_channels, g.in_h, g.in_w, channels_last);
   const Strides output = dense_strides(g.channels, g.out_h, g.out_w, channels_last);
   const ShuffledOc oc = shuffled_oc(g, output);
@@ -305,6 +324,17 @@ ConvPlan plan_dense(Pass pass, const Geometry& g, DType dtype, bool channels_las
                                t);
   problem.inexact = is_inexact(g, dtype);
   return plan_conv(problem, t);
+}
+
+WeightGradPlan plan_dense_weight_grad(const Geometry& g, bool channels_last, const Target& t) {
+  const Strides input = dense_strides(g.in_channels, g.in_h, g.in_w, channels_last);
+  const ShuffledOc oc = shuffled_oc(g, dense_strides(g.channels, g.out_h, g.out_w, channels_last));
+  SourceTables tables;
+  return plan_weight_grad({.shape = forward_shape(g),
+                           .planar_input = input_source(g, input, tables).interleave < t.lanes,
+                           .planar_gradient = oc.interleave < t.lanes,
+                           .no_winograd = false},
+                          t);
 }
 
 }  // namespace fused_subpixel::cpu

@@ -38,29 +38,34 @@ struct ConvPass {
 
 struct WeightGradPass {
   WeightGradTask task{};
-  int64_t scratch_bytes = 0;  // zero-filled, for all slots
+  int64_t scratch_bytes = 0;  // for the sums of all items, if there are several slots
   Source output{};            // as in ConvPass
 
   SourceTables input_tables, gradient_tables, output_tables;
-  std::vector<int64_t> lr_channel, tap_offset;
+  std::vector<int64_t> lr_channel, segment_input, segment_weight, input_weight, gradient_weight;
 
   WeightGradPass() = default;
   WeightGradPass(const WeightGradPass&) = delete;
   int64_t bytes() const;
 };
 
-// no_winograd: each weight must be multiplied as it is, because one is not finite.
+// no_winograd: nothing may be added before it is multiplied, because something is not finite.
 std::unique_ptr<ConvPass> plan_forward_pass(const ForwardArguments& a, const Target& target,
                                             bool no_winograd);
 std::unique_ptr<ConvPass> plan_input_grad_pass(const InputGradArguments& a, const Target& target,
                                                bool no_winograd);
-std::unique_ptr<WeightGradPass> plan_weight_grad_pass(const WeightGradArguments& a, const Target& target);
+std::unique_ptr<WeightGradPass> plan_weight_grad_pass(const WeightGradArguments& a, const Target& target,
+                                                      bool no_winograd);
 
-// The plan for tensors in the default strides of their layout, without tables.
+// The plans for tensors in the default strides of their layout, without tables. The first: of the forward pass or of the input
+// gradient.
 ConvPlan plan_dense(Pass pass, const Geometry& geometry, DType dtype, bool channels_last,
                     const Target& target);
 
+WeightGradPlan plan_dense_weight_grad(const Geometry& geometry, bool channels_last, const Target& target);
+
 // Kernel, tile, blocks and the reason for the choice, in words.
 std::string describe(const ConvPlan& plan);
+std::string describe(const WeightGradPlan& plan);
 
 }  // namespace fused_subpixel::cpu

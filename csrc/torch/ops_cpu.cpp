@@ -75,18 +75,28 @@ struct Cpu {
   }
   void launch(const WeightGradCall& call) const {
     launched([&](const Pool& pool) {
-      Tensor scratch = new_bytes(weight_grad_scratch(call.arguments, pool), call.grad_weight);
-      torch::stable::zero_(scratch);
-      conv_weight_grad(call.arguments, scratch.mutable_data_ptr(), pool);
+      Tensor sums;
+      const auto allocate = [&](int64_t bytes) {
+        sums = new_bytes(bytes, call.grad_weight);
+        return sums.mutable_data_ptr();
+      };
+      conv_weight_grad(call.arguments, allocate, pool);
     });
   }
 };
 
-// Takes a problem (op_calls.h); returns fields of ConvPlan, and the plan in words.
+// Takes a problem (op_calls.h); returns fields of ConvPlan or WeightGradPlan, and the plan in words.
 std::tuple<std::vector<int64_t>, std::string> cpu_plan(std::vector<int64_t> problem) {
   const Geometry g = problem_geometry(problem);
-  const ConvPlan p = plan_pass(static_cast<Pass>(problem[0]), g, static_cast<DType>(problem[1]),
-                               problem[2] != 0, static_cast<int>(torch::stable::get_num_threads()));
+  const auto dtype = static_cast<DType>(problem[1]);
+  const int threads = static_cast<int>(torch::stable::get_num_threads());
+  if (static_cast<Pass>(problem[0]) == Pass::kWeightGrad) {
+    const WeightGradPlan p = plan_weight_grad_pass(g, dtype, problem[2] != 0, threads);
+    return {{p.winograd, p.input_in_lanes, p.tile_vectors, p.tile_columns, p.block_oc, p.block_ic, p.block_n,
+             p.block_h, p.block_w, p.blocks_oc, p.blocks_ic, p.blocks(), p.slots, p.items, p.parallel},
+            describe(p)};
+  }
+  const ConvPlan p = plan_pass(static_cast<Pass>(problem[0]), g, dtype, problem[2] != 0, threads);
   const std::vector<int64_t> numbers{static_cast<int64_t>(p.kernel),
                                      p.tile_oc,
                                      p.tile_pixels,

@@ -47,7 +47,6 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       std::vector<int>(std::begin(RegisterInterleave::values), std::end(RegisterInterleave::values));
   m.def("ow_tile_vectors", &ow_tile_vectors);
   m.def("oc_tile_pixels", &oc_tile_pixels);
-  m.def("weight_grad_columns", &weight_grad_columns);
 
   m.attr("OW_VECTORISED") = static_cast<int>(ConvKernel::kOwVectorised);
   m.attr("OC_VECTORISED") = static_cast<int>(ConvKernel::kOcVectorised);
@@ -125,11 +124,44 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(ConvPlan, panel_elements)
       .FS_FIELD(ConvPlan, channels_inner)
       .FS_FIELD(ConvPlan, input_tile);
+  py::class_<WeightGradProblem>(m, "WeightGradProblem")
+      .def(py::init<>())
+      .FS_FIELD(WeightGradProblem, shape)
+      .FS_FIELD(WeightGradProblem, planar_input)
+      .FS_FIELD(WeightGradProblem, planar_gradient)
+      .FS_FIELD(WeightGradProblem, no_winograd);
+  py::class_<WeightGradPlan>(m, "WeightGradPlan")
+      .FS_FIELD(WeightGradPlan, winograd)
+      .FS_FIELD(WeightGradPlan, input_in_lanes)
+      .FS_FIELD(WeightGradPlan, merged_taps)
+      .FS_FIELD(WeightGradPlan, tile_vectors)
+      .FS_FIELD(WeightGradPlan, tile_columns)
+      .FS_FIELD(WeightGradPlan, block_oc)
+      .FS_FIELD(WeightGradPlan, block_ic)
+      .FS_FIELD(WeightGradPlan, blocks_oc)
+      .FS_FIELD(WeightGradPlan, blocks_ic)
+      .FS_FIELD(WeightGradPlan, block_n)
+      .FS_FIELD(WeightGradPlan, block_h)
+      .FS_FIELD(WeightGradPlan, block_w)
+      .FS_FIELD(WeightGradPlan, blocks_n)
+      .FS_FIELD(WeightGradPlan, blocks_h)
+      .FS_FIELD(WeightGradPlan, blocks_w)
+      .FS_FIELD(WeightGradPlan, tiles)
+      .FS_FIELD(WeightGradPlan, chain)
+      .FS_FIELD(WeightGradPlan, slots)
+      .FS_FIELD(WeightGradPlan, items)
+      .FS_FIELD(WeightGradPlan, parallel)
+      .FS_FIELD(WeightGradPlan, input_tile)
+      .FS_FIELD(WeightGradPlan, gradient_tile)
+      .FS_FIELD(WeightGradPlan, winograd_cycles)
+      .FS_FIELD(WeightGradPlan, direct_cycles)
+      .def("segments", &WeightGradPlan::segments);
 #undef FS_FIELD
   m.def("plan_conv", &plan_conv);
   m.def("plan_weight_grad", &plan_weight_grad);
   m.def("input_tile", &input_tile);
-  m.def("describe", &describe);
+  m.def("describe", py::overload_cast<const ConvPlan&>(&describe));
+  m.def("describe", py::overload_cast<const WeightGradPlan&>(&describe));
 
   py::class_<WorkQueue>(m, "WorkQueue").def(py::init<int64_t, int>()).def("take", [](WorkQueue& queue) {
     const WorkQueue::Range r = queue.take();

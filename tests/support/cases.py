@@ -223,9 +223,38 @@ class Plan(NamedTuple):
 
 def plan_of(case: Case, dtype: torch.dtype, layout: str, which: int = FORWARD) -> Plan:
     """The plan for a case with the current instruction set and number of threads."""
+    return Plan(*_cpu_plan(case, dtype, layout, which)[: len(Plan._fields)])
+
+
+def _cpu_plan(case: Case, dtype: torch.dtype, layout: str, which: int) -> list[int]:
     sizes = (*case.input, case.weight[0], *case.weight[2:])
     problem = [which, DTYPES.index(dtype), layout == "channels_last", *sizes, *case.geometry]
-    return Plan(*operators._cpu_plan(problem)[0][: len(Plan._fields)])
+    numbers: list[int] = operators._cpu_plan(problem)[0]
+    return numbers
+
+
+class WeightGradPlan(NamedTuple):
+    """Fields of csrc/cpu/plan_weight_grad.h's plan; ``blocks`` are those of pixels."""
+
+    winograd: int
+    input_in_lanes: int
+    tile_vectors: int
+    tile_columns: int
+    block_oc: int
+    block_ic: int
+    block_n: int
+    block_h: int
+    block_w: int
+    blocks_oc: int
+    blocks_ic: int
+    blocks: int
+    slots: int
+    items: int
+    parallel: int
+
+
+def weight_grad_plan_of(case: Case, dtype: torch.dtype, layout: str) -> WeightGradPlan:
+    return WeightGradPlan(*_cpu_plan(case, dtype, layout, WEIGHT_GRAD))
 
 
 def usable_isas() -> list[int]:

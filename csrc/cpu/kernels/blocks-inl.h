@@ -11,12 +11,14 @@ struct Block {
   int64_t n, images, h, height, w, width;
 };
 
-FS_INLINE int64_t blocks_of_group(const ConvPlan& plan) {
+template <class Plan>
+FS_INLINE int64_t blocks_of_group(const Plan& plan) {
   return plan.blocks_n * plan.blocks_h * plan.blocks_w;
 }
 
 // Blocks follow one another downwards, so that a packed input tile keeps the rows that it shares with the one before.
-FS_INLINE Block block_of(const ConvPlan& plan, int64_t index) {
+template <class Plan>
+FS_INLINE Block block_of(const Plan& plan, int64_t index) {
   const ConvShape& conv = plan.shape;
   Block b;
   b.h = index % plan.blocks_h * plan.block_h;

@@ -20,7 +20,7 @@ struct ConvWorker {
   const ConvShape& conv;
   const InputTile& tile;
   Store<T> out;
-  S *input, *output_row, *weights, *acc, *bias, *slope;
+  S *input, *packing, *weights, *acc, *bias, *slope;
   PixelTile* pixel_tiles;
   int64_t tiles, k, group = -1;  // register tiles of a group; k values of an output channel
   const S* panels;               // packed weights of the group
@@ -32,7 +32,7 @@ struct ConvWorker {
     const ConvScratch& s = task.scratch;
     Arena arena{static_cast<char*>(thread_scratch(static_cast<size_t>(s.bytes)))};
     input = arena.take<S>(s.input_tile);
-    output_row = arena.take<S>(s.output_row);
+    packing = arena.take<S>(s.packing);
     weights = arena.take<S>(s.weights);
     acc = arena.take<S>(s.acc);
     bias = arena.take<S>(s.oc);
@@ -67,7 +67,7 @@ struct ConvWorker {
   const S* input_of(int64_t g, const Block& b, bool follows) const {
     if (task.in_place) return source_at(g, b);
     pack_input<T>(task.source, conv, tile, g, b, kept_rows(tile, conv, follows ? plan.block_h : 0), input,
-                  output_row);
+                  packing);
     return input;
   }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The microkernels: the only loops that multiply. Each runs over k = (channel, tap) of one group and leaves its
-// accumulators in memory. Bias, activation and the shuffle follow in store-inl.h. (An OC-vectorised microkernel adds the
+// The microkernels: the only loops that multiply. Each runs over k = (channel, tap) of one group, or over pixels, and leaves
+// its accumulators in memory. Bias, activation and the shuffle follow in store-inl.h. (An OC-vectorised microkernel adds the
 // bias itself and stores to the output, if that is contiguous there and nothing else is to be done.) Included by
 // kernels.cpp only.
 //
@@ -8,8 +8,9 @@
 //                              acc[M][V]: lane l is pixel v * lanes + l
 //   oc_vectorised<P, NV>       P neighbouring pixels x NV vectors of output channels; pixels are broadcast
 //                              acc[P][NV]: lane l is output channel v * lanes + l
-//   weight_grad_tile<M, V>     M output channels x V (channel, tap) columns, summed over vectors of pixels
-//                              acc[M][V]: the lanes are pixels, and are added up at the end
+//   sum_products<P, NV>        P columns x NV vectors of lanes of the weight's gradient, summed over pixels; columns are
+//                              broadcast
+//                              sums[P][NV]: lane l is lane v * lanes + l
 #pragma once
 
 #include "cpu/conv_task.h"
@@ -121,35 +122,37 @@ void oc_vectorised(const S* weight, const S* pixels, const KOffsets& offsets, co
   }
 }
 
-// out[m * V + v] = sum over vectors of pixels of gradient m times input column v; out has room for whole vectors.
-// gradient: M output channels, gradient_step apart. Both packed tiles are read at the offsets `at_gradient`, `at_input`.
-template <class S, int M, int V>
-void weight_grad_tile(const S* gradient, int64_t gradient_step, const S* const* input,
-                      const int32_t* at_gradient, const int32_t* at_input, int64_t vectors, S* out) {
-  constexpr int L = kLanes<S>, kSquares = (M * V + L - 1) / L;
-  Vec<S> acc[kSquares * L];
+// Adds to sums[P][NV] the products of P neighbouring columns with NV vectors of lanes, summed over `count` pixels.
+// Registers: P * NV accumulators, NV vectors of lanes, one broadcast.
+template <class S, int P, int NV>
+void sum_products(const S* lanes, const S* columns, const ProductOffset* at, int64_t count, S* sums) {
+  Vec<S> acc[P][NV];
   FS_UNROLL
-  for (int q = 0; q < kSquares * L; ++q) acc[q] = Vec<S>{};
-  const S* column[V];
-  FS_UNROLL
-  for (int v = 0; v < V; ++v) column[v] = input[v];
-  for (int64_t n = 0; n < vectors; ++n) {
-    const S* g = gradient + at_gradient[n];
-    const int64_t at = at_input[n];
-    Vec<S> x[V];
+  for (int p = 0; p < P; ++p) {
     FS_UNROLL
-    for (int v = 0; v < V; ++v) x[v] = load<S>(column[v] + at);
+    for (int v = 0; v < NV; ++v) acc[p][v] = Vec<S>{};
+  }
+  FS_UNROLL_TWICE
+  for (int64_t k = 0; k < count; ++k) {
+    const S* x = lanes + at[k].lanes;
+    const S* y = columns + at[k].column;
+    Vec<S> w[NV];
     FS_UNROLL
-    for (int m = 0; m < M; ++m) {
-      const Vec<S> b = load<S>(g + m * gradient_step);
+    for (int v = 0; v < NV; ++v) w[v] = load<S>(x + v * kLanes<S>);
+    FS_UNROLL
+    for (int p = 0; p < P; ++p) {
+      const Vec<S> b = splat<S>(y[p]);
       FS_UNROLL
-      for (int v = 0; v < V; ++v) acc[m * V + v] += b * x[v];
+      for (int v = 0; v < NV; ++v) acc[p][v] += b * w[v];
     }
   }
   FS_UNROLL
-  for (int q = 0; q < kSquares; ++q) {
-    fold<S>(acc + q * L);
-    store<S>(out + q * L, acc[q * L]);
+  for (int p = 0; p < P; ++p) {
+    FS_UNROLL
+    for (int v = 0; v < NV; ++v) {
+      S* to = sums + (p * NV + v) * kLanes<S>;
+      store<S>(to, load<S>(to) + acc[p][v]);
+    }
   }
 }
 
@@ -160,8 +163,7 @@ using OwVectorised = void (*)(const S*, const S* const*, const KOffsets&, S*);
 template <class S>
 using OcVectorised = void (*)(const S*, const S*, const KOffsets&, const OcAcc<S>&);
 template <class S>
-using WeightGradTile = void (*)(const S*, int64_t, const S* const*, const int32_t*, const int32_t*, int64_t,
-                                S*);
+using SumProducts = void (*)(const S*, const S*, const ProductOffset*, int64_t, S*);
 
 template <class S>
 OwVectorised<S> ow_vectorised_of(int oc) {
@@ -191,16 +193,6 @@ OwRest<S> ow_rest_of(int vectors) {
   return ow_rest_from<S>(vectors, std::make_integer_sequence<int, kMaxTileVectors - 1>{});
 }
 
-template <class S>
-WeightGradTile<S> weight_grad_tile_of(int oc) {
-  WeightGradTile<S> found = nullptr;
-  dispatch(TileOc{}, oc, [&](auto m) {
-    constexpr int M = decltype(m)::value;
-    found = &weight_grad_tile<S, M, weight_grad_columns(M, kRegisters)>;
-  });
-  return found;
-}
-
 template <class S, int NV, int... P>
 OcVectorised<S> oc_vectorised_from(int pixels, std::integer_sequence<int, P...>) {
   static constexpr OcVectorised<S> table[] = {&oc_vectorised<S, P + 1, NV>...};
@@ -214,6 +206,23 @@ OcVectorised<S> oc_vectorised_of(int pixels, int vectors) {
     constexpr int NV = decltype(nv)::value;
     found =
         oc_vectorised_from<S, NV>(pixels, std::make_integer_sequence<int, oc_tile_pixels(NV, kRegisters)>{});
+  });
+  return found;
+}
+
+template <class S, int NV, int... P>
+SumProducts<S> sum_products_from(int columns, std::integer_sequence<int, P...>) {
+  static constexpr SumProducts<S> table[] = {&sum_products<S, P + 1, NV>...};
+  if (columns < 1 || columns > static_cast<int>(sizeof...(P))) __builtin_trap();
+  return table[columns - 1];
+}
+template <class S>
+SumProducts<S> sum_products_of(int columns, int vectors) {
+  SumProducts<S> found = nullptr;
+  dispatch(TileOcVectors{}, vectors, [&](auto nv) {
+    constexpr int NV = decltype(nv)::value;
+    found =
+        sum_products_from<S, NV>(columns, std::make_integer_sequence<int, oc_tile_pixels(NV, kRegisters)>{});
   });
   return found;
 }

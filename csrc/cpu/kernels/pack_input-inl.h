@@ -20,10 +20,10 @@ FS_INLINE int64_t next_whole(int64_t x, int64_t n) {
 }
 
 // Packs one row of `count` neighbouring channels: columns col0 .. col0 + (n - 1) * col_step into to[q * channel_step + x].
-// `from` points at column 0.
+// `from` points at column 0. Whole vectors may be stored as far as x < room, where n <= room <= channel_step.
 template <class T>
 void pack_row(const Source& source, const T* from, const int32_t* channel_col, int64_t count, int64_t col0,
-              int64_t col_step, int64_t n, Compute<T>* to, int64_t channel_step) {
+              int64_t col_step, int64_t n, int64_t room, Compute<T>* to, int64_t channel_step) {
   using S = Compute<T>;
   constexpr int L = kLanes<S>;
   const auto scalar = [&](int64_t x_begin, int64_t x_end) {
@@ -47,6 +47,20 @@ void pack_row(const Source& source, const T* from, const int32_t* channel_col, i
   hi = larger(hi, lo);
   const T* const first = from + col0 * source.col_stride;  // column 0 of the tile
   scalar(0, lo);
+  if (hi - lo < L && lo + L <= room && source.col_stride == count) {
+    const auto few = [&](auto interleave) {
+      constexpr int M = decltype(interleave)::value;
+      Vec<S> v[M];
+      FS_UNROLL
+      for (int q = 0; q < M; ++q)
+        v[q] = load_first<T>(first + lo * M + q * L,
+                             smaller<int64_t>(larger<int64_t>((hi - lo) * M - q * L, 0), L));
+      deinterleave<S, M>(v);
+      FS_UNROLL
+      for (int q = 0; q < M; ++q) store<S>(to + q * channel_step + lo, v[q]);
+    };
+    if (try_dispatch(RegisterInterleave{}, count, few)) return scalar(hi, n);
+  }
   if (hi - lo < L) {
     if (count < L || lo + L > n) {
       scalar(hi, n);
@@ -118,21 +132,22 @@ void copy_row(const Source& source, const T* from, const int32_t* channel_col, i
   }
 }
 
-// Packs image n, channels first .. first + source.interleave - 1 of source row `row`, for a block whose first output column
-// is w0, into to[q * channel_step + x].
+// Packs image n, channels first .. first + count - 1, which are neighbours in an interleave group, of source row `row`, for a
+// block whose first output column is w0, into to[q * channel_step + x].
 template <class T>
 void pack_channels(const Source& source, const ConvShape& conv, const InputTile& tile, int64_t n,
-                   int64_t first, int64_t row, int64_t w0, Compute<T>* to, int64_t channel_step) {
+                   int64_t first, int64_t count, int64_t row, int64_t w0, Compute<T>* to,
+                   int64_t channel_step) {
   using S = Compute<T>;
   const int64_t hr_row = row * source.row_scale + source.channel_row[first];
   const bool outside = hr_row < 0 || hr_row >= source.hr_h, inner = channel_step == 1;
   if (outside && inner) {
     for (int64_t x = 0; x < tile.stride_phases * tile.phase_columns; ++x)
-      std::memset(to + x * tile.column_step, 0, sizeof(S) * static_cast<size_t>(source.interleave));
+      std::memset(to + x * tile.column_step, 0, sizeof(S) * static_cast<size_t>(count));
     return;
   }
   if (outside) {
-    for (int64_t q = 0; q < source.interleave; ++q)
+    for (int64_t q = 0; q < count; ++q)
       std::memset(to + q * channel_step, 0, sizeof(S) * static_cast<size_t>(tile.row_step));
     return;
   }
@@ -142,11 +157,11 @@ void pack_channels(const Source& source, const ConvShape& conv, const InputTile&
     const int64_t col = w0 * conv.stride_w - conv.pad_left + phase;
     S* first_column = to + phase * tile.phase_columns * tile.column_step;
     if (inner)
-      copy_row<T>(source, from, source.channel_col + first, source.interleave, col, conv.stride_w,
-                  tile.phase_columns, first_column, tile.column_step);
+      copy_row<T>(source, from, source.channel_col + first, count, col, conv.stride_w, tile.phase_columns,
+                  first_column, tile.column_step);
     else
-      pack_row<T>(source, from, source.channel_col + first, source.interleave, col, conv.stride_w,
-                  tile.phase_columns, first_column, channel_step);
+      pack_row<T>(source, from, source.channel_col + first, count, col, conv.stride_w, tile.phase_columns,
+                  tile.row_step - phase * tile.phase_columns, first_column, channel_step);
   }
 }
 
@@ -192,12 +207,23 @@ void apply_activation(Activation activation, double negative_slope, Compute<T>* 
 }
 
 // In NCHW a tile takes a few short rows of each channel, and channels are far apart. Such rows are too short for a hardware
-// prefetcher, so each would wait for memory. Therefore the same row of the next channel is fetched while one is packed. On
-// long rows the hardware prefetcher takes over.
+// prefetcher, so each would wait for memory. Therefore rows are fetched while others are packed. On long rows the hardware
+// prefetcher takes over.
 template <class T>
 FS_INLINE void fetch_row(const T* row, int64_t n) {
   constexpr int64_t kBytes = 1024, kLine = 64, size = sizeof(T);
   for (int64_t x = 0; x < smaller(n, kBytes / size); x += kLine / size) __builtin_prefetch(row + x);
+}
+// Row `row` of channels first .. end - 1, counted through all groups, for a block whose first output column is w0.
+template <class T>
+FS_INLINE void fetch_channels(const Source& source, const ConvShape& conv, int64_t n, int64_t first,
+                              int64_t end, int64_t row, int64_t w0, int64_t columns) {
+  for (int64_t k = first; k < end; k += source.interleave) {
+    const T* from = static_cast<const T*>(source.data) + n * source.batch_stride + source.channel_offset[k] +
+                    row * source.row_stride + w0 * conv.stride_w * source.col_stride;
+    for (int64_t x = 0; x < columns * source.col_stride; x += 64 / static_cast<int64_t>(sizeof(T)))
+      __builtin_prefetch(from + x);
+  }
 }
 
 // The rows of a tile that the block so many output rows further up has as well; 0 rows: there is no such block.
@@ -205,13 +231,132 @@ FS_INLINE int64_t kept_rows(const InputTile& tile, const ConvShape& conv, int64_
   return below_rows > 0 ? larger<int64_t>(tile.rows - below_rows * conv.stride_h, 0) : 0;
 }
 
-// Packs the tile of a block: channels begin .. end - 1 of group g, in whole groups of source.interleave. `kept` rows that
-// the tile still holds from the block above move up, and only new ones are read. output_row: scratch for one row of the
-// forward pass's output, if there is one.
+// Calls f(k, count) for channels begin .. end - 1, cut where an interleave group ends.
+template <class F>
+FS_INLINE void for_each_interleaved(int64_t interleave, int64_t begin, int64_t end, F&& f) {
+  for (int64_t k = begin, next; k < end; k = next) {
+    next = smaller(k - k % interleave + interleave, end);
+    f(k, next - k);
+  }
+}
+
+// Channels 0 .. count - 1 of `columns` pixels into to[x * column_step + q], by square transpositions. load_pixels(q, x) returns
+// a vector of pixels of channel q; of the last pixels, those that exist are used. Fewer channels than lanes: what is stored
+// reaches into the next column, which is written later.
+template <class S, class F>
+FS_INLINE void transpose_channels(int64_t count, int64_t columns, S* to, int64_t column_step,
+                                  F&& load_pixels) {
+  constexpr int L = kLanes<S>;
+  for (int64_t x = 0; x < columns; x += L) {
+    for (int64_t q = 0; q < count; q = next_whole<L>(q, count)) {
+      Vec<S> v[L];
+      FS_UNROLL
+      for (int l = 0; l < L; ++l) v[l] = q + l < count ? load_pixels(q + l, x) : Vec<S>{};
+      transpose<S>(v);
+      FS_UNROLL
+      for (int l = 0; l < L; ++l)
+        if (x + l < columns) store<S>(to + (x + l) * column_step + q, v[l]);
+    }
+  }
+}
+
+// One row of a tile whose channels are neighbours, straight from planes: channels first .. first + count - 1 of a source that
+// is neither shuffled nor strided.
+template <class T>
+void transpose_row(const Source& source, const ConvShape& conv, const InputTile& tile, int64_t n,
+                   int64_t first, int64_t count, int64_t row, int64_t w0, Compute<T>* to) {
+  using S = Compute<T>;
+  constexpr int64_t L = kLanes<S>;
+  const int64_t columns = tile.phase_columns, col0 = w0 - conv.pad_left + source.channel_col[first];
+  const int64_t hr_row = row + source.channel_row[first];
+  const int64_t lo = smaller(larger<int64_t>(-col0, 0), columns), hi = smaller(columns, source.hr_w - col0);
+  const bool outside = hr_row < 0 || hr_row >= source.hr_h;
+  const auto clear = [&](int64_t begin, int64_t end) {
+    for (int64_t x = begin; x < end; ++x)
+      std::memset(to + x * tile.column_step, 0, sizeof(S) * static_cast<size_t>(count));
+  };
+  if (outside || hi <= lo) return clear(0, columns);
+  const T* from = static_cast<const T*>(source.data) + n * source.batch_stride + row * source.row_stride +
+                  w0 - conv.pad_left + lo;
+  const int64_t* plane = source.channel_offset + first;
+  const int64_t pixels = hi - lo, whole = pixels / L * L;
+  S* const first_pixel = to + lo * tile.column_step;
+  clear(0, lo);
+  const auto pixels_from = [&](int64_t begin) {
+    return [=](int64_t q, int64_t x) { return load_widened<T>(from + plane[q] + begin + x); };
+  };
+  if (pixels < L)
+    transpose_channels<S>(count, pixels, first_pixel, tile.column_step,
+                          [&](int64_t q, int64_t) { return load_first<T>(from + plane[q], pixels); });
+  else
+    transpose_channels<S>(count, whole, first_pixel, tile.column_step, pixels_from(0));
+  if (pixels > L && whole < pixels)
+    transpose_channels<S>(count, L, to + (hi - L) * tile.column_step, tile.column_step,
+                          pixels_from(pixels - L));
+  clear(hi, columns);
+}
+
+// Packs rows kept .. rows - 1 of channels begin .. end - 1 into a tile whose channels are neighbours, through planes of some
+// channels. scratch: see packing_elements().
+template <class T>
+void pack_by_planes(const Source& source, const ConvShape& conv, const InputTile& tile, int64_t g,
+                    const Block& b, int64_t begin, int64_t end, int64_t kept, Compute<T>* packed,
+                    Compute<T>* scratch) {
+  using S = Compute<T>;
+  constexpr int L = kLanes<S>;
+  const PackedPlanes by = packed_planes(source, tile, L);
+  const int64_t most = larger(source.interleave, source.output ? source.output->interleave : int64_t{1});
+  const int64_t columns = tile.stride_phases * tile.phase_columns;
+  InputTile planar = tile;
+  planar.row_step = by.step;
+  planar.column_step = 1;
+  S* const of_output = scratch + by.channels * by.step;
+  constexpr int64_t kRowsAhead = 2;
+  const bool plain = !source.output && source.interleave == 1 && source.row_scale == 1 &&
+                     source.col_scale == 1 && source.col_stride == 1 && conv.stride_w == 1;
+  for (int64_t n = 0; n < b.images; ++n) {
+    for (int64_t k = begin, next; k < end; k = next) {
+      next = smaller(k - k % most + by.channels - most, end);
+      // the last channels, with enough before them for a vector
+      if (end - k < L && end - begin >= L) k = larger((end - L) - (end - L) % most, begin);
+      for (int64_t y = kept; y < tile.rows; ++y) {
+        const int64_t row = b.h * conv.stride_h - conv.pad_top + y;
+        const bool same = y + kRowsAhead < tile.rows;  // or those of the next channels
+        const int64_t ahead = g * conv.ic + (same ? k : next), rows = same ? 0 : tile.rows - kept;
+        fetch_channels<T>(source, conv, b.n + n, ahead, smaller(ahead + next - k, g * conv.ic + end),
+                          row + kRowsAhead - rows, b.w, columns);
+        S* const to_row = packed + n * tile.image_step + y * tile.row_step + k;
+        if (plain) {
+          transpose_row<T>(source, conv, tile, b.n + n, g * conv.ic + k, next - k, row, b.w, to_row);
+          continue;
+        }
+        const auto pack = [&](const Source& from, S* to) {
+          for_each_interleaved(from.interleave, k, next, [&](int64_t first, int64_t count) {
+            pack_channels<T>(from, conv, planar, b.n + n, g * conv.ic + first, count, row, b.w,
+                             to + (first - k) * by.step, by.step);
+          });
+        };
+        pack(source, scratch);
+        if (source.output) {
+          pack(*source.output, of_output);
+          for (int64_t q = 0; q < next - k; ++q)
+            apply_activation<T>(source.activation, source.negative_slope, scratch + q * by.step,
+                                of_output + q * by.step, columns);
+        }
+        transpose_channels<S>(next - k, columns, to_row, tile.column_step,
+                              [&](int64_t q, int64_t x) { return load<S>(scratch + q * by.step + x); });
+      }
+    }
+  }
+}
+
+// Packs the tile of a block: channels begin .. end - 1 of group g; where channels are apart in the tile, in whole groups of
+// source.interleave. `kept` rows that the tile still holds from the block above move up, and only new ones are read.
+// scratch: see packing_elements().
 template <class T>
 void pack_channels_of(const Source& source, const ConvShape& conv, const InputTile& tile, int64_t g,
                       const Block& b, int64_t begin, int64_t end, int64_t kept, Compute<T>* packed,
-                      Compute<T>* output_row) {
+                      Compute<T>* scratch) {
   using S = Compute<T>;
   const bool inner = tile.channel_step == 1;
   if (kept > 0) {
@@ -222,36 +367,42 @@ void pack_channels_of(const Source& source, const ConvShape& conv, const InputTi
                    sizeof(S) * static_cast<size_t>(kept * tile.row_step));
     }
   }
+  if (inner && packed_planes(source, tile, kLanes<S>).channels > 0)
+    return pack_by_planes<T>(source, conv, tile, g, b, begin, end, kept, packed, scratch);
   // All rows of the same channels first, because they are neighbours in memory in NCHW.
   const auto rows_of = [&](const Source& from, auto&& pack) {
     for (int64_t n = 0; n < b.images; ++n)
-      for (int64_t k = begin; k < end; k += from.interleave)
+      for_each_interleaved(from.interleave, begin, end, [&](int64_t k, int64_t count) {
         for (int64_t y = kept; y < tile.rows; ++y)
-          pack(n, k, b.h * conv.stride_h - conv.pad_top + y,
+          pack(n, k, count, b.h * conv.stride_h - conv.pad_top + y,
                packed + n * tile.image_step + y * tile.row_step + k * tile.channel_step);
+      });
   };
-  rows_of(source, [&](int64_t n, int64_t k, int64_t row, S* to) {
+  rows_of(source, [&](int64_t n, int64_t k, int64_t count, int64_t row, S* to) {
     if (source.col_stride == 1 && k + source.interleave < conv.ic)
       fetch_row(static_cast<const T*>(source.data) + (b.n + n) * source.batch_stride +
                     source.channel_offset[g * conv.ic + k + source.interleave] + row * source.row_stride +
                     b.w * conv.stride_w,
                 tile.stride_phases * tile.phase_columns);
-    pack_channels<T>(source, conv, tile, b.n + n, g * conv.ic + k, row, b.w, to, tile.channel_step);
+    pack_channels<T>(source, conv, tile, b.n + n, g * conv.ic + k, count, row, b.w, to, tile.channel_step);
   });
   if (!source.output) return;
-  rows_of(*source.output, [&](int64_t n, int64_t k, int64_t row, S* to) {
-    pack_channels<T>(*source.output, conv, tile, b.n + n, g * conv.ic + k, row, b.w, output_row,
-                     tile.row_step);
-    for (int64_t q = 0; q < source.output->interleave; ++q)
-      apply_activation<T>(source.activation, source.negative_slope, to + q * tile.channel_step,
-                          output_row + q * tile.row_step, tile.row_step);
+  rows_of(*source.output, [&](int64_t n, int64_t k, int64_t count, int64_t row, S* to) {
+    pack_channels<T>(*source.output, conv, tile, b.n + n, g * conv.ic + k, count, row, b.w, scratch,
+                     inner ? 1 : tile.row_step);
+    const int64_t runs = inner ? tile.stride_phases * tile.phase_columns : count;
+    const int64_t step = inner ? tile.column_step : tile.channel_step;
+    for (int64_t q = 0; q < runs; ++q)
+      apply_activation<T>(source.activation, source.negative_slope, to + q * step,
+                          scratch + q * (inner ? tile.column_step : tile.row_step),
+                          inner ? count : tile.row_step);
   });
 }
 // All channels of group g.
 template <class T>
 void pack_input(const Source& source, const ConvShape& conv, const InputTile& tile, int64_t g, const Block& b,
-                int64_t kept, Compute<T>* packed, Compute<T>* output_row) {
-  pack_channels_of<T>(source, conv, tile, g, b, 0, conv.ic, kept, packed, output_row);
+                int64_t kept, Compute<T>* packed, Compute<T>* scratch) {
+  pack_channels_of<T>(source, conv, tile, g, b, 0, conv.ic, kept, packed, scratch);
 }
 
 }  // namespace fused_subpixel::cpu::FS_ISA

@@ -157,6 +157,24 @@ FS_INLINE Vec<Compute<T>> load_widened(const T* p) {
   }
 }
 
+// The first n elements, n <= lanes; the other lanes are zero, and nothing is read for them.
+template <class T>
+FS_INLINE Vec<Compute<T>> load_first(const T* p, int64_t n) {
+  using S = Compute<T>;
+#if defined(__AVX512F__)
+  if constexpr (__is_same(T, float)) return Vec<S>(_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p));
+  if constexpr (__is_same(T, double)) return Vec<S>(_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p));
+#elif defined(__AVX2__)
+  if constexpr (__is_same(T, float)) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return Vec<S>(_mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lane)));
+  }
+#endif
+  T first[kLanes<S>]{};
+  std::memcpy(first, p, sizeof(T) * static_cast<size_t>(n));
+  return load_widened<T>(first);
+}
+
 template <class T>
 FS_INLINE void store_narrowed(T* p, Vec<Compute<T>> v) {
   using S = Compute<T>;

@@ -1,133 +1,352 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The weight gradient of one worker: pixels in the vector lanes, summed over the worker's blocks into its own slot.
-// Included by kernels.cpp only.
+// The weight gradient: for each tap, a product of two matrices, the gradient [output channels][pixels] and the input that the
+// tap reads [pixels][input channels]. 3x3 kernels are computed by Winograd's F(3x3, 2x2), with one such product for each of
+// the 16 positions of transformed tiles of 2x2 pixels; the transforms come from the same points as those of F(2x2, 3x3) in
+// winograd-inl.h, and with integer data every step is exact. Included by kernels.cpp only.
+//
+// Both factors are packed with channels as neighbours, block by block. The channels of one are the lanes of a register tile,
+// those of the other its columns. An item keeps the sums of some output and input channels in the cache:
+//   sums  [segments][panels of lanes][tiles of columns][columns][vectors][lanes], then [output channels] of the bias
 #pragma once
 
 #include "cpu/kernels/blocks-inl.h"
 #include "cpu/kernels/microkernels-inl.h"
 #include "cpu/kernels/pack_input-inl.h"
+#include "cpu/kernels/pack_weight-inl.h"
 
 namespace fused_subpixel::cpu::FS_ISA {
+
+// One dimension of the transforms of F(3x3, 2x2): of the gradient, twice the usual one, and of the sums, half of it.
+template <class S>
+struct WeightGradTransform {
+  using V = Vec<S>;
+  static FS_INLINE void gradient(V g0, V g1, V* to) {
+    to[0] = g0;
+    to[1] = g0 + g1;
+    to[2] = g0 - g1;
+    to[3] = g1;
+  }
+  static FS_INLINE void input(V& d0, V& d1, V& d2, V& d3) {
+    const V v0 = d0 - d2, v1 = d1 + d2, v2 = d2 - d1, v3 = d1 - d3;
+    d0 = v0;
+    d1 = v1;
+    d2 = v2;
+    d3 = v3;
+  }
+  static FS_INLINE void sums(V m0, V m1, V m2, V m3, V* y) {
+    const V half = splat<S>(S(0.5)), outer = half * (m1 + m2), inner = half * (m1 - m2);
+    y[0] = m0 + outer;
+    y[1] = inner;
+    y[2] = outer - m3;
+  }
+};
+
+// The channels of one item.
+struct ItemChannels {
+  int64_t group, oc, output_channels, ic, input_channels;
+};
+
+// Walks the register tiles of one segment: f(tile).
+struct ProductTile {
+  int64_t lane;  // first lane
+  int vectors;
+  int64_t column;  // first column
+  int columns;
+  int64_t sums;  // place of its sums
+};
+template <int L, class F>
+FS_INLINE void for_each_tile(const WeightGradPlan& plan, int64_t lanes, int64_t columns, F&& f) {
+  const int64_t vectors = ceil_div(lanes, L), panels = even_parts(vectors, plan.tile_vectors);
+  int64_t sums = 0;
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const int64_t first = even_part(vectors, panels, panel);
+    const int nv = static_cast<int>(even_part(vectors, panels, panel + 1) - first);
+    const int64_t tiles = even_parts(columns, oc_tile_pixels(nv, kRegisters));
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t column = even_part(columns, tiles, tile);
+      const int count = static_cast<int>(even_part(columns, tiles, tile + 1) - column);
+      f(ProductTile{first * L, nv, column, count, sums});
+      sums += int64_t{nv} * count * L;
+    }
+  }
+}
 
 template <class T>
 struct WeightGradWorker {
   using S = Compute<T>;
   static constexpr int L = kLanes<S>;
-  static constexpr int kMaxOc = 12, kMaxColumns = 8;
   const WeightGradTask& task;
-  const ConvPlan& plan;
+  const WeightGradPlan& plan;
   const ConvShape& conv;
   const InputTile &in, &out;  // packed tiles of the input and of the gradient
-  int64_t taps, columns, oc_step;
-  S *in_packed, *out_packed, *output_row;
-  int32_t *at_in, *at_out;  // offsets of the vectors of pixels of a block
-  int64_t vectors = 0;
-  S* slot_acc;
+  S *input, *gradient, *packing, *winograd_input, *winograd_gradient, *own_sums;
+  ProductOffset* pixels;
+  int64_t count = 0;  // pixels of the block, or tiles
 
-  WeightGradWorker(const WeightGradTask& t, int64_t slot)
-      : task(t), plan(t.plan), conv(plan.shape), in(plan.input_tile), out(t.gradient_tile) {
-    taps = conv.taps();
-    columns = conv.ic * taps;
-    oc_step = columns + 1;
+  explicit WeightGradWorker(const WeightGradTask& t)
+      : task(t), plan(t.plan), conv(plan.shape), in(plan.input_tile), out(plan.gradient_tile) {
     const WeightGradTask::Scratch& s = task.scratch;
     Arena arena{static_cast<char*>(thread_scratch(static_cast<size_t>(s.bytes)))};
-    in_packed = arena.take<S>(s.input_tile);
-    out_packed = arena.take<S>(s.gradient_tile);
-    output_row = arena.take<S>(s.output_row);
-    at_in = arena.take<int32_t>(s.vectors);
-    at_out = arena.take<int32_t>(s.vectors);
-    for (int64_t l = 0; l < 2 * L; ++l) in_packed[s.input_tile - 1 - l] = S(0);  // whole vectors are read
-    slot_acc = static_cast<S*>(task.partial) + slot * conv.groups * conv.oc * oc_step;
+    pixels = arena.take<ProductOffset>(s.pixels);
+    input = arena.take<S>(s.input_tile);
+    gradient = arena.take<S>(s.gradient_tile);
+    packing = arena.take<S>(s.packing);
+    winograd_input = arena.take<S>(s.winograd_input);
+    winograd_gradient = arena.take<S>(s.winograd_gradient);
+    own_sums = arena.take<S>(s.sums);
+    // whole vectors are read, gaps between pixels included
+    std::memset(input, 0, sizeof(S) * static_cast<size_t>(s.input_tile));
+    std::memset(gradient, 0, sizeof(S) * static_cast<size_t>(s.gradient_tile));
+  }
+
+  ItemChannels channels_of(int64_t pair) const {
+    const int64_t ic = pair % plan.blocks_ic * plan.block_ic, of_group = pair / plan.blocks_ic;
+    const int64_t oc = of_group % plan.blocks_oc * plan.block_oc;
+    return {of_group / plan.blocks_oc, oc, smaller(plan.block_oc, conv.oc - oc), ic,
+            smaller(plan.block_ic, conv.ic - ic)};
+  }
+  int64_t lanes_of(const ItemChannels& c) const {
+    return plan.input_in_lanes ? plan.of_input(c.input_channels) : c.output_channels;
+  }
+  int64_t columns_of(const ItemChannels& c) const {
+    return plan.input_in_lanes ? c.output_channels : plan.of_input(c.input_channels);
+  }
+  S* sums_of(int64_t item) const {
+    return plan.slots > 1 ? static_cast<S*>(task.partial) + item * task.sums : own_sums;
   }
 
   void run(int64_t begin, int64_t end) {
-    const int64_t blocks = blocks_of_group(plan);
+    const int64_t blocks = plan.blocks();
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t g = item / blocks;
-      const Block b = block_of(plan, item % blocks);
-      pack(g, b, item > begin && b.h > 0);
-      S* group_acc = slot_acc + g * conv.oc * oc_step;
-      for (int64_t oc = 0; oc < conv.oc; oc += plan.tile_oc) add_weights(oc, group_acc);
-      for (int64_t oc = 0; oc < conv.oc; ++oc) add_bias(oc, group_acc);
-    }
-  }
-
-  void pack(int64_t g, const Block& b, bool follows) {
-    pack_input<T>(task.input, conv, in, g, b, kept_rows(in, conv, follows ? plan.block_h : 0), in_packed,
-                  nullptr);
-    pack_input<T>(task.gradient, task.gradient_shape, out, g, b, 0, out_packed, output_row);
-    // Vectors at the right edge of a block reach pixels of its neighbour, which must not count twice.
-    for (int64_t r = 0; r < b.images * conv.oc; ++r) {
-      S* plane = out_packed + r / conv.oc * out.image_step + r % conv.oc * out.channel_step;
-      for (int64_t y = 0; y < b.height; ++y)
-        for (int64_t x = b.width; x < out.phase_columns; ++x) plane[y * out.row_step + x] = S(0);
-    }
-    PixelCursor cursor{b, L};
-    const int64_t count = b.images * b.height * ceil_div(b.width, L);
-    for (vectors = 0; vectors < count; ++vectors) {
-      const PixelVector p = cursor.next();
-      at_in[vectors] = static_cast<int32_t>(p.n * in.image_step + p.h * conv.stride_h * in.row_step + p.w);
-      at_out[vectors] = static_cast<int32_t>(p.n * out.image_step + p.h * out.row_step + p.w);
-    }
-  }
-
-  // The tile of output channels from oc on, for all columns.
-  void add_weights(int64_t oc, S* group_acc) const {
-    const int M = plan.tile_oc, V = plan.tile_pixels;
-    const WeightGradTile<S> microkernel = weight_grad_tile_of<S>(M);
-    // a short last tile computes some output channels again and keeps only its own
-    const int64_t first = conv.oc >= M ? smaller(oc, conv.oc - M) : 0;
-    const int64_t keep = oc - first;
-    const S* gradient = out_packed + first * out.channel_step;
-    for (int64_t c = 0; c < columns; c += V) {
-      const S* at[kMaxColumns];
-      const int valid = static_cast<int>(smaller<int64_t>(V, columns - c));
-      for (int v = 0; v < V; ++v) {
-        const int64_t column = c + smaller(v, valid - 1);
-        at[v] = in_packed + column / taps * in.channel_step + task.tap_offset[column % taps];
+      const int64_t slot = item % plan.slots, pair = item / plan.slots;
+      const ItemChannels c = channels_of(pair);
+      S* sums = sums_of(item);
+      std::memset(sums, 0, sizeof(S) * static_cast<size_t>(task.sums));
+      const int64_t first = even_part(blocks, plan.slots, slot),
+                    last = even_part(blocks, plan.slots, slot + 1);
+      for (int64_t block = first; block < last; ++block) {
+        const Block b = block_of(plan, block);
+        const int64_t kept = kept_rows(in, conv, block > first && b.h > 0 ? plan.block_h : 0);
+        pack_channels_of<T>(task.input, conv, in, c.group, b, c.ic, c.ic + c.input_channels, kept,
+                            input - c.ic, packing);
+        pack_channels_of<T>(task.gradient, task.gradient_shape, out, c.group, b, c.oc,
+                            c.oc + c.output_channels, 0, gradient - c.oc, packing);
+        if (c.ic == 0) add_bias(b, c, sums + task.sums - round_up(plan.block_oc, L));
+        if constexpr (__is_same(S, float)) {
+          if (plan.winograd) {
+            transform(b, c);
+            add_products(c, sums);
+            continue;
+          }
+        }
+        locate_pixels(b);
+        add_products(c, sums);
       }
-      S tile[kMaxOc * kMaxColumns];
-      microkernel(gradient, out.channel_step, at, at_out, at_in, vectors, tile);
-      for (int64_t m = keep; m < M && first + m < conv.oc; ++m) {
-        for (int v = 0; v < valid; ++v) group_acc[(first + m) * oc_step + c + v] += tile[m * V + v];
+      if (plan.slots == 1) finish(pair, sums);
+    }
+  }
+
+  void locate_pixels(const Block& b) {
+    count = 0;
+    for (int64_t n = 0; n < b.images; ++n) {
+      for (int64_t h = 0; h < b.height; ++h) {
+        int64_t of_input = n * in.image_step + h * conv.stride_h * in.row_step;
+        int64_t of_gradient = n * out.image_step + h * out.row_step;
+        for (int64_t w = 0; w < b.width; ++w, of_input += in.column_step, of_gradient += out.column_step)
+          locate(of_input, of_gradient);
       }
     }
   }
+  FS_INLINE void locate(int64_t of_input, int64_t of_gradient) {
+    const auto i = static_cast<int32_t>(of_input), g = static_cast<int32_t>(of_gradient);
+    pixels[count++] = plan.input_in_lanes ? ProductOffset{i, g} : ProductOffset{g, i};
+  }
 
-  void add_bias(int64_t oc, S* group_acc) const {
-    Vec<S> total{};
-    for (int64_t n = 0; n < vectors; ++n) total += load<S>(out_packed + oc * out.channel_step + at_out[n]);
-    Vec<S> one[L] = {total};
-    fold<S>(one);
-    group_acc[oc * oc_step + columns] += one[0][0];
+  // The bias's gradient: sums of rows, which are added to those before.
+  void add_bias(const Block& b, const ItemChannels& c, S* sums) const {
+    constexpr int kAtOnce = 4;
+    for (int64_t oc = 0; oc < c.output_channels; oc += kAtOnce * L) {
+      const int64_t vectors = smaller<int64_t>(kAtOnce, ceil_div(c.output_channels - oc, L));
+      for (int64_t n = 0; n < b.images; ++n) {
+        for (int64_t h = 0; h < b.height; ++h) {
+          const S* from = gradient + n * out.image_step + h * out.row_step + oc;
+          Vec<S> total[kAtOnce]{};
+          for (int64_t w = 0; w < b.width; ++w, from += out.column_step)
+            for (int64_t v = 0; v < vectors; ++v) total[v] += load<S>(from + v * L);
+          for (int64_t v = 0; v < vectors; ++v) {
+            S* to = sums + oc + v * L;
+            store<S>(to, load<S>(to) + total[v]);
+          }
+        }
+      }
+    }
+  }
+
+  // ---- Winograd ----------------------------------------------------------------------------------------------------
+
+  template <class F>
+  void for_each_winograd_tile(const Block& b, F&& f) {
+    count = 0;
+    for (int64_t n = 0; n < b.images; ++n) {
+      for (int64_t h = 0; h < b.height; h += 2) {
+        const S* of_input = input + n * in.image_step + h * in.row_step;
+        const S* of_gradient = gradient + n * out.image_step + h * out.row_step;
+        for (int64_t w = 0; w < b.width; w += 2)
+          f(of_input + w * in.column_step, of_gradient + w * out.column_step);
+      }
+    }
+  }
+
+  void transform(const Block& b, const ItemChannels& c) {
+    for_each_winograd_tile(b, [&](const S* of_input, const S* of_gradient) {
+      S* to = winograd_input + count * task.winograd_input_step;
+      for (int64_t ic = 0; ic < c.input_channels; ic += L) transform_input(of_input + ic, to + ic);
+      to = winograd_gradient + count * task.winograd_gradient_step;
+      for (int64_t oc = 0; oc < c.output_channels; oc += L) transform_gradient(of_gradient + oc, to + oc);
+      locate(count * task.winograd_input_step, count * task.winograd_gradient_step);
+    });
+  }
+
+  void transform_input(const S* from, S* to) const {
+    Vec<S> d[4][4];
+    FS_UNROLL
+    for (int a = 0; a < 4; ++a) {
+      FS_UNROLL
+      for (int b = 0; b < 4; ++b) d[a][b] = load<S>(from + a * in.row_step + b * in.column_step);
+      WeightGradTransform<S>::input(d[a][0], d[a][1], d[a][2], d[a][3]);
+    }
+    FS_UNROLL
+    for (int b = 0; b < 4; ++b) {
+      WeightGradTransform<S>::input(d[0][b], d[1][b], d[2][b], d[3][b]);
+      FS_UNROLL
+      for (int a = 0; a < 4; ++a) store<S>(to + (4 * a + b) * task.winograd_input_position, d[a][b]);
+    }
+  }
+
+  void transform_gradient(const S* from, S* to) const {
+    Vec<S> half[2][4];
+    FS_UNROLL
+    for (int a = 0; a < 2; ++a)
+      WeightGradTransform<S>::gradient(load<S>(from + a * out.row_step),
+                                       load<S>(from + a * out.row_step + out.column_step), half[a]);
+    FS_UNROLL
+    for (int b = 0; b < 4; ++b) {
+      Vec<S> g[4];
+      WeightGradTransform<S>::gradient(half[0][b], half[1][b], g);
+      FS_UNROLL
+      for (int a = 0; a < 4; ++a) store<S>(to + (4 * a + b) * task.winograd_gradient_position, g[a]);
+    }
+  }
+
+  // ---- products ----------------------------------------------------------------------------------------------------
+
+  void add_products(const ItemChannels& c, S* sums) const {
+    const int64_t lanes = lanes_of(c), columns = columns_of(c), segments = plan.segments();
+    const int64_t chains = even_parts(count, plan.chain);
+    for (int64_t chain = 0; chain < chains; ++chain) {
+      const ProductOffset* at = pixels + even_part(count, chains, chain);
+      const int64_t length = even_part(count, chains, chain + 1) - even_part(count, chains, chain);
+      for (int64_t segment = 0; segment < segments; ++segment) {
+        const S* of_input = plan.winograd ? winograd_input + segment * task.winograd_input_position
+                                          : input + task.segment_input[segment];
+        const S* of_gradient =
+            plan.winograd ? winograd_gradient + segment * task.winograd_gradient_position : gradient;
+        const S* in_lanes = plan.input_in_lanes ? of_input : of_gradient;
+        const S* in_columns = plan.input_in_lanes ? of_gradient : of_input;
+        S* to = sums + segment * task.segment_step;
+        for_each_tile<L>(plan, lanes, columns, [&](const ProductTile& tile) {
+          sum_products_of<S>(tile.columns, tile.vectors)(in_lanes + tile.lane, in_columns + tile.column, at,
+                                                         length, to + tile.sums);
+        });
+      }
+    }
+  }
+
+  // ---- from sums to the weight -------------------------------------------------------------------------------------
+
+  // Writes the weights of a pair of channel blocks from the sums of its slots, which lie one after the other.
+  void finish(int64_t pair, const S* sums) const {
+    const ItemChannels c = channels_of(pair);
+    const int64_t lanes = lanes_of(c);
+    FiniteCheck<S> check;
+    for_each_tile<L>(plan, lanes, columns_of(c), [&](const ProductTile& tile) {
+      for (int p = 0; p < tile.columns; ++p) {
+        for (int v = 0; v < tile.vectors; ++v) {
+          const int64_t lane = tile.lane + v * L;
+          const S* from = sums + tile.sums + (p * tile.vectors + v) * L;
+          const int64_t exist = smaller<int64_t>(L, lanes - lane);
+          if constexpr (__is_same(S, float)) {
+            if (plan.winograd) {
+              finish_winograd(from, c, lane, exist, tile.column + p, check);
+              continue;
+            }
+          }
+          for (int64_t segment = 0; segment < plan.segments(); ++segment) {
+            const Vec<S> total = sum_slots(from + segment * task.segment_step);
+            write<1>(&total, c, lane, exist, tile.column + p, task.segment_weight[segment]);
+          }
+        }
+      }
+    });
+    if (plan.winograd) check.report(task.nonfinite);
+    if (c.ic > 0) return;
+    for (int64_t oc = 0; oc < c.output_channels; oc += L) {
+      S total[L];
+      store<S>(total, sum_slots(sums + task.sums - round_up(plan.block_oc, L) + oc));
+      for (int64_t l = 0; l < smaller<int64_t>(L, c.output_channels - oc); ++l)
+        static_cast<T*>(task.grad_bias)[task.lr_channel[c.group * conv.oc + c.oc + oc + l]] =
+            narrow<T>(total[l]);
+    }
+  }
+
+  Vec<S> sum_slots(const S* from) const {
+    Vec<S> total = load<S>(from);
+    for (int64_t slot = 1; slot < plan.slots; ++slot) total += load<S>(from + slot * task.sums);
+    return total;
+  }
+
+  void finish_winograd(const S* from, const ItemChannels& c, int64_t lane, int64_t exist, int64_t column,
+                       FiniteCheck<S>& check) const {
+    Vec<S> half[4][3];  // [position row][tap column]
+    FS_UNROLL
+    for (int a = 0; a < 4; ++a) {
+      const auto at = [&](int b) { return sum_slots(from + (4 * a + b) * task.segment_step); };
+      WeightGradTransform<S>::sums(at(0), at(1), at(2), at(3), half[a]);
+    }
+    Vec<S> taps[9];
+    FS_UNROLL
+    for (int b = 0; b < 3; ++b) {
+      Vec<S> y[3];
+      WeightGradTransform<S>::sums(half[0][b], half[1][b], half[2][b], half[3][b], y);
+      FS_UNROLL
+      for (int a = 0; a < 3; ++a) taps[3 * a + b] = check(y[a]);
+    }
+    write<9>(taps, c, lane, exist, column, 0);
+  }
+
+  // kTaps taps, which are neighbours in the weight, of the lanes from `lane` on that exist, and of one column.
+  template <int kTaps>
+  FS_INLINE void write(const Vec<S>* taps, const ItemChannels& c, int64_t lane, int64_t exist, int64_t column,
+                       int64_t offset) const {
+    const int64_t* of_gradient = task.gradient_weight + c.group * conv.oc + c.oc;
+    const int64_t* of_lanes = (plan.input_in_lanes ? task.input_weight : of_gradient) + lane;
+    const int64_t of_column = (plan.input_in_lanes ? of_gradient : task.input_weight)[column];
+    T* weight = static_cast<T*>(task.grad_weight) + c.ic * conv.taps() + offset + of_column;
+    if (plan.input_in_lanes && exist == L && conv.taps() == kTaps) {  // all neighbours
+      Vec<S> v[kTaps];
+      FS_UNROLL
+      for (int tap = 0; tap < kTaps; ++tap) v[tap] = taps[tap];
+      interleave<S, kTaps>(v);
+      FS_UNROLL
+      for (int tap = 0; tap < kTaps; ++tap) store_narrowed<T>(weight + of_lanes[0] + tap * L, v[tap]);
+      return;
+    }
+    S stored[kTaps * L];
+    FS_UNROLL
+    for (int tap = 0; tap < kTaps; ++tap) store<S>(stored + tap * L, taps[tap]);
+    for (int64_t l = 0; l < exist; ++l)
+      for (int tap = 0; tap < kTaps; ++tap) weight[of_lanes[l] + tap] = narrow<T>(stored[tap * L + l]);
   }
 };
-
-template <class T>
-void weight_grad(const WeightGradTask& task, int64_t slot, int64_t begin, int64_t end) {
-  WeightGradWorker<T> worker(task, slot);
-  worker.run(begin, end);
-}
-
-// Adds the slots in order.
-template <class T>
-void finish_weight_grad(const WeightGradTask& task) {
-  using S = Compute<T>;
-  const ConvShape& conv = task.plan.shape;
-  const int64_t all = conv.groups * conv.oc, columns = conv.ic * conv.taps();
-  const int64_t slot_step = all * (columns + 1);
-  for (int64_t oc = 0; oc < all; ++oc) {
-    const S* from = static_cast<const S*>(task.partial) + oc * (columns + 1);
-    T* weight = static_cast<T*>(task.grad_weight) + task.lr_channel[oc] * columns;
-    for (int64_t column = 0; column <= columns; ++column) {
-      S total = from[column];
-      for (int64_t slot = 1; slot < task.slots; ++slot) total += from[slot * slot_step + column];
-      if (column < columns)
-        weight[column] = narrow<T>(total);
-      else
-        static_cast<T*>(task.grad_bias)[task.lr_channel[oc]] = narrow<T>(total);
-    }
-  }
-}
 
 }  // namespace fused_subpixel::cpu::FS_ISA

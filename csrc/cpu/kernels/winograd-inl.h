@@ -127,7 +127,7 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
       const Block b = block_of(plan, item / passes % blocks);
       const int64_t vectors = vectors_of(b), pass_oc = plan.pass_panels * panel_oc;
       const int64_t first = item % passes * pass_oc, pass_end = smaller(first + pass_oc, conv.oc);
-      pack_input<T>(task.source, conv, tile, group, b, 0, input, this->output_row);
+      pack_input<T>(task.source, conv, tile, group, b, 0, input, this->packing);
       written.stop();
       for (int64_t c = 0, next; c < ic; c = next) {
         next = smaller(c + plan.k_channels, ic);
@@ -160,7 +160,7 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
     const Source& source = task.source;
     const int64_t channels = source.output ? ic : source.interleave;
     for (int64_t c = 0; c < ic; c += channels) {
-      pack_channels_of<T>(source, conv, tile, group, b, c, c + channels, kept, input, this->output_row);
+      pack_channels_of<T>(source, conv, tile, group, b, c, c + channels, kept, input, this->packing);
       transform_input(c, c + channels, 0, b.height, b.width);
     }
   }

@@ -17,7 +17,7 @@ struct WinogradBase {
   const ConvShape& conv;
   const InputTile& tile;
   Store<T> out;
-  S *input, *output_row, *transformed, *packed, *weights, *acc, *planar, *bias, *slope;
+  S *input, *packing, *transformed, *packed, *weights, *acc, *planar, *bias, *slope;
   int64_t ic, panel_oc, group = -1;
   const S* panels;  // transformed weights of the group
 
@@ -28,7 +28,7 @@ struct WinogradBase {
     const ConvScratch& s = task.scratch;
     Arena arena{static_cast<char*>(thread_scratch(static_cast<size_t>(s.bytes)))};
     input = arena.take<S>(s.input_tile);
-    output_row = arena.take<S>(s.output_row);
+    packing = arena.take<S>(s.packing);
     transformed = arena.take<S>(s.winograd_input);
     packed = arena.take<S>(s.winograd_packed);
     weights = arena.take<S>(s.weights);

@@ -43,7 +43,7 @@ struct WinogradRowWorker : WinogradBase<T, WinogradRowWorker<T>> {
       const Block b = block_of(plan, item % blocks);
       const bool follows = item > begin && b.h > 0;
       pack_input<T>(task.source, conv, tile, group, b, kept_rows(tile, conv, follows ? plan.block_h : 0),
-                    input, this->output_row);
+                    input, this->packing);
       const int64_t across = ceil_div(row_pairs(b.width, conv.dilation_w), int64_t{L});
       const int64_t k_blocks = task.k_blocks[0].count;
       for (int64_t k = 0; k < k_blocks; ++k) {
