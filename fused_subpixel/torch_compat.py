@@ -57,6 +57,9 @@ in_pre_dispatch = functools.partial(
     _private("_C._dispatch_tls_is_dispatch_key_included", "to notice tracing before dispatch"),
     _private("_C.DispatchKey.PreDispatch", "to notice tracing before dispatch"),
 )
+without_dispatch_modes: Callable[[], Any] = _private(
+    "utils._python_dispatch._disable_current_modes", "to ask for a plan while it is traced"
+)
 has_any_global_hook = _private("nn.modules.module._has_any_global_hook", "to notice hooks of all modules")
 
 

@@ -146,7 +146,8 @@ void offer_oc_vectorised(const ConvProblem& p, const Target& t, Offers& offers) 
   for (int nv : TileOcVectors::values) {
     const int most = oc_tile_pixels(nv, t.registers), oc = nv * t.lanes;
     const bool single = may_hold_one_phase(p, oc) && p.phase_interleave * nv <= kMaxInterleavedVectors;
-    const int64_t splits = ceil_div(columns(p, single), most), pixels = ceil_div(columns(p, single), splits);
+    const int64_t across = std::max<int64_t>(columns(p, single), 1), splits = ceil_div(across, most),
+                  pixels = ceil_div(across, splits);
     const double tiles = static_cast<double>(ceil_div(p.shape.oc, oc));
     // in NCHW, tiles whose pixels fit one vector are stored together
     const int64_t together = std::max<int64_t>(t.lanes / pixels, 1);

@@ -85,7 +85,13 @@ struct Cpu {
   }
 };
 
-// Takes a problem (op_calls.h); returns fields of ConvPlan or WeightGradPlan, and the plan in words.
+// An estimate, with the threads that wait.
+int64_t of_all_threads(double cycles, bool parallel, int threads) {
+  return static_cast<int64_t>(parallel ? cycles : cycles * threads);
+}
+
+// Takes a problem (op_calls.h); returns fields of ConvPlan or WeightGradPlan, last the estimated
+// cycles of all threads together, and the plan in words.
 std::tuple<std::vector<int64_t>, std::string> cpu_plan(std::vector<int64_t> problem) {
   const Geometry g = problem_geometry(problem);
   const auto dtype = static_cast<DType>(problem[1]);
@@ -93,7 +99,8 @@ std::tuple<std::vector<int64_t>, std::string> cpu_plan(std::vector<int64_t> prob
   if (static_cast<Pass>(problem[0]) == Pass::kWeightGrad) {
     const WeightGradPlan p = plan_weight_grad_pass(g, dtype, problem[2] != 0, threads);
     return {{p.winograd, p.input_in_lanes, p.tile_vectors, p.tile_columns, p.block_oc, p.block_ic, p.block_n,
-             p.block_h, p.block_w, p.blocks_oc, p.blocks_ic, p.blocks(), p.slots, p.items, p.parallel},
+             p.block_h, p.block_w, p.blocks_oc, p.blocks_ic, p.blocks(), p.slots, p.items, p.parallel,
+             of_all_threads(p.winograd ? p.winograd_cycles : p.direct_cycles, p.parallel, threads)},
             describe(p)};
   }
   const ConvPlan p = plan_pass(static_cast<Pass>(problem[0]), g, dtype, problem[2] != 0, threads);
@@ -109,7 +116,8 @@ std::tuple<std::vector<int64_t>, std::string> cpu_plan(std::vector<int64_t> prob
                                      p.blocks_w,
                                      p.items,
                                      p.weights_resident,
-                                     p.parallel};
+                                     p.parallel,
+                                     of_all_threads(p.cycles[static_cast<int>(p.kernel)], p.parallel, threads)};
   return {numbers, describe(p)};
 }
 

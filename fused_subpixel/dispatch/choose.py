@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who computes a call and its gradients, and why: the one place where this is decided.
+"""Who computes a call, and why; backward.py decides about its gradients.
 
 Every reason is a sentence, for errors and for :func:`fused_subpixel.explain`.
 """
@@ -18,6 +18,7 @@ from torch import Tensor
 from ..ops.geometry import Epilogue, Geometry, Problem
 from ..ops.library import libraries
 from . import backends
+from .backward import plan_backward
 from .call import BackwardPlan, Call, make_call
 from .checks import TensorInfo
 
@@ -137,57 +138,10 @@ def _why_pytorch_is_faster_on_cpu(problem: Problem) -> str | None:
     )
     few = _FEW_PIXELS_WINOGRAD if winograd else _FEW_PIXELS_CPU
     # Measured on AVX-512: 0.1 to 0.9 of PyTorch's speed within these limits. Only float32 was measured, and
-    # PyTorch's bfloat16 gradients of such images are not safe, see _SAFE_WIDTH.
+    # PyTorch's bfloat16 gradients of such images are not safe, see backward.py.
     if problem.dtype == torch.float32 and pixels <= few and weights >= _MANY_WEIGHTS:
         return f"{pixels} pixels are too few for {weights} weights, which each call packs anew"
     return None
-
-
-_NARROW_ROWS, _LARGE_IMAGE, _TINY_WORK = 48, 1024, 1_000_000
-_NARROW_ROWS_CUDA, _SMALL_IMAGES_CUDA = 16, 1 << 17
-# On images of few columns the bfloat16 gradients of PyTorch's convolutions (2.13, on CPUs) hold uninitialised
-# memory: of a weight, and of a transposed convolution's input. With up to 4 columns that was seen.
-_SAFE_WIDTH = 8
-
-
-def plan_backward(
-    backend: str,
-    geometry: Geometry,
-    input_shape: tuple[int, ...],
-    weight_shape: tuple[int, ...],
-    dtype: torch.dtype,
-    transposed: bool = False,
-) -> BackwardPlan:
-    """Decide who computes the gradients of a call that runs on ``backend``."""
-    g = geometry
-    pixels = input_shape[2] * input_shape[3]
-    if backend == "cuda":
-        # float64 has no tensor-core kernels, nor has exact float32; groups are left to those who are made for
-        # them. Measured on an H100: forward and backward together take 0.7 to 0.99 times as long with ours
-        # where PyTorch pads narrow layers and starts many small kernels; elsewhere 1.06 to 3.1 times.
-        tensor_cores = g.groups == 1 and (dtype.itemsize == 2 or (dtype == torch.float32 and g.tf32 == 1))
-        ours = (
-            tensor_cores
-            and not transposed
-            and weight_shape[0] <= _NARROW_ROWS_CUDA
-            # of a traced graph sizes are not asked, which would tie it to them
-            and all(isinstance(size, int) for size in input_shape)
-            and input_shape[0] * pixels <= _SMALL_IMAGES_CUDA
-        )
-        return BackwardPlan(ours and (g.stride_h, g.stride_w) == (1, 1), ours)
-    unit_stride = (g.stride_h, g.stride_w) == (1, 1)
-    if backend == "cpu" and dtype == torch.bfloat16 and input_shape[3] <= _SAFE_WIDTH:
-        return BackwardPlan(unit_stride, True)
-    if backend == "reference" or not unit_stride or g.groups != 1:
-        return BackwardPlan(False, False)
-    # Measured on AVX-512: up to 48 rows of weight over images of some size, ours take 0.6 to 1.1 times what
-    # PyTorch does with its unshuffled copy; on wider layers and small images its blocked kernels win. In
-    # float16 it has none on CPUs and takes seconds where float32 takes milliseconds.
-    narrow = weight_shape[0] <= _NARROW_ROWS and pixels >= _LARGE_IMAGE
-    # Tiny problems wait for Python: two operators are called sooner than PyTorch's three.
-    tiny = input_shape[0] * pixels * math.prod(weight_shape) <= _TINY_WORK
-    ours = narrow or tiny or dtype == torch.float16
-    return BackwardPlan(ours, ours)
 
 
 def why_not_in_graph(geometry: Geometry, like: Tensor) -> str | None:

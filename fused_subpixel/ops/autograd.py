@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .. import reference, torch_compat
 from ..dispatch import backends
+from ..dispatch.backward import plan_backward
 from ..dispatch.call import Call
-from ..dispatch.choose import plan_backward
 from ..weights import (
     subpixel_operands,
     subpixel_weight_and_bias,

@@ -37,8 +37,8 @@ from torch import Tensor
 
 from fused_subpixel import reference
 from fused_subpixel.dispatch import backends, choose
+from fused_subpixel.dispatch.backward import plan_backward
 from fused_subpixel.dispatch.call import BackwardPlan
-from fused_subpixel.dispatch.choose import plan_backward
 from fused_subpixel.dispatch.resolve import resolve_subpixel_conv2d
 from fused_subpixel.ops import library
 from fused_subpixel.ops.geometry import CHANNEL_ORDERS, Problem

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import fused_subpixel as fs
 from fused_subpixel import reference
-from fused_subpixel.dispatch.choose import plan_backward
+from fused_subpixel.dispatch.backward import plan_backward
 from fused_subpixel.ops.geometry import ACTIVATIONS, Epilogue, Geometry
 
 pytestmark = pytest.mark.usefixtures("one_thread")

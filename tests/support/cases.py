@@ -254,7 +254,7 @@ class WeightGradPlan(NamedTuple):
 
 
 def weight_grad_plan_of(case: Case, dtype: torch.dtype, layout: str) -> WeightGradPlan:
-    return WeightGradPlan(*_cpu_plan(case, dtype, layout, WEIGHT_GRAD))
+    return WeightGradPlan(*_cpu_plan(case, dtype, layout, WEIGHT_GRAD)[: len(WeightGradPlan._fields)])
 
 
 def usable_isas() -> list[int]:

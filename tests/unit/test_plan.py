@@ -71,6 +71,17 @@ def test_blocks_cover_the_output_once(plan_of: Any, problem: Any, target: Any) -
         assert plan.items == problem.shape.groups * plan.blocks_n * plan.blocks_h * plan.blocks_w
 
 
+@pytest.mark.parametrize("plan_of", [host.plan_conv, plan_weight_grad], ids=["conv", "weight_grad"])
+@pytest.mark.parametrize("empty", ["batch", "lr_h", "lr_w", "ic"])
+@given(problem=problems, target=targets)
+@EXAMPLES
+def test_nothing_to_compute(empty: str, plan_of: Any, problem: Any, target: Any) -> None:
+    """A plan all the same, for explain()."""
+    setattr(problem.shape, empty, 0)
+    problem.spared_h = problem.spared_w = 0
+    assert host.describe(plan_of(problem, target))
+
+
 @given(problem=problems, target=targets)
 @EXAMPLES
 def test_tiles_exist_and_fit_the_registers(problem: Any, target: Any) -> None:

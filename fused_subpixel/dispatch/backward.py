@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Who computes the gradients of a call: the kernels of this package or PyTorch's convolution backward.
+
+On CPUs estimates of both decide. ``python -m bench.gradients --random 100`` measures how good they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+
+from .. import torch_compat
+from ..ops.geometry import KERNEL_DTYPES, Geometry
+from .call import BackwardPlan
+
+_PYTORCH = BackwardPlan(False, False)
+_NARROW_ROWS_CUDA, _SMALL_IMAGES_CUDA = 16, 1 << 17
+# On images of few columns the bfloat16 gradients of PyTorch's convolutions (2.13, on CPUs) hold uninitialised
+# memory: of a weight, and of a transposed convolution's input. With up to 4 columns that was seen.
+_SAFE_WIDTH = 8
+
+
+def plan_backward(
+    backend: str,
+    geometry: Geometry,
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    transposed: bool = False,
+) -> BackwardPlan:
+    """Decide who computes the gradients of a call that runs on ``backend``."""
+    if backend == "cuda":
+        return _plan_on_cuda(geometry, input_shape, weight_shape, dtype, transposed)
+    if backend == "reference":
+        return _PYTORCH
+    unit_stride = (geometry.stride_h, geometry.stride_w) == (1, 1)
+    if dtype == torch.bfloat16 and input_shape[3] <= _SAFE_WIDTH:
+        return BackwardPlan(unit_stride, True)
+    if not unit_stride or geometry.groups != 1:
+        return _PYTORCH
+    if not estimates_decide(geometry, input_shape, dtype):
+        return BackwardPlan(True, True)
+    return cheapest(*estimate(geometry, tuple(input_shape), tuple(weight_shape), dtype, transposed))
+
+
+def estimates_decide(geometry: Geometry, input_shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether :func:`plan_backward` compares estimates, on a CPU."""
+    return (
+        (geometry.stride_h, geometry.stride_w, geometry.groups) == (1, 1, 1)
+        and dtype != torch.float16  # in which PyTorch takes seconds where float32 takes milliseconds
+        and not (dtype == torch.bfloat16 and input_shape[3] <= _SAFE_WIDTH)
+        # to ask would tie a traced graph to sizes; and without pixels there is nothing to compare
+        and all(isinstance(size, int) and size > 0 for size in input_shape)
+    )
+
+
+def _plan_on_cuda(
+    geometry: Geometry,
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    transposed: bool,
+) -> BackwardPlan:
+    g = geometry
+    # float64 has no tensor-core kernels, nor has exact float32; groups are left to those who are made for
+    # them. Measured on an H100: forward and backward together take 0.7 to 0.99 times as long with ours
+    # where PyTorch pads narrow layers and starts many small kernels; elsewhere 1.06 to 3.1 times.
+    tensor_cores = g.groups == 1 and (dtype.itemsize == 2 or (dtype == torch.float32 and g.tf32 == 1))
+    ours = (
+        tensor_cores
+        and not transposed
+        and weight_shape[0] <= _NARROW_ROWS_CUDA
+        # of a traced graph sizes are not asked, which would tie it to them
+        and all(isinstance(size, int) for size in input_shape)
+        and math.prod((input_shape[0], *input_shape[2:])) <= _SMALL_IMAGES_CUDA
+    )
+    return BackwardPlan(ours and (g.stride_h, g.stride_w) == (1, 1), ours)
+
+
+# ---- estimates on CPUs -------------------------------------------------------------------------------------
+
+
+class GradientCycles(NamedTuple):
+    """Estimates in cycles of all threads together, idle ones included."""
+
+    input_grad: float
+    weight_grad: float
+    once: float = 0.0  # in addition, if any of the two is computed this way
+
+
+class _Rates(NamedTuple):
+    """Cycles of PyTorch's convolution backward, for each vector of lanes of its best instruction set."""
+
+    product: float  # a vector of multiply-adds
+    image: (
+        float  # a vector of the input, or of the unshuffled gradient, brought into oneDNN's layout and back
+    )
+    weight: float  # the same of the weight
+
+
+# Fitted to 350 random layers on AVX-512 with 1 and 2 threads. The standard deviation of the logarithm of the
+# ratio of estimate and time is 0.5 for the input gradient and 0.45 for the weight's.
+_INPUT, _WEIGHT = _Rates(0.6, 45, 30), _Rates(0.6, 55, 70)
+_UNSHUFFLE = 40.0  # a vector of the gradient, copied
+_PYTORCH_CALL = 1.2e5  # a call of PyTorch's
+# Our plans count what a loop does and not what it waits for: factors to the time, and a call.
+_OUR_INPUT, _OUR_WEIGHT, _OUR_CALL = 1.4, 1.15, 2.5e4
+# The weight gradient is left to PyTorch only if its estimate is so much less: ours is slower on 6 % of the
+# random layers, so that a small difference is likely to be an error of the estimates.
+_DOUBT = 1.5
+
+
+@functools.lru_cache(maxsize=4096)
+def estimate(
+    geometry: Geometry,
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    transposed: bool = False,
+) -> tuple[GradientCycles, GradientCycles]:
+    """What the gradients of a call cost by the CPU library's kernels, and by PyTorch's."""
+    problem = [
+        0, KERNEL_DTYPES.index(dtype), 0, *input_shape, weight_shape[0], *weight_shape[2:], *geometry,
+    ]  # fmt: skip
+
+    def planned(direction: int) -> float:
+        with torch_compat.without_dispatch_modes():
+            numbers, _ = torch.ops.fused_subpixel._cpu_plan([direction, *problem[1:]])
+        return float(numbers[-1])
+
+    threads = torch.get_num_threads()
+    call = _OUR_CALL * threads
+    ours = GradientCycles(_OUR_INPUT * planned(1) + call, _OUR_WEIGHT * planned(2) + call)
+
+    lanes = 64 // max(dtype.itemsize, 4) // (1 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 2)
+    pixels = input_shape[0] * input_shape[2] * input_shape[3] / lanes
+    weights = math.prod(weight_shape)
+    images = pixels * (weight_shape[0] + weight_shape[1])
+
+    def pytorch(rates: _Rates) -> float:
+        return rates.product * pixels * weights + rates.image * images + rates.weight * weights / lanes
+
+    shuffled = geometry.upscale_h * geometry.upscale_w > 1 and not transposed
+    once = _PYTORCH_CALL * threads + (_UNSHUFFLE * pixels * weight_shape[0] if shuffled else 0)
+    return ours, GradientCycles(pytorch(_INPUT), pytorch(_WEIGHT), once)
+
+
+def cheapest(ours: GradientCycles, pytorchs: GradientCycles) -> BackwardPlan:
+    """The plan that takes the fewest cycles for both gradients."""
+
+    def cycles(plan: BackwardPlan) -> float:
+        total = 0.0 if plan.input_grad and plan.weight_grad else pytorchs.once
+        total += ours.input_grad if plan.input_grad else pytorchs.input_grad
+        return total + (ours.weight_grad if plan.weight_grad else _DOUBT * pytorchs.weight_grad)
+
+    plans = (BackwardPlan(by_input, by_weight) for by_input in (True, False) for by_weight in (True, False))
+    return min(plans, key=cycles)
