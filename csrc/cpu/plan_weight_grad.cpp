@@ -200,7 +200,8 @@ double choose_pixels(const WeightGradProblem& p, const Products& of_pixel, const
   double best = -1;
   for (int64_t splits = 1;; splits += std::max<int64_t>(1, splits / 8)) {
     const int64_t w = std::min(W, round_up(ceil_div(W, splits), side));
-    for (int64_t h = std::min(side, H); h <= H; h = h < H ? std::min(h + std::max<int64_t>(h / 8 / side, 1) * side, H) : H + 1) {
+    for (int64_t h = std::min(side, H); h <= H;
+         h = h < H ? std::min(h + std::max<int64_t>(h / 8 / side, 1) * side, H) : H + 1) {
       const Blocks b = blocks_of(plan, h, w, t);
       if (b.elements > budget && (h > side || w > side)) break;
       int64_t n = 1;

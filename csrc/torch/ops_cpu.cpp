@@ -104,20 +104,21 @@ std::tuple<std::vector<int64_t>, std::string> cpu_plan(std::vector<int64_t> prob
             describe(p)};
   }
   const ConvPlan p = plan_pass(static_cast<Pass>(problem[0]), g, dtype, problem[2] != 0, threads);
-  const std::vector<int64_t> numbers{static_cast<int64_t>(p.kernel),
-                                     p.tile_oc,
-                                     p.tile_pixels,
-                                     p.panel_tiles,
-                                     p.block_n,
-                                     p.block_h,
-                                     p.block_w,
-                                     p.blocks_n,
-                                     p.blocks_h,
-                                     p.blocks_w,
-                                     p.items,
-                                     p.weights_resident,
-                                     p.parallel,
-                                     of_all_threads(p.cycles[static_cast<int>(p.kernel)], p.parallel, threads)};
+  const std::vector<int64_t> numbers{
+      static_cast<int64_t>(p.kernel),
+      p.tile_oc,
+      p.tile_pixels,
+      p.panel_tiles,
+      p.block_n,
+      p.block_h,
+      p.block_w,
+      p.blocks_n,
+      p.blocks_h,
+      p.blocks_w,
+      p.items,
+      p.weights_resident,
+      p.parallel,
+      of_all_threads(p.cycles[static_cast<int>(p.kernel)], p.parallel, threads)};
   return {numbers, describe(p)};
 }
 
