@@ -57,8 +57,10 @@ std::string describe(const ConvPlan& plan) {
 std::string describe(const WeightGradPlan& plan) {
   const std::string of_input = plan.merged_taps ? " pairs of a tap and an input channel" : " input channels";
   const std::string of_gradient = " output channels";
-  std::string text = std::string(plan.winograd ? "Winograd F(3x3, 2x2)" : "products of channels") +
-                     ", tile of up to " + std::to_string(plan.tile_vectors) + " vectors of" +
+  const std::string taps = std::to_string(plan.shape.kernel_h);
+  const std::string winograd = "Winograd F(" + taps + "x" + taps + ", 2x2)", direct = "products of channels";
+  std::string text = (plan.winograd ? winograd : direct) + ", tile of up to " +
+                     std::to_string(plan.tile_vectors) + " vectors of" +
                      (plan.input_in_lanes ? of_input : of_gradient) + " x " +
                      std::to_string(plan.tile_columns) + (plan.input_in_lanes ? of_gradient : of_input) +
                      ", " + std::to_string(plan.pairs()) + " x " + std::to_string(plan.slots) + " items of " +
@@ -68,8 +70,8 @@ std::string describe(const WeightGradPlan& plan) {
   if (!plan.parallel) text += ", on one thread";
   text += "; estimated at " + rounded(plan.winograd ? plan.winograd_cycles : plan.direct_cycles) + " cycles";
   if (plan.winograd_cycles >= 0)
-    text += plan.winograd ? ", products of channels at " + rounded(plan.direct_cycles)
-                          : ", Winograd F(3x3, 2x2) at " + rounded(plan.winograd_cycles);
+    text += ", " + (plan.winograd ? direct + " at " + rounded(plan.direct_cycles)
+                                  : winograd + " at " + rounded(plan.winograd_cycles));
   return text;
 }
 

@@ -293,7 +293,7 @@ std::unique_ptr<WeightGradPass> plan_weight_grad_pass(const WeightGradArguments&
   task.winograd_gradient_position = odd_vectors(plan.tiles * task.winograd_gradient_step);
   pass.scratch_bytes = plan.slots > 1 ? plan.items * task.sums * t.element_bytes : 0;
 
-  const int64_t positions = plan.winograd ? winograd_positions(2) : 0;
+  const int64_t positions = plan.winograd ? plan.positions() : 0;
   // the vectors of the last register tile reach further than the last pixel
   const int64_t slack = (kMaxTileLanes + 1) * L;
   WeightGradTask::Scratch& scratch = task.scratch;

@@ -16,10 +16,10 @@ constexpr int64_t kLanesBytes = 32 << 10;
 constexpr int64_t kVectorsWithoutGap = 4;
 
 // In cycles, measured on AVX-512. A vector of channels of one pixel: packed; of the beginning of a row of pixels, if channels
-// are planes. Of one 2x2 tile: transformed, of the input and of
-// the gradient. A vector of sums of one chain, added to those before. One weight, finished: from lanes of input
-// channels, which are neighbours in the weight if there is one tap or Winograd, and otherwise.
-constexpr double kPack = 5, kPackPlanes = 500, kTransformInput = 34, kTransformGradient = 24, kAddSums = 3.5;
+// are planes. A position of a vector of channels of one tile: transformed, of the input and of the gradient. A vector of sums
+// of one chain, added to those before. One weight, finished: from lanes of input channels, which are neighbours in the weight
+// if there is one tap or Winograd, and otherwise.
+constexpr double kPack = 5, kPackPlanes = 500, kTransformInput = 5, kTransformGradient = 4, kAddSums = 3.5;
 constexpr double kFinish = 0.7, kFinishApart = 3;
 
 int64_t vectors_of(int64_t channels, const Target& t) { return ceil_div(channels, t.lanes); }
@@ -62,10 +62,11 @@ int64_t block_channels(int64_t channels, int64_t blocks, const Target& t) {
 // The channels of an item: its sums stay in the cache, and little is packed and transformed again for other items.
 void choose_channels(const Target& t, WeightGradPlan& plan) {
   const ConvShape& s = plan.shape;
-  const int64_t of_pair = plan.winograd ? winograd_positions(2) : s.taps();
+  const int64_t of_pair = plan.winograd ? plan.positions() : s.taps();
   const int64_t most = std::max<int64_t>(t.l2_bytes / kSumsShareOfL2 / t.element_bytes / of_pair, 1);
-  const double of_input = plan.winograd ? kTransformInput + 4 * kPack : kPack;
-  const double of_gradient = plan.winograd ? kTransformGradient + 4 * kPack : kPack;
+  const double positions = static_cast<double>(plan.positions());
+  const double of_input = plan.winograd ? positions * kTransformInput + 4 * kPack : kPack;
+  const double of_gradient = plan.winograd ? positions * kTransformGradient + 4 * kPack : kPack;
   double best = -1;
   const int64_t last = plan.merged_taps ? 1 : std::max<int64_t>(vectors_of(s.ic, t), 1);
   for (int64_t parts = 1; parts <= last;
@@ -127,7 +128,7 @@ Blocks blocks_of(const WeightGradPlan& plan, int64_t h, int64_t w, const Target&
   b.tiles = ceil_div(h, side) * ceil_div(w, side);
   b.elements = b.input.image_step + b.gradient.image_step;
   if (plan.winograd)
-    b.elements += winograd_positions(2) * b.tiles *
+    b.elements += plan.positions() * b.tiles *
                   (winograd_pixel_step(plan.block_ic, t.lanes) + winograd_pixel_step(plan.block_oc, t.lanes));
   return b;
 }
@@ -191,7 +192,9 @@ double choose_pixels(const WeightGradProblem& p, const Products& of_pixel, const
     const double packed = static_cast<double>(images) *
                           (rows * ic * row(b.input.stride_phases * b.input.phase_columns, p.planar_input) +
                            static_cast<double>(h) * oc * row(w, p.planar_gradient));
-    const double transformed = plan.winograd ? tiles * (ic * kTransformInput + oc * kTransformGradient) : 0;
+    const double transformed = plan.winograd ? tiles * static_cast<double>(plan.positions()) *
+                                                   (ic * kTransformInput + oc * kTransformGradient)
+                                             : 0;
     const double chains = static_cast<double>(ceil_div(images * b.tiles, plan.chain));
     return packed + transformed +
            static_cast<double>(plan.segments()) *
@@ -230,8 +233,8 @@ double choose_pixels(const WeightGradProblem& p, const Products& of_pixel, const
 }
 
 bool fits_winograd(const ConvShape& s, const Target& t) {
-  return s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
-         s.dilation_w == 1 && t.element_bytes == 4;
+  return s.kernel_h == s.kernel_w && (s.kernel_h == 2 || s.kernel_h == 3) && s.stride_h == 1 &&
+         s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1 && t.element_bytes == 4;
 }
 
 }  // namespace

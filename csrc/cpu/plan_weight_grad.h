@@ -11,7 +11,8 @@ namespace fused_subpixel::cpu {
 // the other, its columns, are broadcast. Input channels of neighbouring taps are neighbours too, if merged_taps.
 struct WeightGradPlan {
   ConvShape shape;
-  // 3x3 in float arithmetic by Winograd's F(3x3, 2x2): 16 products for 2x2 pixels of the gradient instead of 36
+  // 3x3 in float arithmetic by Winograd's F(3x3, 2x2): 16 products for 2x2 pixels of the gradient instead of 36. 2x2 by
+  // F(2x2, 2x2): 9 instead of 16
   bool winograd;
   bool input_in_lanes;
   bool merged_taps;
@@ -32,9 +33,10 @@ struct WeightGradPlan {
 
   FS_HOST_DEVICE int64_t pairs() const { return shape.groups * blocks_oc * blocks_ic; }
   FS_HOST_DEVICE int64_t blocks() const { return blocks_n * blocks_h * blocks_w; }
+  FS_HOST_DEVICE int64_t positions() const { return (shape.kernel_h + 1) * (shape.kernel_w + 1); }
   // Of the products of one item: those of a position, or of a tap or row of taps.
   FS_HOST_DEVICE int64_t segments() const {
-    return winograd ? winograd_positions(2) : merged_taps ? shape.kernel_h : shape.taps();
+    return winograd ? positions() : merged_taps ? shape.kernel_h : shape.taps();
   }
   // Columns or lanes that a segment has of so many input channels.
   FS_HOST_DEVICE int64_t of_input(int64_t channels) const {

@@ -310,11 +310,17 @@ def test_as_accurate_as_pytorch(case: Case, isa: int, dtype: torch.dtype, layout
 
 
 GRID = tuple(
-    Case(f"{rows} rows", (1, channels, 2, width), (rows, channels, k, k), (1, 1), padding=(k // 2,) * 4)
+    Case(
+        f"{rows} rows",
+        (1, channels, 2, width),
+        (rows, channels, k, k),
+        (1, 1),
+        padding=(k // 2, k // 2, (k - 1) // 2, (k - 1) // 2),
+    )
     for rows in (*range(1, 21), 32, 48, 64, 100)
     for channels in (1, 2, 3, 5, 8, 12, 17, 32, 100)
     for width in (1, 3, 8, 20, 37)
-    for k in (1, 3)
+    for k in (1, 2, 3)
 )
 
 
@@ -365,7 +371,7 @@ def test_every_tile_of_the_weight_gradient(isa: int, dtype: torch.dtype, layout:
     seen: set[tuple[int, ...]] = set()
     for case in GRID:
         plan = cases.weight_grad_plan_of(case, dtype, layout)
-        tiles = {(*plan[:2], *tile) for tile in register_tiles(case, plan, lanes, registers)}
+        tiles = {(*plan[:2], *tile, case.weight[2]) for tile in register_tiles(case, plan, lanes, registers)}
         if tiles <= seen:
             continue
         seen |= tiles
@@ -376,10 +382,11 @@ def test_every_tile_of_the_weight_gradient(isa: int, dtype: torch.dtype, layout:
         found = weight_grad(case, grad, tensors.input)
         assert all(a.equal(b.to(dtype)) for a, b in zip(found, expected, strict=True)), case
     assert {in_lanes for _, in_lanes, *_ in seen} == {0, 1}
-    assert {winograd for winograd, *_ in seen} == ({0, 1} if dtype == torch.float32 else {0})
+    of_winograd = {case.weight[2] for case in GRID if cases.weight_grad_plan_of(case, dtype, layout).winograd}
+    assert of_winograd == ({2, 3} if dtype == torch.float32 else set())
     most = min((registers - 2), 14)
-    assert {columns for *_, columns, _ in seen} >= set(range(1, min(most, (registers - 3) // 2) + 1))
-    assert len({vectors for *_, vectors in seen}) >= 2, "few widths of tiles: widen the grid"
+    assert {columns for *_, columns, _, _ in seen} >= set(range(1, min(most, (registers - 3) // 2) + 1))
+    assert len({vectors for *_, vectors, _ in seen}) >= 2, "few widths of tiles: widen the grid"
 
 
 # ---- any memory --------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def test_items_cover_all_channels_once(problem: Any, target: Any) -> None:
         assert 1 <= block <= channels
         assert blocks == -(-channels // block)
         assert block % target.lanes == 0 or block == channels
-    of_pair = 16 if plan.winograd else shape.kernel_h * shape.kernel_w
+    of_pair = plan.segments() if plan.winograd else shape.kernel_h * shape.kernel_w
     sums = plan.block_oc * plan.block_ic * of_pair * target.element_bytes
     smallest = plan.block_oc <= target.lanes and (plan.merged_taps or plan.block_ic <= target.lanes)
     assert sums <= target.l2_bytes / 4 or smallest
@@ -49,18 +49,19 @@ def test_slots_have_blocks_and_threads(problem: Any, target: Any) -> None:
 
 @given(problem=problems, target=targets)
 @EXAMPLES
-def test_winograd_is_for_3x3(problem: Any, target: Any) -> None:
+def test_winograd_is_for_small_square_kernels(problem: Any, target: Any) -> None:
     """In float arithmetic and steps of one; tiles of 2x2 pixels are cut by the edge of the image only."""
     shape = problem.shape
+    shape.kernel_w = shape.kernel_h  # else hardly any
     plan = plan_weight_grad(problem, target)
     steps = (shape.stride_h, shape.stride_w, shape.dilation_h, shape.dilation_w)
-    fits = (shape.kernel_h, shape.kernel_w) == (3, 3) and steps == (1, 1, 1, 1) and target.element_bytes == 4
+    fits = shape.kernel_h in (2, 3) and steps == (1, 1, 1, 1) and target.element_bytes == 4
     assert (plan.winograd_cycles >= 0) == fits
     assert plan.winograd == (fits and plan.winograd_cycles < plan.direct_cycles)
     if plan.winograd:
         assert plan.block_h % 2 == 0 or plan.block_h == shape.lr_h
         assert plan.block_w % 2 == 0 or plan.block_w == shape.lr_w
-        assert plan.segments() == 16
+        assert plan.segments() == (shape.kernel_h + 1) ** 2
     problem.no_winograd = True
     assert not plan_weight_grad(problem, target).winograd
 

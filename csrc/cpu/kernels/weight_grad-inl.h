@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The weight gradient: for each tap, a product of two matrices, the gradient [output channels][pixels] and the input that the
-// tap reads [pixels][input channels]. 3x3 kernels are computed by Winograd's F(3x3, 2x2), with one such product for each of
-// the 16 positions of transformed tiles of 2x2 pixels; the transforms come from the same points as those of F(2x2, 3x3) in
-// winograd-inl.h, and with integer data every step is exact. Included by kernels.cpp only.
+// tap reads [pixels][input channels]. Kernels of KxK taps, K = 3 or 2, are computed by Winograd's F(KxK, 2x2), with one such
+// product for each of the (K + 1)^2 positions of transformed tiles of 2x2 pixels; the transforms come from the same points as
+// those of F(2x2, KxK) in winograd-inl.h, and with integer data every step is exact. Included by kernels.cpp only.
 //
 // Both factors are packed with channels as neighbours, block by block. The channels of one are the lanes of a register tile,
 // those of the other its columns. An item keeps the sums of some output and input channels in the cache:
@@ -16,16 +16,14 @@
 
 namespace fused_subpixel::cpu::FS_ISA {
 
-// One dimension of the transforms of F(3x3, 2x2): of the gradient, twice the usual one, and of the sums, half of it.
+// One dimension of the transforms of F(KxK, 2x2): of the input (in place), of the gradient and of the sums. Those of K = 3 make
+// the gradient twice and the sums half as large as usual.
+template <class S, int K>
+struct WeightGradTransform;
+
 template <class S>
-struct WeightGradTransform {
+struct WeightGradTransform<S, 3> {
   using V = Vec<S>;
-  static FS_INLINE void gradient(V g0, V g1, V* to) {
-    to[0] = g0;
-    to[1] = g0 + g1;
-    to[2] = g0 - g1;
-    to[3] = g1;
-  }
   static FS_INLINE void input(V& d0, V& d1, V& d2, V& d3) {
     const V v0 = d0 - d2, v1 = d1 + d2, v2 = d2 - d1, v3 = d1 - d3;
     d0 = v0;
@@ -33,11 +31,35 @@ struct WeightGradTransform {
     d2 = v2;
     d3 = v3;
   }
-  static FS_INLINE void sums(V m0, V m1, V m2, V m3, V* y) {
-    const V half = splat<S>(S(0.5)), outer = half * (m1 + m2), inner = half * (m1 - m2);
-    y[0] = m0 + outer;
+  static FS_INLINE void gradient(V g0, V g1, V* to) {
+    to[0] = g0;
+    to[1] = g0 + g1;
+    to[2] = g0 - g1;
+    to[3] = g1;
+  }
+  static FS_INLINE void sums(const V* m, V* y) {
+    const V half = splat<S>(S(0.5)), outer = half * (m[1] + m[2]), inner = half * (m[1] - m[2]);
+    y[0] = m[0] + outer;
     y[1] = inner;
-    y[2] = outer - m3;
+    y[2] = outer - m[3];
+  }
+};
+
+template <class S>
+struct WeightGradTransform<S, 2> {
+  using V = Vec<S>;
+  static FS_INLINE void input(V& d0, V& d1, V& d2) {
+    d0 -= d1;
+    d2 -= d1;
+  }
+  static FS_INLINE void gradient(V g0, V g1, V* to) {
+    to[0] = g0;
+    to[1] = g0 + g1;
+    to[2] = g1;
+  }
+  static FS_INLINE void sums(const V* m, V* y) {
+    y[0] = m[0] + m[1];
+    y[1] = m[1] + m[2];
   }
 };
 
@@ -134,7 +156,10 @@ struct WeightGradWorker {
         if (c.ic == 0) add_bias(b, c, sums + task.sums - round_up(plan.block_oc, L));
         if constexpr (__is_same(S, float)) {
           if (plan.winograd) {
-            transform(b, c);
+            if (conv.kernel_h == 2)
+              transform<2>(b, c);
+            else
+              transform<3>(b, c);
             add_products(c, sums);
             continue;
           }
@@ -197,44 +222,62 @@ struct WeightGradWorker {
     }
   }
 
+  template <int K>
   void transform(const Block& b, const ItemChannels& c) {
     for_each_winograd_tile(b, [&](const S* of_input, const S* of_gradient) {
       S* to = winograd_input + count * task.winograd_input_step;
-      for (int64_t ic = 0; ic < c.input_channels; ic += L) transform_input(of_input + ic, to + ic);
+      for (int64_t ic = 0; ic < c.input_channels; ic += L)
+        transform_input(of_input + ic, to + ic, std::make_index_sequence<K + 1>{});
       to = winograd_gradient + count * task.winograd_gradient_step;
-      for (int64_t oc = 0; oc < c.output_channels; oc += L) transform_gradient(of_gradient + oc, to + oc);
+      for (int64_t oc = 0; oc < c.output_channels; oc += L) transform_gradient<K>(of_gradient + oc, to + oc);
       locate(count * task.winograd_input_step, count * task.winograd_gradient_step);
     });
   }
 
-  void transform_input(const S* from, S* to) const {
-    Vec<S> d[4][4];
+  // Fetches what is going to be written: stores leave the processor in order, so that each would wait for its own cache line.
+  static constexpr int64_t kTilesAhead = 2;
+  template <int kPositions>
+  static FS_INLINE void fetch_positions(const S* to, int64_t step) {
     FS_UNROLL
-    for (int a = 0; a < 4; ++a) {
+    for (int position = 0; position < kPositions; ++position) __builtin_prefetch(to + position * step, 1);
+  }
+
+  template <size_t... P>
+  FS_INLINE void transform_input(const S* from, S* to, std::index_sequence<P...>) const {
+    constexpr int kSide = sizeof...(P);
+    using Transform = WeightGradTransform<S, kSide - 1>;
+    fetch_positions<kSide * kSide>(to + kTilesAhead * task.winograd_input_step, task.winograd_input_position);
+    Vec<S> d[kSide][kSide];
+    FS_UNROLL
+    for (int a = 0; a < kSide; ++a) {
       FS_UNROLL
-      for (int b = 0; b < 4; ++b) d[a][b] = load<S>(from + a * in.row_step + b * in.column_step);
-      WeightGradTransform<S>::input(d[a][0], d[a][1], d[a][2], d[a][3]);
+      for (int b = 0; b < kSide; ++b) d[a][b] = load<S>(from + a * in.row_step + b * in.column_step);
+      Transform::input(d[a][P]...);
     }
     FS_UNROLL
-    for (int b = 0; b < 4; ++b) {
-      WeightGradTransform<S>::input(d[0][b], d[1][b], d[2][b], d[3][b]);
+    for (int b = 0; b < kSide; ++b) {
+      Transform::input(d[P][b]...);
       FS_UNROLL
-      for (int a = 0; a < 4; ++a) store<S>(to + (4 * a + b) * task.winograd_input_position, d[a][b]);
+      for (int a = 0; a < kSide; ++a) store<S>(to + (kSide * a + b) * task.winograd_input_position, d[a][b]);
     }
   }
 
-  void transform_gradient(const S* from, S* to) const {
-    Vec<S> half[2][4];
+  template <int K>
+  FS_INLINE void transform_gradient(const S* from, S* to) const {
+    using Transform = WeightGradTransform<S, K>;
+    fetch_positions<(K + 1) * (K + 1)>(to + kTilesAhead * task.winograd_gradient_step,
+                                       task.winograd_gradient_position);
+    Vec<S> half[2][K + 1];
     FS_UNROLL
     for (int a = 0; a < 2; ++a)
-      WeightGradTransform<S>::gradient(load<S>(from + a * out.row_step),
-                                       load<S>(from + a * out.row_step + out.column_step), half[a]);
+      Transform::gradient(load<S>(from + a * out.row_step),
+                          load<S>(from + a * out.row_step + out.column_step), half[a]);
     FS_UNROLL
-    for (int b = 0; b < 4; ++b) {
-      Vec<S> g[4];
-      WeightGradTransform<S>::gradient(half[0][b], half[1][b], g);
+    for (int b = 0; b <= K; ++b) {
+      Vec<S> g[K + 1];
+      Transform::gradient(half[0][b], half[1][b], g);
       FS_UNROLL
-      for (int a = 0; a < 4; ++a) store<S>(to + (4 * a + b) * task.winograd_gradient_position, g[a]);
+      for (int a = 0; a <= K; ++a) store<S>(to + ((K + 1) * a + b) * task.winograd_gradient_position, g[a]);
     }
   }
 
@@ -277,7 +320,10 @@ struct WeightGradWorker {
           const int64_t exist = smaller<int64_t>(L, lanes - lane);
           if constexpr (__is_same(S, float)) {
             if (plan.winograd) {
-              finish_winograd(from, c, lane, exist, tile.column + p, check);
+              if (conv.kernel_h == 2)
+                finish_winograd<2>(from, c, lane, exist, tile.column + p, check);
+              else
+                finish_winograd<3>(from, c, lane, exist, tile.column + p, check);
               continue;
             }
           }
@@ -305,23 +351,29 @@ struct WeightGradWorker {
     return total;
   }
 
+  template <int K>
   void finish_winograd(const S* from, const ItemChannels& c, int64_t lane, int64_t exist, int64_t column,
                        FiniteCheck<S>& check) const {
-    Vec<S> half[4][3];  // [position row][tap column]
+    using Transform = WeightGradTransform<S, K>;
+    Vec<S> half[K + 1][K];  // [position row][tap column]
     FS_UNROLL
-    for (int a = 0; a < 4; ++a) {
-      const auto at = [&](int b) { return sum_slots(from + (4 * a + b) * task.segment_step); };
-      WeightGradTransform<S>::sums(at(0), at(1), at(2), at(3), half[a]);
-    }
-    Vec<S> taps[9];
-    FS_UNROLL
-    for (int b = 0; b < 3; ++b) {
-      Vec<S> y[3];
-      WeightGradTransform<S>::sums(half[0][b], half[1][b], half[2][b], half[3][b], y);
+    for (int a = 0; a <= K; ++a) {
+      Vec<S> m[K + 1];
       FS_UNROLL
-      for (int a = 0; a < 3; ++a) taps[3 * a + b] = check(y[a]);
+      for (int b = 0; b <= K; ++b) m[b] = sum_slots(from + ((K + 1) * a + b) * task.segment_step);
+      Transform::sums(m, half[a]);
     }
-    write<9>(taps, c, lane, exist, column, 0);
+    Vec<S> taps[K * K];
+    FS_UNROLL
+    for (int b = 0; b < K; ++b) {
+      Vec<S> m[K + 1], y[K];
+      FS_UNROLL
+      for (int a = 0; a <= K; ++a) m[a] = half[a][b];
+      Transform::sums(m, y);
+      FS_UNROLL
+      for (int a = 0; a < K; ++a) taps[K * a + b] = check(y[a]);
+    }
+    write<K * K>(taps, c, lane, exist, column, 0);
   }
 
   // kTaps taps, which are neighbours in the weight, of the lanes from `lane` on that exist, and of one column.
