@@ -58,6 +58,35 @@ def fsrcnn(scale: int = 3, d: int = 56, s: int = 12, m: int = 4) -> nn.Module:
     )  # fmt: skip
 
 
+class SRVGG(nn.Module):
+    """SRVGGNetCompact, of Real-ESRGAN's animevideov3. X. Wang et al., arXiv 2107.10833."""
+
+    def __init__(self, channels: int = 64, layers: int = 16, scale: int = 4) -> None:
+        super().__init__()
+        self.scale = scale
+        body: list[nn.Module] = [conv3(3, channels), nn.PReLU(channels)]
+        for _ in range(layers):
+            body += [conv3(channels, channels), nn.PReLU(channels)]
+        self.body = nn.Sequential(*body, conv3(channels, 3 * scale**2), nn.PixelShuffle(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + F.interpolate(x, scale_factor=self.scale, mode="nearest")
+
+
+def autoencoder(code: int = 32) -> nn.Module:
+    """An autoencoder of MNIST's digits, as in examples/mnist_autoencoder.py, by PyTorch's own layers."""
+
+    def up(channels_in: int, channels_out: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(channels_in, 4 * channels_out, 2, padding="same"), nn.PixelShuffle(2))
+
+    return nn.Sequential(
+        conv3(1, 16), nn.ReLU(True), nn.MaxPool2d(2), conv3(16, 32), nn.ReLU(True), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(32 * 7 * 7, code),
+        nn.Linear(code, 32 * 7 * 7), nn.ReLU(True), nn.Unflatten(1, (32, 7, 7)),
+        up(32, 32), nn.ReLU(True), up(32, 1),
+    )  # fmt: skip
+
+
 class UNet(nn.Module):
     """U-Net with batch norm and transposed convolutions. O. Ronneberger et al., arXiv 1505.04597."""
 

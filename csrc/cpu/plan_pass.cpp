@@ -84,7 +84,7 @@ ConvProblem input_grad_problem(const Geometry& g, const Source& source, const St
                                const Target& t) {
   const ConvShape shape = input_grad_shape(g);
   ConvProblem p = conv_problem(shape, dest, plain_interleave(dest, shape.oc), t);
-  p.ic_contiguous = source.interleave >= t.lanes && !source.output;
+  p.ic_contiguous = source.interleave >= t.lanes && (!source.output || source.output->interleave >= t.lanes);
   return p;
 }
 

@@ -29,6 +29,8 @@ class Call(NamedTuple):
     plan: BackwardPlan
     # Where the epilogue's gradient needs what comes before the epilogue: the same call without it.
     linear: Call | None = None
+    activated: bool = False  # the gradients need the output
+    one_backward: bool = False  # all gradients may come from one operator, which eager calls have
 
 
 def make_call(
@@ -36,7 +38,10 @@ def make_call(
 ) -> Call:
     """The call of a problem; ``eager``: it is not traced by torch.compile."""
     options = eager_options(problem) if eager and backend != "reference" else None
-    return Call(problem, backend, (tuple(problem.geometry), *problem.epilogue.numbers), options, plan, linear)
+    numbers = (tuple(problem.geometry), *problem.epilogue.numbers)
+    one_backward = all(plan) and options is not None and problem.transposed is None
+    activated = problem.epilogue.activation != 0
+    return Call(problem, backend, numbers, options, plan, linear, activated, one_backward)
 
 
 def eager_options(problem: Problem) -> Tensor:

@@ -17,6 +17,7 @@ from .. import reference, torch_compat
 from ..dispatch import backends
 from ..dispatch.backward import plan_backward
 from ..dispatch.call import Call
+from ..dispatch.tensors import is_plainly_eager
 from ..weights import (
     subpixel_operands,
     subpixel_weight_and_bias,
@@ -30,6 +31,7 @@ from .gradients import (
     Operands,
     activation_gradient,
     convolution_gradients,
+    is_differentiated,
     residual_gradient,
     transposed_convolution_gradients,
 )
@@ -38,6 +40,7 @@ from .layout import is_channels_last
 # Overloads, because choosing among them costs a microsecond per call.
 _operator = torch.ops.fused_subpixel.subpixel_conv2d.default
 _eager_operator = torch_compat.builtin_of(torch.ops.fused_subpixel._subpixel_conv2d.default)
+_eager_backward = torch_compat.builtin_of(torch.ops.fused_subpixel._subpixel_conv2d_backward.default)
 _NO_EPILOGUE = Epilogue().numbers
 
 
@@ -88,28 +91,37 @@ class SubpixelConv2dFunction(torch.autograd.Function):
     ) -> Tensor:
         """The output; keeps what :meth:`backward` needs and no more."""
         output = run_below_autograd(call, input, weight, bias, None, residual)
-        needed = ctx.needs_input_grad
+        needs_input, needs_weight, needs_bias, needs_residual, _ = ctx.needs_input_grad
         ctx.save_for_backward(
-            input if needed[1] else None,
-            weight if needed[0] else None,
-            output if call.problem.epilogue.activation else None,
+            input if needs_weight else None,
+            weight if needs_input else None,
+            output if call.activated else None,
         )
         # The cheap tests first: nearly every tensor is dense in one of the two layouts.
         channels_last = (
-            needed[0]
+            needs_input
             and not input.is_contiguous()
             and (input.is_contiguous(memory_format=torch.channels_last) or is_channels_last(input))
         )
-        ctx.rest = call, channels_last, residual.shape if needed[3] and residual is not None else None
+        # Usually one operator computes all gradients: its `wanted`, as in csrc/torch/operators.h, or 0.
+        wanted = 0
+        if call.one_backward and not needs_residual and (needs_weight or not needs_bias):
+            wanted = needs_input + 2 * needs_weight + 4 * channels_last
+        residual_shape = residual.shape if needs_residual and residual is not None else None
+        ctx.rest = wanted, call, channels_last, residual_shape
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of (input, weight, bias, residual)."""
-        call, channels_last, residual_shape = ctx.rest
-        problem: Problem = call.problem
+        wanted, call, channels_last, residual_shape = ctx.rest
         input, weight, output = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:3]
+        needed = ctx.needs_input_grad
+        if wanted and not is_differentiated() and is_plainly_eager(grad, output, input, weight):
+            of_input, of_weight, of_bias = _eager_backward(grad, input, weight, output, call.options, wanted)
+            return of_input, of_weight, of_bias if needed[2] else None, None, None
+        needed = needed[:3]
+        problem: Problem = call.problem
         grad_residual = None
         if residual_shape is not None:
             grad_residual = residual_gradient(grad, residual_shape, problem.geometry)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""bench/gradients.py: a run leaves a file and tables, and does not time wrong numbers."""
+"""bench/gradients.py and training.py: a run leaves a file and tables, and does not time wrong numbers."""
 
 from __future__ import annotations
 
+import copy
 import csv
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import needs_cpu_library
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench import gradients as bench
+from bench import training
 from bench.workloads import Transposed, Workload
 
 pytestmark = needs_cpu_library
@@ -60,3 +62,33 @@ def test_random_layers_are_always_the_same() -> None:
     layers = list(bench.random_layers(5))
     assert layers == list(bench.random_layers(5))
     assert len({layer.name for layer in layers}) == 5
+
+
+def test_training_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "MIN_TIME", 1e-5)
+    path = tmp_path / "figures.csv"
+    chosen = ["--only", "autoencoder", "--only", "srvgg"]
+    assert training.main(["--quick", "--no-compile", "--rounds", "1", *chosen, "--out", str(path)]) == 0
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["contender"] for row in rows} == {
+        f"{name} {layout}" for name in ("eager", "fused") for layout in training.LAYOUTS
+    }
+    assert all(0 < float(row["low_ms"]) <= float(row["median_ms"]) for row in rows)
+    assert "| MNIST autoencoder | " in capsys.readouterr().out
+
+
+def test_wrong_gradients_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = next(network for network in training.NETWORKS if network.name == "autoencoder")
+
+    def wrong(model: nn.Module, *arguments: Any, **options: Any) -> nn.Module:
+        changed = copy.deepcopy(model)
+        with torch.no_grad():
+            next(changed.parameters()).mul_(1.5)
+        return changed
+
+    monkeypatch.setattr(training.fs, "accelerate", wrong)
+    with pytest.raises(ArithmeticError, match="autoencoder, fused NCHW"):
+        training.prepare(network, network.quick, 0.1, False)

@@ -390,12 +390,17 @@ void pack_channels_of(const Source& source, const ConvShape& conv, const InputTi
   rows_of(*source.output, [&](int64_t n, int64_t k, int64_t count, int64_t row, S* to) {
     pack_channels<T>(*source.output, conv, tile, b.n + n, g * conv.ic + k, count, row, b.w, scratch,
                      inner ? 1 : tile.row_step);
-    const int64_t runs = inner ? tile.stride_phases * tile.phase_columns : count;
+    // whole rows where channels have no gap
+    const int64_t columns = tile.stride_phases * tile.phase_columns;
+    const bool without_gap = inner && count == tile.column_step;
+    const int64_t runs = without_gap ? 1 : inner ? columns : count;
     const int64_t step = inner ? tile.column_step : tile.channel_step;
     for (int64_t q = 0; q < runs; ++q)
       apply_activation<T>(source.activation, source.negative_slope, to + q * step,
                           scratch + q * (inner ? tile.column_step : tile.row_step),
-                          inner ? count : tile.row_step);
+                          without_gap ? columns * count
+                          : inner     ? count
+                                      : tile.row_step);
   });
 }
 // All channels of group g.
