@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Fill the tables of README.md and docs/benchmarks.md that ``python -m bench.page`` does not fill.
+"""Fill the tables of three pages that ``python -m bench.page`` does not fill.
 
-    python docs/figures/tables.py            # rewrites both pages
+    python docs/figures/tables.py            # rewrites the pages
     python docs/figures/tables.py --check    # exit status 1 if a page differs from the files
 
 All numbers come from the files of bench/results that are named below.
@@ -25,6 +25,9 @@ from bench.files import Machine  # noqa: E402
 RESULTS = ROOT / "bench" / "results"
 ACCELERATED = "2026-11-30_0045_intel-xeon_networks.csv"
 LAYERS = "2026-11-30_0110_intel-xeon_layers.csv"
+TRAINING = "2026-11-30_0411_intel-xeon_training.csv"
+STEPS = "2026-11-30_0422_intel-xeon_float32_backward.csv"
+GRADIENTS = "2026-11-30_0418_intel-xeon_float32_gradients.csv"
 SERIES = {"body": "body layers", "few": "few pixels", "signals": "signals", "volumes": "volumes"}
 CPU_WORDS = "two AVX-512 cores of an Intel Xeon (Emerald Rapids)"
 GPU = "2026-11-27_1952_nvidia-h100-80gb-hbm3_float16.csv"
@@ -53,6 +56,12 @@ ACCELERATED_NAMES = {
     "dcgan": "DCGAN generator, batch of 16",
     "hifigan": "HiFi-GAN V1 (vocoder), 200 frames",
 }
+TRAINING_NAMES = {
+    "edsr": "EDSR-baseline x2, 16 patches of 48x48",
+    "srvgg": "SRVGG x4 (animevideov3), 8 patches of 64x64",
+    "unet": "U-Net, width 32, 2 images of 256x256",
+    "autoencoder": "MNIST autoencoder, 256 images of 28x28",
+}
 NETWORK_NAMES = {
     "basicvsr": "BasicVSR x4, its own weights, 3 frames of 64x96",
     "animevideo": "Real-ESRGAN animevideov3 x4, its own weights, 135x240",
@@ -72,6 +81,8 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def milliseconds(ms: float) -> str:
+    if ms >= 1000:
+        return f"{ms / 1000:.3g} s"
     return f"{ms:.3g} ms" if ms >= 0.5 else f"{ms * 1000:.3g} µs"
 
 
@@ -186,11 +197,7 @@ def accelerated() -> str:
     exact, inexact = means(list(networks.values()))
     rows.append(("**geometric mean**", "", "", f"**{exact}**", "", f"**{inexact}**"))
     head = ("network and input", "fastest other", "accelerated", "ratio", "tf32 allowed", "ratio")
-    facts = rows_of(ACCELERATED)[0]
-    title = (
-        f"{CPU_WORDS[0].upper()}{CPU_WORDS[1:]}, {facts['date'][:10]}, `{ACCELERATED}`; `{facts['command']}`:"
-    )
-    return f"{title}\n\n{markdown(head, rows)}"
+    return f"{title_of(ACCELERATED)}\n\n{markdown(head, rows)}"
 
 
 def layers() -> str:
@@ -213,9 +220,67 @@ def layers() -> str:
         mean, middle = statistics.geometric_mean(found), statistics.median(found)
         words = f"geometric mean **{mean:.2f}**, median {middle:.2f}, least {min(found):.2f}"
         body.append((f"**{SERIES[series]}**", words, "", "", ""))
-    facts = rows_of(LAYERS)[0]
-    title = f"{CPU_WORDS[0].upper()}{CPU_WORDS[1:]}, {facts['date'][:10]}, `{LAYERS}`; `{facts['command']}`:"
-    return f"{title}\n\n{markdown(('series', 'layer', 'fastest other', 'fused', 'ratio'), body)}"
+    return f"{title_of(LAYERS)}\n\n{markdown(('series', 'layer', 'fastest other', 'fused', 'ratio'), body)}"
+
+
+def title_of(file: str) -> str:
+    facts = rows_of(file)[0]
+    return f"{CPU_WORDS[0].upper()}{CPU_WORDS[1:]}, {facts['date'][:10]}, `{file}`; `{facts['command']}`:"
+
+
+def training() -> str:
+    times: dict[str, dict[str, float]] = {}
+    for row in rows_of(TRAINING):
+        times.setdefault(row["network"], {})[row["contender"]] = float(row["median_ms"])
+    body, ratios = [], []
+    for network, of in times.items():
+        ours = min((name for name in of if name.startswith("fused")), key=lambda name: of[name])
+        other = min((name for name in of if not name.startswith("fused")), key=lambda name: of[name])
+        ratios.append(of[other] / of[ours])
+        cells = (f"{milliseconds(of[name])} ({name.removeprefix('fused, ')})" for name in (other, ours))
+        body.append((TRAINING_NAMES[network], *cells, f"{ratios[-1]:.2f}"))
+    body.append(("**geometric mean**", "", "", f"**{statistics.geometric_mean(ratios):.2f}**"))
+    head = ("network and batch", "fastest other", "accelerated", "ratio")
+    return f"{title_of(TRAINING)}\n\n{markdown(head, body)}"
+
+
+def steps() -> str:
+    found: dict[str, dict[str, float]] = {}
+    for row in rows_of(STEPS):
+        found.setdefault(row["workload"], {})[row["contender"]] = float(row["median_ms"])
+    body, ratios = [], []
+    for workload, of in found.items():
+        ours = min((name for name in of if name.startswith("fused")), key=lambda name: of[name])
+        other = min((name for name in of if not name.startswith("fused")), key=lambda name: of[name])
+        if workload != "tiny":
+            ratios.append(of[other] / of[ours])
+        row_of = (milliseconds(of[other]), other, milliseconds(of[ours]), ours, f"{of[other] / of[ours]:.2f}")
+        body.append((workload, *row_of))
+    mean = f"**{statistics.geometric_mean(ratios):.2f}**"
+    body.append(("**geometric mean, without tiny**", "", "", "", "", mean))
+    head = ("workload", "fastest other", "which", "fused", "which", "ratio")
+    return f"{title_of(STEPS)}\n\n{markdown(head, body)}"
+
+
+def gradients() -> str:
+    times: dict[str, dict[tuple[str, str], float]] = {}
+    for row in rows_of(GRADIENTS):
+        of = times.setdefault(row["layer"], {})
+        key = row["gradient"], row["contender"]
+        of[key] = min(of.get(key, float("inf")), float(row["median_ms"]))
+    body: list[Sequence[str]] = []
+    ratios: dict[str, list[float]] = {"input": [], "weight": [], "all": []}
+    for layer, of in times.items():
+        cells = []
+        for gradient, known in ratios.items():
+            theirs, ours = of[gradient, "pytorch"], of[gradient, "plan" if gradient == "all" else "ours"]
+            known.append(theirs / ours)
+            cells.append(f"{milliseconds(theirs)} / {milliseconds(ours)} = {theirs / ours:.2f}")
+        body.append((layer, *cells))
+    means = (f"**{statistics.geometric_mean(known):.2f}**" for known in ratios.values())
+    body.append(("**geometric mean**", *means))
+    head = ("layer", "input gradient, PyTorch / ours", "weight gradient", "all, PyTorch / plan")
+    return f"{title_of(GRADIENTS)}\n\n{markdown(head, body)}"
 
 
 def networks() -> str:
@@ -240,6 +305,7 @@ def networks() -> str:
 
 PARTS = {
     "README.md": {"headline": headline},
+    "docs/training.md": {"training": training, "steps": steps, "gradients": gradients},
     "docs/benchmarks.md": {
         "layers": layers,
         "transposed": transposed,

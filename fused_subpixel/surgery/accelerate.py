@@ -58,9 +58,10 @@ def accelerate(
     faster where ``torch.backends.mkldnn.conv.fp32_precision`` allows less than exact float32.
 
     Layers stay the same objects, of a subclass of their class; parameters, buffers and the keys of
-    ``state_dict()`` stay what they are. :func:`restore` undoes it. Where autograd needs a gradient of a plain
-    convolution, PyTorch computes it as before. Times hold for the machine, the number of threads and the
-    sizes that they are measured with. More in docs/surgery.md.
+    ``state_dict()`` stay what they are. :func:`restore` undoes it. Where gradients are needed, and with a
+    batch norm in training mode, a plain convolution runs alone and its activation after it; on GPUs PyTorch
+    computes it then. Times hold for the machine, the number of threads and the sizes that they are measured
+    with. More in docs/surgery.md.
 
     Args:
         model: any module, best in eval mode: a batch norm is folded in eval mode only.

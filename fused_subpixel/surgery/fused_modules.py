@@ -213,9 +213,14 @@ class FusedConv(Fused):
         if not chains.runs_fused(input) or chains.has_output_hooks(self):
             return original(input)
         norm, before = plan.norm, plan.activation()
-        if norm is not None and norm.training:
-            return original(input)
-        if plan.factor == 1 and needs_gradient(self, input):
+        training = norm is not None and norm.training
+        if plan.factor == 1:
+            differentiated = needs_gradient(self, input)
+            if differentiated and input.device.type != "cpu":
+                return original(input)
+            if training or differentiated:  # the convolution alone; what follows sees an ordinary tensor
+                norm = before = None
+        elif training:
             return original(input)
         if not plan.is_ready(input.device, "_is_replica" in self.__dict__):
             return original(input)
@@ -262,7 +267,7 @@ class FusedConv1d(FusedConv, nn.Conv1d):
 
 
 def needs_gradient(conv: nn.Conv1d | nn.Conv2d, input: Tensor) -> bool:
-    """Whether autograd follows this call: PyTorch's gradients of a plain convolution are as fast."""
+    """Whether autograd follows this call."""
     if not torch.is_grad_enabled():
         return False
     if parametrize.is_parametrized(conv):  # to read a parameter computes it, and may change it

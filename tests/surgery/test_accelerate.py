@@ -493,3 +493,29 @@ def test_beside_the_other_replacements() -> None:
     found = fs.replace_conv_transpose(found)
     assert_same(found, model, x)
     assert types(fs.restore(found)) == types(model)
+
+
+# ---- training ----------------------------------------------------------------------------------------------
+
+
+def operators(model: nn.Module, x: Tensor) -> list[int]:
+    """How often the fused operator runs in a training step, forward and backward."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        model(x).sum().backward()
+    names = [event.name for event in profile.events()]
+    return [names.count(f"fused_subpixel::_subpixel_conv2d{way}") for way in ("", "_backward")]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_training_runs_the_convolutions_alone(layout: str) -> None:
+    """Norms in training mode, in-place activations and those with parameters follow as they are."""
+    layers = [conv(8), nn.BatchNorm2d(8), nn.ReLU(True), nn.Conv2d(8, 6, 3), nn.PReLU(6)]
+    model = nn.Sequential(*layers, nn.Conv2d(6, 5, 1), nn.Tanh()).double().train()
+    x = image(layout=layout)
+    found, _ = accelerate(model, x)
+    assert types(found).count(FusedConv2d) == 3
+    assert_same(found, model, x)
+    assert operators(found, x) == [3, 3]
+    assert operators(model, x) == [0, 0]
+    model.load_state_dict(found.state_dict())
+    assert_same(found.eval(), model.eval(), x)
