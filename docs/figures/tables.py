@@ -28,6 +28,7 @@ LAYERS = "2026-11-30_0110_intel-xeon_layers.csv"
 TRAINING = "2026-11-30_0411_intel-xeon_training.csv"
 STEPS = "2026-11-30_0422_intel-xeon_float32_backward.csv"
 GRADIENTS = "2026-11-30_0418_intel-xeon_float32_gradients.csv"
+HALF = "2026-11-30_0446_intel-xeon_bfloat16.csv"
 SERIES = {"body": "body layers", "few": "few pixels", "signals": "signals", "volumes": "volumes"}
 CPU_WORDS = "two AVX-512 cores of an Intel Xeon (Emerald Rapids)"
 GPU = "2026-11-27_1952_nvidia-h100-80gb-hbm3_float16.csv"
@@ -262,6 +263,22 @@ def steps() -> str:
     return f"{title_of(STEPS)}\n\n{markdown(head, body)}"
 
 
+def half() -> str:
+    found: dict[str, dict[str, str]] = {}
+    for row in rows_of(HALF):
+        found.setdefault(row["workload"], {})[row["pass"]] = row["headline_ratio"]
+    body = [
+        [name, *(f"{float(of[way]):.2f}" for way in ("forward", "backward"))] for name, of in found.items()
+    ]
+    means = [
+        statistics.geometric_mean(float(of[way]) for name, of in found.items() if name != "tiny")
+        for way in ("forward", "backward")
+    ]
+    body.append(["**geometric mean, without tiny**", *(f"**{mean:.2f}**" for mean in means)])
+    head = ("workload", "forward", "forward and backward")
+    return f"{title_of(HALF)}\n\n{markdown(head, body)}"
+
+
 def gradients() -> str:
     times: dict[str, dict[tuple[str, str], float]] = {}
     for row in rows_of(GRADIENTS):
@@ -305,7 +322,7 @@ def networks() -> str:
 
 PARTS = {
     "README.md": {"headline": headline},
-    "docs/training.md": {"training": training, "steps": steps, "gradients": gradients},
+    "docs/training.md": {"training": training, "steps": steps, "gradients": gradients, "half": half},
     "docs/benchmarks.md": {
         "layers": layers,
         "transposed": transposed,
