@@ -229,14 +229,23 @@ def title_of(file: str) -> str:
     return f"{CPU_WORDS[0].upper()}{CPU_WORDS[1:]}, {facts['date'][:10]}, `{file}`; `{facts['command']}`:"
 
 
-def training() -> str:
+def compared(file: str, key: str) -> dict[str, tuple[str, str, dict[str, float]]]:
+    """By network or workload: the fastest other, the fastest of ours, and all times in milliseconds."""
     times: dict[str, dict[str, float]] = {}
-    for row in rows_of(TRAINING):
-        times.setdefault(row["network"], {})[row["contender"]] = float(row["median_ms"])
+    for row in rows_of(file):
+        times.setdefault(row[key], {})[row["contender"]] = float(row["median_ms"])
+    found = {}
+    for name, of in times.items():
+        ours, others = (
+            [who for who in of if who.startswith("fused") is is_ours] for is_ours in (True, False)
+        )
+        found[name] = (min(others, key=of.__getitem__), min(ours, key=of.__getitem__), of)
+    return found
+
+
+def training() -> str:
     body, ratios = [], []
-    for network, of in times.items():
-        ours = min((name for name in of if name.startswith("fused")), key=lambda name: of[name])
-        other = min((name for name in of if not name.startswith("fused")), key=lambda name: of[name])
+    for network, (other, ours, of) in compared(TRAINING, "network").items():
         ratios.append(of[other] / of[ours])
         cells = (f"{milliseconds(of[name])} ({name.removeprefix('fused, ')})" for name in (other, ours))
         body.append((TRAINING_NAMES[network], *cells, f"{ratios[-1]:.2f}"))
@@ -246,17 +255,11 @@ def training() -> str:
 
 
 def steps() -> str:
-    found: dict[str, dict[str, float]] = {}
-    for row in rows_of(STEPS):
-        found.setdefault(row["workload"], {})[row["contender"]] = float(row["median_ms"])
     body, ratios = [], []
-    for workload, of in found.items():
-        ours = min((name for name in of if name.startswith("fused")), key=lambda name: of[name])
-        other = min((name for name in of if not name.startswith("fused")), key=lambda name: of[name])
-        if workload != "tiny":
-            ratios.append(of[other] / of[ours])
-        row_of = (milliseconds(of[other]), other, milliseconds(of[ours]), ours, f"{of[other] / of[ours]:.2f}")
-        body.append((workload, *row_of))
+    for workload, (other, ours, of) in compared(STEPS, "workload").items():
+        ratio = of[other] / of[ours]
+        ratios += [ratio] * (workload != "tiny")
+        body.append((workload, milliseconds(of[other]), other, milliseconds(of[ours]), ours, f"{ratio:.2f}"))
     mean = f"**{statistics.geometric_mean(ratios):.2f}**"
     body.append(("**geometric mean, without tiny**", "", "", "", "", mean))
     head = ("workload", "fastest other", "which", "fused", "which", "ratio")
