@@ -85,13 +85,13 @@ void run_pack_panels(const ConvTask& task, WorkQueue& panels) {
 
 void run_weight_grad(const WeightGradTask& task, WorkQueue& items) {
   with_type(task.dtype, [&](auto t) {
-    WeightGradWorker<decltype(t)> worker(task);
+    WeightGradWorker<decltype(t)> worker(task, true);
     for_each_range(items, [&](int64_t begin, int64_t end) { worker.run(begin, end); });
   });
 }
 void run_finish_weight_grad(const WeightGradTask& task, WorkQueue& pairs) {
   with_type(task.dtype, [&](auto t) {
-    const WeightGradWorker<decltype(t)> worker(task);
+    const WeightGradWorker<decltype(t)> worker(task, false);
     for_each_range(pairs, [&](int64_t begin, int64_t end) {
       for (int64_t pair = begin; pair < end; ++pair)
         worker.finish(pair, worker.sums_of(pair * task.plan.slots));

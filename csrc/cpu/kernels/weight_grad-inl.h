@@ -105,7 +105,8 @@ struct WeightGradWorker {
   ProductOffset* pixels;
   int64_t count = 0;  // pixels of the block, or tiles
 
-  explicit WeightGradWorker(const WeightGradTask& t)
+  // packs: it runs items, and does not only finish them
+  WeightGradWorker(const WeightGradTask& t, bool packs)
       : task(t), plan(t.plan), conv(plan.shape), in(plan.input_tile), out(plan.gradient_tile) {
     const WeightGradTask::Scratch& s = task.scratch;
     Arena arena{static_cast<char*>(thread_scratch(static_cast<size_t>(s.bytes)))};
@@ -116,6 +117,7 @@ struct WeightGradWorker {
     winograd_input = arena.take<S>(s.winograd_input);
     winograd_gradient = arena.take<S>(s.winograd_gradient);
     own_sums = arena.take<S>(s.sums);
+    if (!packs) return;
     // whole vectors are read, gaps between pixels included
     std::memset(input, 0, sizeof(S) * static_cast<size_t>(s.input_tile));
     std::memset(gradient, 0, sizeof(S) * static_cast<size_t>(s.gradient_tile));
