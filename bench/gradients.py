@@ -192,10 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             }
             for layout, measured in by_layout.items():
                 for (gradient, contender), timing in measured.timings.items():
-                    numbers = (f"{ms * 1e3:.6g}" for ms in (timing.median, timing.low, timing.high))
+                    names = {"layer": layer.name, "layout": layout, "gradient": gradient}
+                    names |= {"contender": contender, **timing.columns()}
                     estimated = measured.estimates.get((gradient, contender), "")
-                    values = (layer.name, layout, gradient, contender, *numbers, timing.rounds, estimated)
-                    writer.writerow({**dict(zip(COLUMNS, values, strict=True)), **facts})
+                    writer.writerow({**names, "estimated_cycles": estimated, **facts})
                 cells = " | ".join(pair(measured, gradient) for gradient in NEEDED)
                 bar.write(f"| {layer.name} | {layout} | {cells} |")
             file.flush()

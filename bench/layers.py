@@ -237,9 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bar.set_description_str(layer.name)
             timings = measure(layer, rounds, options.compile)
             for contender, timing in timings.items():
-                numbers = (f"{ms * 1e3:.6g}" for ms in (timing.median, timing.low, timing.high))
-                values = (layer.name, layer.series, contender, *numbers, timing.rounds)
-                writer.writerow({**dict(zip(COLUMNS, values, strict=True)), **facts})
+                names = {"layer": layer.name, "series": layer.series, "contender": contender}
+                writer.writerow({**names, **timing.columns(), **facts})
             file.flush()
             ours, other = fastest(timings, True), fastest(timings, False)
             ratio = timings[other].median / timings[ours].median

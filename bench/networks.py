@@ -97,9 +97,8 @@ class Row(NamedTuple):
     error: float  # largest difference from eager PyTorch, in parts of the largest value
 
     def columns(self) -> dict[str, object]:
-        values = {f"{key}_ms": f"{getattr(self.timing, key) * 1e3:.6g}" for key in ("median", "low", "high")}
         return {
-            "network": self.network, "contender": self.contender, **values, "rounds": self.timing.rounds,
+            "network": self.network, "contender": self.contender, **self.timing.columns(),
             "peak_bytes": self.peak_bytes, "error": f"{self.error:.3g}",
         }  # fmt: skip
 

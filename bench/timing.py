@@ -30,6 +30,11 @@ class Timing:
         """Half the distance of the quartiles: what stands after ±."""
         return (self.high - self.low) / 2
 
+    def columns(self) -> dict[str, object]:
+        """In milliseconds, as the files have it."""
+        times = {f"{key}_ms": f"{getattr(self, key) * 1e3:.6g}" for key in ("median", "low", "high")}
+        return {**times, "rounds": self.rounds}
+
     @classmethod
     def of(cls, samples: list[float]) -> Timing:
         if len(samples) == 1:

@@ -137,9 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             contenders = prepare(network, shape, 1 if options.quick else 20, options.compile)
             timings = interleave(contenders, rounds, MIN_TIME, pause=0)
             for contender, timing in timings.items():
-                numbers = (f"{ms * 1e3:.6g}" for ms in (timing.median, timing.low, timing.high))
-                values = (network.name, contender, *numbers, timing.rounds)
-                writer.writerow({**dict(zip(COLUMNS, values, strict=True)), **facts})
+                names = {"network": network.name, "contender": contender}
+                writer.writerow({**names, **timing.columns(), **facts})
             file.flush()
             ours, other = fastest(timings, True), fastest(timings, False)
             ratios[network.name] = timings[other].median / timings[ours].median
