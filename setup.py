@@ -61,6 +61,11 @@ if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS["avx2"] = "-mavx2 -mfma -mf16c"
     ISA_FLAGS["avx512"] = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c"
     ISA_FLAGS["avx512"] += " -mprefer-vector-width=512 -Wno-uninitialized"  # GCC 12's own intrinsics do warn
+# Kernels for tile registers (AMX): of the processor, or in software, which lets any machine test them.
+MATRIX_SOURCE = Path("csrc/cpu/kernels/matrix.cpp")
+MATRIX_FLAGS = {"amx_stand_in": ""}
+if "avx512" in ISA_FLAGS:
+    MATRIX_FLAGS["amx"] = f"{ISA_FLAGS['avx512']} -mamx-tile -mamx-bf16 -DFS_TILE_REGISTERS=1"
 
 RULES = """\
 ninja_required_version = 1.5
@@ -229,7 +234,7 @@ class NinjaFile:
 
     def __init__(self) -> None:
         debug, self.cuda = enabled("FUSED_SUBPIXEL_DEBUG"), find_cuda()
-        defines = [f"-DFS_HAVE_{isa.upper()}=1" for isa in ISA_FLAGS] + ["-g" if debug else "-DNDEBUG"]
+        defines = [f"-DFS_HAVE_{isa.upper()}=1" for isa in [*ISA_FLAGS, *MATRIX_FLAGS]] + ["-g" if debug else "-DNDEBUG"]
         values = {
             "builddir": BUILD,
             "cxx": find_cxx(),
@@ -246,6 +251,10 @@ class NinjaFile:
         self.kernels = [
             self.compile(ISA_SOURCE, f"{flags} {KERNEL_FLAGS} -DFS_ISA={isa}", f".{isa}")
             for isa, flags in reversed(ISA_FLAGS.items())
+        ]
+        self.kernels += [
+            self.compile(MATRIX_SOURCE, f"{flags} {KERNEL_FLAGS} -DFS_ISA={isa}", f".{isa}")
+            for isa, flags in reversed(MATRIX_FLAGS.items())
         ]
         # The planners know neither torch nor CUDA: the tests' modules link them too.
         self.planners = {

@@ -160,7 +160,7 @@ struct PixelTile {
 
 // Elements of each array in a worker's scratch, and the bytes of all.
 struct ConvScratch {
-  int64_t input_tile, packing, weights, acc, pixel_tiles, oc;
+  int64_t input_tile, packing, weights, weight_planes, acc, pixel_tiles, oc;
   int64_t winograd_input, winograd_packed, winograd_planar;
   int64_t bytes;
 };
@@ -235,6 +235,12 @@ struct Arena {
 // Scratch of the calling thread, kept between calls while it is small; 64-byte aligned.
 void* thread_scratch(size_t bytes);
 
+// Those of bfloat16 that multiply in tile registers.
+struct MatrixKernels {
+  void (*conv)(const ConvTask&, WorkQueue& items);
+  void (*pack_panels)(const ConvTask&, WorkQueue& panels);
+};
+
 struct Kernels {
   const char* name;
   int vector_bytes, registers;
@@ -243,6 +249,7 @@ struct Kernels {
   void (*pack_panels)(const ConvTask&, WorkQueue& panels);  // of all groups, into task.panels
   void (*weight_grad)(const WeightGradTask&, WorkQueue& items);
   void (*finish_weight_grad)(const WeightGradTask&, WorkQueue& pairs);  // adds the slots in order
+  const MatrixKernels* matrix;                                          // or null
 };
 
 namespace portable {
@@ -253,6 +260,12 @@ extern const Kernels kernels;
 }
 namespace avx512 {
 extern const Kernels kernels;
+}
+namespace amx {
+extern const MatrixKernels matrix_kernels;
+}
+namespace amx_stand_in {
+extern const MatrixKernels matrix_kernels;
 }
 
 }  // namespace fused_subpixel::cpu

@@ -2,12 +2,41 @@
 #include "cpu/isa.h"
 
 #include <unistd.h>
+#if FS_HAVE_AMX && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#endif
 
 #include <atomic>
 #include <initializer_list>
 
 namespace fused_subpixel::cpu {
 namespace {
+
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+// A processor with AMX keeps its tile registers to itself until the process has asked the kernel for them: it then saves
+// 8 KiB more for each thread that uses them.
+bool ask_for_matrix_tiles() {
+#if FS_HAVE_AMX && defined(__linux__)
+  constexpr unsigned kTileBits = 1u << 24 | 1u << 22;  // AMX-TILE, AMX-BF16
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTileBits) != kTileBits) return false;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+Kernels with_matrix(Kernels kernels, const char* name, const MatrixKernels& matrix) {
+  kernels.name = name;
+  kernels.matrix = &matrix;
+  return kernels;
+}
 
 const Kernels* kernels_of(Isa isa) {
   switch (isa) {
@@ -17,18 +46,28 @@ const Kernels* kernels_of(Isa isa) {
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &avx2::kernels : nullptr;
 #endif
 #if FS_HAVE_AVX512
-    case Isa::kAvx512:
-      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
-                 ? &avx512::kernels
-                 : nullptr;
+    case Isa::kAvx512: {
+      static const bool usable = has_avx512();
+      return usable ? &avx512::kernels : nullptr;
+    }
 #endif
+#if FS_HAVE_AMX
+    case Isa::kAmx: {
+      static const bool usable = has_avx512() && ask_for_matrix_tiles();
+      static const Kernels kernels = with_matrix(avx512::kernels, "amx", amx::matrix_kernels);
+      return usable ? &kernels : nullptr;
+    }
+#endif
+    case Isa::kAmxStandIn: {
+      static const Kernels kernels = with_matrix(portable::kernels, "amx_stand_in", amx_stand_in::matrix_kernels);
+      return &kernels;
+    }
     default: return nullptr;
   }
 }
 
 Isa best_isa() {
-  for (Isa isa : {Isa::kAvx512, Isa::kAvx2})
+  for (Isa isa : {Isa::kAmx, Isa::kAvx512, Isa::kAvx2})
     if (kernels_of(isa)) return isa;
   return Isa::kPortable;
 }
@@ -42,8 +81,8 @@ std::atomic<Isa>& chosen_isa() {
 
 int32_t usable_isas() {
   int32_t mask = 0;
-  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512})
-    if (kernels_of(isa)) mask |= 1 << static_cast<int32_t>(isa);
+  for (int32_t isa = 0; isa < kIsas; ++isa)
+    if (kernels_of(static_cast<Isa>(isa))) mask |= 1 << isa;
   return mask;
 }
 
@@ -74,7 +113,8 @@ Target target_of(const Kernels& kernels, DType dtype, int threads) {
           .registers = kernels.registers,
           .l2_bytes = l2_bytes(),
           .threads = threads,
-          .element_bytes = bytes};
+          .element_bytes = bytes,
+          .matrix_tiles = kernels.matrix && dtype == DType::kBFloat16};
 }
 
 }  // namespace fused_subpixel::cpu

@@ -8,7 +8,14 @@
 
 namespace fused_subpixel::cpu {
 
-enum class Isa : int32_t { kPortable, kAvx2, kAvx512 };
+enum class Isa : int32_t {
+  kPortable,
+  kAvx2,
+  kAvx512,
+  kAmx,         // AVX-512 and matrix tiles
+  kAmxStandIn,  // portable, and matrix tiles in software: for tests, never chosen
+};
+constexpr int kIsas = 5;
 
 // Instruction sets that were built and that this processor can run; bit 1 << isa.
 int32_t usable_isas();

@@ -51,15 +51,18 @@ Memory aligned(size_t bytes) {
 
 void compute(ConvTask& task, const Kernels& kernels, const Pool& pool) {
   const ConvPlan& plan = task.plan;
+  const bool matrix = plan.kernel == ConvKernel::kMatrix;
+  const auto conv = matrix ? kernels.matrix->conv : kernels.conv;
+  const auto pack_panels = matrix ? kernels.matrix->pack_panels : kernels.pack_panels;
   Memory panels;
   if (!plan.weights_resident && plan.k_channels == 0) {
     const int64_t count = plan.shape.groups * plan.panels;
     const int64_t element = task.dtype == DType::kFloat64 ? 8 : 4;
     panels = aligned(static_cast<size_t>(count * plan.panel_elements * element));
     task.panels = panels.get();
-    run_queue(plan.parallel, count, pool, [&](WorkQueue& queue) { kernels.pack_panels(task, queue); });
+    run_queue(plan.parallel, count, pool, [&](WorkQueue& queue) { pack_panels(task, queue); });
   }
-  run_queue(plan.parallel, plan.items, pool, [&](WorkQueue& queue) { kernels.conv(task, queue); });
+  run_queue(plan.parallel, plan.items, pool, [&](WorkQueue& queue) { conv(task, queue); });
 }
 
 // pass_of(no_winograd) returns the plan, set_pointers(task) adds the tensors.
@@ -79,9 +82,9 @@ void launch(const PassOf& pass_of, const SetPointers& set_pointers, const Kernel
   };
   run();
   if (!nonfinite) return;
-  // Packing found a weight that is not finite. Winograd's kernels, which subtract weights, are replaced by another one, and
-  // the border is computed again without the zeros of the packed input tile.
-  if (is_winograd(task.plan.kernel)) {
+  // Packing found a weight that is not finite. Kernels that subtract weights, or multiply them by zeros of padding, are
+  // replaced by another one, and the border is computed again without the zeros of the packed input tile.
+  if (needs_finite_weights(task.plan.kernel)) {
     pass = pass_of(true);
     task = pass->task;
     run();

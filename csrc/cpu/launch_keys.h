@@ -13,7 +13,7 @@ inline PlanKey key_of(const Geometry& g, DType dtype, const Target& t) {
               g.stride_h, g.stride_w, g.pad_top, g.pad_left, g.pad_bottom, g.pad_right, g.dilation_h,
               g.dilation_w, g.groups, g.lr_h, g.lr_w, g.crop_top, g.crop_left, g.out_h, g.out_w,
               g.kernel_pad_h, g.kernel_pad_w, g.order, g.tf32, dtype);
-  key.add_all(t.lanes, t.registers, t.l2_bytes, t.threads, t.element_bytes);
+  key.add_all(t.lanes, t.registers, t.l2_bytes, t.threads, t.element_bytes, t.matrix_tiles);
   return key;
 }
 

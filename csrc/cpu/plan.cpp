@@ -20,6 +20,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cpu/matrix_tiles.h"
 #include "cpu/plan_blocks.h"
 #include "cpu/winograd_row.h"
 
@@ -89,7 +90,7 @@ struct Choice {
 // The cheapest offer, and what the best tile of each kernel would take.
 struct Offers {
   Choice best{ConvKernel::kOwVectorised, 1, 1, -1, false};
-  double cycles[kConvKernels] = {-1, -1, -1, -1, -1};
+  double cycles[kConvKernels] = {-1, -1, -1, -1, -1, -1};
 
   void add(const Choice& c) {
     if (best.cycles < 0 || c.cycles < best.cycles) best = c;
@@ -268,6 +269,67 @@ void offer_winograd_row(const ConvProblem& p, const Target& t, Offers& offers) {
   }
 }
 
+// ---- matrix tiles --------------------------------------------------------------------------------------------------
+
+// Measured on a processor with AMX, in cycles: a product of two tiles; 32 channels of a pixel, packed from neighbours, from
+// planes and in any other way; 16 sums of a pixel, finished and stored as neighbours, and transposed; a weight, packed.
+constexpr double kTileProduct = 17, kPackNeighbours = 6, kPackTransposed = 14, kPackOther = 60;
+constexpr double kStoreColumn = 6, kStoreColumnTransposed = 18, kPackWeight = 0.6;
+// Output channels of a panel, unless they interleave in larger groups.
+constexpr int64_t kMaxPanelOc = 64;
+
+// Whole columns of 16 output channels in even panels, which hold whole interleave groups if these are interleaved in registers.
+int matrix_panel_oc(const ConvProblem& p) {
+  int64_t unit = kColumnOc;
+  if (interleaves_in_registers(p.interleave))
+    while (unit % p.interleave != 0) unit += kColumnOc;
+  if (p.shape.oc <= kMaxPanelOc || unit > kMaxTransposedOc)
+    return static_cast<int>(round_up(std::min(p.shape.oc, kMaxPanelOc), kColumnOc));
+  const int64_t most = std::max(kMaxPanelOc / unit * unit, unit);
+  return static_cast<int>(round_up(ceil_div(p.shape.oc, ceil_div(p.shape.oc, most)), unit));
+}
+
+// The same for tiles of one phase; 0: they cannot hold one.
+int matrix_phase_oc(const ConvProblem& p) {
+  const int64_t most = kMaxPanelOc / std::max<int64_t>(p.phase_interleave, 1) / kColumnOc;
+  for (int64_t columns = std::max<int64_t>(most, 1); columns > 0; --columns)
+    if (may_hold_one_phase(p, columns * kColumnOc)) return static_cast<int>(columns * kColumnOc);
+  return 0;
+}
+
+void offer_matrix(const ConvProblem& p, const Target& t, Offers& offers) {
+  const ConvShape& s = p.shape;
+  if (!t.matrix_tiles || p.no_winograd || s.ic == 0) return;
+  const auto chunks = static_cast<double>(ceil_div(s.ic, kTileChannels));
+  const double packed = chunks * (p.ic_contiguous  ? kPackNeighbours
+                                  : p.planar_input ? kPackTransposed
+                                                   : kPackOther);
+  const double weights = static_cast<double>(s.ic * s.oc * s.taps()) * kPackWeight;
+  for (bool single : {false, true}) {
+    const int oc = single ? matrix_phase_oc(p) : matrix_panel_oc(p);
+    if (oc == 0) continue;
+    const int64_t across = std::max<int64_t>(columns(p, single), 1);
+    const double pixels = image_rows(p, single) * static_cast<double>(across);
+    const double row = static_cast<double>(matrix_row(s, across));
+    const double column_count = static_cast<double>(ceil_div(s.oc, oc) * oc / kColumnOc);
+    const double taps = single ? p.mean_taps : static_cast<double>(s.taps());
+    const double store = p.oc_contiguous ? kStoreColumn : kStoreColumnTransposed;
+    const double cycles =
+        image_rows(p, single) * row / kStripPixels * column_count * chunks * taps * kTileProduct +
+        pixels * (packed + column_count * store) + weights;
+    offers.add({ConvKernel::kMatrix, oc, kMatrixPixels, cycles, single});
+  }
+}
+
+void set_matrix_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
+  plan.interleaved_tiles = plan.single_phase ? static_cast<int>(p.phase_interleave) : 1;
+  plan.panel_tiles = plan.interleaved_tiles;
+  plan.panels = ceil_div(p.shape.oc, int64_t{plan.panel_tiles} * plan.tile_oc);
+  plan.pass_panels = 1;
+  plan.panel_elements = plan.panel_tiles * (plan.tile_oc / kColumnOc) * tiles_of_column(p.shape) * kTileElements;
+  plan.weights_resident = weights_stay(plan.panels * plan.panel_elements, t);
+}
+
 // Few tiles and their weights, in passes.
 void set_passes(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   const int side = winograd_side(plan.kernel);
@@ -330,6 +392,7 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
     offer_winograd_passes(p, t, kernel, offers);
   }
   if (fits_winograd_row(p, t)) offer_winograd_row(p, t, offers);
+  offer_matrix(p, t, offers);
   const Choice& choice = offers.best;
 
   ConvPlan plan{};
@@ -341,6 +404,8 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
   for (int kernel = 0; kernel < kConvKernels; ++kernel) plan.cycles[kernel] = offers.cycles[kernel];
   if (choice.by_passes)
     set_passes(p, t, plan);
+  else if (plan.kernel == ConvKernel::kMatrix)
+    set_matrix_panels(p, t, plan);
   else
     set_panels(p, t, plan);
   if (winograd_side(plan.kernel) > 0) {
@@ -352,7 +417,8 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
     return plan;
   }
   const bool planes_pay = p.planar_input && p.shape.oc * p.shape.taps() >= kTransposedProducts * t.lanes;
-  plan.channels_inner = plan.kernel == ConvKernel::kOcVectorised && (p.ic_contiguous || planes_pay);
+  plan.channels_inner = plan.kernel == ConvKernel::kMatrix ||
+                        (plan.kernel == ConvKernel::kOcVectorised && (p.ic_contiguous || planes_pay));
   ConvShape with_halo = p.shape;
   if (plan.single_phase) {
     plan.spared_h = p.spared_h;
@@ -365,7 +431,11 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
     with_halo.kernel_w += p.spared_w;
   }
   // Weights that do not stay make many passes over the packed input tile: that alone counts.
-  choose_blocks(with_halo, t, plan.weights_resident ? p.shape.oc : 0, plan);
+  const int64_t of_pixel = plan.weights_resident ? p.shape.oc : 0;
+  if (plan.kernel == ConvKernel::kMatrix)
+    choose_matrix_blocks(with_halo, t, of_pixel, plan);
+  else
+    choose_blocks(with_halo, t, of_pixel, plan);
   return plan;
 }
 

@@ -16,8 +16,9 @@ enum class ConvKernel : int32_t {
   kWinograd,      // 3x3 in float arithmetic: OW-vectorised over transformed tiles of 2x2 pixels
   kWinogradRow,  // kernels two or more taps wide, the same over transformed pairs of pixels in a row (winograd_row.h)
   kWinograd4,  // as kWinograd, over tiles of 4x4 pixels, where float32 need not be exact
+  kMatrix,     // bfloat16 in the processor's tile registers (AMX), which multiply matrices (matrix_tiles.h)
 };
-constexpr int kConvKernels = 5;
+constexpr int kConvKernels = 6;
 // Pixels along a side of a transformed tile of kWinograd and kWinograd4; 0: of another kernel.
 FS_HOST_DEVICE constexpr int winograd_side(ConvKernel kernel) {
   return kernel == ConvKernel::kWinograd ? 2 : kernel == ConvKernel::kWinograd4 ? 4 : 0;
@@ -26,6 +27,11 @@ constexpr int winograd_positions(int side) { return (side + 2) * (side + 2); }
 // Are weights added to one another before they are multiplied?
 FS_HOST_DEVICE bool is_winograd(ConvKernel kernel) {
   return winograd_side(kernel) > 0 || kernel == ConvKernel::kWinogradRow;
+}
+
+// Must each weight be finite, because zeros of padding are multiplied by it, or because it is added to others?
+FS_HOST_DEVICE bool needs_finite_weights(ConvKernel kernel) {
+  return is_winograd(kernel) || kernel == ConvKernel::kMatrix;
 }
 
 // ---- register tiles --------------------------------------------------------------------------------------------
@@ -60,6 +66,8 @@ constexpr int oc_tile_pixels(int vectors, int registers) {
 
 // The most tiles that interleave; for OC-vectorised tiles, the most vectors of output channels in such a panel.
 constexpr int kMaxInterleavedVectors = 8;
+// Output channels of a panel that are transposed together, of any kernel.
+constexpr int kMaxTransposedOc = 128;
 
 // ---- what is planned -------------------------------------------------------------------------------------------
 
@@ -69,6 +77,7 @@ struct Target {
   int64_t l2_bytes;
   int threads;
   int element_bytes;  // of the arithmetic type
+  bool matrix_tiles;  // tile registers multiply this dtype
 };
 
 // A convolution in low-resolution pixels. Output pixel (h, w), tap (a, b) reads input pixel
@@ -96,7 +105,7 @@ struct ConvProblem {
   int64_t phase_oc, phase_interleave;
   bool ic_contiguous;  // neighbouring input channels are neighbours in memory (channels_last)
   bool planar_input;   // each input channel is a plane (NCHW)
-  bool no_winograd;    // each weight must be multiplied as it is
+  bool no_winograd;    // each weight must be multiplied as it is, and by no zeros of padding
   bool inexact;        // float32 with an error like that of tf32 will do
 };
 
@@ -114,7 +123,7 @@ struct ConvPlan {
   int64_t spared_h, spared_w;
   ConvKernel kernel;
   int tile_oc;  // output channels of a register tile
-  // vectors of pixels (kWinograd, kWinograd4: of tiles, kWinogradRow: of pairs); kOcVectorised: the most pixels
+  // vectors of pixels (kWinograd, kWinograd4: of tiles, kWinogradRow: of pairs); kOcVectorised, kMatrix: the most pixels
   int tile_pixels;
   bool single_phase;
   // Register tiles that are stored together form a panel of packed weights. If interleaved_tiles > 1, this is their number,
@@ -133,6 +142,10 @@ struct ConvPlan {
   bool parallel;          // false: so small that waking threads costs more than it saves
   bool channels_inner;    // the packed input tile's channels are neighbours, otherwise its columns are
   InputTile input_tile;
+  // kMatrix: so many rows of a block are computed before they are stored. Sums of one row are row_pixels apart from those of
+  // the next. flat: strips of pixels go from one row to the next.
+  int64_t chunk_rows, row_pixels;
+  bool flat;
   // Estimate for the best tile of each kernel; negative if the kernel cannot compute this.
   double cycles[kConvKernels];
 };

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cpu/matrix_tiles.h"
 #include "cpu/winograd_row.h"
 
 namespace fused_subpixel::cpu {
@@ -192,6 +193,26 @@ void choose_blocks(const ConvShape& s, const Target& t, int64_t extra_elements_p
   }
   set_blocks(s, n, h, w, plan);
   plan.input_tile = input_tile(s, h, w, t.lanes, plan.channels_inner);
+}
+
+// The same with bfloat16 in the packed input tile, and the rows that are stored together.
+void choose_matrix_blocks(const ConvShape& s, const Target& t, int64_t extra_elements_per_pixel,
+                          ConvPlan& plan) {
+  constexpr int64_t kSumsBytes = 64 << 10;  // of a chunk
+  Target pairs = t;
+  pairs.lanes = kTileChannels;
+  pairs.element_bytes = 2;
+  choose_blocks(s, pairs, extra_elements_per_pixel, plan);
+  // With an odd number of cache lines between many pixels, neighbours fall into different cache sets.
+  InputTile& tile = plan.input_tile;
+  const int64_t lines = ceil_div(s.ic, kTileChannels);
+  tile.column_step = (lines <= 4 ? lines : lines | 1) * kTileChannels;
+  tile.row_step = tile.stride_phases * tile.phase_columns * tile.column_step;
+  tile.image_step = tile.rows * tile.row_step;
+  plan.row_pixels = matrix_row(s, plan.block_w);
+  plan.flat = flat_strips(s, plan.block_w);
+  const int64_t row_bytes = plan.row_pixels * plan.interleaved_tiles * plan.tile_oc * t.element_bytes;
+  plan.chunk_rows = std::clamp<int64_t>(kSumsBytes / row_bytes, 1, plan.block_h);
 }
 
 // Winograd's kernel transforms a block as a whole, and every panel of weights passes over it. So blocks stay in the cache

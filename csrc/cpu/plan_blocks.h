@@ -43,6 +43,8 @@ inline double covered_vectors(int64_t vectors, int64_t tile_vectors) {
 // what a block keeps in the cache for each of its pixels besides the packed input tile.
 void choose_blocks(const ConvShape& shape, const Target& target, int64_t extra_elements_per_pixel,
                    ConvPlan& plan);
+void choose_matrix_blocks(const ConvShape& shape, const Target& target, int64_t extra_elements_per_pixel,
+                          ConvPlan& plan);
 void choose_winograd_blocks(const ConvShape& shape, const Target& target, ConvPlan& plan);
 void choose_winograd_row_blocks(const ConvShape& shape, const Target& target, ConvPlan& plan);
 

@@ -7,12 +7,14 @@ namespace fused_subpixel::cpu {
 namespace {
 
 constexpr const char* kNames[kConvKernels] = {"OW-vectorised", "OC-vectorised", "Winograd F(2x2, 3x3)",
-                                              "Winograd F(2, 3) along rows", "Winograd F(4x4, 3x3)"};
+                                              "Winograd F(2, 3) along rows", "Winograd F(4x4, 3x3)",
+                                              "matrix tiles"};
 
 std::string tile_of(const ConvPlan& plan) {
   const std::string oc = std::to_string(plan.tile_oc) + " output channels x ";
   const std::string pixels = std::to_string(plan.tile_pixels);
-  if (plan.kernel == ConvKernel::kOcVectorised) return oc + pixels + " pixels";
+  if (plan.kernel == ConvKernel::kOcVectorised || plan.kernel == ConvKernel::kMatrix)
+    return oc + pixels + " pixels";
   const char* lanes = plan.kernel == ConvKernel::kWinograd      ? "2x2 tiles"
                       : plan.kernel == ConvKernel::kWinograd4   ? "4x4 tiles"
                       : plan.kernel == ConvKernel::kWinogradRow ? "pairs of pixels"

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cpu/matrix_tiles.h"
 #include "cpu/plan_blocks.h"
 #include "cpu/winograd_row.h"
 
@@ -79,6 +80,56 @@ void set_direct(const Target& t, ConvPass& pass) {
   s.acc = task.deferred_tiles * tile_acc + L;
   s.pixel_tiles = oc_vectorised ? plan.block_n * plan.block_h * ceil_div(plan.block_w, plan.tile_pixels) : 0;
   s.oc = tiles * plan.tile_oc + L;
+}
+
+// K blocks of kMatrix: an entry is one tap of 32 channels, and as many as the weights of two columns fit the first cache.
+void set_matrix(ConvPass& pass) {
+  ConvTask& task = pass.task;
+  const ConvPlan& plan = task.plan;
+  const ConvShape& s = plan.shape;
+  const InputTile& tile = plan.input_tile;
+  const int64_t columns = plan.tile_oc / kColumnOc, all = ceil_div(s.ic, kTileChannels);
+  task.k_by_missing_taps = plan.single_phase && task.weight.missing_taps;
+  for (int missing = 0; missing < (task.k_by_missing_taps ? 4 : 1); ++missing) {
+    KTables& tables = pass.k[missing];
+    const int64_t first_a = missing & kLacksFirstRow ? 1 : 0, first_b = missing & kLacksFirstColumn ? 1 : 0;
+    for (int64_t a = first_a; a < s.kernel_h; ++a)
+      for (int64_t b = first_b; b < s.kernel_w; ++b)
+        tables.tap_offset.push_back(task.weight.tap_offset[a * s.kernel_w + b]);
+    const auto taps = static_cast<int64_t>(tables.tap_offset.size());
+    const int64_t blocks = ceil_div(all, std::max<int64_t>(kMatrixTaps / std::max<int64_t>(taps, 1), 1));
+    const int64_t most = ceil_div(all, blocks);
+    for (int64_t c = 0; c < most; ++c)
+      for (int64_t a = first_a; a < s.kernel_h; ++a)
+        for (int64_t b = first_b; b < s.kernel_w; ++b)
+          tables.at.push_back(input_tile_offset(s, tile, c * kTileChannels, a, b));
+    for (int64_t c = 0; c < all; c += most)
+      tables.blocks.push_back({.offsets = {.at = tables.at.data(),
+                                           .count = std::min(most, all - c) * taps,
+                                           .column_step = tile.column_step,
+                                           .weight_step = columns * kTileElements,
+                                           .acc_step = 0,
+                                           .add = c > 0},
+                               .weight = c * taps * columns * kTileElements,
+                               .input = c * kTileChannels});
+    task.k_blocks[missing] = {.taps = {.offset = tables.tap_offset.data(),
+                                       .count = taps,
+                                       .columns = s.kernel_w,
+                                       .all = taps == s.taps()},
+                              .blocks = tables.blocks.data(),
+                              .count = static_cast<int64_t>(tables.blocks.size())};
+  }
+
+  // pairs of bfloat16 in the place of values
+  ConvScratch& scratch = task.scratch;
+  scratch.input_tile =
+      task.in_place ? 0
+                    : ceil_div(plan.block_n * tile.image_step + 2 * kStripPixels * tile.column_step, 2);
+  scratch.packing = packing_elements(task.source, tile, kTileChannels);
+  scratch.weights = plan.weights_resident ? plan.panels * plan.panel_elements : 0;
+  scratch.weight_planes = kTileChannels * s.taps() * kColumnOc;
+  scratch.acc = plan.interleaved_tiles * matrix_sums(plan);
+  scratch.oc = plan.panels * plan.panel_tiles * plan.tile_oc + kColumnOc;
 }
 
 void set_winograd(const Target& t, ConvPass& pass) {
@@ -185,11 +236,12 @@ void set_k_blocks(const Target& t, ConvPass& pass) {
     case ConvKernel::kWinograd:
     case ConvKernel::kWinograd4: set_winograd(t, pass); break;
     case ConvKernel::kWinogradRow: set_winograd_row(t, pass); break;
+    case ConvKernel::kMatrix: set_matrix(pass); break;
     default: set_direct(t, pass);
   }
   ConvScratch& s = pass.task.scratch;
   s.bytes = Arena::bytes(s.pixel_tiles, sizeof(PixelTile));
-  for (int64_t elements : {s.input_tile, s.packing, s.weights, s.acc, s.oc, s.oc, s.winograd_input,
+  for (int64_t elements : {s.input_tile, s.packing, s.weights, s.weight_planes, s.acc, s.oc, s.oc, s.winograd_input,
                            s.winograd_packed, s.winograd_planar})
     s.bytes += Arena::bytes(elements, t.element_bytes);
 }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cpu/matrix_tiles.h"
 #include "cpu/plan_k_blocks.h"
 
 namespace fused_subpixel::cpu {
@@ -99,13 +100,18 @@ Destination destination(const ConvProblem& p, const Strides& s) {
 }
 
 // Can the tiles read the source itself? It has to be a plain tensor of the arithmetic type whose channels are neighbours,
-// and no window may reach outside of it.
+// and no window may reach outside of it. Matrix tiles read whole strips and whole tiles of channels, and may compute a strip
+// twice, so that nothing may be added to its sums.
 void read_in_place(DType dtype, ConvTask& task) {
   const Source& source = task.source;
   ConvPlan& plan = task.plan;
   const ConvShape& s = plan.shape;
-  task.in_place = plan.channels_inner && !source.output &&
-                  (dtype == DType::kFloat32 || dtype == DType::kFloat64) && source.interleave == s.ic &&
+  const bool matrix = plan.kernel == ConvKernel::kMatrix;
+  const bool fits = matrix ? s.ic % kTileChannels == 0 && s.ic <= kMatrixChain && plan.block_w == s.lr_w &&
+                                 source.row_stride == s.lr_w * source.col_stride &&
+                                 s.lr_h * s.lr_w >= kStripPixels
+                           : dtype == DType::kFloat32 || dtype == DType::kFloat64;
+  task.in_place = plan.channels_inner && !source.output && fits && source.interleave == s.ic &&
                   source.row_scale == 1 && source.col_scale == 1 && s.taps() == 1 && s.stride_h == 1 &&
                   s.stride_w == 1 && s.lr_h + plan.spared_h == source.hr_h &&
                   s.lr_w + plan.spared_w == source.hr_w;

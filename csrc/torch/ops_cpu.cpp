@@ -128,7 +128,7 @@ std::vector<int64_t> cpu_capability() {
 }
 
 void cpu_select_isa(int64_t isa) {
-  check(isa >= 0 && isa <= 2 && select_isa(static_cast<Isa>(isa)),
+  check(isa >= 0 && isa < kIsas && select_isa(static_cast<Isa>(isa)),
         "this processor or build lacks instruction set ", isa);
 }
 

@@ -20,7 +20,7 @@ struct ConvWorker {
   const ConvShape& conv;
   const InputTile& tile;
   Store<T> out;
-  S *input, *packing, *weights, *acc, *bias, *slope;
+  S *input, *packing, *weights, *weight_planes, *acc, *bias, *slope;
   PixelTile* pixel_tiles;
   int64_t tiles, k, group = -1;  // register tiles of a group; k values of an output channel
   const S* panels;               // packed weights of the group
@@ -34,11 +34,12 @@ struct ConvWorker {
     input = arena.take<S>(s.input_tile);
     packing = arena.take<S>(s.packing);
     weights = arena.take<S>(s.weights);
+    weight_planes = arena.take<S>(s.weight_planes);
     acc = arena.take<S>(s.acc);
     bias = arena.take<S>(s.oc);
     slope = arena.take<S>(s.oc);
     pixel_tiles = arena.take<PixelTile>(s.pixel_tiles);
-    if (!task.in_place)
+    if (!task.in_place && plan.kernel != ConvKernel::kMatrix)
       for (int64_t l = 0; l < 2 * L; ++l)
         input[plan.block_n * tile.image_step + l] = S(0);  // whole vectors are read past the end
   }
@@ -69,6 +70,31 @@ struct ConvWorker {
     pack_input<T>(task.source, conv, tile, g, b, kept_rows(tile, conv, follows ? plan.block_h : 0), input,
                   packing);
     return input;
+  }
+
+  // ---- output --------------------------------------------------------------------------------------------------
+
+  // Accumulators [tile][pixel][oc] become [oc][tile][pixel], a square of lanes at a time.
+  void store_transposed(const S* from_acc, const PixelVector& p, int64_t first_oc, int64_t stored,
+                        int64_t acc_step) const {
+    alignas(64) S part[kMaxTransposedOc * L];
+    const int interleaved = plan.interleaved_tiles;
+    for (int x = 0; x < p.count; x += L) {
+      const PixelVector pixels{p.n, p.h, p.w + x, smaller(L, p.count - x)};
+      const S* from = from_acc + x * plan.tile_oc;
+      for (int q = 0; q < interleaved; ++q, from += acc_step) {
+        for (int v = 0; v < plan.tile_oc; v += L) {
+          Vec<S> square[L];
+          FS_UNROLL
+          for (int l = 0; l < L; ++l)
+            square[l] = l < pixels.count ? load<S>(from + l * plan.tile_oc + v) : Vec<S>{};
+          transpose<S>(square);
+          FS_UNROLL
+          for (int l = 0; l < L; ++l) store<S>(part + ((v + l) * interleaved + q) * L, square[l]);
+        }
+      }
+      out.store_planar(part, L, first_oc, stored, &pixels, 1);
+    }
   }
 
   // ---- weights -------------------------------------------------------------------------------------------------
@@ -110,5 +136,32 @@ struct ConvWorker {
     check.report(task.nonfinite_weight);
   }
 };
+
+// ---- workers and their queue ----------------------------------------------------------------------------------------
+
+template <class F>
+void for_each_range(WorkQueue& queue, F&& f) {
+  for (WorkQueue::Range r = queue.take(); r.begin < r.end; r = queue.take()) f(r.begin, r.end);
+}
+
+template <class Worker>
+void run_worker(const ConvTask& task, WorkQueue& items) {
+  Worker worker(task);
+  for_each_range(items, [&](int64_t begin, int64_t end) { worker.run(begin, end); });
+}
+
+template <class Worker>
+void pack_all_panels(const ConvTask& task, WorkQueue& queue) {
+  const Worker worker(task);
+  for_each_range(queue, [&](int64_t begin, int64_t end) {
+    auto* to = static_cast<typename Worker::S*>(task.panels);
+    const int64_t panels = task.plan.panels;
+    for (int64_t p = begin, next; p < end; p = next) {
+      const int64_t group = p / panels, first = group * panels;
+      next = smaller(first + panels, end);
+      worker.pack_panels(group, p - first, next - first, to + p * task.plan.panel_elements);
+    }
+  });
+}
 
 }  // namespace fused_subpixel::cpu::FS_ISA

@@ -150,7 +150,7 @@ struct OcWorker : ConvWorker<T> {
       if (task.dest.oc_contiguous)
         out.store_pixels(from, plan.tile_oc, panel.first_oc, panel.stored, p);
       else
-        store_transposed(from, p, panel.first_oc, panel.stored, acc_step);
+        this->store_transposed(from, p, panel.first_oc, panel.stored, acc_step);
       from += p.count * plan.tile_oc;
     }
   }
@@ -161,29 +161,6 @@ struct OcWorker : ConvWorker<T> {
   FS_INLINE void fetch_ahead(const S* pixel, int count, int64_t from, int64_t to) const {
     for (int64_t c = from; c < to; c += kLine)
       for (int x = 0; x < count; ++x) __builtin_prefetch(pixel + c + x * tile.column_step);
-  }
-
-  // Accumulators [tile][pixel][oc] become [oc][tile][pixel], a square of lanes at a time.
-  void store_transposed(const S* from_acc, const PixelVector& p, int64_t first_oc, int64_t stored,
-                        int64_t acc_step) const {
-    alignas(64) S part[kMaxInterleavedVectors * L * L];
-    const int interleaved = plan.interleaved_tiles;
-    for (int x = 0; x < p.count; x += L) {
-      const PixelVector pixels{p.n, p.h, p.w + x, smaller(L, p.count - x)};
-      const S* from = from_acc + x * plan.tile_oc;
-      for (int q = 0; q < interleaved; ++q, from += acc_step) {
-        for (int v = 0; v < plan.tile_oc; v += L) {
-          Vec<S> square[L];
-          FS_UNROLL
-          for (int l = 0; l < L; ++l)
-            square[l] = l < pixels.count ? load<S>(from + l * plan.tile_oc + v) : Vec<S>{};
-          transpose<S>(square);
-          FS_UNROLL
-          for (int l = 0; l < L; ++l) store<S>(part + ((v + l) * interleaved + q) * L, square[l]);
-        }
-      }
-      out.store_planar(part, L, first_oc, stored, &pixels, 1);
-    }
   }
 };
 

@@ -22,16 +22,6 @@ void with_type(DType dtype, F&& f) {
   }
 }
 
-template <class F>
-void for_each_range(WorkQueue& queue, F&& f) {
-  for (WorkQueue::Range r = queue.take(); r.begin < r.end; r = queue.take()) f(r.begin, r.end);
-}
-
-template <class Worker>
-void run_worker(const ConvTask& task, WorkQueue& items) {
-  Worker worker(task);
-  for_each_range(items, [&](int64_t begin, int64_t end) { worker.run(begin, end); });
-}
 void run_conv(const ConvTask& task, WorkQueue& items) {
   with_type(task.dtype, [&](auto t) {
     using T = decltype(t);
@@ -47,6 +37,7 @@ void run_conv(const ConvTask& task, WorkQueue& items) {
       case ConvKernel::kWinogradRow:
         if constexpr (__is_same(Compute<T>, float)) return run_worker<WinogradRowWorker<T>>(task, items);
         break;
+      case ConvKernel::kMatrix: break;  // of another file, matrix.cpp
     }
     __builtin_trap();  // no plan does this
   });
@@ -55,19 +46,6 @@ void run_redo_borders(const ConvTask& task, WorkQueue& items) {
   with_type(task.dtype, [&](auto t) { run_worker<BorderWorker<decltype(t)>>(task, items); });
 }
 
-template <class Worker>
-void pack_all_panels(const ConvTask& task, WorkQueue& queue) {
-  const Worker worker(task);
-  for_each_range(queue, [&](int64_t begin, int64_t end) {
-    auto* to = static_cast<typename Worker::S*>(task.panels);
-    const int64_t panels = task.plan.panels;
-    for (int64_t p = begin, next; p < end; p = next) {
-      const int64_t group = p / panels, first = group * panels;
-      next = smaller(first + panels, end);
-      worker.pack_panels(group, p - first, next - first, to + p * task.plan.panel_elements);
-    }
-  });
-}
 void run_pack_panels(const ConvTask& task, WorkQueue& panels) {
   with_type(task.dtype, [&](auto t) {
     using T = decltype(t);
@@ -111,6 +89,7 @@ const Kernels kernels = {.name = FS_STRING(FS_ISA),
                          .redo_borders = &run_redo_borders,
                          .pack_panels = &run_pack_panels,
                          .weight_grad = &run_weight_grad,
-                         .finish_weight_grad = &run_finish_weight_grad};
+                         .finish_weight_grad = &run_finish_weight_grad,
+                         .matrix = nullptr};
 
 }  // namespace fused_subpixel::cpu::FS_ISA

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Packing input: a zero-padded tile of the source, widened to the arithmetic type and laid out
-// [image][channel][row][stride phase][column], or [image][row][stride phase][column][channel]. The kernels that follow
-// know no other layout: NCHW, channels_last, a shuffled gradient and views of these are read here.
-// Included by kernels.cpp only.
+// Packing input: a zero-padded tile of the source, laid out [image][channel][row][stride phase][column], or
+// [image][row][stride phase][column][channel]. The kernels that follow know no other layout: NCHW, channels_last, a shuffled
+// gradient and views of these are read here. Values are widened to the arithmetic type; of the second layout, they may also
+// be packed as another type P. Included by kernels.cpp and matrix.cpp only.
 #pragma once
 
 #include "cpu/kernels/blocks-inl.h"
@@ -110,12 +110,25 @@ void pack_row(const Source& source, const T* from, const int32_t* channel_col, i
   }
 }
 
+// n values of one pixel, L of them at least.
+template <class T, class P>
+FS_INLINE void copy_channels(const T* from, int64_t n, P* to) {
+  constexpr int L = kLanes<Compute<T>>;
+  if constexpr (__is_same(T, P)) {
+    constexpr int64_t whole = kVectorBytes / static_cast<int64_t>(sizeof(T));
+    if (n >= whole) {
+      for (int64_t q = 0; q < n; q = next_whole<whole>(q, n)) std::memcpy(to + q, from + q, kVectorBytes);
+      return;
+    }
+  }
+  for (int64_t q = 0; q < n; q = next_whole<L>(q, n)) store_narrowed<P>(to + q, load_widened<T>(from + q));
+}
+
 // The same into a tile whose channels are neighbours: to[x * column_step + q].
-template <class T>
+template <class T, class P>
 void copy_row(const Source& source, const T* from, const int32_t* channel_col, int64_t count, int64_t col0,
-              int64_t col_step, int64_t n, Compute<T>* to, int64_t column_step) {
-  using S = Compute<T>;
-  constexpr int L = kLanes<S>;
+              int64_t col_step, int64_t n, P* to, int64_t column_step) {
+  constexpr int L = kLanes<Compute<T>>;
   const auto inside = [&](int64_t col, int64_t q) {
     const int64_t hr_col = col * source.col_scale + channel_col[q];
     return hr_col >= 0 && hr_col < source.hr_w;
@@ -124,69 +137,67 @@ void copy_row(const Source& source, const T* from, const int32_t* channel_col, i
     const int64_t col = col0 + x * col_step;
     const T* pixel = from + col * source.col_stride;
     if (count >= L && inside(col, 0) && inside(col, count - 1)) {  // see pack_row
-      for (int64_t q = 0; q < count; q = next_whole<L>(q, count))
-        store<S>(to + q, load_widened<T>(pixel + q));
+      copy_channels<T>(pixel, count, to);
     } else {
-      for (int64_t q = 0; q < count; ++q) to[q] = inside(col, q) ? S(widen(pixel[q])) : S(0);
+      for (int64_t q = 0; q < count; ++q) to[q] = inside(col, q) ? narrow<P>(widen(pixel[q])) : P{};
     }
   }
 }
 
 // Packs image n, channels first .. first + count - 1, which are neighbours in an interleave group, of source row `row`, for a
 // block whose first output column is w0, into to[q * channel_step + x].
-template <class T>
+template <class T, class P>
 void pack_channels(const Source& source, const ConvShape& conv, const InputTile& tile, int64_t n,
-                   int64_t first, int64_t count, int64_t row, int64_t w0, Compute<T>* to,
-                   int64_t channel_step) {
+                   int64_t first, int64_t count, int64_t row, int64_t w0, P* to, int64_t channel_step) {
   using S = Compute<T>;
   const int64_t hr_row = row * source.row_scale + source.channel_row[first];
   const bool outside = hr_row < 0 || hr_row >= source.hr_h, inner = channel_step == 1;
   if (outside && inner) {
     for (int64_t x = 0; x < tile.stride_phases * tile.phase_columns; ++x)
-      std::memset(to + x * tile.column_step, 0, sizeof(S) * static_cast<size_t>(count));
+      std::memset(to + x * tile.column_step, 0, sizeof(P) * static_cast<size_t>(count));
     return;
   }
   if (outside) {
     for (int64_t q = 0; q < count; ++q)
-      std::memset(to + q * channel_step, 0, sizeof(S) * static_cast<size_t>(tile.row_step));
+      std::memset(to + q * channel_step, 0, sizeof(P) * static_cast<size_t>(tile.row_step));
     return;
   }
   const T* from = static_cast<const T*>(source.data) + n * source.batch_stride +
                   source.channel_offset[first] + row * source.row_stride;
   for (int64_t phase = 0; phase < tile.stride_phases; ++phase) {
     const int64_t col = w0 * conv.stride_w - conv.pad_left + phase;
-    S* first_column = to + phase * tile.phase_columns * tile.column_step;
+    P* first_column = to + phase * tile.phase_columns * tile.column_step;
     if (inner)
       copy_row<T>(source, from, source.channel_col + first, count, col, conv.stride_w, tile.phase_columns,
                   first_column, tile.column_step);
-    else
+    else if constexpr (__is_same(P, S))
       pack_row<T>(source, from, source.channel_col + first, count, col, conv.stride_w, tile.phase_columns,
                   tile.row_step - phase * tile.phase_columns, first_column, channel_step);
   }
 }
 
 // Replaces n gradients by those before the activation: f(gradient, output), of values or of vectors.
-template <class T, bool kRounds, class F>
-FS_INLINE void apply_to_row(Compute<T>* gradient, const Compute<T>* output, int64_t n, F&& f) {
+template <class T, bool kRounds, class P, class F>
+FS_INLINE void apply_to_row(P* gradient, const P* output, int64_t n, F&& f) {
   using S = Compute<T>;
   constexpr int L = kLanes<S>;
   int64_t x = 0;
   for (; x + L <= n; x += L) {
-    Vec<S> v = f(load<S>(gradient + x), load<S>(output + x));
+    Vec<S> v = f(load_widened<P>(gradient + x), load_widened<P>(output + x));
     if constexpr (kRounds && sizeof(T) != sizeof(S)) {
       T rounded[L];
       store_narrowed<T>(rounded, v);
       v = load_widened<T>(rounded);
     }
-    store<S>(gradient + x, v);
+    store_narrowed<P>(gradient + x, v);
   }
-  for (; x < n; ++x) gradient[x] = S(widen(narrow<T>(f(gradient[x], output[x]))));
+  for (; x < n; ++x)
+    gradient[x] = narrow<P>(S(widen(narrow<T>(f(S(widen(gradient[x])), S(widen(output[x])))))));
 }
 
 // As PyTorch computes it, rounded to the element type. What is zero because it does not exist stays zero.
-template <class T>
-void apply_activation(Activation activation, double negative_slope, Compute<T>* gradient,
-                      const Compute<T>* output, int64_t n) {
+template <class T, class P>
+void apply_activation(Activation activation, double negative_slope, P* gradient, const P* output, int64_t n) {
   using S = Compute<T>;
   const S slope = static_cast<S>(negative_slope);
   const auto apply = [&](auto rounds, auto chosen) {
@@ -240,31 +251,37 @@ FS_INLINE void for_each_interleaved(int64_t interleave, int64_t begin, int64_t e
   }
 }
 
-// Channels 0 .. count - 1 of `columns` pixels into to[x * column_step + q], by square transpositions. load_pixels(q, x) returns
-// a vector of pixels of channel q; of the last pixels, those that exist are used. Fewer channels than lanes: what is stored
-// reaches into the next column, which is written later.
-template <class S, class F>
-FS_INLINE void transpose_channels(int64_t count, int64_t columns, S* to, int64_t column_step,
+// Channels 0 .. count - 1 of `columns` pixels into to[x * column_step + q], by square transpositions, for half types of pairs of
+// channels. load_pixels(q, x) returns a vector of pixels of channel q; of the last pixels, those that exist are used. Fewer
+// channels than a vector holds: what is stored reaches into the next column, which is written later.
+template <class S, class P, class F>
+FS_INLINE void transpose_channels(int64_t count, int64_t columns, P* to, int64_t column_step,
                                   F&& load_pixels) {
-  constexpr int L = kLanes<S>;
+  constexpr int L = kLanes<S>, kPacked = sizeof(S) / sizeof(P);
+  const auto pixels = [&](int64_t q, int64_t x) { return q < count ? load_pixels(q, x) : Vec<S>{}; };
   for (int64_t x = 0; x < columns; x += L) {
-    for (int64_t q = 0; q < count; q = next_whole<L>(q, count)) {
+    for (int64_t q = 0; q < count; q = next_whole<kPacked * L>(q, count)) {
       Vec<S> v[L];
       FS_UNROLL
-      for (int l = 0; l < L; ++l) v[l] = q + l < count ? load_pixels(q + l, x) : Vec<S>{};
+      for (int l = 0; l < L; ++l) {
+        if constexpr (kPacked == 2)
+          v[l] = bit_cast<Vec<S>>(narrow_pair(pixels(q + 2 * l, x), pixels(q + 2 * l + 1, x)));
+        else
+          v[l] = pixels(q + l, x);
+      }
       transpose<S>(v);
       FS_UNROLL
       for (int l = 0; l < L; ++l)
-        if (x + l < columns) store<S>(to + (x + l) * column_step + q, v[l]);
+        if (x + l < columns) std::memcpy(to + (x + l) * column_step + q, &v[l], sizeof(v[l]));
     }
   }
 }
 
 // One row of a tile whose channels are neighbours, straight from planes: channels first .. first + count - 1 of a source that
 // is neither shuffled nor strided.
-template <class T>
+template <class T, class P>
 void transpose_row(const Source& source, const ConvShape& conv, const InputTile& tile, int64_t n,
-                   int64_t first, int64_t count, int64_t row, int64_t w0, Compute<T>* to) {
+                   int64_t first, int64_t count, int64_t row, int64_t w0, P* to) {
   using S = Compute<T>;
   constexpr int64_t L = kLanes<S>;
   const int64_t columns = tile.phase_columns, col0 = w0 - conv.pad_left + source.channel_col[first];
@@ -273,14 +290,14 @@ void transpose_row(const Source& source, const ConvShape& conv, const InputTile&
   const bool outside = hr_row < 0 || hr_row >= source.hr_h;
   const auto clear = [&](int64_t begin, int64_t end) {
     for (int64_t x = begin; x < end; ++x)
-      std::memset(to + x * tile.column_step, 0, sizeof(S) * static_cast<size_t>(count));
+      std::memset(to + x * tile.column_step, 0, sizeof(P) * static_cast<size_t>(count));
   };
   if (outside || hi <= lo) return clear(0, columns);
   const T* from = static_cast<const T*>(source.data) + n * source.batch_stride + row * source.row_stride +
                   w0 - conv.pad_left + lo;
   const int64_t* plane = source.channel_offset + first;
   const int64_t pixels = hi - lo, whole = pixels / L * L;
-  S* const first_pixel = to + lo * tile.column_step;
+  P* const first_pixel = to + lo * tile.column_step;
   clear(0, lo);
   const auto pixels_from = [&](int64_t begin) {
     return [=](int64_t q, int64_t x) { return load_widened<T>(from + plane[q] + begin + x); };
@@ -298,12 +315,12 @@ void transpose_row(const Source& source, const ConvShape& conv, const InputTile&
 
 // Packs rows kept .. rows - 1 of channels begin .. end - 1 into a tile whose channels are neighbours, through planes of some
 // channels. scratch: see packing_elements().
-template <class T>
+template <class T, class P>
 void pack_by_planes(const Source& source, const ConvShape& conv, const InputTile& tile, int64_t g,
-                    const Block& b, int64_t begin, int64_t end, int64_t kept, Compute<T>* packed,
+                    const Block& b, int64_t begin, int64_t end, int64_t kept, P* packed,
                     Compute<T>* scratch) {
   using S = Compute<T>;
-  constexpr int L = kLanes<S>;
+  constexpr int L = kVectorBytes / static_cast<int>(sizeof(P));
   const PackedPlanes by = packed_planes(source, tile, L);
   const int64_t most = larger(source.interleave, source.output ? source.output->interleave : int64_t{1});
   const int64_t columns = tile.stride_phases * tile.phase_columns;
@@ -325,7 +342,7 @@ void pack_by_planes(const Source& source, const ConvShape& conv, const InputTile
         const int64_t ahead = g * conv.ic + (same ? k : next), rows = same ? 0 : tile.rows - kept;
         fetch_channels<T>(source, conv, b.n + n, ahead, smaller(ahead + next - k, g * conv.ic + end),
                           row + kRowsAhead - rows, b.w, columns);
-        S* const to_row = packed + n * tile.image_step + y * tile.row_step + k;
+        P* const to_row = packed + n * tile.image_step + y * tile.row_step + k;
         if (plain) {
           transpose_row<T>(source, conv, tile, b.n + n, g * conv.ic + k, next - k, row, b.w, to_row);
           continue;
@@ -353,21 +370,20 @@ void pack_by_planes(const Source& source, const ConvShape& conv, const InputTile
 // Packs the tile of a block: channels begin .. end - 1 of group g; where channels are apart in the tile, in whole groups of
 // source.interleave. `kept` rows that the tile still holds from the block above move up, and only new ones are read.
 // scratch: see packing_elements().
-template <class T>
+template <class T, class P>
 void pack_channels_of(const Source& source, const ConvShape& conv, const InputTile& tile, int64_t g,
-                      const Block& b, int64_t begin, int64_t end, int64_t kept, Compute<T>* packed,
+                      const Block& b, int64_t begin, int64_t end, int64_t kept, P* packed,
                       Compute<T>* scratch) {
-  using S = Compute<T>;
   const bool inner = tile.channel_step == 1;
   if (kept > 0) {
     const int64_t planes = inner ? 1 : end - begin;
     for (int64_t q = 0; q < b.images * planes; ++q) {
-      S* to = packed + q / planes * tile.image_step + (begin + q % planes) * tile.channel_step;
+      P* to = packed + q / planes * tile.image_step + (begin + q % planes) * tile.channel_step;
       std::memmove(to, to + (tile.rows - kept) * tile.row_step,
-                   sizeof(S) * static_cast<size_t>(kept * tile.row_step));
+                   sizeof(P) * static_cast<size_t>(kept * tile.row_step));
     }
   }
-  if (inner && packed_planes(source, tile, kLanes<S>).channels > 0)
+  if (inner && packed_planes(source, tile, kVectorBytes / static_cast<int>(sizeof(P))).channels > 0)
     return pack_by_planes<T>(source, conv, tile, g, b, begin, end, kept, packed, scratch);
   // All rows of the same channels first, because they are neighbours in memory in NCHW.
   const auto rows_of = [&](const Source& from, auto&& pack) {
@@ -378,7 +394,7 @@ void pack_channels_of(const Source& source, const ConvShape& conv, const InputTi
                packed + n * tile.image_step + y * tile.row_step + k * tile.channel_step);
       });
   };
-  rows_of(source, [&](int64_t n, int64_t k, int64_t count, int64_t row, S* to) {
+  rows_of(source, [&](int64_t n, int64_t k, int64_t count, int64_t row, P* to) {
     if (source.col_stride == 1 && k + source.interleave < conv.ic)
       fetch_row(static_cast<const T*>(source.data) + (b.n + n) * source.batch_stride +
                     source.channel_offset[g * conv.ic + k + source.interleave] + row * source.row_stride +
@@ -387,8 +403,9 @@ void pack_channels_of(const Source& source, const ConvShape& conv, const InputTi
     pack_channels<T>(source, conv, tile, b.n + n, g * conv.ic + k, count, row, b.w, to, tile.channel_step);
   });
   if (!source.output) return;
-  rows_of(*source.output, [&](int64_t n, int64_t k, int64_t count, int64_t row, S* to) {
-    pack_channels<T>(*source.output, conv, tile, b.n + n, g * conv.ic + k, count, row, b.w, scratch,
+  rows_of(*source.output, [&](int64_t n, int64_t k, int64_t count, int64_t row, P* to) {
+    P* const output = reinterpret_cast<P*>(scratch);
+    pack_channels<T>(*source.output, conv, tile, b.n + n, g * conv.ic + k, count, row, b.w, output,
                      inner ? 1 : tile.row_step);
     // whole rows where channels have no gap
     const int64_t columns = tile.stride_phases * tile.phase_columns;
@@ -397,16 +414,16 @@ void pack_channels_of(const Source& source, const ConvShape& conv, const InputTi
     const int64_t step = inner ? tile.column_step : tile.channel_step;
     for (int64_t q = 0; q < runs; ++q)
       apply_activation<T>(source.activation, source.negative_slope, to + q * step,
-                          scratch + q * (inner ? tile.column_step : tile.row_step),
+                          output + q * (inner ? tile.column_step : tile.row_step),
                           without_gap ? columns * count
                           : inner     ? count
                                       : tile.row_step);
   });
 }
 // All channels of group g.
-template <class T>
+template <class T, class P>
 void pack_input(const Source& source, const ConvShape& conv, const InputTile& tile, int64_t g, const Block& b,
-                int64_t kept, Compute<T>* packed, Compute<T>* scratch) {
+                int64_t kept, P* packed, Compute<T>* scratch) {
   pack_channels_of<T>(source, conv, tile, g, b, 0, conv.ic, kept, packed, scratch);
 }
 

@@ -175,6 +175,18 @@ FS_INLINE Vec<Compute<T>> load_first(const T* p, int64_t n) {
   return load_widened<T>(first);
 }
 
+typedef uint32_t Bits32 __attribute__((vector_size(kVectorBytes)));
+
+// bfloat16 in the upper half of each lane, as narrow<BFloat16> rounds.
+FS_INLINE Bits32 narrow_upper(Vec<float> v) {
+  const Bits32 u = bit_cast<Bits32>(v), rounded = u + 0x7fffu + (u >> 16 & 1u);
+  return (v == v ? rounded : u | 0x400000u) & 0xffff0000u;
+}
+// Both in one lane, which `low` is the first element of.
+FS_INLINE Bits32 narrow_pair(Vec<float> low, Vec<float> high) {
+  return narrow_upper(low) >> 16 | narrow_upper(high);
+}
+
 template <class T>
 FS_INLINE void store_narrowed(T* p, Vec<Compute<T>> v) {
   using S = Compute<T>;
@@ -184,6 +196,9 @@ FS_INLINE void store_narrowed(T* p, Vec<Compute<T>> v) {
 #if defined(__AVX512F__)
     if constexpr (__is_same(T, Float16))
       return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(__m512(v), 0));
+    if constexpr (__is_same(T, BFloat16))
+      return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                                 _mm512_cvtepi32_epi16(__m512i(narrow_upper(v) >> 16)));
 #elif defined(__AVX2__)
     if constexpr (__is_same(T, Float16))
       return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(__m256(v), 0));

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The kernel of matrix tiles, see matrix_tiles.h. Pixels are packed as bfloat16 with channels as neighbours, so that a tile of
+// them is loaded from wherever its first pixel lies. Weights are packed tile after tile. Sums go through memory to the store,
+// pixel-major. Included by matrix.cpp only.
+#pragma once
+
+#include "cpu/kernels/conv-inl.h"
+#include "cpu/kernels/tile_registers-inl.h"
+
+namespace fused_subpixel::cpu::FS_ISA {
+
+// Where the sums of a register tile's strips come from and go to: sum_step floats from one pixel to the next.
+struct StripSums {
+  float* at[2];
+  int64_t step;
+  bool add;  // to those in memory
+};
+
+// P strips of pixels x Q columns of output channels. Weights lie weight_step tiles apart from one k to the next.
+template <int P, int Q>
+FS_INLINE void multiply_tiles(TileRegisters& tiles, const BFloat16* const* pixels, const float* weight,
+                              const KOffsets& k, const StripSums& sums) {
+  const int64_t pixel_bytes = k.column_step * static_cast<int64_t>(sizeof(BFloat16)),
+                sum_bytes = sums.step * static_cast<int64_t>(sizeof(float));
+  constexpr int A = P * Q, B = A + P;
+  static_assert(B + Q <= kTileRegisters);
+  const auto each_sum = [&](auto&& f) {
+    f(IntConstant<0>{}, 0, 0);
+    if constexpr (Q > 1) f(IntConstant<1>{}, 0, 1);
+    if constexpr (P > 1) f(IntConstant<Q>{}, 1, 0);
+    if constexpr (P > 1 && Q > 1) f(IntConstant<Q + 1>{}, 1, 1);
+  };
+  each_sum([&](auto r, int p, int q) {
+    if (sums.add)
+      tiles.load<decltype(r)::value>(sums.at[p] + q * kColumnOc, sum_bytes);
+    else
+      tiles.zero<decltype(r)::value>();
+  });
+  for (int64_t i = 0; i < k.count; ++i, weight += k.weight_step) {
+    const int64_t at = k.at[i];
+    tiles.load<B>(weight, kTileRowBytes);
+    tiles.load<A>(pixels[0] + at, pixel_bytes);
+    tiles.add_products<0, A, B>();
+    if constexpr (Q > 1) {
+      tiles.load<B + Q - 1>(weight + kTileElements, kTileRowBytes);
+      tiles.add_products<Q - 1, A, B + Q - 1>();
+    }
+    if constexpr (P > 1) {
+      tiles.load<A + P - 1>(pixels[1] + at, pixel_bytes);
+      tiles.add_products<Q, A + P - 1, B>();
+      if constexpr (Q > 1) tiles.add_products<P * Q - 1, A + P - 1, B + Q - 1>();
+    }
+  }
+  each_sum([&](auto r, int p, int q) {
+    tiles.store<decltype(r)::value>(sums.at[p] + q * kColumnOc, sum_bytes);
+  });
+}
+
+template <class T>
+struct MatrixWorker : ConvWorker<T> {
+  using Base = ConvWorker<T>;
+  using Base::acc, Base::conv, Base::group, Base::L, Base::out, Base::plan, Base::task, Base::tile, Base::tiles;
+  using typename Base::S;
+  static_assert(sizeof(S) == 2 * sizeof(BFloat16), "a pair takes the place of a value of the arithmetic type");
+  int64_t columns, tile_elements;  // of a panel's tile
+  BFloat16* packed_input;
+
+  explicit MatrixWorker(const ConvTask& t)
+      : Base(t),
+        columns(plan.tile_oc / kColumnOc),
+        tile_elements(tiles_of_column(conv) * columns * kTileElements),
+        packed_input(reinterpret_cast<BFloat16*>(this->input)) {
+    // nothing else is written to the channels that fill up a tile
+    if (!task.in_place && conv.ic % kTileChannels != 0)
+      std::memset(this->input, 0, sizeof(S) * static_cast<size_t>(task.scratch.input_tile));
+  }
+
+  void run(int64_t begin, int64_t end) {
+    TileRegisters registers;
+    const int64_t blocks = blocks_of_group(plan);
+    for (int64_t item = begin; item < end; ++item) {
+      if (item / blocks != group) enter_group(item / blocks);
+      const Block b = block_of(plan, item % blocks);
+      const BFloat16* pixels = pixels_of(b, item > begin && b.h > 0);
+      const S* packed = this->panels;
+      for (int64_t t = 0; t < tiles; t += plan.panel_tiles, packed += plan.panel_elements)
+        run_panel(registers, b, pixels, packed, t * plan.tile_oc);
+    }
+  }
+
+  const BFloat16* pixels_of(const Block& b, bool follows) const {
+    const Source& s = task.source;
+    if (task.in_place)
+      return static_cast<const BFloat16*>(s.data) + s.channel_offset[group * conv.ic] +
+             b.n * s.batch_stride + b.h * s.row_stride;
+    pack_input<T>(s, conv, tile, group, b, kept_rows(tile, conv, follows ? plan.block_h : 0), packed_input,
+                  this->packing);
+    return packed_input;
+  }
+
+  // The output channels of a panel, for all pixels of a block, some rows at a time.
+  void run_panel(TileRegisters& registers, const Block& b, const BFloat16* input, const S* packed,
+                 int64_t first_oc) const {
+    const int64_t stored = smaller<int64_t>(plan.panel_tiles * plan.tile_oc, conv.oc - first_oc);
+    S* const sums = acc + kStripPixels * plan.tile_oc;
+    for (int64_t n = 0; n < b.images; ++n) {
+      for (int64_t h = 0; h < b.height; h += plan.chunk_rows) {
+        const int64_t rows = smaller(plan.chunk_rows, b.height - h);
+        for (int q = 0; q < plan.interleaved_tiles; ++q) {
+          const KBlocks& k = this->k_blocks_of(group, first_oc + q);
+          const BFloat16* from = input + n * tile.image_step + h * conv.stride_h * tile.row_step +
+                                 this->input_shift(first_oc + q);
+          for (const KBlock* block = k.blocks; block < k.blocks + k.count; ++block)
+            multiply(registers, {rows, b.width, (conv.lr_h - b.h - h) * plan.row_pixels},
+                     from + block->input, block->offsets, packed + q * tile_elements + block->weight,
+                     sums + q * matrix_sums(plan));
+        }
+        for (int64_t row = 0; row < rows; ++row) {
+          const PixelVector p{b.n + n, b.h + h + row, b.w, static_cast<int>(b.width)};
+          const S* from = sums + row * plan.row_pixels * plan.tile_oc;
+          if (task.dest.oc_contiguous)
+            out.store_pixels(from, plan.tile_oc, first_oc, stored, p);
+          else
+            this->store_transposed(from, p, first_oc, stored, matrix_sums(plan));
+        }
+      }
+    }
+  }
+
+  // The pixels of some rows, and how many the image has from the first on.
+  struct Rows {
+    int64_t rows, width, left;
+  };
+  // One K block. Where one row's pixels follow another's, strips go from one to the next, and the pixels between them are
+  // computed for nothing.
+  void multiply(TileRegisters& registers, const Rows& r, const BFloat16* input, const KOffsets& k,
+                const S* weight, S* sums) const {
+    const int64_t row_step = conv.stride_h * tile.row_step, across = ceil_div(r.width, kStripPixels);
+    const int64_t strips =
+        plan.flat ? ceil_div((r.rows - 1) * plan.row_pixels + r.width, kStripPixels) : r.rows * across;
+    const BFloat16* from[2];
+    StripSums to{{}, plan.tile_oc, k.add};
+    const auto locate = [&](int p, int64_t strip, int64_t column) {
+      const int64_t row = plan.flat ? 0 : strip / across;
+      int64_t pixel = (plan.flat ? strip : strip % across) * kStripPixels;
+      if (task.in_place) pixel = smaller(pixel, r.left - kStripPixels);  // nothing is read past the image
+      from[p] = input + row * row_step + pixel * tile.column_step;
+      to.at[p] = sums + (row * plan.row_pixels + pixel) * plan.tile_oc + column * kColumnOc;
+    };
+    for (int64_t c = 0; c < columns; c += 2, weight += 2 * kTileElements) {
+      const bool two = c + 1 < columns;
+      for (int64_t strip = 0; strip < strips; strip += 2) {
+        locate(0, strip, c);
+        if (strip + 1 < strips) {
+          locate(1, strip + 1, c);
+          two ? multiply_tiles<2, 2>(registers, from, weight, k, to)
+              : multiply_tiles<2, 1>(registers, from, weight, k, to);
+        } else {
+          two ? multiply_tiles<1, 2>(registers, from, weight, k, to)
+              : multiply_tiles<1, 1>(registers, from, weight, k, to);
+        }
+      }
+    }
+  }
+
+  // ---- weights -----------------------------------------------------------------------------------------------------
+
+  void enter_group(int64_t g) {
+    group = g;
+    out.enter(task.oc.from(g * conv.oc), conv.oc, this->bias, this->slope);
+    if (plan.weights_resident) pack_panels(g, 0, plan.panels, this->weights);
+    this->panels = plan.weights_resident
+                       ? this->weights
+                       : static_cast<const S*>(task.panels) + g * plan.panels * plan.panel_elements;
+  }
+
+  // Tiles of weights, [panel][interleaved tile][channels][tap][column].
+  void pack_panels(int64_t g, int64_t begin, int64_t end, S* to) const {
+    FiniteCheck<S> check;
+    const int64_t panel_oc = plan.panel_tiles * plan.tile_oc;
+    for (int64_t panel = begin; panel < end; ++panel, to += plan.panel_elements)
+      for (int64_t q = 0; q < plan.interleaved_tiles; ++q)
+        pack_tiles(g, panel * panel_oc + q, to + q * tile_elements, check);
+    check.report(task.nonfinite_weight);
+  }
+
+  // Those of output channels first_oc, first_oc + interleaved_tiles, ...
+  void pack_tiles(int64_t g, int64_t first_oc, S* to, FiniteCheck<S>& check) const {
+    const Weight& w = task.weight;
+    const Taps& taps = this->k_blocks_of(g, first_oc).taps;
+    const bool by_taps = w.missing_taps && !task.k_by_missing_taps;
+    const int64_t step = plan.interleaved_tiles,
+                  exist = smaller<int64_t>(plan.tile_oc, ceil_div(conv.oc - first_oc, step));
+    for (int64_t c = 0; c < conv.ic; c += kTileChannels, to += taps.count * columns * kTileElements) {
+      const int64_t channels = smaller<int64_t>(kTileChannels, conv.ic - c);
+      for (int64_t column = 0; column < columns; ++column) {
+        const int64_t begin = column * kColumnOc, oc = g * conv.oc + first_oc + begin * step;
+        const int64_t count = smaller<int64_t>(kColumnOc, exist - begin);
+        if (count > 0)
+          pack_weight<T>(w, taps, w.ic_offset + g * conv.ic + c, channels,
+                         {w.oc_offset + oc, by_taps ? w.missing_taps + oc : nullptr, step, count}, kColumnOc,
+                         0, this->weight_planes, check);
+        for (int64_t tap = 0; tap < taps.count; ++tap)
+          pair_channels(this->weight_planes + tap * kColumnOc, count > 0 ? channels : 0,
+                        taps.count * kColumnOc, to + (tap * columns + column) * kTileElements);
+      }
+    }
+  }
+
+  // Pairs of channels become neighbours; missing channels are zero.
+  static void pair_channels(const S* planes, int64_t channels, int64_t channel_step, S* to) {
+    const auto of = [&](int64_t channel, int64_t v) {
+      return channel < channels ? load<S>(planes + channel * channel_step + v) : Vec<S>{};
+    };
+    for (int64_t c = 0; c < kTileChannels; c += 2)
+      for (int64_t v = 0; v < kColumnOc; v += L, to += L)
+        store<S>(to, bit_cast<Vec<S>>(narrow_pair(of(c, v), of(c + 1, v))));
+  }
+};
+
+}  // namespace fused_subpixel::cpu::FS_ISA

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The eight tile registers of AMX, each 16 rows of 64 bytes, or a stand-in that computes the same bits. Nothing else in the
+// library knows AMX's instructions. Included by matrix.cpp only.
+#pragma once
+
+#include "cpu/kernels/simd-inl.h"
+#include "cpu/matrix_tiles.h"
+
+namespace fused_subpixel::cpu::FS_ISA {
+
+constexpr int kTileRegisters = 8, kTileRows = 16, kTileRowBytes = 64;
+
+#if FS_TILE_REGISTERS
+
+// The registers belong to the thread that constructed this, until it is destroyed.
+class TileRegisters {
+ public:
+  TileRegisters() {
+    struct {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    for (int r = 0; r < kTileRegisters; ++r) {
+      config.row_bytes[r] = kTileRowBytes;
+      config.rows[r] = kTileRows;
+    }
+    static_assert(sizeof(config) == 64);
+    asm volatile("ldtilecfg %0" : : "m"(config));
+  }
+  TileRegisters(const TileRegisters&) = delete;
+  ~TileRegisters() { asm volatile("tilerelease"); }
+
+  template <int R>
+  FS_INLINE void zero() {
+    asm volatile("tilezero %%tmm%c0" : : "i"(R));
+  }
+  template <int R>
+  FS_INLINE void load(const void* from, int64_t row_step_bytes) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(row_step_bytes), "i"(R) : "memory");
+  }
+  template <int R>
+  FS_INLINE void store(void* to, int64_t row_step_bytes) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(row_step_bytes), "i"(R) : "memory");
+  }
+  // sums[m][n] += a[m][2k] b[k][2n] + a[m][2k + 1] b[k][2n + 1], summed over k
+  template <int Sums, int A, int B>
+  FS_INLINE void add_products() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sums), "i"(A), "i"(B));
+  }
+};
+
+#else
+
+class TileRegisters {
+ public:
+  template <int R>
+  void zero() {
+    std::memset(tile_[R], 0, sizeof(tile_[R]));
+  }
+  template <int R>
+  void load(const void* from, int64_t row_step_bytes) {
+    for (int m = 0; m < kTileRows; ++m)
+      std::memcpy(tile_[R][m], static_cast<const char*>(from) + m * row_step_bytes, kTileRowBytes);
+  }
+  template <int R>
+  void store(void* to, int64_t row_step_bytes) {
+    for (int m = 0; m < kTileRows; ++m)
+      std::memcpy(static_cast<char*>(to) + m * row_step_bytes, tile_[R][m], kTileRowBytes);
+  }
+  // In the processor's order: even and odd products in a chain of additions each. (A product of two bfloat16 has no rounding
+  // error.)
+  template <int Sums, int A, int B>
+  void add_products() {
+    for (int m = 0; m < kTileRows; ++m) {
+      for (int n = 0; n < kColumnOc; ++n) {
+        float even = 0, odd = 0;
+        for (int k = 0; k < kTileRows; ++k) {
+          const uint32_t a = tile_[A][m][k], b = tile_[B][k][n];
+          even = flushed(even + lower(a) * lower(b));
+          odd = flushed(odd + upper(a) * upper(b));
+        }
+        const float sum = flushed(flushed(bit_cast<float>(tile_[Sums][m][n])) + flushed(even + odd));
+        tile_[Sums][m][n] = bit_cast<uint32_t>(sum);
+      }
+    }
+  }
+
+ private:
+  static float flushed(float x) { return x < 0x1p-126f && x > -0x1p-126f ? __builtin_copysignf(0.0f, x) : x; }
+  static float lower(uint32_t pair) { return flushed(bit_cast<float>(pair << 16)); }
+  static float upper(uint32_t pair) { return flushed(bit_cast<float>(pair & 0xffff0000u)); }
+
+  uint32_t tile_[kTileRegisters][kTileRows][kTileRowBytes / 4];
+};
+
+#endif
+
+}  // namespace fused_subpixel::cpu::FS_ISA
