@@ -36,7 +36,7 @@ SCHEMAS = (
     "Tensor options, int wanted) -> (Tensor, Tensor, Tensor)",
     # The CPU library's plan for a problem, and the same in words; see csrc/cpu/plan.h.
     "_cpu_plan(int[] problem) -> (int[], str)",
-    # Current instruction set (0 portable, 1 AVX2, 2 AVX-512), bit mask of the usable ones, bytes of L2 cache.
+    # Current instruction set (enum Isa in csrc/cpu/isa.h), bit mask of the usable ones, bytes of L2 cache.
     "_cpu_capability() -> int[]",
     "_cpu_select_isa(int isa) -> ()",
     # Driver's and library's CUDA version, then, if there is such a GPU, what _cuda_plan must know of it -
