@@ -65,7 +65,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 MATRIX_SOURCE = Path("csrc/cpu/kernels/matrix.cpp")
 MATRIX_FLAGS = {"amx_stand_in": ""}
 if "avx512" in ISA_FLAGS:
-    MATRIX_FLAGS["amx"] = f"{ISA_FLAGS['avx512']} -mamx-tile -mamx-bf16 -DFS_TILE_REGISTERS=1"
+    MATRIX_FLAGS["amx"] = f"{ISA_FLAGS['avx512']} -mavx512bf16 -mamx-tile -mamx-bf16 -DFS_TILE_REGISTERS=1"
 
 RULES = """\
 ninja_required_version = 1.5

@@ -25,7 +25,9 @@ bool ask_for_matrix_tiles() {
   constexpr unsigned kTileBits = 1u << 24 | 1u << 22;  // AMX-TILE, AMX-BF16
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   unsigned a, b, c, d;
+  constexpr unsigned kAvx512Bf16 = 1u << 5;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTileBits) != kTileBits) return false;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kAvx512Bf16)) return false;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;

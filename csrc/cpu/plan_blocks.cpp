@@ -198,7 +198,7 @@ void choose_blocks(const ConvShape& s, const Target& t, int64_t extra_elements_p
 // The same with bfloat16 in the packed input tile, and the rows that are stored together.
 void choose_matrix_blocks(const ConvShape& s, const Target& t, int64_t extra_elements_per_pixel,
                           ConvPlan& plan) {
-  constexpr int64_t kSumsBytes = 64 << 10;  // of a chunk
+  constexpr int64_t kSumsBytes = 32 << 10;  // of a chunk
   Target pairs = t;
   pairs.lanes = kTileChannels;
   pairs.element_bytes = 2;

@@ -102,6 +102,8 @@ struct MatrixWorker : ConvWorker<T> {
   void run_panel(TileRegisters& registers, const Block& b, const BFloat16* input, const S* packed,
                  int64_t first_oc) const {
     const int64_t stored = smaller<int64_t>(plan.panel_tiles * plan.tile_oc, conv.oc - first_oc);
+    const PixelVector whole{b.n, b.h, b.w, static_cast<int>(b.width)};
+    const bool plain = task.dest.oc_contiguous && out.plain(whole, b.height, first_oc, stored);
     S* const sums = acc + kStripPixels * plan.tile_oc;
     for (int64_t n = 0; n < b.images; ++n) {
       for (int64_t h = 0; h < b.height; h += plan.chunk_rows) {
@@ -111,14 +113,17 @@ struct MatrixWorker : ConvWorker<T> {
           const BFloat16* from = input + n * tile.image_step + h * conv.stride_h * tile.row_step +
                                  this->input_shift(first_oc + q);
           for (const KBlock* block = k.blocks; block < k.blocks + k.count; ++block)
-            multiply(registers, {rows, b.width, (conv.lr_h - b.h - h) * plan.row_pixels},
+            multiply(registers, {rows, b.width, (conv.lr_h - b.h - h) * plan.row_pixels, first_oc, stored,
+                                 block + 1 == k.blocks + k.count && q == 0 ? out.at(absolute({n, h, 0, 1}, b)) : nullptr},
                      from + block->input, block->offsets, packed + q * tile_elements + block->weight,
                      sums + q * matrix_sums(plan));
         }
         for (int64_t row = 0; row < rows; ++row) {
           const PixelVector p{b.n + n, b.h + h + row, b.w, static_cast<int>(b.width)};
           const S* from = sums + row * plan.row_pixels * plan.tile_oc;
-          if (task.dest.oc_contiguous)
+          if (plain)
+            out.store_plain(from, plan.tile_oc, first_oc, stored, out.at(p), p.count);
+          else if (task.dest.oc_contiguous)
             out.store_pixels(from, plan.tile_oc, first_oc, stored, p);
           else
             this->store_transposed(from, p, first_oc, stored, matrix_sums(plan));
@@ -127,9 +132,11 @@ struct MatrixWorker : ConvWorker<T> {
     }
   }
 
-  // The pixels of some rows, and how many the image has from the first on.
+  // The pixels of some rows; how many the image has from the first on; and what is going to be stored, of output channels
+  // first_oc .. first_oc + stored - 1 from `dest` on: null if it is not to be fetched yet.
   struct Rows {
-    int64_t rows, width, left;
+    int64_t rows, width, left, first_oc, stored;
+    const T* dest;
   };
   // One K block. Where one row's pixels follow another's, strips go from one to the next, and the pixels between them are
   // computed for nothing.
@@ -147,10 +154,19 @@ struct MatrixWorker : ConvWorker<T> {
       from[p] = input + row * row_step + pixel * tile.column_step;
       to.at[p] = sums + (row * plan.row_pixels + pixel) * plan.tile_oc + column * kColumnOc;
     };
+    // Fetches what is going to be stored, see Store::fetch.
+    const auto fetch = [&](int64_t strip) {
+      const int64_t pixel = plan.flat ? strip * kStripPixels : strip / across * plan.row_pixels + strip % across * kStripPixels;
+      const int64_t row = pixel / plan.row_pixels, column = pixel % plan.row_pixels;
+      const int64_t count = smaller<int64_t>(kMatrixPixels, r.width - column);
+      if (row < r.rows && count > 0)
+        out.fetch(r.first_oc, r.stored, r.dest + out.dest_pixel({0, row, column, 1}), count);
+    };
     for (int64_t c = 0; c < columns; c += 2, weight += 2 * kTileElements) {
       const bool two = c + 1 < columns;
       for (int64_t strip = 0; strip < strips; strip += 2) {
         locate(0, strip, c);
+        if (c == 0 && r.dest) fetch(strip);
         if (strip + 1 < strips) {
           locate(1, strip + 1, c);
           two ? multiply_tiles<2, 2>(registers, from, weight, k, to)

@@ -115,9 +115,11 @@ template <class T, class P>
 FS_INLINE void copy_channels(const T* from, int64_t n, P* to) {
   constexpr int L = kLanes<Compute<T>>;
   if constexpr (__is_same(T, P)) {
-    constexpr int64_t whole = kVectorBytes / static_cast<int64_t>(sizeof(T));
-    if (n >= whole) {
-      for (int64_t q = 0; q < n; q = next_whole<whole>(q, n)) std::memcpy(to + q, from + q, kVectorBytes);
+    constexpr int64_t kWhole = kVectorBytes / static_cast<int64_t>(sizeof(T));
+    if (n >= kWhole) {
+      int64_t q = 0;
+      for (; q + kWhole <= n; q += kWhole) std::memcpy(to + q, from + q, kVectorBytes);
+      if (q < n) std::memcpy(to + n - kWhole, from + n - kWhole, kVectorBytes);
       return;
     }
   }
@@ -129,19 +131,34 @@ template <class T, class P>
 void copy_row(const Source& source, const T* from, const int32_t* channel_col, int64_t count, int64_t col0,
               int64_t col_step, int64_t n, P* to, int64_t column_step) {
   constexpr int L = kLanes<Compute<T>>;
-  const auto inside = [&](int64_t col, int64_t q) {
-    const int64_t hr_col = col * source.col_scale + channel_col[q];
-    return hr_col >= 0 && hr_col < source.hr_w;
-  };
-  for (int64_t x = 0; x < n; ++x, to += column_step) {
-    const int64_t col = col0 + x * col_step;
-    const T* pixel = from + col * source.col_stride;
-    if (count >= L && inside(col, 0) && inside(col, count - 1)) {  // see pack_row
-      copy_channels<T>(pixel, count, to);
-    } else {
-      for (int64_t q = 0; q < count; ++q) to[q] = inside(col, q) ? narrow<P>(widen(pixel[q])) : P{};
-    }
+  // columns lo .. hi - 1, in which all these channels exist, see pack_row
+  int64_t lo = 0, hi = n;
+  for (int64_t q = 0; q < count; q += larger<int64_t>(count - 1, 1)) {
+    lo = larger(lo, -floor_div(floor_div(channel_col[q], source.col_scale) + col0, col_step));
+    hi = smaller(
+        hi, floor_div(floor_div(source.hr_w - 1 - channel_col[q], source.col_scale) - col0, col_step) + 1);
   }
+  lo = smaller(lo, n);
+  hi = larger(hi, lo);
+  const int64_t pixel_step = col_step * source.col_stride;
+  const T* const first = from + col0 * source.col_stride;
+  const auto scalar = [&](int64_t x_begin, int64_t x_end) {
+    for (int64_t x = x_begin; x < x_end; ++x) {
+      for (int64_t q = 0; q < count; ++q) {
+        const int64_t hr_col = (col0 + x * col_step) * source.col_scale + channel_col[q];
+        to[x * column_step + q] =
+            hr_col >= 0 && hr_col < source.hr_w ? narrow<P>(widen(first[x * pixel_step + q])) : P{};
+      }
+    }
+  };
+  scalar(0, lo);
+  scalar(hi, n);
+  if (__is_same(T, P) && pixel_step == count && column_step == count)
+    std::memcpy(to + lo * count, first + lo * count, sizeof(T) * static_cast<size_t>((hi - lo) * count));
+  else if (count < L)
+    scalar(lo, hi);
+  else
+    for (int64_t x = lo; x < hi; ++x) copy_channels<T>(first + x * pixel_step, count, to + x * column_step);
 }
 
 // Packs image n, channels first .. first + count - 1, which are neighbours in an interleave group, of source row `row`, for a

@@ -177,7 +177,8 @@ FS_INLINE Vec<Compute<T>> load_first(const T* p, int64_t n) {
 
 typedef uint32_t Bits32 __attribute__((vector_size(kVectorBytes)));
 
-// bfloat16 in the upper half of each lane, as narrow<BFloat16> rounds.
+// bfloat16 in the upper half of each lane, as narrow<BFloat16> rounds. (AVX512-BF16's own instructions, which the kernels for
+// tile registers use below, take subnormal numbers for zero, as those registers do.)
 FS_INLINE Bits32 narrow_upper(Vec<float> v) {
   const Bits32 u = bit_cast<Bits32>(v), rounded = u + 0x7fffu + (u >> 16 & 1u);
   return (v == v ? rounded : u | 0x400000u) & 0xffff0000u;
@@ -197,14 +198,29 @@ FS_INLINE void store_narrowed(T* p, Vec<Compute<T>> v) {
     if constexpr (__is_same(T, Float16))
       return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(__m512(v), 0));
     if constexpr (__is_same(T, BFloat16))
+#if defined(__AVX512BF16__)
+      return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), __m256i(_mm512_cvtneps_pbh(__m512(v))));
+#else
       return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                                  _mm512_cvtepi32_epi16(__m512i(narrow_upper(v) >> 16)));
+#endif
 #elif defined(__AVX2__)
     if constexpr (__is_same(T, Float16))
       return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(__m256(v), 0));
 #endif
     for (int l = 0; l < kLanes<S>; ++l) p[l] = narrow<T>(v[l]);
   }
+}
+
+// Two vectors, which are neighbours in memory.
+template <class T>
+FS_INLINE void store_narrowed(T* p, Vec<Compute<T>> v, Vec<Compute<T>> next) {
+#if defined(__AVX512BF16__)
+  if constexpr (__is_same(T, BFloat16))
+    return _mm512_storeu_si512(p, __m512i(_mm512_cvtne2ps_pbh(__m512(next), __m512(v))));
+#endif
+  store_narrowed<T>(p, v);
+  store_narrowed<T>(p + kLanes<Compute<T>>, next);
 }
 
 // ---- shuffles --------------------------------------------------------------------------------------------------

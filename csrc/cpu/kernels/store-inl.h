@@ -305,6 +305,17 @@ struct Store {
       const Vec<S> bias_of = load<S>(bias + oc), slope_of = load<S>(slope + oc);
       const S* from = acc;
       T* whole = to + table.dest[oc];
+      // of a half type, two vectors fill a cache line
+      if (bias_only && sizeof(T) < sizeof(S) && oc + 2 * L <= first_oc + count &&
+          table.dest[oc + L] == table.dest[oc] + L) {
+        const Vec<S> next_bias = load<S>(bias + oc + L);
+        for (int x = 0; x < pixels; ++x, whole += dest_step(), from += pixel_step) {
+          store_narrowed<T>(whole, load<S>(from) + bias_of, load<S>(from + L) + next_bias);
+        }
+        oc += L;
+        acc += L;
+        continue;
+      }
       const auto store_all = [&](auto&& finished) {
         for (int x = 0; x < pixels; ++x, whole += dest_step(), from += pixel_step)
           store_narrowed<T>(whole, finished(load<S>(from)));
