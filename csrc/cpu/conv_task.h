@@ -202,12 +202,14 @@ struct WeightGradTask {
   ConvShape gradient_shape;
   // Elements of each array in a worker's scratch, and the bytes of all.
   struct Scratch {
-    int64_t input_tile, gradient_tile, packing, winograd_input, winograd_gradient, pixels, sums;
+    int64_t input_tile, gradient_tile, packing, arranged_input, arranged_gradient, pixels, sums;
     int64_t bytes;
   } scratch;
   // Elements from one transformed tile, and from one position, to the next.
   int64_t winograd_input_step, winograd_gradient_step, winograd_input_position, winograd_gradient_position;
   int64_t segment_step, sums;  // elements of sums, of a segment and of an item
+  // Of matrix tiles: bfloat16 from one plane of the input to the next, and pairs from one pair of the gradient's pixels.
+  int64_t plane_step, pair_step;
   Source input;
   Source gradient;
   // Where things lie: a segment's first pixel in the packed input tile; its first weight, those of a group's input channels
@@ -239,6 +241,8 @@ void* thread_scratch(size_t bytes);
 struct MatrixKernels {
   void (*conv)(const ConvTask&, WorkQueue& items);
   void (*pack_panels)(const ConvTask&, WorkQueue& panels);
+  void (*weight_grad)(const WeightGradTask&, WorkQueue& items);
+  void (*finish_weight_grad)(const WeightGradTask&, WorkQueue& pairs);
 };
 
 struct Kernels {

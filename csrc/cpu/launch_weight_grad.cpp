@@ -36,11 +36,13 @@ void compute(const WeightGradArguments& a, const WeightGradPass& pass, const Ker
   task.grad_bias = a.grad_bias;
   task.nonfinite = nonfinite;
   const WeightGradPlan& plan = task.plan;
+  const auto weight_grad = plan.matrix ? kernels.matrix->weight_grad : kernels.weight_grad;
+  const auto finish = plan.matrix ? kernels.matrix->finish_weight_grad : kernels.finish_weight_grad;
   // A slot has a fixed share, so that sums do not depend on which thread comes first.
-  run_queue(plan.parallel, plan.items, pool, [&](WorkQueue& queue) { kernels.weight_grad(task, queue); });
+  run_queue(plan.parallel, plan.items, pool, [&](WorkQueue& queue) { weight_grad(task, queue); });
   if (plan.slots > 1)
     run_queue(plan.parallel, plan.pairs(), pool,
-              [&](WorkQueue& queue) { kernels.finish_weight_grad(task, queue); });
+              [&](WorkQueue& queue) { finish(task, queue); });
 }
 
 }  // namespace
@@ -54,7 +56,8 @@ void conv_weight_grad(const WeightGradArguments& a, const Allocate& allocate, co
     compute(a, *pass, kernels, pool, sums, &nonfinite);
   };
   run(false);
-  // Winograd's kernel subtracts: what is not finite then reaches weights whose own products are.
+  // Winograd's kernel subtracts, and that of matrix tiles multiplies by zeros between rows: what is not finite then reaches
+  // weights whose own products are.
   if (nonfinite) run(true);
 }
 

@@ -61,7 +61,8 @@ std::string describe(const WeightGradPlan& plan) {
   const std::string of_gradient = " output channels";
   const std::string taps = std::to_string(plan.shape.kernel_h);
   const std::string winograd = "Winograd F(" + taps + "x" + taps + ", 2x2)", direct = "products of channels";
-  std::string text = (plan.winograd ? winograd : direct) + ", tile of up to " +
+  const std::string matrix = "matrix tiles";
+  std::string text = (plan.winograd ? winograd : plan.matrix ? matrix : direct) + ", tile of up to " +
                      std::to_string(plan.tile_vectors) + " vectors of" +
                      (plan.input_in_lanes ? of_input : of_gradient) + " x " +
                      std::to_string(plan.tile_columns) + (plan.input_in_lanes ? of_gradient : of_input) +
@@ -70,10 +71,13 @@ std::string describe(const WeightGradPlan& plan) {
                      " input channels over blocks of " + std::to_string(plan.block_n) + " x " +
                      std::to_string(plan.block_h) + " x " + std::to_string(plan.block_w) + " pixels";
   if (!plan.parallel) text += ", on one thread";
-  text += "; estimated at " + rounded(plan.winograd ? plan.winograd_cycles : plan.direct_cycles) + " cycles";
-  if (plan.winograd_cycles >= 0)
-    text += ", " + (plan.winograd ? direct + " at " + rounded(plan.direct_cycles)
-                                  : winograd + " at " + rounded(plan.winograd_cycles));
+  text += "; estimated at " + rounded(estimate(plan)) + " cycles";
+  const auto other = [&](bool chosen, double cycles, const std::string& name) {
+    if (!chosen && cycles >= 0) text += ", " + name + " at " + rounded(cycles);
+  };
+  other(!plan.winograd && !plan.matrix, plan.direct_cycles, direct);
+  other(plan.winograd, plan.winograd_cycles, winograd);
+  other(plan.matrix, plan.matrix_cycles, matrix);
   return text;
 }
 

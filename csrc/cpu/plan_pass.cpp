@@ -249,6 +249,40 @@ std::unique_ptr<ConvPass> plan_input_grad_pass(const InputGradArguments& a, cons
   return made;
 }
 
+namespace {
+
+// Tiles of sums, and steps that spread over the cache's sets.
+void set_matrix_sums(const InputTile& planes, WeightGradTask& task) {
+  const WeightGradPlan& plan = task.plan;
+  const auto spread = [](int64_t n, int64_t line) {
+    const int64_t lines = ceil_div(n, line);
+    return (lines <= 2 ? lines : lines | 1) * line;
+  };
+  const int64_t columns = ceil_div(plan.block_oc, kColumnOc);
+  task.plane_step = spread(plan.block_n * planes.rows * planes.row_step + 3 * kTileChannels, kTileChannels);
+  task.pair_step = spread(plan.block_oc, kColumnOc);
+  task.sums = ceil_div(plan.block_ic, kStripPixels) * plan.shape.taps() * columns * kTileElements +
+              columns * kColumnOc;
+}
+
+// Pairs of bfloat16 in the place of values.
+void set_matrix_scratch(WeightGradTask& task) {
+  const WeightGradPlan& plan = task.plan;
+  const auto packed = [&](const InputTile& tile) {
+    return ceil_div(plan.block_n * tile.image_step + 2 * kTileChannels * tile.column_step, 2);
+  };
+  WeightGradTask::Scratch& scratch = task.scratch;
+  scratch.pixels = plan.tiles / kTileChannels;
+  scratch.input_tile = packed(plan.input_tile);
+  scratch.gradient_tile = packed(plan.gradient_tile);
+  scratch.packing = std::max(packing_elements(task.input, plan.input_tile, kTileChannels),
+                             packing_elements(task.gradient, plan.gradient_tile, kTileChannels));
+  scratch.arranged_input = ceil_div(round_up(plan.block_ic, kStripPixels) * task.plane_step, 2);
+  scratch.arranged_gradient = plan.tiles / 2 * task.pair_step + kColumnOc;
+}
+
+}  // namespace
+
 std::unique_ptr<WeightGradPass> plan_weight_grad_pass(const WeightGradArguments& a, const Target& t,
                                                       bool no_winograd) {
   const Geometry& g = a.geometry;
@@ -269,10 +303,14 @@ std::unique_ptr<WeightGradPass> plan_weight_grad_pass(const WeightGradArguments&
   const ConvShape& s = plan.shape;
   task.gradient_shape = gradient_shape(s);
 
+  // the planes that matrix tiles read have the rows and columns of the packed tile
+  InputTile planes = plan.input_tile;
+  planes.column_step = 1;
+  planes.row_step = planes.stride_phases * planes.phase_columns;
   const int64_t taps = s.taps(), of_input = plan.of_input(s.ic);
   for (int64_t h = 0; h < s.kernel_h; ++h) {
     for (int64_t w = 0; w < (plan.merged_taps ? 1 : s.kernel_w); ++w) {
-      pass.segment_input.push_back(input_tile_offset(s, plan.input_tile, 0, h, w));
+      pass.segment_input.push_back(input_tile_offset(s, plan.matrix ? planes : plan.input_tile, 0, h, w));
       pass.segment_weight.push_back(h * s.kernel_w + w);
     }
   }
@@ -297,6 +335,7 @@ std::unique_ptr<WeightGradPass> plan_weight_grad_pass(const WeightGradArguments&
   task.winograd_gradient_step = winograd_pixel_step(plan.block_oc, L);
   task.winograd_input_position = odd_vectors(plan.tiles * task.winograd_input_step);
   task.winograd_gradient_position = odd_vectors(plan.tiles * task.winograd_gradient_step);
+  if (plan.matrix) set_matrix_sums(planes, task);
   pass.scratch_bytes = plan.slots > 1 ? plan.items * task.sums * t.element_bytes : 0;
 
   const int64_t positions = plan.winograd ? plan.positions() : 0;
@@ -308,12 +347,13 @@ std::unique_ptr<WeightGradPass> plan_weight_grad_pass(const WeightGradArguments&
   scratch.gradient_tile = plan.block_n * plan.gradient_tile.image_step + slack;
   scratch.packing = std::max(packing_elements(task.input, plan.input_tile, L),
                              packing_elements(task.gradient, plan.gradient_tile, L));
-  scratch.winograd_input = positions * task.winograd_input_position;
-  scratch.winograd_gradient = positions * task.winograd_gradient_position;
+  scratch.arranged_input = positions * task.winograd_input_position;
+  scratch.arranged_gradient = positions * task.winograd_gradient_position;
+  if (plan.matrix) set_matrix_scratch(task);
   scratch.sums = plan.slots > 1 ? 0 : task.sums;
   scratch.bytes = Arena::bytes(scratch.pixels, sizeof(ProductOffset));
-  for (int64_t elements : {scratch.input_tile, scratch.gradient_tile, scratch.packing, scratch.winograd_input,
-                           scratch.winograd_gradient, scratch.sums})
+  for (int64_t elements : {scratch.input_tile, scratch.gradient_tile, scratch.packing, scratch.arranged_input,
+                           scratch.arranged_gradient, scratch.sums})
     scratch.bytes += Arena::bytes(elements, t.element_bytes);
   return made;
 }

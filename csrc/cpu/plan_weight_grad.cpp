@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cpu/matrix_tiles.h"
 #include "cpu/plan_blocks.h"
 
 namespace fused_subpixel::cpu {
@@ -21,6 +22,12 @@ constexpr int64_t kVectorsWithoutGap = 4;
 // if there is one tap or Winograd, and otherwise.
 constexpr double kPack = 5, kPackPlanes = 500, kTransformInput = 5, kTransformGradient = 4, kAddSums = 3.5;
 constexpr double kFinish = 0.7, kFinishApart = 3;
+
+// The same of matrix tiles, measured on a processor with AMX. A product of two tiles; 16 channels of one pixel, rearranged: of the
+// input and of the gradient.
+constexpr double kTileProduct = 20, kArrangeInput = 8, kArrangeGradient = 5;
+// Pixels of a chain, whose pairs stay in the first cache.
+constexpr int64_t kMatrixPixelChain = 16 * kTileChannels;
 
 int64_t vectors_of(int64_t channels, const Target& t) { return ceil_div(channels, t.lanes); }
 
@@ -105,6 +112,12 @@ int64_t choose_slots(int64_t pairs, const Target& t) {
   return best;
 }
 
+// Do tiles of pixels go from one row to the next? See flat_strips in matrix_tiles.h.
+bool flat_pixels(const ConvShape& s, int64_t width) {
+  return s.stride_h == 1 && s.stride_w == 1 &&
+         (s.kernel_w - 1) * s.dilation_w <= round_up(width, kTileChannels) - width;
+}
+
 InputTile tile_without_gap(ConvShape s, int64_t channels, int64_t h, int64_t w, const Target& t) {
   s.ic = channels;
   InputTile tile = input_tile(s, h, w, t.lanes, true);
@@ -119,7 +132,32 @@ struct Blocks {
   int64_t tiles;  // pixels, or Winograd's tiles, of one image
   int64_t elements;
 };
+
+// A packed tile of bfloat16 whose rows have so many pixels.
+InputTile matrix_tile(const ConvShape& s, int64_t channels, int64_t h, int64_t w, int64_t row_pixels) {
+  InputTile tile = input_tile(s, h, w, kTileChannels, true);
+  tile.column_step = std::max<int64_t>(round_up(channels, kTileChannels), kTileChannels);
+  tile.row_step = std::max(tile.stride_phases * tile.phase_columns, row_pixels) * tile.column_step;
+  tile.image_step = tile.rows * tile.row_step;
+  return tile;
+}
+Blocks matrix_blocks(const WeightGradPlan& plan, int64_t h, int64_t w) {
+  const ConvShape& s = plan.shape;
+  const int64_t row = s.stride_w == 1 ? w + (s.kernel_w - 1) * s.dilation_w : 0;
+  const bool flat = flat_pixels(s, w);
+  const int64_t pitch = flat ? row : round_up(w, kTileChannels);
+  Blocks b{};
+  b.tiles = flat ? round_up((h - 1) * pitch + w, kTileChannels) : h * pitch;
+  b.input = matrix_tile(s, plan.block_ic, h, w, 0);
+  b.gradient = matrix_tile(gradient_shape(s), plan.block_oc, h, w, pitch);
+  // zeros as far as tiles of the last row reach
+  b.gradient.image_step = std::max(b.tiles, h * pitch) * b.gradient.column_step;
+  b.elements = b.input.image_step + b.gradient.image_step;  // bfloat16, twice: packed and rearranged
+  return b;
+}
+
 Blocks blocks_of(const WeightGradPlan& plan, int64_t h, int64_t w, const Target& t) {
+  if (plan.matrix) return matrix_blocks(plan, h, w);
   const int64_t side = plan.winograd ? 2 : 1;
   Blocks b{};
   b.input = tile_without_gap(plan.shape, plan.block_ic, round_up(h, side), round_up(w, side), t);
@@ -194,6 +232,7 @@ double choose_pixels(const WeightGradProblem& p, const Products& of_pixel, const
                            static_cast<double>(h) * oc * row(w, p.planar_gradient));
     const double transformed = plan.winograd ? tiles * static_cast<double>(plan.positions()) *
                                                    (ic * kTransformInput + oc * kTransformGradient)
+                               : plan.matrix ? tiles * (ic * kArrangeInput + oc * kArrangeGradient)
                                              : 0;
     const double chains = static_cast<double>(ceil_div(images * b.tiles, plan.chain));
     return packed + transformed +
@@ -229,7 +268,19 @@ double choose_pixels(const WeightGradProblem& p, const Products& of_pixel, const
   plan.blocks_h = ceil_div(s.lr_h, plan.block_h);
   plan.blocks_w = ceil_div(s.lr_w, plan.block_w);
   plan.tiles = plan.block_n * b.tiles;
+  plan.flat = plan.matrix && flat_pixels(s, plan.block_w);
+  if (plan.matrix) plan.row_pixels = b.gradient.row_step / b.gradient.column_step;
   return static_cast<double>(plan.pairs()) * best + finish_cycles(plan);
+}
+
+// Register tiles have one shape, of matrix tiles.
+Products matrix_products(WeightGradPlan& plan) {
+  plan.tile_vectors = 2;
+  plan.tile_columns = 2 * kColumnOc;
+  plan.chain = kMatrixPixelChain;
+  const auto tiles =
+      static_cast<double>(ceil_div(plan.block_ic, kStripPixels) * ceil_div(plan.block_oc, kColumnOc));
+  return {tiles * kTileProduct / kTileChannels, tiles * kStripPixels};
 }
 
 bool fits_winograd(const ConvShape& s, const Target& t) {
@@ -247,30 +298,36 @@ ConvShape gradient_shape(ConvShape s) {
 }
 
 WeightGradPlan plan_weight_grad(const WeightGradProblem& p, const Target& t) {
+  enum Kind { kDirect, kWinograd, kMatrix, kKinds };
   const ConvShape& s = p.shape;
   WeightGradPlan best{};
-  double least = -1, cycles[2] = {-1, -1};
+  double least = -1, cycles[kKinds] = {-1, -1, -1};
   const bool parallel = t.threads > 1 && multiply_adds(s) >= kParallelMinimum;
   Target target = t;
   if (!parallel) target.threads = 1;
-  for (bool winograd : {false, true}) {
-    if (winograd && (p.no_winograd || !fits_winograd(s, t))) continue;
+  for (Kind kind : {kDirect, kWinograd, kMatrix}) {
+    if (kind == kWinograd && (p.no_winograd || !fits_winograd(s, t))) continue;
+    if (kind == kMatrix && (p.no_winograd || !t.matrix_tiles || s.ic == 0)) continue;
     WeightGradPlan plan{};
     plan.shape = s;
     plan.parallel = parallel;
-    plan.winograd = winograd;
-    plan.merged_taps = !winograd && s.stride_w == 1 && s.dilation_w == 1 && s.kernel_w > 1 &&
+    plan.winograd = kind == kWinograd;
+    plan.matrix = kind == kMatrix;
+    plan.merged_taps = kind == kDirect && s.stride_w == 1 && s.dilation_w == 1 && s.kernel_w > 1 &&
                        vectors_of(s.ic, t) <= kVectorsWithoutGap;
-    choose_channels(target, plan);
-    plan.slots = choose_slots(plan.pairs(), target);
-    const Products of_pixel = choose_tile(target, plan);
-    cycles[winograd] = choose_pixels(p, of_pixel, target, plan);
-    if (least >= 0 && cycles[winograd] >= least) continue;
-    least = cycles[winograd];
+    Target of_kind = target;
+    if (plan.matrix) of_kind.lanes = kColumnOc;
+    choose_channels(of_kind, plan);
+    plan.slots = choose_slots(plan.pairs(), of_kind);
+    const Products of_pixel = plan.matrix ? matrix_products(plan) : choose_tile(of_kind, plan);
+    cycles[kind] = choose_pixels(p, of_pixel, of_kind, plan);
+    if (least >= 0 && cycles[kind] >= least) continue;
+    least = cycles[kind];
     best = plan;
   }
-  best.direct_cycles = cycles[0];
-  best.winograd_cycles = cycles[1];
+  best.direct_cycles = cycles[kDirect];
+  best.winograd_cycles = cycles[kWinograd];
+  best.matrix_cycles = cycles[kMatrix];
   best.slots = std::clamp<int64_t>(best.blocks(), 1, best.slots);
   best.items = best.pairs() * best.slots;
   return best;

@@ -14,6 +14,7 @@ struct WeightGradPlan {
   // 3x3 in float arithmetic by Winograd's F(3x3, 2x2): 16 products for 2x2 pixels of the gradient instead of 36. 2x2 by
   // F(2x2, 2x2): 9 instead of 16
   bool winograd;
+  bool matrix;  // in tile registers, see kernels/weight_grad_matrix-inl.h
   bool input_in_lanes;
   bool merged_taps;
   int tile_vectors;  // of lanes of a register tile, at most
@@ -28,8 +29,10 @@ struct WeightGradPlan {
   int64_t items;
   bool parallel;                        // false: so small that waking threads costs more than it saves
   InputTile input_tile, gradient_tile;  // of block_ic and block_oc channels, which are neighbours
-  // Estimates for all threads together, in the best way with and without Winograd; negative if it cannot be used.
-  double winograd_cycles, direct_cycles;
+  int64_t row_pixels;  // matrix: from one row to the next; flat: tiles go from one to the next
+  bool flat;
+  // Estimates for all threads together, of the best way of each kind; negative if it cannot be used.
+  double winograd_cycles, direct_cycles, matrix_cycles;
 
   FS_HOST_DEVICE int64_t pairs() const { return shape.groups * blocks_oc * blocks_ic; }
   FS_HOST_DEVICE int64_t blocks() const { return blocks_n * blocks_h * blocks_w; }
@@ -50,9 +53,13 @@ ConvShape gradient_shape(ConvShape shape);
 struct WeightGradProblem {
   ConvShape shape;
   bool planar_input, planar_gradient;  // channels are not neighbours in memory
-  bool no_winograd;  // something is not finite, and nothing may be added before it is multiplied
+  bool no_winograd;  // something is not finite: nothing may be added before it is multiplied, nor multiplied by zeros
 };
 WeightGradPlan plan_weight_grad(const WeightGradProblem& problem, const Target& target);
+
+inline double estimate(const WeightGradPlan& plan) {
+  return plan.winograd ? plan.winograd_cycles : plan.matrix ? plan.matrix_cycles : plan.direct_cycles;
+}
 
 // Elements from one transformed tile to the next: whole vectors, an odd number if they are many, so that neighbours fall into
 // different cache sets.

@@ -100,7 +100,7 @@ std::tuple<std::vector<int64_t>, std::string> cpu_plan(std::vector<int64_t> prob
     const WeightGradPlan p = plan_weight_grad_pass(g, dtype, problem[2] != 0, threads);
     return {{p.winograd, p.input_in_lanes, p.tile_vectors, p.tile_columns, p.block_oc, p.block_ic, p.block_n,
              p.block_h, p.block_w, p.blocks_oc, p.blocks_ic, p.blocks(), p.slots, p.items, p.parallel,
-             of_all_threads(p.winograd ? p.winograd_cycles : p.direct_cycles, p.parallel, threads)},
+             of_all_threads(estimate(p), p.parallel, threads)},
             describe(p)};
   }
   const ConvPlan p = plan_pass(static_cast<Pass>(problem[0]), g, dtype, problem[2] != 0, threads);

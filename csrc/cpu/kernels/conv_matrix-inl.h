@@ -23,14 +23,7 @@ FS_INLINE void multiply_tiles(TileRegisters& tiles, const BFloat16* const* pixel
   const int64_t pixel_bytes = k.column_step * static_cast<int64_t>(sizeof(BFloat16)),
                 sum_bytes = sums.step * static_cast<int64_t>(sizeof(float));
   constexpr int A = P * Q, B = A + P;
-  static_assert(B + Q <= kTileRegisters);
-  const auto each_sum = [&](auto&& f) {
-    f(IntConstant<0>{}, 0, 0);
-    if constexpr (Q > 1) f(IntConstant<1>{}, 0, 1);
-    if constexpr (P > 1) f(IntConstant<Q>{}, 1, 0);
-    if constexpr (P > 1 && Q > 1) f(IntConstant<Q + 1>{}, 1, 1);
-  };
-  each_sum([&](auto r, int p, int q) {
+  for_each_sum<P, Q>([&](auto r, int p, int q) {
     if (sums.add)
       tiles.load<decltype(r)::value>(sums.at[p] + q * kColumnOc, sum_bytes);
     else
@@ -51,7 +44,7 @@ FS_INLINE void multiply_tiles(TileRegisters& tiles, const BFloat16* const* pixel
       if constexpr (Q > 1) tiles.add_products<P * Q - 1, A + P - 1, B + Q - 1>();
     }
   }
-  each_sum([&](auto r, int p, int q) {
+  for_each_sum<P, Q>([&](auto r, int p, int q) {
     tiles.store<decltype(r)::value>(sums.at[p] + q * kColumnOc, sum_bytes);
   });
 }
@@ -230,7 +223,7 @@ struct MatrixWorker : ConvWorker<T> {
     };
     for (int64_t c = 0; c < kTileChannels; c += 2)
       for (int64_t v = 0; v < kColumnOc; v += L, to += L)
-        store<S>(to, bit_cast<Vec<S>>(narrow_pair(of(c, v), of(c + 1, v))));
+        store<S>(to, bit_cast<Vec<S>>(join_pair(of(c, v), of(c + 1, v))));
   }
 };
 

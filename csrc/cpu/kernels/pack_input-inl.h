@@ -268,8 +268,8 @@ FS_INLINE void for_each_interleaved(int64_t interleave, int64_t begin, int64_t e
   }
 }
 
-// Channels 0 .. count - 1 of `columns` pixels into to[x * column_step + q], by square transpositions, for half types of pairs of
-// channels. load_pixels(q, x) returns a vector of pixels of channel q; of the last pixels, those that exist are used. Fewer
+// Channels 0 .. count - 1 of `columns` pixels into to[x * column_step + q], by square transpositions, of pairs of channels if
+// they are packed as bfloat16, which then is what they are in the source. load_pixels(q, x) returns a vector of pixels of channel q; of the last pixels, those that exist are used. Fewer
 // channels than a vector holds: what is stored reaches into the next column, which is written later.
 template <class S, class P, class F>
 FS_INLINE void transpose_channels(int64_t count, int64_t columns, P* to, int64_t column_step,
@@ -282,7 +282,7 @@ FS_INLINE void transpose_channels(int64_t count, int64_t columns, P* to, int64_t
       FS_UNROLL
       for (int l = 0; l < L; ++l) {
         if constexpr (kPacked == 2)
-          v[l] = bit_cast<Vec<S>>(narrow_pair(pixels(q + 2 * l, x), pixels(q + 2 * l + 1, x)));
+          v[l] = bit_cast<Vec<S>>(join_pair(pixels(q + 2 * l, x), pixels(q + 2 * l + 1, x)));
         else
           v[l] = pixels(q + l, x);
       }

@@ -183,9 +183,9 @@ FS_INLINE Bits32 narrow_upper(Vec<float> v) {
   const Bits32 u = bit_cast<Bits32>(v), rounded = u + 0x7fffu + (u >> 16 & 1u);
   return (v == v ? rounded : u | 0x400000u) & 0xffff0000u;
 }
-// Both in one lane, which `low` is the first element of.
-FS_INLINE Bits32 narrow_pair(Vec<float> low, Vec<float> high) {
-  return narrow_upper(low) >> 16 | narrow_upper(high);
+// Two values that bfloat16 can hold, in one lane, `low` first.
+FS_INLINE Bits32 join_pair(Vec<float> low, Vec<float> high) {
+  return bit_cast<Bits32>(low) >> 16 | bit_cast<Bits32>(high);
 }
 
 template <class T>

@@ -96,4 +96,14 @@ class TileRegisters {
 
 #endif
 
+// Registers of P x Q sums come first: f(register, p, q). P of one factor and Q of the other follow.
+template <int P, int Q, class F>
+FS_INLINE void for_each_sum(F&& f) {
+  static_assert(P <= 2 && Q <= 2 && P * Q + P + Q <= kTileRegisters);
+  f(IntConstant<0>{}, 0, 0);
+  if constexpr (Q > 1) f(IntConstant<1>{}, 0, 1);
+  if constexpr (P > 1) f(IntConstant<Q>{}, 1, 0);
+  if constexpr (P > 1 && Q > 1) f(IntConstant<Q + 1>{}, 1, 1);
+}
+
 }  // namespace fused_subpixel::cpu::FS_ISA

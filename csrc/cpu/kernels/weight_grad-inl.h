@@ -101,7 +101,7 @@ struct WeightGradWorker {
   const WeightGradPlan& plan;
   const ConvShape& conv;
   const InputTile &in, &out;  // packed tiles of the input and of the gradient
-  S *input, *gradient, *packing, *winograd_input, *winograd_gradient, *own_sums;
+  S *input, *gradient, *packing, *arranged_input, *arranged_gradient, *own_sums;
   ProductOffset* pixels;
   int64_t count = 0;  // pixels of the block, or tiles
 
@@ -114,8 +114,8 @@ struct WeightGradWorker {
     input = arena.take<S>(s.input_tile);
     gradient = arena.take<S>(s.gradient_tile);
     packing = arena.take<S>(s.packing);
-    winograd_input = arena.take<S>(s.winograd_input);
-    winograd_gradient = arena.take<S>(s.winograd_gradient);
+    arranged_input = arena.take<S>(s.arranged_input);
+    arranged_gradient = arena.take<S>(s.arranged_gradient);
     own_sums = arena.take<S>(s.sums);
     if (!packs) return;
     // whole vectors are read, gaps between pixels included
@@ -227,10 +227,10 @@ struct WeightGradWorker {
   template <int K>
   void transform(const Block& b, const ItemChannels& c) {
     for_each_winograd_tile(b, [&](const S* of_input, const S* of_gradient) {
-      S* to = winograd_input + count * task.winograd_input_step;
+      S* to = arranged_input + count * task.winograd_input_step;
       for (int64_t ic = 0; ic < c.input_channels; ic += L)
         transform_input(of_input + ic, to + ic, std::make_index_sequence<K + 1>{});
-      to = winograd_gradient + count * task.winograd_gradient_step;
+      to = arranged_gradient + count * task.winograd_gradient_step;
       for (int64_t oc = 0; oc < c.output_channels; oc += L) transform_gradient<K>(of_gradient + oc, to + oc);
       locate(count * task.winograd_input_step, count * task.winograd_gradient_step);
     });
@@ -292,10 +292,10 @@ struct WeightGradWorker {
       const ProductOffset* at = pixels + even_part(count, chains, chain);
       const int64_t length = even_part(count, chains, chain + 1) - even_part(count, chains, chain);
       for (int64_t segment = 0; segment < segments; ++segment) {
-        const S* of_input = plan.winograd ? winograd_input + segment * task.winograd_input_position
+        const S* of_input = plan.winograd ? arranged_input + segment * task.winograd_input_position
                                           : input + task.segment_input[segment];
         const S* of_gradient =
-            plan.winograd ? winograd_gradient + segment * task.winograd_gradient_position : gradient;
+            plan.winograd ? arranged_gradient + segment * task.winograd_gradient_position : gradient;
         const S* in_lanes = plan.input_in_lanes ? of_input : of_gradient;
         const S* in_columns = plan.input_in_lanes ? of_gradient : of_input;
         S* to = sums + segment * task.segment_step;
