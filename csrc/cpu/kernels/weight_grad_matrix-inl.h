@@ -200,24 +200,9 @@ struct MatrixWeightGradWorker : WeightGradWorker<T> {
   // Writes the weights of a pair of channel blocks from the sums of its slots.
   void finish(int64_t pair, const S* sums) const {
     const ItemChannels c = this->channels_of(pair);
-    const int64_t taps = conv.taps();
     FiniteCheck<S> check;
-    for (int64_t ic = 0; ic < c.input_channels; ic += kStripPixels) {
-      const int64_t channels = smaller<int64_t>(kStripPixels, c.input_channels - ic);
-      for (int64_t oc = 0; oc < c.output_channels; oc += L) {
-        const int64_t exist = smaller<int64_t>(L, c.output_channels - oc);
-        for (int64_t i = 0; i < channels; ++i) {
-          for (int64_t tap = 0; tap < taps; ++tap) {
-            const int64_t tile = (ic / kStripPixels * taps + tap) * columns_of_item() + oc / kColumnOc;
-            S total[L];
-            store<S>(total, check(this->sum_slots(sums + tile * kTileElements + i * kColumnOc + oc % kColumnOc)));
-            T* to = static_cast<T*>(task.grad_weight) + (c.ic + ic + i) * taps + tap;
-            const int64_t* of_gradient = task.gradient_weight + c.group * conv.oc + c.oc + oc;
-            for (int64_t l = 0; l < exist; ++l) to[of_gradient[l]] = narrow<T>(total[l]);
-          }
-        }
-      }
-    }
+    for (int64_t oc = 0; oc < c.output_channels; oc += L)
+      for (int64_t ic = 0; ic < c.input_channels; ic += L) finish_square(sums, c, oc, ic, check);
     check.report(task.nonfinite);
     if (c.ic > 0) return;
     for (int64_t oc = 0; oc < c.output_channels; oc += L) {
@@ -226,6 +211,45 @@ struct MatrixWeightGradWorker : WeightGradWorker<T> {
       for (int64_t l = 0; l < smaller<int64_t>(L, c.output_channels - oc); ++l)
         static_cast<T*>(task.grad_bias)[task.lr_channel[c.group * conv.oc + c.oc + oc + l]] =
             narrow<T>(total[l]);
+    }
+  }
+
+  // The weights of L x L channels. Those of an output channel are neighbours.
+  void finish_square(const S* sums, const ItemChannels& c, int64_t oc, int64_t ic, FiniteCheck<S>& check) const {
+    constexpr int64_t kTapsAtOnce = 16;
+    const int64_t taps = conv.taps(), columns = columns_of_item();
+    const int64_t outputs = smaller<int64_t>(L, c.output_channels - oc),
+                  inputs = smaller<int64_t>(L, c.input_channels - ic);
+    const int64_t* of_gradient = task.gradient_weight + c.group * conv.oc + c.oc + oc;
+    T* const weight = static_cast<T*>(task.grad_weight) + (c.ic + ic) * taps;
+    S square[kTapsAtOnce][L * L];  // [tap][output channel][input channel]
+    for (int64_t first = 0; first < taps; first += kTapsAtOnce) {
+      const int64_t count = smaller(kTapsAtOnce, taps - first);
+      for (int64_t tap = 0; tap < count; ++tap) {
+        const int64_t tile = (ic / kStripPixels * taps + first + tap) * columns + oc / kColumnOc;
+        const S* from = sums + tile * kTileElements + ic % kStripPixels * kColumnOc + oc % kColumnOc;
+        Vec<S> v[L];
+        FS_UNROLL
+        for (int l = 0; l < L; ++l) v[l] = l < inputs ? this->sum_slots(from + l * kColumnOc) : Vec<S>{};
+        transpose<S>(v);
+        for (int l = 0; l < L; ++l) store<S>(square[tap] + l * L, l < outputs ? check(v[l]) : v[l]);
+      }
+      const auto whole = [&](auto interleaved) {
+        constexpr int kTaps = decltype(interleaved)::value;
+        for (int64_t o = 0; o < outputs; ++o) {
+          Vec<S> v[kTaps];
+          FS_UNROLL
+          for (int tap = 0; tap < kTaps; ++tap) v[tap] = load<S>(square[tap] + o * L);
+          interleave<S, kTaps>(v);
+          FS_UNROLL
+          for (int tap = 0; tap < kTaps; ++tap) store_narrowed<T>(weight + of_gradient[o] + tap * L, v[tap]);
+        }
+      };
+      if (count == taps && inputs == L && try_dispatch(RegisterInterleave{}, taps, whole)) return;
+      for (int64_t o = 0; o < outputs; ++o)
+        for (int64_t i = 0; i < inputs; ++i)
+          for (int64_t tap = 0; tap < count; ++tap)
+            weight[of_gradient[o] + i * taps + first + tap] = narrow<T>(square[tap][o * L + i]);
     }
   }
 };
