@@ -27,6 +27,15 @@ bool contiguous_oc(const WeightOc& oc) {
   return true;
 }
 
+// Are taps that follow one another neighbours in memory, forwards or backwards?
+inline bool neighbouring_taps(const Taps& taps) {
+  if (taps.count < 2) return false;
+  const int64_t step = taps.offset[1] - taps.offset[0];
+  bool all = step == 1 || step == -1;
+  for (int64_t t = 2; t < taps.count; ++t) all = all && taps.offset[t] - taps.offset[t - 1] == step;
+  return all;
+}
+
 // Finds out whether all values that pass through it are finite. Zero times any other value is NaN, not a signed zero.
 template <class S>
 struct FiniteCheck {
@@ -111,6 +120,29 @@ void pack_weight(const Weight& weight, const Taps& taps, const int64_t* channel,
             for (int l = 0; l < L; ++l)
               std::memcpy(to + (k + l) * step + t, part + l * L, sizeof(S) * static_cast<size_t>(width));
           }
+        }
+      }
+    }
+    return;
+  }
+  // Of neighbouring taps, in either order: those of some output channels are transposed.
+  if (!oc.missing_taps && tile_oc % L == 0 && neighbouring_taps(taps)) {
+    const int64_t n = taps.count, lowest = smaller(taps.offset[0], taps.offset[n - 1]);
+    const bool rotated = n > 1 && taps.offset[1] < taps.offset[0];
+    for (int64_t c = 0; c < channels; ++c, packed += n * tile_oc) {
+      const T* from = data + channel[c] + lowest;
+      for (int64_t t = 0; t < tile_oc; t += L) {
+        for (int64_t first = 0; first < n; first += L) {
+          const int64_t some = smaller<int64_t>(L, n - first);
+          Vec<S> v[L];
+          FS_UNROLL
+          for (int l = 0; l < L; ++l)
+            v[l] = t + l < oc.count ? check(load_first<T>(from + oc[t + l] + first, some)) : Vec<S>{};
+          transpose<S>(v);
+          S* to = packed + (rotated ? n - 1 - first : first) * tile_oc + t;
+          FS_UNROLL
+          for (int l = 0; l < L; ++l)
+            if (l < some) store<S>(to + (rotated ? -l : l) * tile_oc, v[l]);
         }
       }
     }

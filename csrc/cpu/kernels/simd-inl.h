@@ -164,6 +164,11 @@ FS_INLINE Vec<Compute<T>> load_first(const T* p, int64_t n) {
 #if defined(__AVX512F__)
   if constexpr (__is_same(T, float)) return Vec<S>(_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p));
   if constexpr (__is_same(T, double)) return Vec<S>(_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p));
+  if constexpr (sizeof(T) == 2) {
+    const __m256i h = _mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p);
+    if constexpr (__is_same(T, Float16)) return Vec<S>(_mm512_cvtph_ps(h));
+    return bit_cast<Vec<S>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+  }
 #elif defined(__AVX2__)
   if constexpr (__is_same(T, float)) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
