@@ -271,10 +271,10 @@ void offer_winograd_row(const ConvProblem& p, const Target& t, Offers& offers) {
 
 // ---- matrix tiles --------------------------------------------------------------------------------------------------
 
-// Measured on a processor with AMX, in cycles: a product of two tiles; 32 channels of a pixel, packed from neighbours, from
-// planes and in any other way; 16 sums of a pixel, finished and stored as neighbours, and transposed; a weight, packed.
-constexpr double kTileProduct = 17, kPackNeighbours = 6, kPackTransposed = 14, kPackOther = 60;
-constexpr double kStoreColumn = 6, kStoreColumnTransposed = 18, kPackWeight = 0.6;
+// Measured on a processor with AMX, in cycles: a product of two tiles; of a pixel, 32 channels packed from neighbours, from planes,
+// and one interleave group; 16 sums of a pixel, finished and stored as neighbours, and transposed; a weight, packed.
+constexpr double kTileProduct = 20, kPackNeighbours = 6, kPackTransposed = 16, kPackGroup = 2.5;
+constexpr double kStoreColumn = 6, kStoreColumnTransposed = 18, kPackWeight = 0.8;
 // Output channels of a panel, unless they interleave in larger groups.
 constexpr int64_t kMaxPanelOc = 64;
 
@@ -301,9 +301,10 @@ void offer_matrix(const ConvProblem& p, const Target& t, Offers& offers) {
   const ConvShape& s = p.shape;
   if (!t.matrix_tiles || p.no_winograd || s.ic == 0) return;
   const auto chunks = static_cast<double>(ceil_div(s.ic, kTileChannels));
-  const double packed = chunks * (p.ic_contiguous  ? kPackNeighbours
-                                  : p.planar_input ? kPackTransposed
-                                                   : kPackOther);
+  const double group_count = static_cast<double>(ceil_div(s.ic, p.ic_interleave));
+  const double packed =
+      chunks * (p.ic_interleave == 1 ? kPackTransposed : kPackNeighbours) +
+      (p.ic_interleave == 1 || p.ic_interleave >= kTileChannels ? 0 : kPackGroup * group_count);
   const double weights = static_cast<double>(s.ic * s.oc * s.taps()) * kPackWeight;
   for (bool single : {false, true}) {
     const int oc = single ? matrix_phase_oc(p) : matrix_panel_oc(p);

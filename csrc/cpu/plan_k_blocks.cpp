@@ -125,7 +125,7 @@ void set_matrix(ConvPass& pass) {
   scratch.input_tile =
       task.in_place ? 0
                     : ceil_div(plan.block_n * tile.image_step + 2 * kStripPixels * tile.column_step, 2);
-  scratch.packing = packing_elements(task.source, tile, kTileChannels);
+  scratch.packing = std::max(packing_elements(task.source, tile, kTileChannels), ceil_div(tile.row_step, 2));
   scratch.weights = plan.weights_resident ? plan.panels * plan.panel_elements : 0;
   scratch.weight_planes = kTileChannels * s.taps() * kColumnOc;
   scratch.acc = plan.interleaved_tiles * matrix_sums(plan);

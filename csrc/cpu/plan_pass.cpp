@@ -57,6 +57,7 @@ ConvProblem conv_problem(const ConvShape& shape, const Strides& dest, int64_t in
           .mean_taps = static_cast<double>(shape.taps()),
           .phase_oc = 0,
           .phase_interleave = 1,
+          .ic_interleave = 1,
           .ic_contiguous = false,
           .planar_input = false,
           .no_winograd = false,
@@ -66,6 +67,7 @@ ConvProblem conv_problem(const ConvShape& shape, const Strides& dest, int64_t in
 ConvProblem forward_problem(const Geometry& g, const Source& source, const Strides& dest,
                             const ShuffledOc& oc, ResidualKind residual, const Target& t) {
   ConvProblem p = conv_problem(forward_shape(g), dest, oc.interleave, t);
+  p.ic_interleave = source.interleave;
   p.ic_contiguous = source.interleave >= t.lanes;
   p.planar_input = source.interleave == 1;
   // Low-resolution residuals are read at the pixel that is computed, and phases of channel order dcr cross groups.
@@ -85,7 +87,8 @@ ConvProblem input_grad_problem(const Geometry& g, const Source& source, const St
                                const Target& t) {
   const ConvShape shape = input_grad_shape(g);
   ConvProblem p = conv_problem(shape, dest, plain_interleave(dest, shape.oc), t);
-  p.ic_contiguous = source.interleave >= t.lanes && (!source.output || source.output->interleave >= t.lanes);
+  p.ic_interleave = std::min(source.interleave, source.output ? source.output->interleave : source.interleave);
+  p.ic_contiguous = p.ic_interleave >= t.lanes;
   return p;
 }
 
@@ -275,8 +278,9 @@ void set_matrix_scratch(WeightGradTask& task) {
   scratch.pixels = plan.tiles / kTileChannels;
   scratch.input_tile = packed(plan.input_tile);
   scratch.gradient_tile = packed(plan.gradient_tile);
-  scratch.packing = std::max(packing_elements(task.input, plan.input_tile, kTileChannels),
-                             packing_elements(task.gradient, plan.gradient_tile, kTileChannels));
+  scratch.packing = std::max({packing_elements(task.input, plan.input_tile, kTileChannels),
+                              packing_elements(task.gradient, plan.gradient_tile, kTileChannels),
+                              ceil_div(plan.gradient_tile.row_step, 2)});
   scratch.arranged_input = ceil_div(round_up(plan.block_ic, kStripPixels) * task.plane_step, 2);
   scratch.arranged_gradient = plan.tiles / 2 * task.pair_step + kColumnOc;
 }

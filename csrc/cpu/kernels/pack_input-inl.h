@@ -155,9 +155,14 @@ void copy_row(const Source& source, const T* from, const int32_t* channel_col, i
   scalar(hi, n);
   if (__is_same(T, P) && pixel_step == count && column_step == count)
     std::memcpy(to + lo * count, first + lo * count, sizeof(T) * static_cast<size_t>((hi - lo) * count));
-  else if (count < L)
-    scalar(lo, hi);
-  else
+  else if (count < L) {
+    const auto group = [&](auto interleave) {
+      constexpr size_t kBytes = sizeof(T) * decltype(interleave)::value;
+      for (int64_t x = lo; x < hi; ++x)
+        __builtin_memcpy(to + x * column_step, first + x * pixel_step, kBytes);
+    };
+    if (!(__is_same(T, P) && try_dispatch(RegisterInterleave{}, count, group))) scalar(lo, hi);
+  } else
     for (int64_t x = lo; x < hi; ++x) copy_channels<T>(first + x * pixel_step, count, to + x * column_step);
 }
 
@@ -384,6 +389,37 @@ void pack_by_planes(const Source& source, const ConvShape& conv, const InputTile
   }
 }
 
+// Are the channels of interleave groups, as they lie together, copied into a tile whose channels are neighbours? Where there are
+// many small groups, each is written to other cache lines, and transposed squares take less time.
+FS_INLINE bool copies_groups(const Source& source, int64_t channels) {
+  constexpr int64_t kFewChannels = 64, kLargeGroup = 8;
+  return source.interleave >= kLargeGroup || (source.interleave > 1 && channels <= kFewChannels);
+}
+template <class T>
+void pack_by_groups(const Source& source, const ConvShape& conv, const InputTile& tile, int64_t g,
+                    const Block& b, int64_t begin, int64_t end, int64_t kept, T* packed,
+                    Compute<T>* scratch) {
+  const int64_t columns = tile.stride_phases * tile.phase_columns,
+                elements = (columns - 1) * tile.column_step + end - begin;  // of a row, with its gaps
+  T* const output = reinterpret_cast<T*>(scratch);
+  for (int64_t n = 0; n < b.images; ++n) {
+    for (int64_t y = kept; y < tile.rows; ++y) {
+      const int64_t row = b.h * conv.stride_h - conv.pad_top + y;
+      T* const to = packed + n * tile.image_step + y * tile.row_step + begin;
+      const auto pack_row_of = [&](const Source& from, T* first) {
+        for_each_interleaved(from.interleave, begin, end, [&](int64_t k, int64_t count) {
+          pack_channels<T>(from, conv, tile, b.n + n, g * conv.ic + k, count, row, b.w, first + k - begin, 1);
+        });
+      };
+      pack_row_of(source, to);
+      if (!source.output) continue;
+      std::memset(output, 0, sizeof(T) * static_cast<size_t>(elements));  // gaps stay zero
+      pack_row_of(*source.output, output);
+      apply_activation<T>(source.activation, source.negative_slope, to, output, elements);
+    }
+  }
+}
+
 // Packs the tile of a block: channels begin .. end - 1 of group g; where channels are apart in the tile, in whole groups of
 // source.interleave. `kept` rows that the tile still holds from the block above move up, and only new ones are read.
 // scratch: see packing_elements().
@@ -399,6 +435,10 @@ void pack_channels_of(const Source& source, const ConvShape& conv, const InputTi
       std::memmove(to, to + (tile.rows - kept) * tile.row_step,
                    sizeof(P) * static_cast<size_t>(kept * tile.row_step));
     }
+  }
+  if constexpr (sizeof(P) < sizeof(Compute<T>)) {
+    if (inner && copies_groups(source, end - begin))
+      return pack_by_groups<T>(source, conv, tile, g, b, begin, end, kept, packed, scratch);
   }
   if (inner && packed_planes(source, tile, kVectorBytes / static_cast<int>(sizeof(P))).channels > 0)
     return pack_by_planes<T>(source, conv, tile, g, b, begin, end, kept, packed, scratch);
