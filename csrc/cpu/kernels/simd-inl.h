@@ -217,6 +217,19 @@ FS_INLINE void store_narrowed(T* p, Vec<Compute<T>> v) {
   }
 }
 
+// The first n elements, n < lanes; nothing else is written.
+template <class T>
+FS_INLINE void store_first(T* p, Vec<Compute<T>> v, int64_t n) {
+  T narrowed[kLanes<Compute<T>>];
+  store_narrowed<T>(narrowed, v);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 2)
+    return _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1),
+                                    _mm256_loadu_si256(reinterpret_cast<const __m256i*>(narrowed)));
+#endif
+  std::memcpy(p, narrowed, sizeof(T) * static_cast<size_t>(n));
+}
+
 // Two vectors, which are neighbours in memory.
 template <class T>
 FS_INLINE void store_narrowed(T* p, Vec<Compute<T>> v, Vec<Compute<T>> next) {

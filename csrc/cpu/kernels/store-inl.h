@@ -398,19 +398,20 @@ struct Store {
       const Vec<S> bias_of = load<S>(bias + oc), slope_of = load<S>(slope + oc);
       // One store if the whole vector stays within an interleave group, and likewise one load of the residual. There the
       // distance of the two ends suffices, because any gap between neighbouring channels would make it larger.
-      const bool within_group = n == L && table.interleave_left[oc] >= L;
+      const bool within_group = table.interleave_left[oc] >= n;
       const bool residual_dense = within_group && epilogue.residual_stride.c == 1 &&
                                   epilogue.residual_kind != ResidualKind::kLowRes &&
-                                  table.residual[oc + L - 1] - table.residual[oc] == L - 1;
+                                  table.residual[oc + n - 1] - table.residual[oc] == n - 1;
       if (within_group && !row_inside(p, oc)) continue;
       T* to = at(p);
       const T* from = static_cast<const T*>(epilogue.residual) + (epilogue.residual ? residual_pixel(p) : 0);
       for (int x = 0; x < p.count; ++x, to += dest_step(), from += residual_col) {
-        const bool dense = within_group && col_inside(p.w + x, oc) && col_inside(p.w + x, oc + L - 1);
+        const bool dense = within_group && col_inside(p.w + x, oc) && col_inside(p.w + x, oc + n - 1);
         Vec<S> v = finish(load<S>(acc + x * pixel_step + oc - first_oc), bias_of, slope_of);
         if (epilogue.residual) {
           if (dense && residual_dense) {
-            v += load_widened<T>(from + table.residual[oc]);
+            v += n == L ? load_widened<T>(from + table.residual[oc])
+                        : load_first<T>(from + table.residual[oc], n);
           } else {
             S part[L] = {};
             for (int l = 0; l < n; ++l)
@@ -420,8 +421,10 @@ struct Store {
           }
         }
         v = clamp(v);
-        if (dense) {
+        if (dense && n == L) {
           store_narrowed<T>(to + table.dest[oc], v);
+        } else if (dense) {
+          store_first<T>(to + table.dest[oc], v, n);
         } else {
           S part[L];
           store<S>(part, v);
