@@ -44,13 +44,18 @@ struct GradientArguments {
 
 struct InputGradArguments : GradientArguments {
   ConstTensorRef weight;
+  PhaseStrides weight_rows;  // as in ForwardArguments
+  bool weight_flipped;       // the same; then without kernel padding
   TensorRef grad_input;
 };
 
 struct WeightGradArguments : GradientArguments {
   ConstTensorRef input;
-  void* grad_weight;  // contiguous
-  void* grad_bias;    // contiguous
+  void* grad_weight;  // contiguous, [C*r_h*r_w, Ci/groups, k_h, k_w]
+  void* grad_bias;    // contiguous, by low-resolution channel
+  // grad_weight is a transposed convolution's, [Ci, C, k_h*r_h, k_w*r_w], of one group, and grad_bias has the arithmetic
+  // type, because it is to be summed over phases.
+  bool transposed;
 };
 
 // The gradient of the low-resolution convolution output, and of the bias. Of the geometry, what the shuffle and the crop

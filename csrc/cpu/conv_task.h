@@ -215,10 +215,14 @@ struct WeightGradTask {
   // Where things lie: a segment's first pixel in the packed input tile; its first weight, those of a group's input channels
   // (of merged taps: [tap][channel]) and those of all output channels, in the weight.
   const int64_t *segment_input, *segment_weight, *input_weight, *gradient_weight;
+  const int64_t* tap_weight;  // each tap in the weight
+  int64_t input_weight_step;  // from one input channel to the next in the weight
+  bool dense_weight;          // taps follow one another in the weight, and then input channels
   const int64_t* lr_channel;  // [groups * oc]: low-resolution channel of each output channel
   void* partial;              // arithmetic type: [items][sums]; unused if there is one slot
-  void* grad_weight;          // [groups * oc, ic, kernel_h, kernel_w], contiguous
-  void* grad_bias;            // [groups * oc]
+  void* grad_weight;
+  void* grad_bias;       // [groups * oc], by low-resolution channel
+  bool arithmetic_bias;  // it has the arithmetic type
   bool* nonfinite;            // set if a weight that Winograd's kernel computed is not finite
 };
 

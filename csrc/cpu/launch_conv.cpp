@@ -33,7 +33,7 @@ PassPtr input_grad_pass(const InputGradArguments& a, const Target& t, bool no_wi
   add_strides(key, a.grad_output.stride);
   add_strides(key, a.weight.stride);
   add_strides(key, a.grad_input.stride);
-  key.add(no_winograd);
+  key.add_all(a.weight_rows.c, a.weight_rows.i, a.weight_rows.j, a.weight_flipped, no_winograd);
   add_saved(key, a.saved);
   return cache.get(key, [&] { return plan_input_grad_pass(a, t, no_winograd); });
 }

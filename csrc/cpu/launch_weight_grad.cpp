@@ -16,7 +16,7 @@ std::shared_ptr<const WeightGradPass> weight_grad_pass(const WeightGradArguments
   PlanKey key = key_of(a.geometry, a.dtype, target);
   add_strides(key, a.grad_output.stride);
   add_strides(key, a.input.stride);
-  key.add(no_winograd);
+  key.add_all(a.transposed, no_winograd);
   add_saved(key, a.saved);
   return cache.get(key, [&] { return plan_weight_grad_pass(a, target, no_winograd); });
 }

@@ -166,7 +166,7 @@ int64_t ConvPass::bytes() const {
 int64_t WeightGradPass::bytes() const {
   return static_cast<int64_t>(sizeof(*this)) + bytes_of(input_tables) + bytes_of(gradient_tables) +
          bytes_of(output_tables) +
-         bytes_of(lr_channel, segment_input, segment_weight, input_weight, gradient_weight);
+         bytes_of(lr_channel, segment_input, segment_weight, tap_weight, input_weight, gradient_weight);
 }
 
 std::unique_ptr<ConvPass> plan_forward_pass(const ForwardArguments& a, const Target& t, bool no_winograd) {
@@ -234,8 +234,9 @@ std::unique_ptr<ConvPass> plan_input_grad_pass(const InputGradArguments& a, cons
 
   const Strides& s = a.weight.stride;
   for (int64_t c = 0; c < g.in_channels; ++c) pass.oc_offset.push_back(c % task.plan.shape.oc * s.c);
-  for (int64_t channel : gradient.order.channel) pass.ic_offset.push_back(channel * s.n);
-  set_weight(tap_offsets(g, s, true), Weight::Dense::kNone, pass);
+  for (const Phase& p : gradient.order.phase)
+    pass.ic_offset.push_back(p.c * a.weight_rows.c + p.i * a.weight_rows.i + p.j * a.weight_rows.j);
+  set_weight(tap_offsets(g, s, !a.weight_flipped), Weight::Dense::kNone, pass);
 
   Destination& d = task.dest;
   d = destination(problem, a.grad_input.stride);
@@ -312,17 +313,33 @@ std::unique_ptr<WeightGradPass> plan_weight_grad_pass(const WeightGradArguments&
   planes.column_step = 1;
   planes.row_step = planes.stride_phases * planes.phase_columns;
   const int64_t taps = s.taps(), of_input = plan.of_input(s.ic);
+  // the gradient's own strides, of a weight as Conv2d or as ConvTranspose2d has it
+  Strides of_weight{0, taps, s.kernel_w, 1};
+  PhaseStrides rows = phase_strides(g, s.ic * taps);
+  if (a.transposed) {
+    const int64_t row = s.kernel_w * g.r_w, plane = s.kernel_h * g.r_h * row;
+    of_weight = {0, g.channels * plane, row * g.r_h, g.r_w};
+    rows = {plane, row, 1};
+  }
+  pass.tap_weight = tap_offsets(g, of_weight, a.transposed);
   for (int64_t h = 0; h < s.kernel_h; ++h) {
     for (int64_t w = 0; w < (plan.merged_taps ? 1 : s.kernel_w); ++w) {
       pass.segment_input.push_back(input_tile_offset(s, plan.matrix ? planes : plan.input_tile, 0, h, w));
-      pass.segment_weight.push_back(h * s.kernel_w + w);
+      pass.segment_weight.push_back(pass.tap_weight[static_cast<size_t>(h * s.kernel_w + w)]);
     }
   }
-  for (int64_t c = 0; c < of_input; ++c) pass.input_weight.push_back(c % s.ic * taps + c / s.ic);
-  for (int64_t channel : gradient.order.channel) pass.gradient_weight.push_back(channel * s.ic * taps);
+  for (int64_t c = 0; c < of_input; ++c)
+    pass.input_weight.push_back(c % s.ic * of_weight.c + pass.tap_weight[static_cast<size_t>(c / s.ic)] -
+                                pass.tap_weight[0]);
+  for (const Phase& p : gradient.order.phase)
+    pass.gradient_weight.push_back(p.c * rows.c + p.i * rows.i + p.j * rows.j);
+  task.dense_weight = !a.transposed;
+  task.input_weight_step = of_weight.c;
+  task.arithmetic_bias = a.transposed;
   pass.lr_channel = std::move(gradient.order.channel);
   task.segment_input = pass.segment_input.data();
   task.segment_weight = pass.segment_weight.data();
+  task.tap_weight = pass.tap_weight.data();
   task.input_weight = pass.input_weight.data();
   task.gradient_weight = pass.gradient_weight.data();
   task.lr_channel = pass.lr_channel.data();

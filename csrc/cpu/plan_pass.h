@@ -42,7 +42,7 @@ struct WeightGradPass {
   Source output{};            // as in ConvPass
 
   SourceTables input_tables, gradient_tables, output_tables;
-  std::vector<int64_t> lr_channel, segment_input, segment_weight, input_weight, gradient_weight;
+  std::vector<int64_t> lr_channel, segment_input, segment_weight, tap_weight, input_weight, gradient_weight;
 
   WeightGradPass() = default;
   WeightGradPass(const WeightGradPass&) = delete;

@@ -171,13 +171,13 @@ PassPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last
   gradient.grad_output.stride = gradient.saved.output.stride = output.stride;
   if (activated) gradient.saved.activation = Activation::kReLU;
   if (pass == Pass::kInputGrad) {
-    const InputGradArguments a{gradient, {}, {nullptr, input.stride}};
+    const InputGradArguments a{gradient, {}, {}, false, {nullptr, input.stride}};
     const GradientPlan plan = plan_gradients(&a, nullptr, target);
     set_conv(found, plan.input);
     found.lowered = plan.lowered;
     return found;
   }
-  const WeightGradArguments a{gradient, input, nullptr, nullptr};
+  const WeightGradArguments a{gradient, input, nullptr, nullptr, false};
   const GradientPlan plan = plan_gradients(nullptr, &a, target);
   const WeightGradPlan& p = plan.weight;
   found.kernel = p.kernel;

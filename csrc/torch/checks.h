@@ -78,7 +78,8 @@ inline bool suggests_channels_last(const Tensor& t) {
 
 // A dense tensor without values; each library has its own.
 Tensor new_tensor(const std::array<int64_t, 4>& size, const Tensor& like, bool channels_last);
-Tensor new_vector(int64_t size, const Tensor& like);
+// Of the dtype of `like`, or of that in which its kernels compute.
+Tensor new_vector(int64_t size, const Tensor& like, bool arithmetic = false);
 Tensor new_bytes(int64_t size, const Tensor& like);
 
 // The options that every operator takes as one list `int[] geometry`, in this order, which is that of Geometry in the

@@ -26,7 +26,8 @@ inline Tensor dense_vector(const char* name, const Tensor& t, const Tensor& inpu
 
 // A transposed convolution's weight [Ci, C, K_h, K_w] is read where it is: no copy splits its phases, flips its taps or
 // pads its kernel. Then the bias has C elements.
-inline void set_weight(ForwardArguments& a, const Tensor& weight, bool transposed_weight) {
+template <class Arguments>
+void set_weight(Arguments& a, const Tensor& weight, bool transposed_weight) {
   const Geometry& g = a.geometry;
   a.weight_flipped = transposed_weight;
   if (!transposed_weight) {
@@ -119,25 +120,37 @@ inline void set_gradient(GradientArguments& a, const Geometry& g, const Tensor& 
   a.saved = saved;
 }
 
+// Is a transposed convolution's weight nothing but its phases, of one group?
+inline bool has_whole_phases(const ConvOptions& o, int64_t height, int64_t width) {
+  return o.groups == 1 && o.kernel_pad_h == 0 && o.kernel_pad_w == 0 && o.channel_order == 0 && o.r_h > 0 &&
+         o.r_w > 0 && height % o.r_h == 0 && width % o.r_w == 0;
+}
+
 struct InputGradCall {
   InputGradArguments arguments;
   Tensor grad_input;
 };
 
-inline InputGradCall input_grad_call(const Tensor& grad_output, const Tensor& weight, int64_t height,
-                                     int64_t width, const ConvOptions& options, bool channels_last,
-                                     const OptionalTensor& output, int64_t activation,
+inline InputGradCall input_grad_call(const Tensor& grad_output, const Tensor& weight, bool transposed_weight,
+                                     int64_t height, int64_t width, const ConvOptions& options,
+                                     bool channels_last, const OptionalTensor& output, int64_t activation,
                                      double negative_slope) {
   check(grad_output.dim() == 4 && weight.dim() == 4, "expected grad_output and weight of 4 dimensions");
   check_like("weight", weight, grad_output);
-  const Geometry g = backward_geometry(grad_output,
-                                       {grad_output.size(0), weight.size(1) * options.groups, height, width,
-                                        weight.size(0), weight.size(2), weight.size(3)},
-                                       options);
+  check(!transposed_weight || has_whole_phases(options, weight.size(2), weight.size(3)),
+        "a transposed weight takes one group and no kernel padding");
+  const Sizes sizes =
+      transposed_weight
+          ? Sizes{grad_output.size(0), weight.size(0), height, width,
+                  weight.size(1) * options.r_h * options.r_w, weight.size(2) / options.r_h,
+                  weight.size(3) / options.r_w}
+          : Sizes{grad_output.size(0), weight.size(1) * options.groups, height, width, weight.size(0),
+                  weight.size(2), weight.size(3)};
+  const Geometry g = backward_geometry(grad_output, sizes, options);
   InputGradArguments a{};
   set_gradient(a, g, grad_output, saved_output(grad_output, output, activation, negative_slope));
   Tensor grad_input = new_tensor({g.batch, g.in_channels, g.in_h, g.in_w}, grad_output, channels_last);
-  a.weight = view_of(weight);
+  set_weight(a, weight, transposed_weight);
   a.grad_input = writable_view_of(grad_input);
   return {a, grad_input};
 }
@@ -147,8 +160,8 @@ struct WeightGradCall {
   Tensor grad_weight, grad_bias;
 };
 
-inline WeightGradCall weight_grad_call(const Tensor& grad_output, const Tensor& input, int64_t kernel_h,
-                                       int64_t kernel_w, const ConvOptions& options,
+inline WeightGradCall weight_grad_call(const Tensor& grad_output, const Tensor& input, bool transposed,
+                                       int64_t kernel_h, int64_t kernel_w, const ConvOptions& options,
                                        const OptionalTensor& output, int64_t activation,
                                        double negative_slope) {
   check(grad_output.dim() == 4 && input.dim() == 4, "expected grad_output and input of 4 dimensions");
@@ -159,9 +172,15 @@ inline WeightGradCall weight_grad_call(const Tensor& grad_output, const Tensor& 
                                        options);
   WeightGradArguments a{};
   set_gradient(a, g, grad_output, saved_output(grad_output, output, activation, negative_slope));
+  check(!transposed || has_whole_phases(options, kernel_h * options.r_h, kernel_w * options.r_w),
+        "a transposed weight takes one group and no kernel padding");
   Tensor grad_weight =
-      new_tensor({g.lr_channels(), g.in_channels / g.groups, g.kernel_h, g.kernel_w}, grad_output, false);
-  Tensor grad_bias = new_vector(g.lr_channels(), grad_output);
+      transposed
+          ? new_tensor({g.in_channels, g.channels, g.kernel_h * g.r_h, g.kernel_w * g.r_w}, grad_output, false)
+          : new_tensor({g.lr_channels(), g.in_channels / g.groups, g.kernel_h, g.kernel_w}, grad_output,
+                       false);
+  Tensor grad_bias = new_vector(g.lr_channels(), grad_output, transposed);
+  a.transposed = transposed;
   a.input = view_of(input);
   a.grad_weight = grad_weight.mutable_data_ptr();
   a.grad_bias = grad_bias.mutable_data_ptr();

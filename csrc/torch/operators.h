@@ -37,8 +37,9 @@ Tensor input_grad(const Tensor& grad_output, const Tensor& weight, int64_t heigh
                   std::vector<int64_t> geometry, bool channels_last, const OptionalTensor& output,
                   int64_t activation, double negative_slope) {
   const Device device(grad_output);
-  const InputGradCall call = input_grad_call(grad_output, weight, height, width, conv_options(geometry),
-                                             channels_last, output, activation, negative_slope);
+  const InputGradCall call =
+      input_grad_call(grad_output, weight, false, height, width, conv_options(geometry), channels_last,
+                      output, activation, negative_slope);
   device.launch(&call, nullptr);
   return call.grad_input;
 }
@@ -49,8 +50,9 @@ std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& 
                                        const OptionalTensor& output, int64_t activation,
                                        double negative_slope) {
   const Device device(grad_output);
-  const WeightGradCall call = weight_grad_call(grad_output, input, kernel_h, kernel_w, conv_options(geometry),
-                                               output, activation, negative_slope);
+  const WeightGradCall call =
+      weight_grad_call(grad_output, input, false, kernel_h, kernel_w, conv_options(geometry), output,
+                       activation, negative_slope);
   device.launch(nullptr, &call);
   return {call.grad_weight, call.grad_bias};
 }
@@ -63,8 +65,10 @@ Tensor eager_forward(const Tensor& input, const Tensor& weight, const OptionalTe
   return forward<Device>(input, weight, bias, activation_weight, residual, eager_options(options).call);
 }
 
-// Which gradients eager_backward computes, and how: bits of `wanted`.
-enum Wanted : int64_t { kWantInput = 1, kWantWeight = 2, kInputChannelsLast = 4 };
+// Which gradients eager_backward computes, and how: bits of `wanted`. kTransposedWeight: the weight, and its gradient, are a
+// transposed convolution's, without kernel padding and of one group; then the bias's gradient is by low-resolution channel
+// in the arithmetic type.
+enum Wanted : int64_t { kWantInput = 1, kWantWeight = 2, kInputChannelsLast = 4, kTransposedWeight = 8 };
 
 // The gradients of an eager call's input, weight and bias; those that are not wanted are undefined. The bias's comes with
 // the weight's.
@@ -76,14 +80,16 @@ std::tuple<Tensor, Tensor, Tensor> eager_backward(const Tensor& grad_output, con
   const int64_t activation = output ? o.activation : 0;
   check(weight || !(wanted & kWantInput), "the gradient of the input needs the weight");
   check(input || !(wanted & kWantWeight), "the gradient of the weight needs the input");
+  const bool transposed = (wanted & kTransposedWeight) != 0;
+  check(!transposed || Device::kTransposedGradients, "this device takes no transposed weight here");
   const Device device(grad_output);
   std::optional<InputGradCall> of_input;
   std::optional<WeightGradCall> of_weight;
   if (wanted & kWantInput)
-    of_input = input_grad_call(grad_output, *weight, sizes.in_h, sizes.in_w, o.conv,
+    of_input = input_grad_call(grad_output, *weight, transposed, sizes.in_h, sizes.in_w, o.conv,
                                (wanted & kInputChannelsLast) != 0, output, activation, o.negative_slope);
   if (wanted & kWantWeight)
-    of_weight = weight_grad_call(grad_output, *input, sizes.kernel_h, sizes.kernel_w, o.conv, output,
+    of_weight = weight_grad_call(grad_output, *input, transposed, sizes.kernel_h, sizes.kernel_w, o.conv, output,
                                  activation, o.negative_slope);
   device.launch(of_input ? &*of_input : nullptr, of_weight ? &*of_weight : nullptr);
   return {of_input ? of_input->grad_input : Tensor(), of_weight ? of_weight->grad_weight : Tensor(),

@@ -14,9 +14,11 @@ Tensor new_tensor(const std::array<int64_t, 4>& size, const Tensor& like, bool c
   return torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
                               channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
-Tensor new_vector(int64_t size, const Tensor& like) {
+Tensor new_vector(int64_t size, const Tensor& like, bool arithmetic) {
   const std::array<int64_t, 1> sizes{size};
-  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device());
+  const bool widens = arithmetic && element_bytes(dtype_of(like)) == 2;
+  return torch::stable::empty(sizes, widens ? ScalarType::Float : like.scalar_type(), std::nullopt,
+                              like.device());
 }
 Tensor new_bytes(int64_t size, const Tensor& like) {
   const std::array<int64_t, 1> sizes{size};
@@ -56,6 +58,7 @@ void launched(Launch launch) {
 }
 
 struct Cpu {
+  static constexpr bool kTransposedGradients = true;
   explicit Cpu(const Tensor&) {}
 
   void launch(const ForwardCall& call) const {

@@ -46,7 +46,10 @@ Tensor new_tensor(const std::array<int64_t, 4>& size, const Tensor& like, bool c
   const std::array<int64_t, 4> stride{s.n, s.c, s.h, s.w};
   return new_strided(4, size.data(), stride.data(), dtype_number(like), like);
 }
-Tensor new_vector(int64_t size, const Tensor& like) { return new_line(size, dtype_number(like), like); }
+Tensor new_vector(int64_t size, const Tensor& like, bool arithmetic) {
+  const bool widens = arithmetic && element_bytes(dtype_of(like)) == 2;
+  return new_line(size, widens ? aoti_torch_dtype_float32() : dtype_number(like), like);
+}
 Tensor new_bytes(int64_t size, const Tensor& like) { return new_line(size, aoti_torch_dtype_uint8(), like); }
 
 }  // namespace fused_subpixel
@@ -88,6 +91,7 @@ Target target_of(int device) {
 struct OnDevice {
   torch::stable::accelerator::DeviceGuard guard;
   Device device;
+  static constexpr bool kTransposedGradients = false;
   explicit OnDevice(const Tensor& t) : guard(t.get_device_index()), device{} {
     device.target = target_of(t.get_device_index());
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &device.stream));

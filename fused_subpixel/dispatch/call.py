@@ -39,9 +39,27 @@ def make_call(
     """The call of a problem; ``eager``: it is not traced by torch.compile."""
     options = eager_options(problem) if eager and backend != "reference" else None
     numbers = (tuple(problem.geometry), *problem.epilogue.numbers)
-    one_backward = all(plan) and options is not None and problem.transposed is None
+    one_backward = (
+        all(plan)
+        and options is not None
+        and (problem.transposed is None or has_whole_phases(problem, backend))
+    )
     activated = problem.epilogue.activation != 0
     return Call(problem, backend, numbers, options, plan, linear, activated, one_backward)
+
+
+def has_whole_phases(problem: Problem, backend: str) -> bool:
+    """Whether the operator for the gradients of eager calls takes a transposed convolution's own weight.
+
+    The CPU library's does, of one group, without kernel padding; and all of the input must be used.
+    """
+    g, transposed = problem.geometry, problem.transposed
+    return (
+        backend == "cpu"
+        and transposed is not None
+        and not any(transposed.unused)
+        and (g.groups, g.kernel_pad_h, g.kernel_pad_w) == (1, 0, 0)
+    )
 
 
 def eager_options(problem: Problem) -> Tensor:

@@ -106,7 +106,8 @@ class SubpixelConv2dFunction(torch.autograd.Function):
         # Usually one operator computes all gradients: its `wanted`, as in csrc/torch/operators.h, or 0.
         wanted = 0
         if call.one_backward and not needs_residual and (needs_weight or not needs_bias):
-            wanted = needs_input + 2 * needs_weight + 4 * channels_last
+            transposed = 8 if call.problem.transposed is not None else 0
+            wanted = needs_input + 2 * needs_weight + 4 * channels_last + transposed
         residual_shape = residual.shape if needs_residual and residual is not None else None
         ctx.rest = wanted, call, channels_last, residual_shape
         return output
@@ -119,7 +120,11 @@ class SubpixelConv2dFunction(torch.autograd.Function):
         needed = ctx.needs_input_grad
         if wanted and not is_differentiated() and is_plainly_eager(grad, output, input, weight):
             of_input, of_weight, of_bias = _eager_backward(grad, input, weight, output, call.options, wanted)
-            return of_input, of_weight, of_bias if needed[2] else None, None, None
+            if not needed[2]:
+                of_bias = None
+            elif wanted & 8:
+                of_bias = of_bias.view(grad.shape[1], -1).sum(1).to(grad.dtype)
+            return of_input, of_weight, of_bias, None, None
         needed = needed[:3]
         problem: Problem = call.problem
         grad_residual = None

@@ -342,9 +342,15 @@ struct WeightGradWorker {
       S total[L];
       store<S>(total, sum_slots(sums + task.sums - round_up(plan.block_oc, L) + oc));
       for (int64_t l = 0; l < smaller<int64_t>(L, c.output_channels - oc); ++l)
-        static_cast<T*>(task.grad_bias)[task.lr_channel[c.group * conv.oc + c.oc + oc + l]] =
-            narrow<T>(total[l]);
+        write_bias(c.group * conv.oc + c.oc + oc + l, total[l]);
     }
+  }
+  void write_bias(int64_t oc, S total) const {
+    const int64_t channel = task.lr_channel[oc];
+    if (task.arithmetic_bias)
+      static_cast<S*>(task.grad_bias)[channel] = total;
+    else
+      static_cast<T*>(task.grad_bias)[channel] = narrow<T>(total);
   }
 
   Vec<S> sum_slots(const S* from) const {
@@ -378,15 +384,15 @@ struct WeightGradWorker {
     write<K * K>(taps, c, lane, exist, column, 0);
   }
 
-  // kTaps taps, which are neighbours in the weight, of the lanes from `lane` on that exist, and of one column.
+  // All taps, or one that lies at `offset`, of the lanes from `lane` on that exist, and of one column.
   template <int kTaps>
   FS_INLINE void write(const Vec<S>* taps, const ItemChannels& c, int64_t lane, int64_t exist, int64_t column,
                        int64_t offset) const {
     const int64_t* of_gradient = task.gradient_weight + c.group * conv.oc + c.oc;
     const int64_t* of_lanes = (plan.input_in_lanes ? task.input_weight : of_gradient) + lane;
     const int64_t of_column = (plan.input_in_lanes ? of_gradient : task.input_weight)[column];
-    T* weight = static_cast<T*>(task.grad_weight) + c.ic * conv.taps() + offset + of_column;
-    if (plan.input_in_lanes && exist == L && conv.taps() == kTaps) {  // all neighbours
+    T* weight = static_cast<T*>(task.grad_weight) + c.ic * task.input_weight_step + offset + of_column;
+    if (task.dense_weight && plan.input_in_lanes && exist == L && conv.taps() == kTaps) {  // all neighbours
       Vec<S> v[kTaps];
       FS_UNROLL
       for (int tap = 0; tap < kTaps; ++tap) v[tap] = taps[tap];
@@ -399,7 +405,8 @@ struct WeightGradWorker {
     FS_UNROLL
     for (int tap = 0; tap < kTaps; ++tap) store<S>(stored + tap * L, taps[tap]);
     for (int64_t l = 0; l < exist; ++l)
-      for (int tap = 0; tap < kTaps; ++tap) weight[of_lanes[l] + tap] = narrow<T>(stored[tap * L + l]);
+      for (int tap = 0; tap < kTaps; ++tap)
+        weight[of_lanes[l] + (kTaps > 1 ? task.tap_weight[tap] : 0)] = narrow<T>(stored[tap * L + l]);
   }
 };
 

@@ -209,19 +209,18 @@ struct MatrixWeightGradWorker : WeightGradWorker<T> {
       S total[L];
       store<S>(total, this->sum_slots(sums + task.sums - round_up(plan.block_oc, kColumnOc) + oc));
       for (int64_t l = 0; l < smaller<int64_t>(L, c.output_channels - oc); ++l)
-        static_cast<T*>(task.grad_bias)[task.lr_channel[c.group * conv.oc + c.oc + oc + l]] =
-            narrow<T>(total[l]);
+        this->write_bias(c.group * conv.oc + c.oc + oc + l, total[l]);
     }
   }
 
-  // The weights of L x L channels. Those of an output channel are neighbours.
+  // The weights of L x L channels. Those of an output channel are usually neighbours.
   void finish_square(const S* sums, const ItemChannels& c, int64_t oc, int64_t ic, FiniteCheck<S>& check) const {
     constexpr int64_t kTapsAtOnce = 16;
     const int64_t taps = conv.taps(), columns = columns_of_item();
     const int64_t outputs = smaller<int64_t>(L, c.output_channels - oc),
                   inputs = smaller<int64_t>(L, c.input_channels - ic);
     const int64_t* of_gradient = task.gradient_weight + c.group * conv.oc + c.oc + oc;
-    T* const weight = static_cast<T*>(task.grad_weight) + (c.ic + ic) * taps;
+    T* const weight = static_cast<T*>(task.grad_weight) + (c.ic + ic) * task.input_weight_step;
     S square[kTapsAtOnce][L * L];  // [tap][output channel][input channel]
     for (int64_t first = 0; first < taps; first += kTapsAtOnce) {
       const int64_t count = smaller(kTapsAtOnce, taps - first);
@@ -245,11 +244,12 @@ struct MatrixWeightGradWorker : WeightGradWorker<T> {
           for (int tap = 0; tap < kTaps; ++tap) store_narrowed<T>(weight + of_gradient[o] + tap * L, v[tap]);
         }
       };
-      if (count == taps && inputs == L && try_dispatch(RegisterInterleave{}, taps, whole)) return;
+      if (task.dense_weight && count == taps && inputs == L && try_dispatch(RegisterInterleave{}, taps, whole)) return;
       for (int64_t o = 0; o < outputs; ++o)
         for (int64_t i = 0; i < inputs; ++i)
           for (int64_t tap = 0; tap < count; ++tap)
-            weight[of_gradient[o] + i * taps + first + tap] = narrow<T>(square[tap][o * L + i]);
+            weight[of_gradient[o] + i * task.input_weight_step + task.tap_weight[first + tap]] =
+                narrow<T>(square[tap][o * L + i]);
     }
   }
 };
