@@ -30,6 +30,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = range(3)  # passes, as cpu_plan numbers them
 OW_VECTORISED, OC_VECTORISED, WINOGRAD, WINOGRAD_ROW, WINOGRAD4 = range(5)  # kernels, as in csrc/cpu/plan.h
+AMX, AMX_STAND_IN = 3, 4  # enum Isa of csrc/cpu/isa.h
 
 SLOPE = 0.25  # of leaky_relu
 
@@ -258,11 +259,20 @@ def weight_grad_plan_of(case: Case, dtype: torch.dtype, layout: str) -> WeightGr
 
 
 def usable_isas() -> list[int]:
-    """Instruction sets (0 portable, 1 AVX2, 2 AVX-512) that can run here; none without the library."""
+    """Vector instruction sets (0 portable, 1 AVX2, 2 AVX-512) that can run here; none without the library."""
+    return _usable(range(3))
+
+
+def usable_matrix_isas() -> list[int]:
+    """Those that multiply bfloat16 in tile registers: 3 AMX, if this processor has it, 4 in software."""
+    return _usable((AMX, AMX_STAND_IN))
+
+
+def _usable(isas: Iterable[int]) -> list[int]:
     if not library.libraries["cpu"].loaded:
         return []
     mask = operators._cpu_capability()[1]
-    return [isa for isa in range(3) if mask >> isa & 1]
+    return [isa for isa in isas if mask >> isa & 1]
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Covering arrays instead of products: each case meets every instruction set, with another dtype and layout.
 
-A case of index k runs once on every instruction set. Which (dtype, layout) it meets there rotates with k, so
+A case of index k runs once on every vector instruction set, and with bfloat16 on those of tile registers. Which (dtype, layout) it meets there rotates with k, so
 that all combinations occur equally often over the cases. Further turns, each with another combination, carry
 the marker ``full``; ``pytest --all-combinations`` runs the whole product.
 """
@@ -14,9 +14,10 @@ from typing import Any
 
 import cases
 import pytest
+import torch
 from cases import DTYPES, LAYOUTS
 
-ISA_NAMES = ("portable", "avx2", "avx512")
+ISA_NAMES = ("portable", "avx2", "avx512", "amx", "amx_stand_in")
 FULL_TURNS = 3  # of the full tier, the first of which is the fast tier's
 turns = FULL_TURNS  # that are collected; conftest.py sets it
 
@@ -79,8 +80,13 @@ def _parametrize(
     given = [row if len(own) > 1 else (row,) for row in rows]
     isas = cases.usable_isas() if with_isa else [None]
     parameters = []
+    # Tile registers multiply bfloat16 only.
+    of_matrix = [choice for choice in choices if torch.bfloat16 in choice]
     for turn in range(min(turns, len(choices))):
-        for index, isa, choice in rotation(len(given), isas, choices, turn, together):
+        met = list(rotation(len(given), isas, choices, turn, together))
+        if with_isa and turn < len(of_matrix):
+            met += rotation(len(given), cases.usable_matrix_isas(), of_matrix, turn, together)
+        for index, isa, choice in met:
             on = [isa] if with_isa else []
             shown = map(label, (*given[index], *(ISA_NAMES[isa] for isa in on), *choice))
             marks = [pytest.mark.full] if turn else []

@@ -57,6 +57,8 @@ def test_the_tests_of_the_kernels_meet_every_combination(file: str) -> None:
     isas = [rotation.ISA_NAMES[isa] for isa in cases.usable_isas()]
     combinations = [(rotation.label(dtype), layout) for dtype, layout in rotation.combinations()]
     expected = {(isa, *combination) for isa, combination in itertools.product(isas, combinations)}
+    matrix_isas = [rotation.ISA_NAMES[isa] for isa in cases.usable_matrix_isas()]
+    expected |= set(itertools.product(matrix_isas, ["bfloat16"], cases.LAYOUTS))
     names = {
         "test_kernels.py": ("test_exact_on_integers", "test_as_accurate_as_pytorch"),
         "test_kernel_gradients.py": (
