@@ -53,6 +53,7 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
   m.attr("WINOGRAD") = static_cast<int>(ConvKernel::kWinograd);
   m.attr("WINOGRAD_ROW") = static_cast<int>(ConvKernel::kWinogradRow);
   m.attr("WINOGRAD4") = static_cast<int>(ConvKernel::kWinograd4);
+  m.attr("MATRIX") = static_cast<int>(ConvKernel::kMatrix);
 
 #define FS_FIELD(Class, field) def_readwrite(#field, &Class::field)
   py::class_<Target>(m, "Target")
@@ -61,7 +62,8 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(Target, registers)
       .FS_FIELD(Target, l2_bytes)
       .FS_FIELD(Target, threads)
-      .FS_FIELD(Target, element_bytes);
+      .FS_FIELD(Target, element_bytes)
+      .FS_FIELD(Target, matrix_tiles);
   py::class_<ConvShape>(m, "ConvShape")
       .def(py::init<>())
       .FS_FIELD(ConvShape, batch)
@@ -86,6 +88,7 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(ConvProblem, mean_taps)
       .FS_FIELD(ConvProblem, phase_oc)
       .FS_FIELD(ConvProblem, phase_interleave)
+      .FS_FIELD(ConvProblem, ic_interleave)
       .FS_FIELD(ConvProblem, ic_contiguous)
       .FS_FIELD(ConvProblem, planar_input)
       .FS_FIELD(ConvProblem, no_winograd)
@@ -123,6 +126,9 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(ConvPlan, panels)
       .FS_FIELD(ConvPlan, panel_elements)
       .FS_FIELD(ConvPlan, channels_inner)
+      .FS_FIELD(ConvPlan, chunk_rows)
+      .FS_FIELD(ConvPlan, row_pixels)
+      .FS_FIELD(ConvPlan, flat)
       .FS_FIELD(ConvPlan, input_tile);
   py::class_<WeightGradProblem>(m, "WeightGradProblem")
       .def(py::init<>())
@@ -132,6 +138,7 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(WeightGradProblem, no_winograd);
   py::class_<WeightGradPlan>(m, "WeightGradPlan")
       .FS_FIELD(WeightGradPlan, winograd)
+      .FS_FIELD(WeightGradPlan, matrix)
       .FS_FIELD(WeightGradPlan, input_in_lanes)
       .FS_FIELD(WeightGradPlan, merged_taps)
       .FS_FIELD(WeightGradPlan, tile_vectors)
@@ -155,6 +162,9 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(WeightGradPlan, gradient_tile)
       .FS_FIELD(WeightGradPlan, winograd_cycles)
       .FS_FIELD(WeightGradPlan, direct_cycles)
+      .FS_FIELD(WeightGradPlan, matrix_cycles)
+      .FS_FIELD(WeightGradPlan, row_pixels)
+      .FS_FIELD(WeightGradPlan, flat)
       .def("segments", &WeightGradPlan::segments);
 #undef FS_FIELD
   m.def("plan_conv", &plan_conv);

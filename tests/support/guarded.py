@@ -65,8 +65,11 @@ def run(case: cases.Case, dtype: torch.dtype, layout: torch.memory_format, at_en
 def run_all(turns: int) -> None:
     every = (*cases.GEOMETRIES, *cases.EPILOGUES, *cases.INEXACT)
     choices = list(itertools.product(cases.DTYPES, cases.LAYOUTS.values(), (False, True)))
+    of_matrix = [choice for choice in choices if torch.bfloat16 in choice]
     for turn in range(min(turns, len(choices))):
-        for index, isa, choice in rotation.rotation(len(every), cases.usable_isas(), choices, turn):
+        met = list(rotation.rotation(len(every), cases.usable_isas(), choices, turn))
+        met += rotation.rotation(len(every), cases.usable_matrix_isas(), of_matrix, turn)
+        for index, isa, choice in met:
             with cases.instruction_set(isa):
                 run(every[index], *choice)
 

@@ -35,7 +35,8 @@ def make_problem(oc: int, share: float, **fields: Any) -> Any:
     """Phases of equal size, where they do not mix; an average one has so large a share of all taps."""
     taps = fields["kernel_h"] * fields["kernel_w"] * share
     oc = fields["phase_oc"] * fields["phase_interleave"] * (1 + oc % 3) or oc
-    return with_shape({"oc": oc, "mean_taps": taps, **fields})
+    interleave = fields["ic"] if fields["ic_contiguous"] else fields.pop("ic_interleave", 1)
+    return with_shape({"oc": oc, "mean_taps": taps, **fields, "ic_interleave": interleave})
 
 
 SIZES = st.integers(1, 70) | st.integers(1, 3000)
@@ -60,6 +61,7 @@ problems = st.builds(
     phase_oc=st.sampled_from([0, 1, 3, 10, 16, 32, 64, 192]),
     phase_interleave=st.integers(1, 9),
     share=st.sampled_from([1.0, 0.75, 0.6, 0.25]),
+    ic_interleave=st.sampled_from([1, 2, 3, 12]),
     ic_contiguous=st.booleans(),
     planar_input=st.booleans(),
     inexact=st.booleans(),
@@ -71,6 +73,14 @@ targets = st.builds(
     bytes_and_lanes=st.sampled_from([(4, 4), (4, 8), (4, 16), (8, 2), (8, 4), (8, 8)]),
     registers=st.sampled_from([16, 32]),
     l2_bytes=st.sampled_from([1 << 17, 1 << 18, 1 << 20, 5 << 18, 1 << 21, 1 << 24]),
+    threads=st.sampled_from([1, 2, 3, 16, 64]),
+)
+# With tile registers, of the processor or in software.
+matrix_targets = st.builds(
+    lambda lanes, **fields: make(host.Target, element_bytes=4, lanes=lanes, matrix_tiles=True, **fields),
+    lanes=st.sampled_from([4, 16]),
+    registers=st.sampled_from([16, 32]),
+    l2_bytes=st.sampled_from([1 << 18, 5 << 18, 1 << 21, 1 << 22]),
     threads=st.sampled_from([1, 2, 3, 16, 64]),
 )
 EXAMPLES = settings(max_examples=300, deadline=None, derandomize=True)
@@ -89,6 +99,9 @@ def plan_weight_grad(problem: Any, target: Any) -> Any:
 
 
 AVX512 = make(host.Target, lanes=16, registers=32, l2_bytes=1 << 21, threads=2, element_bytes=4)
+AMX = make(
+    host.Target, lanes=16, registers=32, l2_bytes=1 << 21, threads=2, element_bytes=4, matrix_tiles=True
+)
 
 
 def image_problem(**fields: Any) -> Any:
@@ -97,7 +110,7 @@ def image_problem(**fields: Any) -> Any:
         "batch": 1, "groups": 1, "ic": 64, "oc": 12, "lr_h": 64, "lr_w": 64, "kernel_h": 3,
         "kernel_w": 3, "stride_h": 1, "stride_w": 1, "dilation_h": 1, "dilation_w": 1, "interleave": 2,
         "oc_contiguous": False, "spared_h": 0, "spared_w": 0, "phase_oc": 0, "phase_interleave": 1,
-        "ic_contiguous": False, "planar_input": False,
+        "ic_interleave": 1, "ic_contiguous": False, "planar_input": False,
     }  # fmt: skip
     fields = {**default, **fields}
     return with_shape({"mean_taps": fields["kernel_h"] * fields["kernel_w"], **fields})

@@ -13,10 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from plan_problems import (
+    AMX,
     AVX512,
     EXAMPLES,
     image_problem,
     make,
+    matrix_targets,
     plan_weight_grad,
     problems,
     targets,
@@ -348,14 +350,14 @@ def test_small_weights_stay_and_large_ones_do_not() -> None:
 # ---- words ------------------------------------------------------------------------------------------------
 
 
-@given(problem=problems, target=targets)
+@given(problem=problems, target=targets | matrix_targets)
 @EXAMPLES
 def test_a_plan_says_what_it_chose_and_what_else_it_could_have_chosen(problem: Any, target: Any) -> None:
     plan = host.plan_conv(problem, target)
     words = host.describe(plan)
     names = [
         "OW-vectorised", "OC-vectorised", "Winograd F(2x2, 3x3)", "Winograd F(2, 3) along rows",
-        "Winograd F(4x4, 3x3)",
+        "Winograd F(4x4, 3x3)", "matrix tiles",
     ]  # fmt: skip
     assert words.startswith(
         f"{names[plan.kernel]}, tile of {plan.tile_oc} output channels x {plan.tile_pixels} "
@@ -432,6 +434,7 @@ def fastest(repetitions: int, function: Callable[[], object]) -> float:
 
 
 @pytest.mark.parametrize("plan_of", [host.plan_conv, plan_weight_grad], ids=["conv", "weight_grad"])
+@pytest.mark.parametrize("target", [AVX512, AMX], ids=["avx512", "amx"])
 @pytest.mark.parametrize(
     "fields",
     [
@@ -448,17 +451,19 @@ def fastest(repetitions: int, function: Callable[[], object]) -> float:
     ],
     ids=str,
 )
-def test_absurd_sizes_neither_overflow_nor_take_long(plan_of: Any, fields: dict[str, int]) -> None:
+def test_absurd_sizes_neither_overflow_nor_take_long(
+    plan_of: Any, fields: dict[str, int], target: Any
+) -> None:
     problem = image_problem(**fields)
-    plan = plan_of(problem, AVX512)
-    assert fastest(3, lambda: plan_of(problem, AVX512)) < 0.01
+    plan = plan_of(problem, target)
+    assert fastest(3, lambda: plan_of(problem, target)) < 0.01
     assert plan.items > 0
     if plan_of is host.plan_conv:
         assert plan.items == problem.shape.groups * plan.blocks_n * plan.blocks_h * plan.blocks_w
     assert plan.blocks_h == -(-problem.shape.lr_h // plan.block_h)
     assert plan.blocks_w == -(-problem.shape.lr_w // plan.block_w)
     for inner in (False, True):
-        assert host.input_tile(problem.shape, plan.block_h, plan.block_w, AVX512.lanes, inner).image_step > 0
+        assert host.input_tile(problem.shape, plan.block_h, plan.block_w, target.lanes, inner).image_step > 0
 
 
 @pytest.mark.parametrize("width", [640, 4096, 65536])

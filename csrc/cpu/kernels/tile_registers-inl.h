@@ -69,27 +69,36 @@ class TileRegisters {
       std::memcpy(static_cast<char*>(to) + m * row_step_bytes, tile_[R][m], kTileRowBytes);
   }
   // In the processor's order: even and odd products in a chain of additions each. (A product of two bfloat16 has no rounding
-  // error.)
+  // error.) Subnormal numbers count as zero.
   template <int Sums, int A, int B>
   void add_products() {
+    constexpr int L = kLanes<float>;
     for (int m = 0; m < kTileRows; ++m) {
-      for (int n = 0; n < kColumnOc; ++n) {
-        float even = 0, odd = 0;
+      for (int n = 0; n < kColumnOc; n += L) {
+        Vec<float> even{}, odd{};
         for (int k = 0; k < kTileRows; ++k) {
-          const uint32_t a = tile_[A][m][k], b = tile_[B][k][n];
+          const Bits32 a = tile_[A][m][k] - Bits32{};
+          Bits32 b;
+          std::memcpy(&b, &tile_[B][k][n], sizeof(b));
           even = flushed(even + lower(a) * lower(b));
           odd = flushed(odd + upper(a) * upper(b));
         }
-        const float sum = flushed(flushed(bit_cast<float>(tile_[Sums][m][n])) + flushed(even + odd));
-        tile_[Sums][m][n] = bit_cast<uint32_t>(sum);
+        Vec<float> sums;
+        std::memcpy(&sums, &tile_[Sums][m][n], sizeof(sums));
+        sums = flushed(flushed(sums) + flushed(even + odd));
+        std::memcpy(&tile_[Sums][m][n], &sums, sizeof(sums));
       }
     }
   }
 
  private:
-  static float flushed(float x) { return x < 0x1p-126f && x > -0x1p-126f ? __builtin_copysignf(0.0f, x) : x; }
-  static float lower(uint32_t pair) { return flushed(bit_cast<float>(pair << 16)); }
-  static float upper(uint32_t pair) { return flushed(bit_cast<float>(pair & 0xffff0000u)); }
+  static FS_INLINE Vec<float> flushed(Vec<float> x) {
+    const Bits32 bits = bit_cast<Bits32>(x);
+    const Bits32 subnormal = (bits & 0x7f800000u) == 0 ? ~Bits32{} : Bits32{};
+    return bit_cast<Vec<float>>(bits & ~(subnormal & 0x7fffffffu));
+  }
+  static FS_INLINE Vec<float> lower(Bits32 pair) { return flushed(bit_cast<Vec<float>>(pair << 16)); }
+  static FS_INLINE Vec<float> upper(Bits32 pair) { return flushed(bit_cast<Vec<float>>(pair & 0xffff0000u)); }
 
   uint32_t tile_[kTileRegisters][kTileRows][kTileRowBytes / 4];
 };

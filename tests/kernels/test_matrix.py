@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Tile registers (AMX) and their stand-in: what the tests of all kernels on every instruction set leave open."""
+
+from __future__ import annotations
+
+import cases
+import pytest
+import torch
+from cases import AMX, AMX_STAND_IN, Case
+from torch import Tensor
+
+ISAS = cases.usable_matrix_isas()
+pytestmark = pytest.mark.skipif(not ISAS, reason="no CPU library")
+MATRIX = 5  # ConvKernel::kMatrix in csrc/cpu/plan.h
+
+# Several chunks, K blocks, panels and blocks of channels; strips within rows and across; read in place.
+LAYERS = (
+    Case("flat", (1, 64, 9, 30), (96, 64, 3, 3), padding=cases.SAME3),
+    Case("rows", (2, 80, 12, 21), (64, 80, 3, 3), stride=(2, 2), padding=cases.SAME3),
+    Case("in_place", (2, 96, 7, 9), (200, 96, 1, 1)),
+    Case("wide", (1, 600, 6, 17), (80, 600, 1, 1)),
+)
+
+
+def subnormal(tensors: cases.Tensors) -> cases.Tensors:
+    """Some of the input and of the weight so small that products vanish, or that they are subnormal."""
+    input, weight = tensors.input.clone(), tensors.weight.clone()
+    input.view(-1)[::3] *= 2.0**-120
+    weight.view(-1)[::5] *= 2.0**-130
+    return tensors._replace(input=input, weight=weight)
+
+
+def all_results(case: Case, tensors: cases.Tensors, layout: str) -> list[Tensor]:
+    output = cases.run(case, tensors)
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output.dtype)
+    grad = grad.contiguous(memory_format=cases.LAYOUTS[layout])
+    results = [output]
+    results += cases.operators.subpixel_conv2d_weight_grad(
+        grad, tensors.input, *case.weight[2:], case.geometry
+    )
+    if case.stride == (1, 1):
+        results.append(
+            cases.operators.subpixel_conv2d_input_grad(
+                grad, tensors.weight, *case.input[2:], case.geometry, layout == "channels_last"
+            )
+        )
+    return results
+
+
+@pytest.mark.skipif(AMX not in ISAS, reason="this processor has no tile registers")
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("case", LAYERS, ids=str)
+def test_the_stand_in_has_the_processors_bits(case: Case, layout: str) -> None:
+    tensors = subnormal(cases.randoms(case, torch.bfloat16)).to(torch.bfloat16, cases.LAYOUTS[layout])
+    results = []
+    for isa in (AMX, AMX_STAND_IN):
+        with cases.instruction_set(isa):
+            assert cases.plan_of(case, torch.bfloat16, layout).kernel == MATRIX
+            results.append(all_results(case, tensors, layout))
+    for ours, stand_in in zip(*results, strict=True):
+        # a store may round a subnormal value, or take it for zero
+        tiny = torch.finfo(torch.float32).tiny
+        assert torch.equal(
+            torch.where(ours.abs() < tiny, 0, ours), torch.where(stand_in.abs() < tiny, 0, stand_in)
+        )
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("case", LAYERS, ids=str)
+def test_exact_on_integers(case: Case, layout: str, isa: int, poisoned_outputs: None) -> None:
+    """Sums of more than 256 are rounded once."""
+    tensors = cases.integers(case).to(torch.bfloat16, cases.LAYOUTS[layout])
+    with cases.instruction_set(isa):
+        assert cases.plan_of(case, torch.bfloat16, layout).kernel == MATRIX
+        output = cases.run(case, tensors)
+    assert torch.equal(output, cases.exact(case).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("changed", ["input", "weight"])
+def test_what_is_not_finite_reaches_no_more_than_it_should(changed: str, value: float, isa: int) -> None:
+    """Zeros of padding, between rows and beside channels, are multiplied by nothing that is not finite."""
+    case = LAYERS[0]
+    tensors = cases.integers(case).to(torch.bfloat16, torch.channels_last)
+    spoiled = getattr(tensors, changed).clone()
+    spoiled[0, 1, 0, 2] = value
+    tensors = tensors._replace(**{changed: spoiled})
+    with cases.instruction_set(isa):
+        output, *gradients = all_results(case, tensors, "channels_last")
+    exact = torch.from_numpy(cases.by_oracle(case, tensors))
+    with cases.instruction_set(0):
+        expected = [exact, *all_results(case, tensors, "channels_last")[1:]]
+    for ours, theirs in zip([output, *gradients], expected, strict=True):
+        assert torch.equal(ours.isnan(), theirs.isnan())
+        assert torch.equal(ours.isinf(), theirs.isinf())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_same_bits_in_every_call(isa: int) -> None:
+    case = LAYERS[1]
+    tensors = cases.randoms(case, torch.bfloat16).to(torch.bfloat16, torch.contiguous_format)
+    with cases.instruction_set(isa):
+        first = all_results(case, tensors, "contiguous")
+        for _ in range(3):
+            for again, once in zip(all_results(case, tensors, "contiguous"), first, strict=True):
+                assert torch.equal(again, once)
