@@ -173,7 +173,7 @@ Blocks blocks_of(const WeightGradPlan& plan, int64_t h, int64_t w, const Target&
 
 double finish_cycles(const WeightGradPlan& plan) {
   const ConvShape& s = plan.shape;
-  const bool neighbours = plan.input_in_lanes && (plan.winograd || s.taps() == 1);
+  const bool neighbours = plan.matrix || (plan.input_in_lanes && (plan.winograd || s.taps() == 1));
   return (neighbours ? kFinish : kFinishApart) * static_cast<double>(s.groups * s.oc * s.ic * s.taps());
 }
 

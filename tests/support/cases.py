@@ -224,14 +224,19 @@ class Plan(NamedTuple):
 
 def plan_of(case: Case, dtype: torch.dtype, layout: str, which: int = FORWARD) -> Plan:
     """The plan for a case with the current instruction set and number of threads."""
-    return Plan(*_cpu_plan(case, dtype, layout, which)[: len(Plan._fields)])
+    return Plan(*_cpu_plan(case, dtype, layout, which)[0][: len(Plan._fields)])
 
 
-def _cpu_plan(case: Case, dtype: torch.dtype, layout: str, which: int) -> list[int]:
+def plan_in_words(case: Case, dtype: torch.dtype, layout: str, which: int) -> str:
+    return _cpu_plan(case, dtype, layout, which)[1]
+
+
+def _cpu_plan(case: Case, dtype: torch.dtype, layout: str, which: int) -> tuple[list[int], str]:
     sizes = (*case.input, case.weight[0], *case.weight[2:])
-    problem = [which, DTYPES.index(dtype), layout == "channels_last", *sizes, *case.geometry]
-    numbers: list[int] = operators._cpu_plan(problem)[0]
-    return numbers
+    found: tuple[list[int], str] = operators._cpu_plan(
+        [which, DTYPES.index(dtype), layout == "channels_last", *sizes, *case.geometry]
+    )
+    return found
 
 
 class WeightGradPlan(NamedTuple):
@@ -255,7 +260,7 @@ class WeightGradPlan(NamedTuple):
 
 
 def weight_grad_plan_of(case: Case, dtype: torch.dtype, layout: str) -> WeightGradPlan:
-    return WeightGradPlan(*_cpu_plan(case, dtype, layout, WEIGHT_GRAD)[: len(WeightGradPlan._fields)])
+    return WeightGradPlan(*_cpu_plan(case, dtype, layout, WEIGHT_GRAD)[0][: len(WeightGradPlan._fields)])
 
 
 def usable_isas() -> list[int]:
