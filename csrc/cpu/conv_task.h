@@ -186,7 +186,7 @@ struct ConvTask {
 
   // If weights are not resident: the panels of all groups, packed once before the items run.
   void* panels;
-  bool* nonfinite_weight;  // set by whoever packs a weight that is not finite
+  bool* nonfinite_weight;  // set by whoever packs a weight that is not finite, or a pixel that has to be
 };
 
 // Where the two factors of a pixel's products lie, in their packed tiles.

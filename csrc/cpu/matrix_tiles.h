@@ -28,8 +28,15 @@ FS_HOST_DEVICE int64_t matrix_row(const ConvShape& s, int64_t width) {
   return flat_strips(s, width) ? width + (s.kernel_w - 1) * s.dilation_w : round_up(width, kStripPixels);
 }
 
-// Tiles of weights of one output channel column: all (channels, tap).
-FS_HOST_DEVICE int64_t tiles_of_column(const ConvShape& s) { return ceil_div(s.ic, kTileChannels) * s.taps(); }
+// Do all channels of the taps of one kernel row, which are neighbours in a packed input tile without gaps, fit one tile? Then
+// what follows them is multiplied by zeros, so that the pixels have to be finite.
+FS_HOST_DEVICE bool fits_joined_taps(const ConvShape& s) {
+  return s.kernel_w > 1 && s.stride_w == 1 && s.dilation_w == 1 && s.ic * s.kernel_w <= kTileChannels;
+}
+// Tiles of weights of one output channel column.
+FS_HOST_DEVICE int64_t tiles_of_column(const ConvShape& s, bool joined_taps) {
+  return joined_taps ? s.kernel_h : ceil_div(s.ic, kTileChannels) * s.taps();
+}
 // Floats from the sums of one interleaved tile to the next's. Strips at the end of a chunk, and one at the end of an image
 // that is read in place, reach over the pixels of the chunk.
 FS_HOST_DEVICE int64_t matrix_sums(const ConvPlan& plan) {

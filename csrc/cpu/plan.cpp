@@ -274,7 +274,7 @@ void offer_winograd_row(const ConvProblem& p, const Target& t, Offers& offers) {
 // Measured on a processor with AMX, in cycles: a product of two tiles; of a pixel, 32 channels packed from neighbours, from planes,
 // and one interleave group; 16 sums of a pixel, finished and stored as neighbours, and transposed; a weight, packed.
 constexpr double kTileProduct = 20, kPackNeighbours = 6, kPackTransposed = 16, kPackGroup = 2.5;
-constexpr double kStoreColumn = 6, kStoreColumnTransposed = 18, kPackWeight = 0.8;
+constexpr double kStoreColumn = 6, kStoreColumnTransposed = 14, kPackWeight = 0.8;
 // Output channels of a panel, unless they interleave in larger groups.
 constexpr int64_t kMaxPanelOc = 64;
 
@@ -297,6 +297,10 @@ int matrix_phase_oc(const ConvProblem& p) {
   return 0;
 }
 
+bool joins_taps(const ConvProblem& p, bool single_phase) {
+  return !single_phase && fits_joined_taps(p.shape) && p.mean_taps == static_cast<double>(p.shape.taps());
+}
+
 void offer_matrix(const ConvProblem& p, const Target& t, Offers& offers) {
   const ConvShape& s = p.shape;
   if (!t.matrix_tiles || p.no_winograd || s.ic == 0) return;
@@ -313,7 +317,9 @@ void offer_matrix(const ConvProblem& p, const Target& t, Offers& offers) {
     const double pixels = image_rows(p, single) * static_cast<double>(across);
     const double row = static_cast<double>(matrix_row(s, across));
     const double column_count = static_cast<double>(ceil_div(s.oc, oc) * oc / kColumnOc);
-    const double taps = single ? p.mean_taps : static_cast<double>(s.taps());
+    const double taps = single                       ? p.mean_taps
+                        : joins_taps(p, single) ? static_cast<double>(s.kernel_h)
+                                                : static_cast<double>(s.taps());
     const double store = p.oc_contiguous ? kStoreColumn : kStoreColumnTransposed;
     const double cycles =
         image_rows(p, single) * row / kStripPixels * column_count * chunks * taps * kTileProduct +
@@ -327,7 +333,9 @@ void set_matrix_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   plan.panel_tiles = plan.interleaved_tiles;
   plan.panels = ceil_div(p.shape.oc, int64_t{plan.panel_tiles} * plan.tile_oc);
   plan.pass_panels = 1;
-  plan.panel_elements = plan.panel_tiles * (plan.tile_oc / kColumnOc) * tiles_of_column(p.shape) * kTileElements;
+  plan.joined_taps = joins_taps(p, plan.single_phase);
+  plan.panel_elements = plan.panel_tiles * (plan.tile_oc / kColumnOc) *
+                        tiles_of_column(p.shape, plan.joined_taps) * kTileElements;
   plan.weights_resident = weights_stay(plan.panels * plan.panel_elements, t);
 }
 

@@ -145,8 +145,9 @@ struct ConvPlan {
   InputTile input_tile;
   // kMatrix: so many rows of a block are computed before they are stored. Sums of one row are row_pixels apart from those of
   // the next. flat: strips of pixels go from one row to the next.
+  // joined_taps: one tile multiplies all channels of a row of taps.
   int64_t chunk_rows, row_pixels;
-  bool flat;
+  bool flat, joined_taps;
   // Estimate for the best tile of each kernel; negative if the kernel cannot compute this.
   double cycles[kConvKernels];
 };

@@ -206,7 +206,7 @@ void choose_matrix_blocks(const ConvShape& s, const Target& t, int64_t extra_ele
   // With an odd number of cache lines between many pixels, neighbours fall into different cache sets.
   InputTile& tile = plan.input_tile;
   const int64_t lines = ceil_div(s.ic, kTileChannels);
-  tile.column_step = (lines <= 4 ? lines : lines | 1) * kTileChannels;
+  tile.column_step = plan.joined_taps ? s.ic : (lines <= 4 ? lines : lines | 1) * kTileChannels;
   tile.row_step = tile.stride_phases * tile.phase_columns * tile.column_step;
   tile.image_step = tile.rows * tile.row_step;
   plan.row_pixels = matrix_row(s, plan.block_w);

@@ -101,11 +101,12 @@ void set_matrix(ConvPass& pass) {
     const int64_t most = ceil_div(all, blocks);
     for (int64_t c = 0; c < most; ++c)
       for (int64_t a = first_a; a < s.kernel_h; ++a)
-        for (int64_t b = first_b; b < s.kernel_w; ++b)
+        for (int64_t b = first_b; b < (plan.joined_taps ? 1 : s.kernel_w); ++b)
           tables.at.push_back(input_tile_offset(s, tile, c * kTileChannels, a, b));
     for (int64_t c = 0; c < all; c += most)
       tables.blocks.push_back({.offsets = {.at = tables.at.data(),
-                                           .count = std::min(most, all - c) * taps,
+                                           .count = plan.joined_taps ? s.kernel_h
+                                                                     : std::min(most, all - c) * taps,
                                            .column_step = tile.column_step,
                                            .weight_step = columns * kTileElements,
                                            .acc_step = 0,
@@ -124,7 +125,8 @@ void set_matrix(ConvPass& pass) {
   ConvScratch& scratch = task.scratch;
   scratch.input_tile =
       task.in_place ? 0
-                    : ceil_div(plan.block_n * tile.image_step + 2 * kStripPixels * tile.column_step, 2);
+                    : ceil_div(
+                          plan.block_n * tile.image_step + 2 * kStripPixels * tile.column_step + 2 * kTileChannels, 2);
   scratch.packing = std::max(packing_elements(task.source, tile, kTileChannels), ceil_div(tile.row_step, 2));
   scratch.weights = plan.weights_resident ? plan.panels * plan.panel_elements : 0;
   scratch.weight_planes = kTileChannels * s.taps() * kColumnOc;

@@ -19,8 +19,14 @@ from .call import BackwardPlan
 _PYTORCH = BackwardPlan(False, False)
 _NARROW_ROWS_CUDA, _SMALL_IMAGES_CUDA = 16, 1 << 17
 # On images of few columns the bfloat16 gradients of PyTorch's convolutions (2.13, on CPUs) hold uninitialised
-# memory: of a weight, and of a transposed convolution's input. With up to 4 columns that was seen.
+# memory: of a weight, and of a transposed convolution's input. With up to 4 columns that was seen. The weight's
+# does so at any width where taps are apart: seen of one channel in a group, and of one output channel, with AMX.
 _SAFE_WIDTH = 8
+
+
+def _pytorch_errs(geometry: Geometry, input_shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    dilated = (geometry.dilation_h, geometry.dilation_w) != (1, 1)
+    return dtype == torch.bfloat16 and (dilated or input_shape[3] <= _SAFE_WIDTH)
 
 
 def plan_backward(
@@ -37,7 +43,7 @@ def plan_backward(
     if backend == "reference":
         return _PYTORCH
     unit_stride = (geometry.stride_h, geometry.stride_w) == (1, 1)
-    if dtype == torch.bfloat16 and input_shape[3] <= _SAFE_WIDTH:
+    if _pytorch_errs(geometry, input_shape, dtype):
         return BackwardPlan(unit_stride, True)
     if not unit_stride or geometry.groups != 1:
         return _PYTORCH
@@ -51,7 +57,7 @@ def estimates_decide(geometry: Geometry, input_shape: tuple[int, ...], dtype: to
     return (
         (geometry.stride_h, geometry.stride_w, geometry.groups) == (1, 1, 1)
         and dtype != torch.float16  # in which PyTorch takes seconds where float32 takes milliseconds
-        and not (dtype == torch.bfloat16 and input_shape[3] <= _SAFE_WIDTH)
+        and not _pytorch_errs(geometry, input_shape, dtype)
         # to ask would tie a traced graph to sizes; and without pixels there is nothing to compare
         and all(isinstance(size, int) and size > 0 for size in input_shape)
     )

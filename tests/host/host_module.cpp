@@ -129,6 +129,7 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(ConvPlan, chunk_rows)
       .FS_FIELD(ConvPlan, row_pixels)
       .FS_FIELD(ConvPlan, flat)
+      .FS_FIELD(ConvPlan, joined_taps)
       .FS_FIELD(ConvPlan, input_tile);
   py::class_<WeightGradProblem>(m, "WeightGradProblem")
       .def(py::init<>())

@@ -276,6 +276,22 @@ def integer_gradients(
 
 
 @needs_cpu_library
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_bfloat16_with_taps_apart(layout: torch.memory_format, groups: int) -> None:
+    """PyTorch's own weight gradients are garbage there, of one channel in a group on some processors."""
+    torch.manual_seed(0)
+    tensors = [
+        torch.randint(-4, 5, (2, groups, 17, 41)).double(),
+        torch.randint(-2, 3, (groups, 1, 2, 3)).double(),
+    ]
+    options = {"upscale_factor": 1, "dilation": 2, "groups": groups}
+    found = integer_gradients(fs.subpixel_conv2d, tensors, [layout] * 2, torch.bfloat16, **options)
+    expected = integer_gradients(reference.subpixel_conv2d, tensors, [layout] * 2, torch.float64, **options)
+    assert found[1].equal(expected[1].bfloat16().double())
+
+
+@needs_cpu_library
 @pytest.mark.parametrize("width", range(1, 9))
 @pytest.mark.parametrize("options", [{"stride": 2, "padding": (3, 1)}, {"groups": 2, "padding": (3, 1)}])
 @pytest.mark.usefixtures("poisoned_outputs")

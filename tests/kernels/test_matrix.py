@@ -18,7 +18,9 @@ LAYERS = (
     Case("rows", (2, 80, 12, 21), (64, 80, 3, 3), stride=(2, 2), padding=cases.SAME3),
     Case("in_place", (2, 96, 7, 9), (200, 96, 1, 1)),
     Case("wide", (1, 600, 12, 17), (80, 600, 1, 1)),
+    Case("joined", (2, 3, 37, 41), (64, 3, 3, 3), padding=cases.SAME3),
 )
+FLAT, JOINED = LAYERS[0], LAYERS[-1]  # the latter's gradients have too few channels for tiles
 
 
 def subnormal(tensors: cases.Tensors) -> cases.Tensors:
@@ -30,7 +32,10 @@ def subnormal(tensors: cases.Tensors) -> cases.Tensors:
 
 
 def assert_tiles_are_used(case: Case, layout: str) -> None:
-    for which in (cases.FORWARD, cases.INPUT_GRAD, cases.WEIGHT_GRAD):
+    passes = (cases.FORWARD, cases.INPUT_GRAD, cases.WEIGHT_GRAD)
+    if case is JOINED:
+        passes = passes[: layout == "channels_last"]
+    for which in passes:
         if which != cases.INPUT_GRAD or case.stride == (1, 1):
             assert cases.plan_in_words(case, torch.bfloat16, layout, which).startswith("matrix tiles, ")
 
@@ -62,7 +67,7 @@ def test_the_stand_in_has_the_processors_bits(case: Case, layout: str) -> None:
         with cases.instruction_set(isa):
             assert_tiles_are_used(case, layout)
             results.append(all_results(case, tensors, layout))
-    for ours, stand_in in zip(*results, strict=True):
+    for ours, stand_in in list(zip(*results, strict=True))[: 1 if case is JOINED else 4]:
         # a store may round a subnormal value, or take it for zero
         tiny = torch.finfo(torch.float32).tiny
         assert torch.equal(
@@ -85,9 +90,11 @@ def test_exact_on_integers(case: Case, layout: str, isa: int, poisoned_outputs: 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("changed", ["input", "weight"])
-def test_what_is_not_finite_reaches_no_more_than_it_should(changed: str, value: float, isa: int) -> None:
+@pytest.mark.parametrize("case", [FLAT, JOINED], ids=str)
+def test_what_is_not_finite_reaches_no_more_than_it_should(
+    case: Case, changed: str, value: float, isa: int
+) -> None:
     """Zeros of padding, between rows and beside channels, are multiplied by nothing that is not finite."""
-    case = LAYERS[0]
     tensors = cases.integers(case).to(torch.bfloat16, torch.channels_last)
     spoiled = getattr(tensors, changed).clone()
     spoiled[0, 1, 0, 2] = value

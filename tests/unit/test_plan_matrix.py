@@ -52,11 +52,16 @@ def test_tiles_of_a_convolution(problem: Any, target: Any) -> None:
     elif problem.interleave in host.REGISTER_INTERLEAVE and plan.panels > 1 and problem.interleave != 9:
         assert plan.tile_oc % problem.interleave == 0, "a panel cuts an interleave group"
     tiles = rounded(shape.ic, CHANNELS) // CHANNELS * shape.kernel_h * shape.kernel_w
+    if plan.joined_taps:
+        assert shape.ic * shape.kernel_w <= CHANNELS
+        assert not plan.single_phase
+        assert plan.input_tile.column_step == shape.ic, "neighbouring taps have a gap"
+        tiles = shape.kernel_h
     assert plan.panel_elements == plan.panel_tiles * plan.tile_oc // COLUMN * tiles * 256
     assert plan.panels * plan.panel_tiles * plan.tile_oc >= shape.oc
     assert plan.channels_inner
     tile = plan.input_tile
-    assert tile.column_step % CHANNELS == 0
+    assert plan.joined_taps or tile.column_step % CHANNELS == 0
     assert tile.column_step >= shape.ic
 
 
@@ -112,6 +117,20 @@ def test_wide_layers_are_multiplied_in_tile_registers_and_tiny_ones_are_not() ->
     assert plan_weight_grad(image_problem(ic=64, oc=256), AMX).matrix
     tiny = {"ic": 4, "oc": 4, "lr_h": 8, "lr_w": 8}
     assert host.plan_conv(image_problem(**tiny), AMX).kernel != host.MATRIX
+
+
+def test_taps_of_few_channels_are_joined() -> None:
+    """All that a row of taps reads of a colour image fits one tile; where phases lack taps, it stays apart."""
+    first = {
+        "ic": 3, "oc": 64, "lr_h": 128, "lr_w": 128, "ic_interleave": 3, "interleave": 64,
+        "oc_contiguous": True,
+    }  # fmt: skip
+    plan = host.plan_conv(image_problem(**first), AMX)
+    assert (plan.kernel, plan.joined_taps) == (host.MATRIX, True)
+    for changed in ({"ic": 11}, {"mean_taps": 6.0}, {"dilation_w": 2}, {"stride_w": 2}, {"kernel_w": 1}):
+        problem = image_problem(**{**first, **{k: v for k, v in changed.items() if k != "mean_taps"}})
+        problem.mean_taps = changed.get("mean_taps", problem.mean_taps)
+        assert not host.plan_conv(problem, AMX).joined_taps
 
 
 def test_words() -> None:

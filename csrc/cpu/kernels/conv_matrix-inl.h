@@ -61,7 +61,7 @@ struct MatrixWorker : ConvWorker<T> {
   explicit MatrixWorker(const ConvTask& t)
       : Base(t),
         columns(plan.tile_oc / kColumnOc),
-        tile_elements(tiles_of_column(conv) * columns * kTileElements),
+        tile_elements(tiles_of_column(conv, plan.joined_taps) * columns * kTileElements),
         packed_input(reinterpret_cast<BFloat16*>(this->input)) {
     // nothing else is written to the channels that fill up a tile
     if (!task.in_place && conv.ic % kTileChannels != 0)
@@ -88,7 +88,14 @@ struct MatrixWorker : ConvWorker<T> {
              b.n * s.batch_stride + b.h * s.row_stride;
     pack_input<T>(s, conv, tile, group, b, kept_rows(tile, conv, follows ? plan.block_h : 0), packed_input,
                   this->packing);
+    if (plan.joined_taps) check_pixels(b);
     return packed_input;
+  }
+  // Of joined taps, see fits_joined_taps.
+  void check_pixels(const Block& b) const {
+    FiniteCheck<S> check;
+    for (int64_t e = 0; e < b.images * tile.image_step; e += L) check(load_widened<BFloat16>(packed_input + e));
+    check.report(task.nonfinite_weight);
   }
 
   // The output channels of a panel, for all pixels of a block, some rows at a time.
@@ -209,11 +216,28 @@ struct MatrixWorker : ConvWorker<T> {
           pack_weight<T>(w, taps, w.ic_offset + g * conv.ic + c, channels,
                          {w.oc_offset + oc, by_taps ? w.missing_taps + oc : nullptr, step, count}, kColumnOc,
                          0, this->weight_planes, check);
-        for (int64_t tap = 0; tap < taps.count; ++tap)
-          pair_channels(this->weight_planes + tap * kColumnOc, count > 0 ? channels : 0,
+        if (plan.joined_taps)
+          for (int64_t a = 0; a < conv.kernel_h; ++a)
+            pair_joined(this->weight_planes + a * conv.kernel_w * kColumnOc, count > 0,
+                        to + (a * columns + column) * kTileElements);
+        else
+          for (int64_t tap = 0; tap < taps.count; ++tap)
+            pair_channels(this->weight_planes + tap * kColumnOc, count > 0 ? channels : 0,
                         taps.count * kColumnOc, to + (tap * columns + column) * kTileElements);
       }
     }
+  }
+
+  // The same of a row of taps, [tap][channel], from planes [channel][tap].
+  void pair_joined(const S* planes, bool exist, S* to) const {
+    const auto of = [&](int64_t k, int64_t v) {
+      const int64_t tap = k / conv.ic, channel = k % conv.ic;
+      return exist && tap < conv.kernel_w ? load<S>(planes + (channel * conv.taps() + tap) * kColumnOc + v)
+                                          : Vec<S>{};
+    };
+    for (int64_t k = 0; k < kTileChannels; k += 2)
+      for (int64_t v = 0; v < kColumnOc; v += L, to += L)
+        store<S>(to, bit_cast<Vec<S>>(join_pair(of(k, v), of(k + 1, v))));
   }
 
   // Pairs of channels become neighbours; missing channels are zero.
