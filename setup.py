@@ -234,7 +234,8 @@ class NinjaFile:
 
     def __init__(self) -> None:
         debug, self.cuda = enabled("FUSED_SUBPIXEL_DEBUG"), find_cuda()
-        defines = [f"-DFS_HAVE_{isa.upper()}=1" for isa in [*ISA_FLAGS, *MATRIX_FLAGS]] + ["-g" if debug else "-DNDEBUG"]
+        defines = [f"-DFS_HAVE_{isa.upper()}=1" for isa in (*ISA_FLAGS, *MATRIX_FLAGS)]
+        defines.append("-g" if debug else "-DNDEBUG")
         values = {
             "builddir": BUILD,
             "cxx": find_cxx(),

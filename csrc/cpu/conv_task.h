@@ -223,7 +223,7 @@ struct WeightGradTask {
   void* grad_weight;
   void* grad_bias;       // [groups * oc], by low-resolution channel
   bool arithmetic_bias;  // it has the arithmetic type
-  bool* nonfinite;            // set if a weight that Winograd's kernel computed is not finite
+  bool* nonfinite;       // set if a weight that Winograd's kernel computed is not finite
 };
 
 // Cuts one 64-byte aligned allocation into arrays.

@@ -61,7 +61,8 @@ const Kernels* kernels_of(Isa isa) {
     }
 #endif
     case Isa::kAmxStandIn: {
-      static const Kernels kernels = with_matrix(portable::kernels, "amx_stand_in", amx_stand_in::matrix_kernels);
+      static const Kernels kernels =
+          with_matrix(portable::kernels, "amx_stand_in", amx_stand_in::matrix_kernels);
       return &kernels;
     }
     default: return nullptr;

@@ -41,8 +41,7 @@ void compute(const WeightGradArguments& a, const WeightGradPass& pass, const Ker
   // A slot has a fixed share, so that sums do not depend on which thread comes first.
   run_queue(plan.parallel, plan.items, pool, [&](WorkQueue& queue) { weight_grad(task, queue); });
   if (plan.slots > 1)
-    run_queue(plan.parallel, plan.pairs(), pool,
-              [&](WorkQueue& queue) { finish(task, queue); });
+    run_queue(plan.parallel, plan.pairs(), pool, [&](WorkQueue& queue) { finish(task, queue); });
 }
 
 }  // namespace

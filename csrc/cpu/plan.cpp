@@ -317,7 +317,7 @@ void offer_matrix(const ConvProblem& p, const Target& t, Offers& offers) {
     const double pixels = image_rows(p, single) * static_cast<double>(across);
     const double row = static_cast<double>(matrix_row(s, across));
     const double column_count = static_cast<double>(ceil_div(s.oc, oc) * oc / kColumnOc);
-    const double taps = single                       ? p.mean_taps
+    const double taps = single                  ? p.mean_taps
                         : joins_taps(p, single) ? static_cast<double>(s.kernel_h)
                                                 : static_cast<double>(s.taps());
     const double store = p.oc_contiguous ? kStoreColumn : kStoreColumnTransposed;

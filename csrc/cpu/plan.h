@@ -103,8 +103,9 @@ struct ConvProblem {
   // Output channels of one phase, and how many phases interleave in the order of output channels: 1 if the channels of a
   // phase are neighbours. phase_oc 0: tiles cannot hold a single phase.
   int64_t phase_oc, phase_interleave;
-  int64_t ic_interleave;  // input channels that are neighbours in memory at least, also in an output that is applied
-  bool ic_contiguous;     // neighbouring input channels are neighbours in memory (channels_last)
+  int64_t
+      ic_interleave;  // input channels that are neighbours in memory at least, also in an output that is applied
+  bool ic_contiguous;  // neighbouring input channels are neighbours in memory (channels_last)
   bool planar_input;   // each input channel is a plane (NCHW)
   bool no_winograd;    // each weight must be multiplied as it is, and by no zeros of padding
   bool inexact;        // float32 with an error like that of tf32 will do

@@ -6,9 +6,9 @@
 namespace fused_subpixel::cpu {
 namespace {
 
-constexpr const char* kNames[kConvKernels] = {"OW-vectorised", "OC-vectorised", "Winograd F(2x2, 3x3)",
-                                              "Winograd F(2, 3) along rows", "Winograd F(4x4, 3x3)",
-                                              "matrix tiles"};
+constexpr const char* kNames[kConvKernels] = {"OW-vectorised",        "OC-vectorised",
+                                              "Winograd F(2x2, 3x3)", "Winograd F(2, 3) along rows",
+                                              "Winograd F(4x4, 3x3)", "matrix tiles"};
 
 std::string tile_of(const ConvPlan& plan) {
   const std::string oc = std::to_string(plan.tile_oc) + " output channels x ";
@@ -62,8 +62,10 @@ std::string describe(const WeightGradPlan& plan) {
   const std::string taps = std::to_string(plan.shape.kernel_h);
   const std::string winograd = "Winograd F(" + taps + "x" + taps + ", 2x2)", direct = "products of channels";
   const std::string matrix = "matrix tiles";
-  std::string text = (plan.winograd ? winograd : plan.matrix ? matrix : direct) + ", tile of up to " +
-                     std::to_string(plan.tile_vectors) + " vectors of" +
+  std::string text = (plan.winograd ? winograd
+                      : plan.matrix ? matrix
+                                    : direct) +
+                     ", tile of up to " + std::to_string(plan.tile_vectors) + " vectors of" +
                      (plan.input_in_lanes ? of_input : of_gradient) + " x " +
                      std::to_string(plan.tile_columns) + (plan.input_in_lanes ? of_gradient : of_input) +
                      ", " + std::to_string(plan.pairs()) + " x " + std::to_string(plan.slots) + " items of " +

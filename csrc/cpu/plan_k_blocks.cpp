@@ -104,15 +104,15 @@ void set_matrix(ConvPass& pass) {
         for (int64_t b = first_b; b < (plan.joined_taps ? 1 : s.kernel_w); ++b)
           tables.at.push_back(input_tile_offset(s, tile, c * kTileChannels, a, b));
     for (int64_t c = 0; c < all; c += most)
-      tables.blocks.push_back({.offsets = {.at = tables.at.data(),
-                                           .count = plan.joined_taps ? s.kernel_h
-                                                                     : std::min(most, all - c) * taps,
-                                           .column_step = tile.column_step,
-                                           .weight_step = columns * kTileElements,
-                                           .acc_step = 0,
-                                           .add = c > 0},
-                               .weight = c * taps * columns * kTileElements,
-                               .input = c * kTileChannels});
+      tables.blocks.push_back(
+          {.offsets = {.at = tables.at.data(),
+                       .count = plan.joined_taps ? s.kernel_h : std::min(most, all - c) * taps,
+                       .column_step = tile.column_step,
+                       .weight_step = columns * kTileElements,
+                       .acc_step = 0,
+                       .add = c > 0},
+           .weight = c * taps * columns * kTileElements,
+           .input = c * kTileChannels});
     task.k_blocks[missing] = {.taps = {.offset = tables.tap_offset.data(),
                                        .count = taps,
                                        .columns = s.kernel_w,
@@ -124,9 +124,10 @@ void set_matrix(ConvPass& pass) {
   // pairs of bfloat16 in the place of values
   ConvScratch& scratch = task.scratch;
   scratch.input_tile =
-      task.in_place ? 0
-                    : ceil_div(
-                          plan.block_n * tile.image_step + 2 * kStripPixels * tile.column_step + 2 * kTileChannels, 2);
+      task.in_place
+          ? 0
+          : ceil_div(plan.block_n * tile.image_step + 2 * kStripPixels * tile.column_step + 2 * kTileChannels,
+                     2);
   scratch.packing = std::max(packing_elements(task.source, tile, kTileChannels), ceil_div(tile.row_step, 2));
   scratch.weights = plan.weights_resident ? plan.panels * plan.panel_elements : 0;
   scratch.weight_planes = kTileChannels * s.taps() * kColumnOc;
@@ -243,8 +244,8 @@ void set_k_blocks(const Target& t, ConvPass& pass) {
   }
   ConvScratch& s = pass.task.scratch;
   s.bytes = Arena::bytes(s.pixel_tiles, sizeof(PixelTile));
-  for (int64_t elements : {s.input_tile, s.packing, s.weights, s.weight_planes, s.acc, s.oc, s.oc, s.winograd_input,
-                           s.winograd_packed, s.winograd_planar})
+  for (int64_t elements : {s.input_tile, s.packing, s.weights, s.weight_planes, s.acc, s.oc, s.oc,
+                           s.winograd_input, s.winograd_packed, s.winograd_planar})
     s.bytes += Arena::bytes(elements, t.element_bytes);
 }
 

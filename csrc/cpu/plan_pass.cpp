@@ -87,7 +87,8 @@ ConvProblem input_grad_problem(const Geometry& g, const Source& source, const St
                                const Target& t) {
   const ConvShape shape = input_grad_shape(g);
   ConvProblem p = conv_problem(shape, dest, plain_interleave(dest, shape.oc), t);
-  p.ic_interleave = std::min(source.interleave, source.output ? source.output->interleave : source.interleave);
+  p.ic_interleave =
+      std::min(source.interleave, source.output ? source.output->interleave : source.interleave);
   p.ic_contiguous = p.ic_interleave >= t.lanes;
   return p;
 }

@@ -53,7 +53,8 @@ ConvShape gradient_shape(ConvShape shape);
 struct WeightGradProblem {
   ConvShape shape;
   bool planar_input, planar_gradient;  // channels are not neighbours in memory
-  bool no_winograd;  // something is not finite: nothing may be added before it is multiplied, nor multiplied by zeros
+  bool
+      no_winograd;  // something is not finite: nothing may be added before it is multiplied, nor multiplied by zeros
 };
 WeightGradPlan plan_weight_grad(const WeightGradProblem& problem, const Target& target);
 

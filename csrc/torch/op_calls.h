@@ -139,13 +139,20 @@ inline InputGradCall input_grad_call(const Tensor& grad_output, const Tensor& we
   check_like("weight", weight, grad_output);
   check(!transposed_weight || has_whole_phases(options, weight.size(2), weight.size(3)),
         "a transposed weight takes one group and no kernel padding");
-  const Sizes sizes =
-      transposed_weight
-          ? Sizes{grad_output.size(0), weight.size(0), height, width,
-                  weight.size(1) * options.r_h * options.r_w, weight.size(2) / options.r_h,
-                  weight.size(3) / options.r_w}
-          : Sizes{grad_output.size(0), weight.size(1) * options.groups, height, width, weight.size(0),
-                  weight.size(2), weight.size(3)};
+  const Sizes sizes = transposed_weight ? Sizes{grad_output.size(0),
+                                                weight.size(0),
+                                                height,
+                                                width,
+                                                weight.size(1) * options.r_h * options.r_w,
+                                                weight.size(2) / options.r_h,
+                                                weight.size(3) / options.r_w}
+                                        : Sizes{grad_output.size(0),
+                                                weight.size(1) * options.groups,
+                                                height,
+                                                width,
+                                                weight.size(0),
+                                                weight.size(2),
+                                                weight.size(3)};
   const Geometry g = backward_geometry(grad_output, sizes, options);
   InputGradArguments a{};
   set_gradient(a, g, grad_output, saved_output(grad_output, output, activation, negative_slope));
@@ -174,11 +181,11 @@ inline WeightGradCall weight_grad_call(const Tensor& grad_output, const Tensor& 
   set_gradient(a, g, grad_output, saved_output(grad_output, output, activation, negative_slope));
   check(!transposed || has_whole_phases(options, kernel_h * options.r_h, kernel_w * options.r_w),
         "a transposed weight takes one group and no kernel padding");
-  Tensor grad_weight =
-      transposed
-          ? new_tensor({g.in_channels, g.channels, g.kernel_h * g.r_h, g.kernel_w * g.r_w}, grad_output, false)
-          : new_tensor({g.lr_channels(), g.in_channels / g.groups, g.kernel_h, g.kernel_w}, grad_output,
-                       false);
+  Tensor grad_weight = transposed
+                           ? new_tensor({g.in_channels, g.channels, g.kernel_h * g.r_h, g.kernel_w * g.r_w},
+                                        grad_output, false)
+                           : new_tensor({g.lr_channels(), g.in_channels / g.groups, g.kernel_h, g.kernel_w},
+                                        grad_output, false);
   Tensor grad_bias = new_vector(g.lr_channels(), grad_output, transposed);
   a.transposed = transposed;
   a.input = view_of(input);

@@ -50,9 +50,8 @@ std::tuple<Tensor, Tensor> weight_grad(const Tensor& grad_output, const Tensor& 
                                        const OptionalTensor& output, int64_t activation,
                                        double negative_slope) {
   const Device device(grad_output);
-  const WeightGradCall call =
-      weight_grad_call(grad_output, input, false, kernel_h, kernel_w, conv_options(geometry), output,
-                       activation, negative_slope);
+  const WeightGradCall call = weight_grad_call(grad_output, input, false, kernel_h, kernel_w,
+                                               conv_options(geometry), output, activation, negative_slope);
   device.launch(nullptr, &call);
   return {call.grad_weight, call.grad_bias};
 }
@@ -89,8 +88,8 @@ std::tuple<Tensor, Tensor, Tensor> eager_backward(const Tensor& grad_output, con
     of_input = input_grad_call(grad_output, *weight, transposed, sizes.in_h, sizes.in_w, o.conv,
                                (wanted & kInputChannelsLast) != 0, output, activation, o.negative_slope);
   if (wanted & kWantWeight)
-    of_weight = weight_grad_call(grad_output, *input, transposed, sizes.kernel_h, sizes.kernel_w, o.conv, output,
-                                 activation, o.negative_slope);
+    of_weight = weight_grad_call(grad_output, *input, transposed, sizes.kernel_h, sizes.kernel_w, o.conv,
+                                 output, activation, o.negative_slope);
   device.launch(of_input ? &*of_input : nullptr, of_weight ? &*of_weight : nullptr);
   return {of_input ? of_input->grad_input : Tensor(), of_weight ? of_weight->grad_weight : Tensor(),
           of_weight ? of_weight->grad_bias : Tensor()};

@@ -19,8 +19,8 @@ from .call import BackwardPlan
 _PYTORCH = BackwardPlan(False, False)
 _NARROW_ROWS_CUDA, _SMALL_IMAGES_CUDA = 16, 1 << 17
 # On images of few columns the bfloat16 gradients of PyTorch's convolutions (2.13, on CPUs) hold uninitialised
-# memory: of a weight, and of a transposed convolution's input. With up to 4 columns that was seen. The weight's
-# does so at any width where taps are apart: seen of one channel in a group, and of one output channel, with AMX.
+# memory: of a weight, and of a transposed convolution's input. With up to 4 columns that was seen. The
+# weight's does so at any width where taps are apart: seen of one channel in a group, with AMX.
 _SAFE_WIDTH = 8
 
 
@@ -119,9 +119,9 @@ class _Costs(NamedTuple):
     our_call: float
 
 
-# Our plans count what a loop does and not what it waits for. Fitted to 350 random layers on AVX-512 with 1 and
-# 2 threads. The standard deviation of the logarithm of the ratio of estimate and time is 0.5 for the input
-# gradient and 0.45 for the weight's.
+# Our plans count what a loop does and not what it waits for. Fitted to 350 random layers on AVX-512 with 1
+# and 2 threads. The standard deviation of the logarithm of the ratio of estimate and time is 0.5 for the
+# input gradient and 0.45 for the weight's.
 _VECTORS = _Costs(_Rates(0.6, 45, 30), _Rates(0.6, 55, 70), 40, 1.2e5, 1.4, 1.15, 2.5e4)
 # The same of bfloat16 where both multiply in tile registers (AMX), 270 layers; deviations 0.4 and 0.3.
 _MATRIX = _Costs(_Rates(0.08, 32, 28), _Rates(0.11, 37, 36), 40, 1.7e5, 1.1, 0.75, 6e4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tile registers (AMX) and their stand-in: what the tests of all kernels on every instruction set leave open."""
+"""Tile registers (AMX) and their stand-in: what the tests of all kernels leave open."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Covering arrays instead of products: each case meets every instruction set, with another dtype and layout.
 
-A case of index k runs once on every vector instruction set, and with bfloat16 on those of tile registers. Which (dtype, layout) it meets there rotates with k, so
-that all combinations occur equally often over the cases. Further turns, each with another combination, carry
-the marker ``full``; ``pytest --all-combinations`` runs the whole product.
+A case of index k runs once on every vector instruction set, and with bfloat16 on those of tile registers.
+Which (dtype, layout) it meets there rotates with k, so that all combinations occur equally often over the
+cases. Further turns, each with another combination, carry the marker ``full``; ``pytest --all-combinations``
+runs the whole product.
 """
 
 from __future__ import annotations

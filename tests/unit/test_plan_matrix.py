@@ -120,7 +120,7 @@ def test_wide_layers_are_multiplied_in_tile_registers_and_tiny_ones_are_not() ->
 
 
 def test_taps_of_few_channels_are_joined() -> None:
-    """All that a row of taps reads of a colour image fits one tile; where phases lack taps, it stays apart."""
+    """All that a row of taps reads of a colour image fits one tile, unless phases lack taps."""
     first = {
         "ic": 3, "oc": 64, "lr_h": 128, "lr_w": 128, "ic_interleave": 3, "interleave": 64,
         "oc_contiguous": True,

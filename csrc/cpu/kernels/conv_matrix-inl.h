@@ -44,17 +44,18 @@ FS_INLINE void multiply_tiles(TileRegisters& tiles, const BFloat16* const* pixel
       if constexpr (Q > 1) tiles.add_products<P * Q - 1, A + P - 1, B + Q - 1>();
     }
   }
-  for_each_sum<P, Q>([&](auto r, int p, int q) {
-    tiles.store<decltype(r)::value>(sums.at[p] + q * kColumnOc, sum_bytes);
-  });
+  for_each_sum<P, Q>(
+      [&](auto r, int p, int q) { tiles.store<decltype(r)::value>(sums.at[p] + q * kColumnOc, sum_bytes); });
 }
 
 template <class T>
 struct MatrixWorker : ConvWorker<T> {
   using Base = ConvWorker<T>;
-  using Base::acc, Base::conv, Base::group, Base::L, Base::out, Base::plan, Base::task, Base::tile, Base::tiles;
+  using Base::acc, Base::conv, Base::group, Base::L, Base::out, Base::plan, Base::task, Base::tile,
+      Base::tiles;
   using typename Base::S;
-  static_assert(sizeof(S) == 2 * sizeof(BFloat16), "a pair takes the place of a value of the arithmetic type");
+  static_assert(sizeof(S) == 2 * sizeof(BFloat16),
+                "a pair takes the place of a value of the arithmetic type");
   int64_t columns, tile_elements;  // of a panel's tile
   BFloat16* packed_input;
 
@@ -84,8 +85,8 @@ struct MatrixWorker : ConvWorker<T> {
   const BFloat16* pixels_of(const Block& b, bool follows) const {
     const Source& s = task.source;
     if (task.in_place)
-      return static_cast<const BFloat16*>(s.data) + s.channel_offset[group * conv.ic] +
-             b.n * s.batch_stride + b.h * s.row_stride;
+      return static_cast<const BFloat16*>(s.data) + s.channel_offset[group * conv.ic] + b.n * s.batch_stride +
+             b.h * s.row_stride;
     pack_input<T>(s, conv, tile, group, b, kept_rows(tile, conv, follows ? plan.block_h : 0), packed_input,
                   this->packing);
     if (plan.joined_taps) check_pixels(b);
@@ -94,7 +95,8 @@ struct MatrixWorker : ConvWorker<T> {
   // Of joined taps, see fits_joined_taps.
   void check_pixels(const Block& b) const {
     FiniteCheck<S> check;
-    for (int64_t e = 0; e < b.images * tile.image_step; e += L) check(load_widened<BFloat16>(packed_input + e));
+    for (int64_t e = 0; e < b.images * tile.image_step; e += L)
+      check(load_widened<BFloat16>(packed_input + e));
     check.report(task.nonfinite_weight);
   }
 
@@ -113,10 +115,12 @@ struct MatrixWorker : ConvWorker<T> {
           const BFloat16* from = input + n * tile.image_step + h * conv.stride_h * tile.row_step +
                                  this->input_shift(first_oc + q);
           for (const KBlock* block = k.blocks; block < k.blocks + k.count; ++block)
-            multiply(registers, {rows, b.width, (conv.lr_h - b.h - h) * plan.row_pixels, first_oc, stored,
-                                 block + 1 == k.blocks + k.count && q == 0 ? out.at(absolute({n, h, 0, 1}, b)) : nullptr},
-                     from + block->input, block->offsets, packed + q * tile_elements + block->weight,
-                     sums + q * matrix_sums(plan));
+            multiply(
+                registers,
+                {rows, b.width, (conv.lr_h - b.h - h) * plan.row_pixels, first_oc, stored,
+                 block + 1 == k.blocks + k.count && q == 0 ? out.at(absolute({n, h, 0, 1}, b)) : nullptr},
+                from + block->input, block->offsets, packed + q * tile_elements + block->weight,
+                sums + q * matrix_sums(plan));
         }
         for (int64_t row = 0; row < rows; ++row) {
           const PixelVector p{b.n + n, b.h + h + row, b.w, static_cast<int>(b.width)};
@@ -156,7 +160,8 @@ struct MatrixWorker : ConvWorker<T> {
     };
     // Fetches what is going to be stored, see Store::fetch.
     const auto fetch = [&](int64_t strip) {
-      const int64_t pixel = plan.flat ? strip * kStripPixels : strip / across * plan.row_pixels + strip % across * kStripPixels;
+      const int64_t pixel =
+          plan.flat ? strip * kStripPixels : strip / across * plan.row_pixels + strip % across * kStripPixels;
       const int64_t row = pixel / plan.row_pixels, column = pixel % plan.row_pixels;
       const int64_t count = smaller<int64_t>(kMatrixPixels, r.width - column);
       if (row < r.rows && count > 0)
@@ -223,7 +228,7 @@ struct MatrixWorker : ConvWorker<T> {
         else
           for (int64_t tap = 0; tap < taps.count; ++tap)
             pair_channels(this->weight_planes + tap * kColumnOc, count > 0 ? channels : 0,
-                        taps.count * kColumnOc, to + (tap * columns + column) * kTileElements);
+                          taps.count * kColumnOc, to + (tap * columns + column) * kTileElements);
       }
     }
   }

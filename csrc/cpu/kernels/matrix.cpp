@@ -8,9 +8,7 @@
 namespace fused_subpixel::cpu::FS_ISA {
 namespace {
 
-void run_conv(const ConvTask& task, WorkQueue& items) {
-  run_worker<MatrixWorker<BFloat16>>(task, items);
-}
+void run_conv(const ConvTask& task, WorkQueue& items) { run_worker<MatrixWorker<BFloat16>>(task, items); }
 void run_pack_panels(const ConvTask& task, WorkQueue& panels) {
   pack_all_panels<MatrixWorker<BFloat16>>(task, panels);
 }
@@ -30,7 +28,8 @@ void run_finish_weight_grad(const WeightGradTask& task, WorkQueue& pairs) {
 }  // namespace
 
 extern const MatrixKernels matrix_kernels;
-const MatrixKernels matrix_kernels = {.conv = &run_conv, .pack_panels = &run_pack_panels,
+const MatrixKernels matrix_kernels = {.conv = &run_conv,
+                                      .pack_panels = &run_pack_panels,
                                       .weight_grad = &run_weight_grad,
                                       .finish_weight_grad = &run_finish_weight_grad};
 

@@ -51,7 +51,8 @@ FS_INLINE void multiply_pixels(TileRegisters& tiles, const PixelProducts& m) {
 template <class T>
 struct MatrixWeightGradWorker : WeightGradWorker<T> {
   using Base = WeightGradWorker<T>;
-  using Base::conv, Base::count, Base::in, Base::L, Base::out, Base::packing, Base::pixels, Base::plan, Base::task;
+  using Base::conv, Base::count, Base::in, Base::L, Base::out, Base::packing, Base::pixels, Base::plan,
+      Base::task;
   using typename Base::S;
   BFloat16 *packed_input, *packed_gradient, *planes;
   uint32_t* pairs;
@@ -183,7 +184,8 @@ struct MatrixWeightGradWorker : WeightGradWorker<T> {
         m.pairs = pairs + column * kColumnOc;
         for (int64_t r = 0; r < rows; r += 2) {
           for (int64_t p = 0; p < smaller<int64_t>(2, rows - r); ++p) {
-            m.planes[p] = planes + (r + p) / taps * kStripPixels * task.plane_step + task.segment_input[(r + p) % taps];
+            m.planes[p] =
+                planes + (r + p) / taps * kStripPixels * task.plane_step + task.segment_input[(r + p) % taps];
             m.sums[p] = sums + ((r + p) * columns_of_item() + column) * kTileElements;
           }
           const bool two = column + 1 < columns;
@@ -214,7 +216,8 @@ struct MatrixWeightGradWorker : WeightGradWorker<T> {
   }
 
   // The weights of L x L channels. Those of an output channel are usually neighbours.
-  void finish_square(const S* sums, const ItemChannels& c, int64_t oc, int64_t ic, FiniteCheck<S>& check) const {
+  void finish_square(const S* sums, const ItemChannels& c, int64_t oc, int64_t ic,
+                     FiniteCheck<S>& check) const {
     constexpr int64_t kTapsAtOnce = 16;
     const int64_t taps = conv.taps(), columns = columns_of_item();
     const int64_t outputs = smaller<int64_t>(L, c.output_channels - oc),
@@ -244,7 +247,9 @@ struct MatrixWeightGradWorker : WeightGradWorker<T> {
           for (int tap = 0; tap < kTaps; ++tap) store_narrowed<T>(weight + of_gradient[o] + tap * L, v[tap]);
         }
       };
-      if (task.dense_weight && count == taps && inputs == L && try_dispatch(RegisterInterleave{}, taps, whole)) return;
+      if (task.dense_weight && count == taps && inputs == L &&
+          try_dispatch(RegisterInterleave{}, taps, whole))
+        return;
       for (int64_t o = 0; o < outputs; ++o)
         for (int64_t i = 0; i < inputs; ++i)
           for (int64_t tap = 0; tap < count; ++tap)
