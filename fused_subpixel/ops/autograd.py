@@ -28,11 +28,13 @@ from . import library
 from .fakes import counting
 from .geometry import Epilogue, Geometry, Problem, subpixel_weight_shape
 from .gradients import (
+    TRANSPOSED_WEIGHT,
     Operands,
     activation_gradient,
     convolution_gradients,
     is_differentiated,
     residual_gradient,
+    sum_phases,
     transposed_convolution_gradients,
 )
 from .layout import is_channels_last
@@ -106,8 +108,9 @@ class SubpixelConv2dFunction(torch.autograd.Function):
         # Usually one operator computes all gradients: its `wanted`, as in csrc/torch/operators.h, or 0.
         wanted = 0
         if call.one_backward and not needs_residual and (needs_weight or not needs_bias):
-            transposed = 8 if call.problem.transposed is not None else 0
-            wanted = needs_input + 2 * needs_weight + 4 * channels_last + transposed
+            wanted = needs_input + 2 * needs_weight + 4 * channels_last
+            if call.problem.transposed is not None:
+                wanted += TRANSPOSED_WEIGHT
         residual_shape = residual.shape if needs_residual and residual is not None else None
         ctx.rest = wanted, call, channels_last, residual_shape
         return output
@@ -122,8 +125,8 @@ class SubpixelConv2dFunction(torch.autograd.Function):
             of_input, of_weight, of_bias = _eager_backward(grad, input, weight, output, call.options, wanted)
             if not needed[2]:
                 of_bias = None
-            elif wanted & 8:
-                of_bias = of_bias.view(grad.shape[1], -1).sum(1).to(grad.dtype)
+            elif wanted & TRANSPOSED_WEIGHT:
+                of_bias = sum_phases(of_bias, grad)
             return of_input, of_weight, of_bias, None, None
         needed = needed[:3]
         problem: Problem = call.problem

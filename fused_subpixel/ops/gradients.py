@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference, torch_compat
-from ..dispatch.call import BackwardPlan
+from ..dispatch.call import BackwardPlan, has_whole_phases
 from ..dispatch.tensors import is_plainly_eager
 from ..weights import subpixel_weight_and_bias, subpixel_weight_to_conv_transpose
 from .fakes import counting
@@ -155,6 +155,15 @@ def _our_gradients(
     return grad_input, grad_weight, grad_bias if need_bias else None
 
 
+# Of `wanted`, as in csrc/torch/operators.h: the weight and its gradient are a transposed convolution's own.
+TRANSPOSED_WEIGHT = 8
+
+
+def sum_phases(grad_phases: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of a transposed convolution's bias, from that of each phase in the arithmetic type."""
+    return grad_phases.view(grad.shape[1], -1).sum(1).to(grad.dtype)
+
+
 def transposed_convolution_gradients(
     grad: Tensor,
     input: Tensor | None,
@@ -176,28 +185,39 @@ def transposed_convolution_gradients(
     grad_input = grad_weight = grad_bias = None
     if not is_differentiated() and not any(transposed.unused):
         our_input, our_weight = need_input and plan.input_grad, need_weight and plan.weight_grad
-        rows = None
-        if our_input:
-            assert weight is not None
-            rows, _ = subpixel_weight_and_bias(weight, None, problem.geometry)
-        if our_input or our_weight:
+        if not (our_input or our_weight):
+            pass
+        elif (
+            options is not None
+            and has_whole_phases(problem, grad.device.type)
+            and is_plainly_eager(grad, input, weight)
+        ):
+            wanted = our_input + 2 * our_weight + 4 * channels_last + TRANSPOSED_WEIGHT
+            grad_input, grad_weight, phases = _eager_operator(grad, input, weight, None, options, wanted)
+            if need_bias and our_weight:
+                grad_bias, need_bias = sum_phases(phases, grad), False
+        else:
+            rows = None
+            if our_input:
+                assert weight is not None
+                rows, _ = subpixel_weight_and_bias(weight, None, problem.geometry)
             operands = Operands(
                 input, rows, problem.geometry, problem.input_shape, problem.weight_shape,
                 (our_input, our_weight, our_weight),
             )  # fmt: skip
             with counting(transposed):
-                grad_input, grad_rows, grad_phases = _our_gradients(
+                grad_input, grad_rows, phases = _our_gradients(
                     grad, None, problem.epilogue, operands, channels_last, options
                 )
-        if our_weight:
-            assert grad_rows is not None
-            assert grad_phases is not None
-            grad_weight = subpixel_weight_to_conv_transpose(
-                grad_rows, transposed.stride, groups=groups, kernel_size=transposed.weight_shape[2:]
-            )
-            if need_bias and grad.element_size() > 2:  # in half types the phases would be rounded one by one
-                grad_bias = grad_phases.view(grad.shape[1], -1).sum(1)
-                need_bias = False
+            if our_weight:
+                assert grad_rows is not None
+                grad_weight = subpixel_weight_to_conv_transpose(
+                    grad_rows, transposed.stride, groups=groups, kernel_size=transposed.weight_shape[2:]
+                )
+            # in half types the phases would be rounded one by one
+            if need_bias and our_weight and grad.element_size() > 2:
+                assert phases is not None
+                grad_bias, need_bias = sum_phases(phases, grad), False
         need_input, need_weight = need_input and not our_input, need_weight and not our_weight
     if need_input or need_weight or need_bias:
         input = grad.new_empty(()).expand(transposed.input_shape) if input is None else input
