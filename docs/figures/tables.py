@@ -28,7 +28,12 @@ LAYERS = "2026-11-30_0110_intel-xeon_layers.csv"
 TRAINING = "2026-11-30_0411_intel-xeon_training.csv"
 STEPS = "2026-11-30_0422_intel-xeon_float32_backward.csv"
 GRADIENTS = "2026-11-30_0418_intel-xeon_float32_gradients.csv"
-HALF = "2026-11-30_0446_intel-xeon_bfloat16.csv"
+HALF = {  # instructions: file
+    "AVX512-BF16": "2026-11-30_0446_intel-xeon_bfloat16.csv",
+    "AMX": "2026-11-30_0705_intel-xeon-amx_bfloat16.csv",
+}
+HALF_GRADIENTS = "2026-11-30_0712_intel-xeon-amx_bfloat16_gradients.csv"
+AMX_WORDS = "two cores of an Intel Xeon with AMX"
 SERIES = {"body": "body layers", "few": "few pixels", "signals": "signals", "volumes": "volumes"}
 CPU_WORDS = "two AVX-512 cores of an Intel Xeon (Emerald Rapids)"
 GPU = "2026-11-27_1952_nvidia-h100-80gb-hbm3_float16.csv"
@@ -224,9 +229,9 @@ def layers() -> str:
     return f"{title_of(LAYERS)}\n\n{markdown(('series', 'layer', 'fastest other', 'fused', 'ratio'), body)}"
 
 
-def title_of(file: str) -> str:
+def title_of(file: str, cpu: str = CPU_WORDS) -> str:
     facts = rows_of(file)[0]
-    return f"{CPU_WORDS[0].upper()}{CPU_WORDS[1:]}, {facts['date'][:10]}, `{file}`; `{facts['command']}`:"
+    return f"{cpu[0].upper()}{cpu[1:]}, {facts['date'][:10]}, `{file}`; `{facts['command']}`:"
 
 
 def compared(file: str, key: str) -> dict[str, tuple[str, str, dict[str, float]]]:
@@ -267,24 +272,27 @@ def steps() -> str:
 
 
 def half() -> str:
-    found: dict[str, dict[str, str]] = {}
-    for row in rows_of(HALF):
-        found.setdefault(row["workload"], {})[row["pass"]] = row["headline_ratio"]
-    body = [
-        [name, *(f"{float(of[way]):.2f}" for way in ("forward", "backward"))] for name, of in found.items()
-    ]
+    found: dict[str, dict[tuple[str, str], float]] = {}
+    for instructions, file in HALF.items():
+        for row in rows_of(file):
+            ratio = float(row["headline_ratio"])
+            found.setdefault(row["workload"], {})[instructions, row["pass"]] = ratio
+    columns = [(instructions, way) for instructions in HALF for way in ("forward", "backward")]
+    body = [[name, *(f"{of[column]:.2f}" for column in columns)] for name, of in found.items()]
     means = [
-        statistics.geometric_mean(float(of[way]) for name, of in found.items() if name != "tiny")
-        for way in ("forward", "backward")
+        statistics.geometric_mean(of[column] for name, of in found.items() if name != "tiny")
+        for column in columns
     ]
     body.append(["**geometric mean, without tiny**", *(f"**{mean:.2f}**" for mean in means)])
-    head = ("workload", "forward", "forward and backward")
-    return f"{title_of(HALF)}\n\n{markdown(head, body)}"
+    ways = {"forward": "forward", "backward": "forward and backward"}
+    head = ("workload", *(f"{instructions}: {ways[way]}" for instructions, way in columns))
+    titles = (title_of(HALF["AVX512-BF16"]), title_of(HALF["AMX"], AMX_WORDS))
+    return "\n\n".join((*titles, markdown(head, body)))
 
 
-def gradients() -> str:
+def gradients(file: str = GRADIENTS, cpu: str = CPU_WORDS) -> str:
     times: dict[str, dict[tuple[str, str], float]] = {}
-    for row in rows_of(GRADIENTS):
+    for row in rows_of(file):
         of = times.setdefault(row["layer"], {})
         key = row["gradient"], row["contender"]
         of[key] = min(of.get(key, float("inf")), float(row["median_ms"]))
@@ -300,7 +308,11 @@ def gradients() -> str:
     means = (f"**{statistics.geometric_mean(known):.2f}**" for known in ratios.values())
     body.append(("**geometric mean**", *means))
     head = ("layer", "input gradient, PyTorch / ours", "weight gradient", "all, PyTorch / plan")
-    return f"{title_of(GRADIENTS)}\n\n{markdown(head, body)}"
+    return f"{title_of(file, cpu)}\n\n{markdown(head, body)}"
+
+
+def half_gradients() -> str:
+    return gradients(HALF_GRADIENTS, AMX_WORDS)
 
 
 def networks() -> str:
@@ -325,7 +337,13 @@ def networks() -> str:
 
 PARTS = {
     "README.md": {"headline": headline},
-    "docs/training.md": {"training": training, "steps": steps, "gradients": gradients, "half": half},
+    "docs/training.md": {
+        "training": training,
+        "steps": steps,
+        "gradients": gradients,
+        "half": half,
+        "half gradients": half_gradients,
+    },
     "docs/benchmarks.md": {
         "layers": layers,
         "transposed": transposed,
