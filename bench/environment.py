@@ -64,7 +64,7 @@ def _instruction_set() -> str:
     """What the fused kernels use."""
     if not library.libraries["cpu"].loaded:
         return "none (no CPU library)"
-    current, _, l2_bytes = torch.ops.fused_subpixel._cpu_capability()
+    current, _, l2_bytes, _ = torch.ops.fused_subpixel._cpu_capability()
     return f"{_INSTRUCTION_SETS[current]}, L2 {l2_bytes // 1024} KiB"
 
 

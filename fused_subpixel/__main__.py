@@ -77,10 +77,12 @@ def _version_of(package: str) -> str:
 
 
 def _cpu_kernels() -> str:
-    current, usable, l2_bytes = torch.ops.fused_subpixel._cpu_capability()
+    current, usable, l2_bytes, tile_registers = torch.ops.fused_subpixel._cpu_capability()
     names = ", ".join(name for bit, name in enumerate(INSTRUCTION_SETS) if usable >> bit & 1)
     tf32 = "" if backends.allows_tf32(is_cuda=False) else "not "
-    return f"{INSTRUCTION_SETS[current]} of {names}; L2 cache {l2_bytes // 1024} KiB; tf32 {tf32}allowed"
+    refused = "; the operating system refuses AMX" if tile_registers == 1 else ""
+    kernels = f"{INSTRUCTION_SETS[current]} of {names}{refused}"
+    return f"{kernels}; L2 cache {l2_bytes // 1024} KiB; tf32 {tf32}allowed"
 
 
 def _cuda_kernels() -> str:

@@ -14,25 +14,30 @@ namespace fused_subpixel::cpu {
 namespace {
 
 bool has_avx512() {
+#if FS_HAVE_AVX512
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
-
-// A processor with AMX keeps its tile registers to itself until the process has asked the kernel for them: it then saves
-// 8 KiB more for each thread that uses them.
-bool ask_for_matrix_tiles() {
-#if FS_HAVE_AMX && defined(__linux__)
-  constexpr unsigned kTileBits = 1u << 24 | 1u << 22;  // AMX-TILE, AMX-BF16
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  unsigned a, b, c, d;
-  constexpr unsigned kAvx512Bf16 = 1u << 5;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTileBits) != kTileBits) return false;
-  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kAvx512Bf16)) return false;
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;
 #endif
 }
+
+#if FS_HAVE_AMX && defined(__linux__)
+bool has_amx() {
+  constexpr unsigned kTileBits = 1u << 24 | 1u << 22, kAvx512Bf16 = 1u << 5;  // AMX-TILE, AMX-BF16
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTileBits) != kTileBits) return false;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvx512Bf16);
+}
+// The kernel of the operating system saves 8 KiB more for each thread that uses tile registers, and wants to be asked.
+bool permits_amx() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#else
+bool has_amx() { return false; }
+bool permits_amx() { return false; }
+#endif
 
 Kernels with_matrix(Kernels kernels, const char* name, const MatrixKernels& matrix) {
   kernels.name = name;
@@ -55,9 +60,8 @@ const Kernels* kernels_of(Isa isa) {
 #endif
 #if FS_HAVE_AMX
     case Isa::kAmx: {
-      static const bool usable = has_avx512() && ask_for_matrix_tiles();
       static const Kernels kernels = with_matrix(avx512::kernels, "amx", amx::matrix_kernels);
-      return usable ? &kernels : nullptr;
+      return tile_registers() == TileRegisters::kUsable ? &kernels : nullptr;
     }
 #endif
     case Isa::kAmxStandIn: {
@@ -81,6 +85,13 @@ std::atomic<Isa>& chosen_isa() {
 }
 
 }  // namespace
+
+TileRegisters tile_registers() {
+  static const TileRegisters found = !has_avx512() || !has_amx() ? TileRegisters::kAbsent
+                                     : permits_amx()             ? TileRegisters::kUsable
+                                                                 : TileRegisters::kRefused;
+  return found;
+}
 
 int32_t usable_isas() {
   int32_t mask = 0;

@@ -17,6 +17,10 @@ enum class Isa : int32_t {
 };
 constexpr int kIsas = 5;
 
+// AMX's, which the operating system may refuse.
+enum class TileRegisters : int32_t { kAbsent, kRefused, kUsable };
+TileRegisters tile_registers();
+
 // Instruction sets that were built and that this processor can run; bit 1 << isa.
 int32_t usable_isas();
 Isa current_isa();

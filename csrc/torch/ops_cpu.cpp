@@ -125,9 +125,10 @@ std::tuple<std::vector<int64_t>, std::string> cpu_plan(std::vector<int64_t> prob
   return {numbers, describe(p)};
 }
 
-// Current instruction set, bit mask of the usable ones, bytes of the L2 cache.
+// Current instruction set, bit mask of the usable ones, bytes of the L2 cache, TileRegisters.
 std::vector<int64_t> cpu_capability() {
-  return {static_cast<int64_t>(current_isa()), usable_isas(), l2_bytes()};
+  return {static_cast<int64_t>(current_isa()), usable_isas(), l2_bytes(),
+          static_cast<int64_t>(tile_registers())};
 }
 
 void cpu_select_isa(int64_t isa) {

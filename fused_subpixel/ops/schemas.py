@@ -36,7 +36,8 @@ SCHEMAS = (
     "Tensor options, int wanted) -> (Tensor, Tensor, Tensor)",
     # The CPU library's plan for a problem, and the same in words; see csrc/cpu/plan.h.
     "_cpu_plan(int[] problem) -> (int[], str)",
-    # Current instruction set (enum Isa in csrc/cpu/isa.h), bit mask of the usable ones, bytes of L2 cache.
+    # Current instruction set (enum Isa in csrc/cpu/isa.h), bit mask of the usable ones, bytes of L2 cache,
+    # AMX tile registers: 0 absent, 1 refused by the operating system, 2 usable.
     "_cpu_capability() -> int[]",
     "_cpu_select_isa(int isa) -> ()",
     # Driver's and library's CUDA version, then, if there is such a GPU, what _cuda_plan must know of it -

@@ -19,7 +19,7 @@ from fused_subpixel.dispatch import backends
 from fused_subpixel.ops import library
 
 ROOT = Path(__file__).resolve().parents[2]
-ISA_OBJECTS = sorted((ROOT / "build/ninja/csrc/cpu/kernels").glob("kernels.cpp.*.o"))
+ISA_OBJECTS = sorted((ROOT / "build/ninja/csrc/cpu/kernels").glob("*.cpp.*.o"))
 LIBRARIES = sorted(Path(fused_subpixel.__file__).parent.glob("*.so"))
 BUILD_FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md")
 
@@ -294,6 +294,7 @@ SOURCES = {
     "csrc/cpu/tile.h": "#pragma once\ninline int tile() { return 2; }\n",
     "csrc/cpu/kernels/kernels.cpp": '#include "cpu/tile.h"\n'
     "namespace fused_subpixel::cpu::FS_ISA { int dot(int n) { return n * tile(); } }\n",
+    "csrc/cpu/kernels/matrix.cpp": "namespace fused_subpixel::cpu::FS_ISA { int half() { return 1; } }\n",
     "csrc/torch/ops_cpu.cpp": '#include "cpu/plan.h"\n#include "cpu/tile.h"\n'
     "int op() { return plan() + tile(); }\n",
     "fused_subpixel/__init__.py": '__version__ = "1.2.3"\n',

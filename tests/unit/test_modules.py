@@ -15,6 +15,7 @@ from torch import nn
 import fused_subpixel as fs
 from fused_subpixel import __main__ as command_line
 from fused_subpixel import verification
+from fused_subpixel.ops import library
 
 X = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(1))
 
@@ -259,6 +260,16 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for word in (fs.__version__, torch.__version__, "cpu ", "cuda ", "reference"):
         assert word in text
+
+
+def test_info_says_that_amx_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not library.libraries["cpu"].loaded:
+        pytest.skip("no CPU library")
+    monkeypatch.setattr(torch.ops.fused_subpixel, "_cpu_capability", lambda: [2, 7, 2 << 20, 1])
+    assert command_line.main(["info"]) == 0
+    assert "AVX-512; the operating system refuses AMX; L2" in capsys.readouterr().out
 
 
 def test_verify(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
