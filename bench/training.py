@@ -3,6 +3,7 @@
 
     python -m bench.training                   the figures that may be quoted, some minutes
     python -m bench.training --only edsr       one network
+    python -m bench.training --autocast        with bfloat16 where torch.autocast puts it
     python -m bench.training --quick           three rounds of small inputs, a look
 
 A step is the forward pass, the mean of the squared output and the backward pass to all parameters. PyTorch
@@ -36,7 +37,8 @@ from bench.timing import Timing, interleave
 from bench.workloads import memory_format
 
 ROUNDS = 9
-TOLERANCE = 2e-3  # of the largest gradient: float32 through a whole network and back
+# Of the largest gradient, through a whole network and back: in float32 and with autocast to bfloat16.
+TOLERANCE, HALF_TOLERANCE = 2e-3, 0.1
 LAYOUTS = {"NCHW": False, "channels_last": True}
 COLUMNS = ("network", "contender", "median_ms", "low_ms", "high_ms", "rounds")
 
@@ -59,16 +61,24 @@ NETWORKS = (
 )  # fmt: skip
 
 
-def step(model: Callable[[Tensor], Tensor], parameters: Sequence[nn.Parameter], x: Tensor) -> Tensor:
+def autocast(enabled: bool) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+
+
+def step(
+    model: Callable[[Tensor], Tensor], parameters: Sequence[nn.Parameter], x: Tensor, half: bool
+) -> Tensor:
     for parameter in parameters:
         parameter.grad = None
-    loss = model(x).square().mean()
+    with autocast(half):
+        output = model(x)
+    loss = output.float().square().mean()
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach()
 
 
 def prepare(
-    network: Network, shape: Sequence[int], seconds: float, compiles: bool
+    network: Network, shape: Sequence[int], seconds: float, compiles: bool, half: bool
 ) -> dict[str, Callable[[], Tensor]]:
     """Steps by contender, whose gradients are right."""
     torch.manual_seed(0)
@@ -79,7 +89,7 @@ def prepare(
     for layout, channels_last in LAYOUTS.items():
         own = copy.deepcopy(model).to(memory_format=memory_format(channels_last))
         x = inputs.contiguous(memory_format=memory_format(channels_last))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), autocast(half):
             warnings.simplefilter("ignore", UserWarning)
             fast = fs.accelerate(own, x, seconds=seconds, progress=False)
         for name, candidate in (("eager", own), ("fused", fast)):
@@ -89,14 +99,14 @@ def prepare(
             if compiles:
                 ways[f"{name}, compiled, {layout}"] = torch.compile(candidate)
             for contender, function in ways.items():
-                found[contender] = functools.partial(step, function, parameters, x)
+                found[contender] = functools.partial(step, function, parameters, x, half)
                 found[contender]()
                 gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
                 expected = expected or gradients
                 for gradient, right in zip(gradients, expected, strict=True):
                     largest = max(float(g.abs().max()) for g in expected)
                     error = float((gradient - right).abs().max()) / largest
-                    if not error < TOLERANCE:
+                    if not error < (HALF_TOLERANCE if half else TOLERANCE):
                         raise ArithmeticError(f"{network.name}, {contender}: relative error of {error:.2g}")
     return found
 
@@ -112,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}, quick {QUICK_ROUNDS}")
     parser.add_argument("--threads", type=int, help="default: as PyTorch chooses")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
+    parser.add_argument("--autocast", action="store_true", help="with torch.autocast to bfloat16")
     parser.add_argument("--quick", action="store_true", help="few rounds of small inputs: not a figure")
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="default: a new file in bench/results")
     options = parser.parse_args(arguments)
@@ -120,10 +131,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     command = f"python -m bench.training --rounds {rounds} --threads {torch.get_num_threads()}"
     command += "".join(f" --only {name}" for name in options.only or ())
-    command += " --no-compile" * (not options.compile) + " --quick" * options.quick
+    command += " --no-compile" * (not options.compile) + " --autocast" * options.autocast
+    command += " --quick" * options.quick
     facts = environment.describe(command)
     date = datetime.datetime.now().strftime("%Y-%m-%d_%H%M")
-    path = options.out or RESULTS / f"{date}_{environment.slug(str(facts['cpu']))}_training.csv"
+    kind = "autocast_training" if options.autocast else "training"
+    path = options.out or RESULTS / f"{date}_{environment.slug(str(facts['cpu']))}_{kind}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     chosen = [network for network in NETWORKS if network.name in (options.only or [n.name for n in NETWORKS])]
     ratios: dict[str, float] = {}
@@ -134,7 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for network in bar:
             bar.set_description_str(network.name)
             shape = network.quick if options.quick else network.shape
-            contenders = prepare(network, shape, 1 if options.quick else 20, options.compile)
+            seconds = 1 if options.quick else 20
+            contenders = prepare(network, shape, seconds, options.compile, options.autocast)
             timings = interleave(contenders, rounds, MIN_TIME, pause=0)
             for contender, timing in timings.items():
                 names = {"network": network.name, "contender": contender}

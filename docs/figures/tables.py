@@ -26,6 +26,7 @@ RESULTS = ROOT / "bench" / "results"
 ACCELERATED = "2026-11-30_0045_intel-xeon_networks.csv"
 LAYERS = "2026-11-30_0110_intel-xeon_layers.csv"
 TRAINING = "2026-11-30_0411_intel-xeon_training.csv"
+AUTOCAST = "2026-11-30_0730_intel-xeon-amx_autocast_training.csv"
 STEPS = "2026-11-30_0422_intel-xeon_float32_backward.csv"
 GRADIENTS = "2026-11-30_0418_intel-xeon_float32_gradients.csv"
 HALF = {  # instructions: file
@@ -248,15 +249,19 @@ def compared(file: str, key: str) -> dict[str, tuple[str, str, dict[str, float]]
     return found
 
 
-def training() -> str:
+def training(file: str = TRAINING, cpu: str = CPU_WORDS) -> str:
     body, ratios = [], []
-    for network, (other, ours, of) in compared(TRAINING, "network").items():
+    for network, (other, ours, of) in compared(file, "network").items():
         ratios.append(of[other] / of[ours])
         cells = (f"{milliseconds(of[name])} ({name.removeprefix('fused, ')})" for name in (other, ours))
         body.append((TRAINING_NAMES[network], *cells, f"{ratios[-1]:.2f}"))
     body.append(("**geometric mean**", "", "", f"**{statistics.geometric_mean(ratios):.2f}**"))
     head = ("network and batch", "fastest other", "accelerated", "ratio")
-    return f"{title_of(TRAINING)}\n\n{markdown(head, body)}"
+    return f"{title_of(file, cpu)}\n\n{markdown(head, body)}"
+
+
+def half_training() -> str:
+    return training(AUTOCAST, AMX_WORDS)
 
 
 def steps() -> str:
@@ -343,6 +348,7 @@ PARTS = {
         "gradients": gradients,
         "half": half,
         "half gradients": half_gradients,
+        "half training": half_training,
     },
     "docs/benchmarks.md": {
         "layers": layers,

@@ -64,12 +64,13 @@ def test_random_layers_are_always_the_same() -> None:
     assert len({layer.name for layer in layers}) == 5
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 def test_training_steps(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    autocast: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "MIN_TIME", 1e-5)
     path = tmp_path / "figures.csv"
-    chosen = ["--only", "autoencoder", "--only", "srvgg"]
+    chosen = ["--only", "autoencoder", "--only", "srvgg", *["--autocast"] * autocast]
     assert training.main(["--quick", "--no-compile", "--rounds", "1", *chosen, "--out", str(path)]) == 0
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -91,4 +92,4 @@ def test_wrong_gradients_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(training.fs, "accelerate", wrong)
     with pytest.raises(ArithmeticError, match="autoencoder, fused NCHW"):
-        training.prepare(network, network.quick, 0.1, False)
+        training.prepare(network, network.quick, 0.1, False, False)
