@@ -27,7 +27,7 @@ ACCELERATED = "2026-11-30_0045_intel-xeon_networks.csv"
 LAYERS = "2026-11-30_0110_intel-xeon_layers.csv"
 TRAINING = "2026-11-30_0411_intel-xeon_training.csv"
 AUTOCAST = "2026-11-30_0730_intel-xeon-amx_autocast_training.csv"
-STEPS = "2026-11-30_0422_intel-xeon_float32_backward.csv"
+STEPS = "2026-11-30_0745_intel-xeon-amx_float32_backward.csv"
 GRADIENTS = "2026-11-30_0418_intel-xeon_float32_gradients.csv"
 HALF = {  # instructions: file
     "AVX512-BF16": "2026-11-30_0446_intel-xeon_bfloat16.csv",
@@ -273,7 +273,7 @@ def steps() -> str:
     mean = f"**{statistics.geometric_mean(ratios):.2f}**"
     body.append(("**geometric mean, without tiny**", "", "", "", "", mean))
     head = ("workload", "fastest other", "which", "fused", "which", "ratio")
-    return f"{title_of(STEPS)}\n\n{markdown(head, body)}"
+    return f"{title_of(STEPS, AMX_WORDS)}\n\n{markdown(head, body)}"
 
 
 def half() -> str:
