@@ -62,7 +62,15 @@ def run(case: cases.Case, dtype: torch.dtype, layout: torch.memory_format, at_en
         )
 
 
+# Whose last strip of 16 pixels is not whole.
+IN_PLACE = cases.Case("read in place", (2, 64, 3, 7), (200, 64, 1, 1))
+
+
 def run_all(turns: int) -> None:
+    for isa in cases.usable_matrix_isas():
+        with cases.instruction_set(isa):
+            for at_end in (False, True):
+                run(IN_PLACE, torch.bfloat16, torch.channels_last, at_end)
     every = (*cases.GEOMETRIES, *cases.EPILOGUES, *cases.INEXACT)
     choices = list(itertools.product(cases.DTYPES, cases.LAYOUTS.values(), (False, True)))
     of_matrix = [choice for choice in choices if torch.bfloat16 in choice]
