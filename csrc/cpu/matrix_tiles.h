@@ -13,8 +13,8 @@ constexpr int kTileChannels = 32;   // columns of a tile of pixels
 constexpr int kColumnOc = 16;       // columns of a tile of weights, and of sums
 constexpr int kTileElements = 256;  // float32 sums, or pairs of bfloat16: 1 KiB
 
-constexpr int kMatrixTaps =
-    18;  // of 32 channels, in one K block: so many tiles of two columns fit the first cache
+// Taps of 32 channels in one K block: so many tiles of two columns of weights fit the first cache.
+constexpr int kMatrixTaps = 18;
 constexpr int kMatrixChain = kMatrixTaps * kTileChannels;
 constexpr int kMatrixPixels = 32;  // of two strips, which a register tile computes together
 

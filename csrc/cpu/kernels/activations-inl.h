@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // exp, expm1, log1p, erf, tanh and the sigmoid of vectors. In float32 they are polynomials, with errors of at most 2 ulp,
 // denormal results included; infinities and NaN give what libm gives. The coefficients are minimax fits of the relative
-// error. In float64, lanes go through libm one by one. Included by kernels.cpp only.
+// error. In float64, lanes go through libm one by one. Included by kernels.cpp and matrix.cpp only.
 #pragma once
 
 #include "common/epilogue.h"

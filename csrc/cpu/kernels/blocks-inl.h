@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Blocks and their pixels. Included by kernels.cpp only.
+// Blocks and their pixels. Included by kernels.cpp and matrix.cpp only.
 #pragma once
 
 #include "cpu/conv_task.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What the workers of both direct kernels share: for each item (block, group) they pack the input tile and, once per group,
-// the weights. conv_ow-inl.h and conv_oc-inl.h add what runs a panel's microkernels. Included by kernels.cpp only.
+// the weights. conv_ow-inl.h and conv_oc-inl.h add what runs a panel's microkernels. Included by kernels.cpp and matrix.cpp only.
 #pragma once
 
 #include "cpu/kernels/blocks-inl.h"

@@ -9,41 +9,28 @@
 
 namespace fused_subpixel::cpu::FS_ISA {
 
-// Where the sums of a register tile's strips come from and go to: sum_step floats from one pixel to the next.
+// Where the sums of a register tile's strips come from and go to: `step` floats from one pixel to the next.
 struct StripSums {
   float* at[2];
   int64_t step;
   bool add;  // to those in memory
 };
 
-// P strips of pixels x Q columns of output channels. Weights lie weight_step tiles apart from one k to the next.
+// P strips of pixels x Q columns of output channels.
 template <int P, int Q>
-FS_INLINE void multiply_tiles(TileRegisters& tiles, const BFloat16* const* pixels, const float* weight,
-                              const KOffsets& k, const StripSums& sums) {
+FS_INLINE void multiply_strips(TileRegisters& tiles, const BFloat16* const* pixels, const float* weight,
+                               const KOffsets& k, const StripSums& sums) {
   const int64_t pixel_bytes = k.column_step * static_cast<int64_t>(sizeof(BFloat16)),
                 sum_bytes = sums.step * static_cast<int64_t>(sizeof(float));
-  constexpr int A = P * Q, B = A + P;
   for_each_sum<P, Q>([&](auto r, int p, int q) {
     if (sums.add)
       tiles.load<decltype(r)::value>(sums.at[p] + q * kColumnOc, sum_bytes);
     else
       tiles.zero<decltype(r)::value>();
   });
-  for (int64_t i = 0; i < k.count; ++i, weight += k.weight_step) {
-    const int64_t at = k.at[i];
-    tiles.load<B>(weight, kTileRowBytes);
-    tiles.load<A>(pixels[0] + at, pixel_bytes);
-    tiles.add_products<0, A, B>();
-    if constexpr (Q > 1) {
-      tiles.load<B + Q - 1>(weight + kTileElements, kTileRowBytes);
-      tiles.add_products<Q - 1, A, B + Q - 1>();
-    }
-    if constexpr (P > 1) {
-      tiles.load<A + P - 1>(pixels[1] + at, pixel_bytes);
-      tiles.add_products<Q, A + P - 1, B>();
-      if constexpr (Q > 1) tiles.add_products<P * Q - 1, A + P - 1, B + Q - 1>();
-    }
-  }
+  multiply_tiles<P, Q>(
+      tiles, k.count, [&](int p, int64_t i) { return pixels[p] + k.at[i]; }, pixel_bytes,
+      [&](int q, int64_t i) { return weight + i * k.weight_step + q * kTileElements; }, kTileRowBytes);
   for_each_sum<P, Q>(
       [&](auto r, int p, int q) { tiles.store<decltype(r)::value>(sums.at[p] + q * kColumnOc, sum_bytes); });
 }
@@ -174,11 +161,11 @@ struct MatrixWorker : ConvWorker<T> {
         if (c == 0 && r.dest) fetch(strip);
         if (strip + 1 < strips) {
           locate(1, strip + 1, c);
-          two ? multiply_tiles<2, 2>(registers, from, weight, k, to)
-              : multiply_tiles<2, 1>(registers, from, weight, k, to);
+          two ? multiply_strips<2, 2>(registers, from, weight, k, to)
+              : multiply_strips<2, 1>(registers, from, weight, k, to);
         } else {
-          two ? multiply_tiles<1, 2>(registers, from, weight, k, to)
-              : multiply_tiles<1, 1>(registers, from, weight, k, to);
+          two ? multiply_strips<1, 2>(registers, from, weight, k, to)
+              : multiply_strips<1, 1>(registers, from, weight, k, to);
         }
       }
     }

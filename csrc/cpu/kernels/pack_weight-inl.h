@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Packing weights: widened to the arithmetic type and laid out [channel][tap][output channel of the tile], tile after tile.
-// Included by kernels.cpp only.
+// Included by kernels.cpp and matrix.cpp only.
 #pragma once
 
 #include "cpu/conv_task.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Vectors of the instruction set that this translation unit is compiled for. They use the vector extensions that g++ and
-// clang++ share, so that one source serves AVX-512, AVX2 and whatever else the target has. Included by kernels.cpp only.
+// clang++ share, so that one source serves AVX-512, AVX2 and whatever else the target has. Included by kernels.cpp and matrix.cpp only.
 #pragma once
 
 #include <cstdint>

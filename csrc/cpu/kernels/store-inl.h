@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // From accumulators to the output: bias, activation, residual and clamp in registers, then the shuffled, cropped store.
 // Accumulators arrive in one of two forms. Planar: lanes are neighbouring pixels of one row. Pixel-major: lanes are
-// neighbouring output channels of one pixel. Included by kernels.cpp only.
+// neighbouring output channels of one pixel. Included by kernels.cpp and matrix.cpp only.
 #pragma once
 
 #include "cpu/conv_task.h"

@@ -115,4 +115,26 @@ FS_INLINE void for_each_sum(F&& f) {
   if constexpr (P > 1 && Q > 1) f(IntConstant<Q + 1>{}, 1, 1);
 }
 
+// Adds `count` products of P tiles on the left with Q on the right to P x Q sums in registers. left(p, i) and right(q, i) say
+// where tiles begin; their rows are so many bytes apart.
+template <int P, int Q, class Left, class Right>
+FS_INLINE void multiply_tiles(TileRegisters& tiles, int64_t count, const Left& left, int64_t left_bytes,
+                              const Right& right, int64_t right_bytes) {
+  constexpr int A = P * Q, B = A + P;
+  for (int64_t i = 0; i < count; ++i) {
+    tiles.load<B>(right(0, i), right_bytes);
+    tiles.load<A>(left(0, i), left_bytes);
+    tiles.add_products<0, A, B>();
+    if constexpr (Q > 1) {
+      tiles.load<B + Q - 1>(right(1, i), right_bytes);
+      tiles.add_products<Q - 1, A, B + Q - 1>();
+    }
+    if constexpr (P > 1) {
+      tiles.load<A + P - 1>(left(1, i), left_bytes);
+      tiles.add_products<Q, A + P - 1, B>();
+      if constexpr (Q > 1) tiles.add_products<P * Q - 1, A + P - 1, B + Q - 1>();
+    }
+  }
+}
+
 }  // namespace fused_subpixel::cpu::FS_ISA

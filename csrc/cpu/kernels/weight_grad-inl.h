@@ -2,7 +2,7 @@
 // The weight gradient: for each tap, a product of two matrices, the gradient [output channels][pixels] and the input that the
 // tap reads [pixels][input channels]. Kernels of KxK taps, K = 3 or 2, are computed by Winograd's F(KxK, 2x2), with one such
 // product for each of the (K + 1)^2 positions of transformed tiles of 2x2 pixels; the transforms come from the same points as
-// those of F(2x2, KxK) in winograd-inl.h, and with integer data every step is exact. Included by kernels.cpp only.
+// those of F(2x2, KxK) in winograd-inl.h, and with integer data every step is exact. Included by kernels.cpp and matrix.cpp only.
 //
 // Both factors are packed with channels as neighbours, block by block. The channels of one are the lanes of a register tile,
 // those of the other its columns. An item keeps the sums of some output and input channels in the cache:

@@ -4,7 +4,7 @@
 // nothing but another address, and the gradient to pairs of pixels. Included by matrix.cpp only.
 //
 // Pixels are counted through the rows of the packed input tile. What lies between two rows of the gradient is zero, or every
-// row has tiles of its own (ConvPlan::flat).
+// row has tiles of its own (WeightGradPlan::flat).
 //   sums  [input channels / 16][taps][output channels / 16][16][16], then [output channels] of the bias
 #pragma once
 
@@ -24,25 +24,12 @@ struct PixelProducts {
 };
 template <int P, int Q>
 FS_INLINE void multiply_pixels(TileRegisters& tiles, const PixelProducts& m) {
-  constexpr int A = P * Q, B = A + P;
   for_each_sum<P, Q>([&](auto r, int p, int q) {
     tiles.load<decltype(r)::value>(m.sums[p] + q * kTileElements, kTileRowBytes);
   });
-  for (int64_t i = 0; i < m.count; ++i) {
-    const uint32_t* pairs = m.pairs + m.at[i].column;
-    tiles.load<B>(pairs, m.pair_step);
-    tiles.load<A>(m.planes[0] + m.at[i].lanes, m.plane_step);
-    tiles.add_products<0, A, B>();
-    if constexpr (Q > 1) {
-      tiles.load<B + Q - 1>(pairs + kColumnOc, m.pair_step);
-      tiles.add_products<Q - 1, A, B + Q - 1>();
-    }
-    if constexpr (P > 1) {
-      tiles.load<A + P - 1>(m.planes[1] + m.at[i].lanes, m.plane_step);
-      tiles.add_products<Q, A + P - 1, B>();
-      if constexpr (Q > 1) tiles.add_products<P * Q - 1, A + P - 1, B + Q - 1>();
-    }
-  }
+  multiply_tiles<P, Q>(
+      tiles, m.count, [&](int p, int64_t i) { return m.planes[p] + m.at[i].lanes; }, m.plane_step,
+      [&](int q, int64_t i) { return m.pairs + m.at[i].column + q * kColumnOc; }, m.pair_step);
   for_each_sum<P, Q>([&](auto r, int p, int q) {
     tiles.store<decltype(r)::value>(m.sums[p] + q * kTileElements, kTileRowBytes);
   });
@@ -215,7 +202,7 @@ struct MatrixWeightGradWorker : WeightGradWorker<T> {
     }
   }
 
-  // The weights of L x L channels. Those of an output channel are usually neighbours.
+  // The weights of L x L channels. Those of an output channel are neighbours, unless the weight is a transposed convolution's.
   void finish_square(const S* sums, const ItemChannels& c, int64_t oc, int64_t ic,
                      FiniteCheck<S>& check) const {
     constexpr int64_t kTapsAtOnce = 16;
