@@ -13,7 +13,7 @@ import torch
 import fused_subpixel as fs
 from fused_subpixel.ops import library
 
-_INSTRUCTION_SETS = ("portable", "AVX2", "AVX-512", "AMX")  # as enum Isa in csrc/cpu
+_INSTRUCTION_SETS = ("portable", "AVX2", "AVX-512", "AVX512-BF16", "AMX")  # as enum Isa in csrc/cpu
 
 
 def describe(command: str) -> dict[str, str | int]:

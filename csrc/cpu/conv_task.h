@@ -131,6 +131,7 @@ struct KOffsets {
   int64_t count, column_step, weight_step;
   int64_t acc_step;  // from one output channel's accumulators to the next's (OW-vectorised)
   bool add;          // to the accumulators in memory, instead of replacing them
+  int64_t whole = 0, pairs = 0;  // kMatrix: the first `whole` have 16 pairs of channels, the others so many
 };
 
 // What one call of a microkernel sums, and where it begins in the packed weights and in the packed input tile.
@@ -241,8 +242,9 @@ struct Arena {
 // Scratch of the calling thread, kept between calls while it is small; 64-byte aligned.
 void* thread_scratch(size_t bytes);
 
-// Those of bfloat16 that multiply in tile registers.
+// Those of bfloat16 that multiply matrix tiles.
 struct MatrixKernels {
+  MatrixTiles tiles;
   void (*conv)(const ConvTask&, WorkQueue& items);
   void (*pack_panels)(const ConvTask&, WorkQueue& panels);
   void (*weight_grad)(const WeightGradTask&, WorkQueue& items);
@@ -269,7 +271,13 @@ extern const Kernels kernels;
 namespace avx512 {
 extern const Kernels kernels;
 }
+namespace avx512_bf16 {
+extern const MatrixKernels matrix_kernels;
+}
 namespace amx {
+extern const MatrixKernels matrix_kernels;
+}
+namespace avx512_bf16_stand_in {
 extern const MatrixKernels matrix_kernels;
 }
 namespace amx_stand_in {

@@ -2,8 +2,10 @@
 #include "cpu/isa.h"
 
 #include <unistd.h>
-#if FS_HAVE_AMX && defined(__linux__)
+#if FS_HAVE_AVX512_BF16
 #include <cpuid.h>
+#endif
+#if FS_HAVE_AMX && defined(__linux__)
 #include <sys/syscall.h>
 #endif
 
@@ -22,12 +24,25 @@ bool has_avx512() {
 #endif
 }
 
+#if FS_HAVE_AVX512_BF16
+bool has_avx512_bf16() {
+  constexpr unsigned kAvx512Bf16 = 1u << 5;
+  unsigned a, b, c, d;
+  return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvx512Bf16);
+}
+// AMD's processors multiply a vector of pairs in the time of a vector of float32, and Intel's take four times as long, so that
+// widened values are faster there.
+bool multiplies_pairs_fast() { return __builtin_cpu_is("amd"); }
+#else
+bool has_avx512_bf16() { return false; }
+bool multiplies_pairs_fast() { return false; }
+#endif
+
 #if FS_HAVE_AMX && defined(__linux__)
 bool has_amx() {
-  constexpr unsigned kTileBits = 1u << 24 | 1u << 22, kAvx512Bf16 = 1u << 5;  // AMX-TILE, AMX-BF16
+  constexpr unsigned kTileBits = 1u << 24 | 1u << 22;  // AMX-TILE, AMX-BF16
   unsigned a, b, c, d;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTileBits) != kTileBits) return false;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvx512Bf16);
+  return has_avx512_bf16() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kTileBits) == kTileBits;
 }
 // The kernel of the operating system saves 8 KiB more for each thread that uses tile registers, and wants to be asked.
 bool permits_amx() {
@@ -58,12 +73,25 @@ const Kernels* kernels_of(Isa isa) {
       return usable ? &avx512::kernels : nullptr;
     }
 #endif
+#if FS_HAVE_AVX512_BF16
+    case Isa::kAvx512Bf16: {
+      static const Kernels kernels =
+          with_matrix(avx512::kernels, "avx512_bf16", avx512_bf16::matrix_kernels);
+      static const bool usable = has_avx512_bf16();
+      return usable ? &kernels : nullptr;
+    }
+#endif
 #if FS_HAVE_AMX
     case Isa::kAmx: {
       static const Kernels kernels = with_matrix(avx512::kernels, "amx", amx::matrix_kernels);
       return tile_registers() == TileRegisters::kUsable ? &kernels : nullptr;
     }
 #endif
+    case Isa::kAvx512Bf16StandIn: {
+      static const Kernels kernels =
+          with_matrix(portable::kernels, "avx512_bf16_stand_in", avx512_bf16_stand_in::matrix_kernels);
+      return &kernels;
+    }
     case Isa::kAmxStandIn: {
       static const Kernels kernels =
           with_matrix(portable::kernels, "amx_stand_in", amx_stand_in::matrix_kernels);
@@ -74,7 +102,9 @@ const Kernels* kernels_of(Isa isa) {
 }
 
 Isa best_isa() {
-  for (Isa isa : {Isa::kAmx, Isa::kAvx512, Isa::kAvx2})
+  if (kernels_of(Isa::kAmx)) return Isa::kAmx;
+  if (kernels_of(Isa::kAvx512Bf16) && multiplies_pairs_fast()) return Isa::kAvx512Bf16;
+  for (Isa isa : {Isa::kAvx512, Isa::kAvx2})
     if (kernels_of(isa)) return isa;
   return Isa::kPortable;
 }
@@ -87,7 +117,7 @@ std::atomic<Isa>& chosen_isa() {
 }  // namespace
 
 TileRegisters tile_registers() {
-  static const TileRegisters found = !has_avx512() || !has_amx() ? TileRegisters::kAbsent
+  static const TileRegisters found = !has_amx() ? TileRegisters::kAbsent
                                      : permits_amx()             ? TileRegisters::kUsable
                                                                  : TileRegisters::kRefused;
   return found;
@@ -128,7 +158,8 @@ Target target_of(const Kernels& kernels, DType dtype, int threads) {
           .l2_bytes = l2_bytes(),
           .threads = threads,
           .element_bytes = bytes,
-          .matrix_tiles = kernels.matrix && dtype == DType::kBFloat16};
+          .matrix_tiles =
+              kernels.matrix && dtype == DType::kBFloat16 ? kernels.matrix->tiles : MatrixTiles::kNone};
 }
 
 }  // namespace fused_subpixel::cpu

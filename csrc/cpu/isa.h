@@ -12,10 +12,13 @@ enum class Isa : int32_t {
   kPortable,
   kAvx2,
   kAvx512,
-  kAmx,         // AVX-512 and matrix tiles
-  kAmxStandIn,  // portable, and matrix tiles in software: for tests, never chosen
+  kAvx512Bf16,  // AVX-512, and matrix tiles by its products of pairs of bfloat16
+  kAmx,         // AVX-512, and matrix tiles in tile registers
+  // portable, and matrix tiles in software: for tests, never chosen
+  kAvx512Bf16StandIn,
+  kAmxStandIn,
 };
-constexpr int kIsas = 5;
+constexpr int kIsas = 7;
 
 // AMX's, which the operating system may refuse.
 enum class TileRegisters : int32_t { kAbsent, kRefused, kUsable };

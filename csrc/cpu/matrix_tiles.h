@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Matrix tiles: how a convolution in bfloat16 becomes products of matrices in tile registers (AMX). A tile of pixels, 16
-// neighbours x 32 channels of one tap, times a tile of weights, 32 channels x 16 output channels, is added to 16 x 16 sums.
+// Matrix tiles: how a convolution in bfloat16 becomes products of small matrices, in tile registers (AMX) or in vectors
+// (AVX512-BF16). A tile of pixels, 16 neighbours x 32 channels of one tap, times a tile of weights, 32 channels x 16 output
+// channels, is added to 16 x 16 sums.
 // The kernels include this file, so it names nothing of std:: that could be instantiated there.
 #pragma once
 

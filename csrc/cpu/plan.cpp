@@ -271,9 +271,9 @@ void offer_winograd_row(const ConvProblem& p, const Target& t, Offers& offers) {
 
 // ---- matrix tiles --------------------------------------------------------------------------------------------------
 
-// Measured on a processor with AMX, in cycles: a product of two tiles; of a pixel, 32 channels packed from neighbours, from planes,
-// and one interleave group; 16 sums of a pixel, finished and stored as neighbours, and transposed; a weight, packed.
-constexpr double kTileProduct = 20, kPackNeighbours = 6, kPackTransposed = 16, kPackGroup = 2.5;
+// Measured on a processor with AMX, in cycles: of a pixel, 32 channels packed from neighbours, from planes, and one interleave
+// group; 16 sums of a pixel, finished and stored as neighbours, and transposed; a weight, packed.
+constexpr double kPackNeighbours = 6, kPackTransposed = 16, kPackGroup = 2.5;
 constexpr double kStoreColumn = 6, kStoreColumnTransposed = 14, kPackWeight = 0.8;
 // Output channels of a panel, unless they interleave in larger groups.
 constexpr int64_t kMaxPanelOc = 64;
@@ -303,13 +303,19 @@ bool joins_taps(const ConvProblem& p, bool single_phase) {
 
 void offer_matrix(const ConvProblem& p, const Target& t, Offers& offers) {
   const ConvShape& s = p.shape;
-  if (!t.matrix_tiles || p.no_winograd || s.ic == 0) return;
+  if (t.matrix_tiles == MatrixTiles::kNone || p.no_winograd || s.ic == 0) return;
   const auto chunks = static_cast<double>(ceil_div(s.ic, kTileChannels));
   const double group_count = static_cast<double>(ceil_div(s.ic, p.ic_interleave));
   const double packed =
       chunks * (p.ic_interleave == 1 ? kPackTransposed : kPackNeighbours) +
       (p.ic_interleave == 1 || p.ic_interleave >= kTileChannels ? 0 : kPackGroup * group_count);
   const double weights = static_cast<double>(s.ic * s.oc * s.taps()) * kPackWeight;
+  const auto of_pairs = [&](int64_t channels) {
+    return static_cast<double>(channels / kTileChannels) * tile_cycles(t.matrix_tiles, kTileChannels / 2) +
+           (channels % kTileChannels == 0
+                ? 0
+                : tile_cycles(t.matrix_tiles, static_cast<double>(ceil_div(channels % kTileChannels, 2))));
+  };
   for (bool single : {false, true}) {
     const int oc = single ? matrix_phase_oc(p) : matrix_panel_oc(p);
     if (oc == 0) continue;
@@ -317,12 +323,13 @@ void offer_matrix(const ConvProblem& p, const Target& t, Offers& offers) {
     const double pixels = image_rows(p, single) * static_cast<double>(across);
     const double row = static_cast<double>(matrix_row(s, across));
     const double column_count = static_cast<double>(ceil_div(s.oc, oc) * oc / kColumnOc);
-    const double taps = single                  ? p.mean_taps
-                        : joins_taps(p, single) ? static_cast<double>(s.kernel_h)
-                                                : static_cast<double>(s.taps());
+    const double taps = single ? p.mean_taps : static_cast<double>(s.taps());
+    const double products = joins_taps(p, single)
+                                ? static_cast<double>(s.kernel_h) * of_pairs(s.ic * s.kernel_w)
+                                : taps * of_pairs(s.ic);
     const double store = p.oc_contiguous ? kStoreColumn : kStoreColumnTransposed;
     const double cycles =
-        image_rows(p, single) * row / kStripPixels * column_count * chunks * taps * kTileProduct +
+        image_rows(p, single) * row / kStripPixels * column_count * products +
         pixels * (packed + column_count * store) + weights;
     offers.add({ConvKernel::kMatrix, oc, kMatrixPixels, cycles, single});
   }

@@ -16,7 +16,7 @@ enum class ConvKernel : int32_t {
   kWinograd,      // 3x3 in float arithmetic: OW-vectorised over transformed tiles of 2x2 pixels
   kWinogradRow,  // kernels two or more taps wide, the same over transformed pairs of pixels in a row (winograd_row.h)
   kWinograd4,  // as kWinograd, over tiles of 4x4 pixels, where float32 need not be exact
-  kMatrix,     // bfloat16 in the processor's tile registers (AMX), which multiply matrices (matrix_tiles.h)
+  kMatrix,     // bfloat16 by products of small matrices (matrix_tiles.h)
 };
 constexpr int kConvKernels = 6;
 // Pixels along a side of a transformed tile of kWinograd and kWinograd4; 0: of another kernel.
@@ -71,13 +71,20 @@ constexpr int kMaxTransposedOc = 128;
 
 // ---- what is planned -------------------------------------------------------------------------------------------
 
+// How the kernels multiply matrix tiles of bfloat16.
+enum class MatrixTiles : int32_t {
+  kNone,
+  kVectors,    // vectors of products of pairs (AVX512-BF16)
+  kRegisters,  // tile registers (AMX)
+};
+
 struct Target {
   int lanes;      // of the arithmetic type
   int registers;  // vector registers
   int64_t l2_bytes;
   int threads;
   int element_bytes;  // of the arithmetic type
-  bool matrix_tiles;  // tile registers multiply this dtype
+  MatrixTiles matrix_tiles;  // of this dtype
 };
 
 // A convolution in low-resolution pixels. Output pixel (h, w), tap (a, b) reads input pixel

@@ -103,6 +103,8 @@ void set_matrix(ConvPass& pass) {
       for (int64_t a = first_a; a < s.kernel_h; ++a)
         for (int64_t b = first_b; b < (plan.joined_taps ? 1 : s.kernel_w); ++b)
           tables.at.push_back(input_tile_offset(s, tile, c * kTileChannels, a, b));
+    const int64_t whole = plan.joined_taps ? 0 : s.ic / kTileChannels;  // tiles of channels
+    const int64_t rest = plan.joined_taps ? s.ic * s.kernel_w : s.ic % kTileChannels;
     for (int64_t c = 0; c < all; c += most)
       tables.blocks.push_back(
           {.offsets = {.at = tables.at.data(),
@@ -110,7 +112,9 @@ void set_matrix(ConvPass& pass) {
                        .column_step = tile.column_step,
                        .weight_step = columns * kTileElements,
                        .acc_step = 0,
-                       .add = c > 0},
+                       .add = c > 0,
+                       .whole = std::clamp<int64_t>(whole - c, 0, most) * taps,
+                       .pairs = ceil_div(rest, 2)},
            .weight = c * taps * columns * kTileElements,
            .input = c * kTileChannels});
     task.k_blocks[missing] = {.taps = {.offset = tables.tap_offset.data(),

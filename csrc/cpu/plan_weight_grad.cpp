@@ -23,9 +23,9 @@ constexpr int64_t kVectorsWithoutGap = 4;
 constexpr double kPack = 5, kPackPlanes = 500, kTransformInput = 5, kTransformGradient = 4, kAddSums = 3.5;
 constexpr double kFinish = 0.7, kFinishApart = 3;
 
-// The same of matrix tiles, measured on a processor with AMX. A product of two tiles; 16 channels of one pixel, rearranged: of the
-// input and of the gradient.
-constexpr double kTileProduct = 20, kArrangeInput = 8, kArrangeGradient = 5;
+// The same of matrix tiles, measured on a processor with AMX: 16 channels of one pixel, rearranged, of the input and of the
+// gradient.
+constexpr double kArrangeInput = 8, kArrangeGradient = 5;
 // Pixels of a chain, whose pairs stay in the first cache.
 constexpr int64_t kMatrixPixelChain = 16 * kTileChannels;
 
@@ -274,13 +274,13 @@ double choose_pixels(const WeightGradProblem& p, const Products& of_pixel, const
 }
 
 // Register tiles have one shape, of matrix tiles.
-Products matrix_products(WeightGradPlan& plan) {
+Products matrix_products(MatrixTiles kind, WeightGradPlan& plan) {
   plan.tile_vectors = 2;
   plan.tile_columns = 2 * kColumnOc;
   plan.chain = kMatrixPixelChain;
   const auto tiles =
       static_cast<double>(ceil_div(plan.block_ic, kStripPixels) * ceil_div(plan.block_oc, kColumnOc));
-  return {tiles * kTileProduct / kTileChannels, tiles * kStripPixels};
+  return {tiles * tile_cycles(kind, kTileChannels / 2) / kTileChannels, tiles * kStripPixels};
 }
 
 bool fits_winograd(const ConvShape& s, const Target& t) {
@@ -307,7 +307,7 @@ WeightGradPlan plan_weight_grad(const WeightGradProblem& p, const Target& t) {
   if (!parallel) target.threads = 1;
   for (Kind kind : {kDirect, kWinograd, kMatrix}) {
     if (kind == kWinograd && (p.no_winograd || !fits_winograd(s, t))) continue;
-    if (kind == kMatrix && (p.no_winograd || !t.matrix_tiles || s.ic == 0)) continue;
+    if (kind == kMatrix && (p.no_winograd || t.matrix_tiles == MatrixTiles::kNone || s.ic == 0)) continue;
     WeightGradPlan plan{};
     plan.shape = s;
     plan.parallel = parallel;
@@ -319,7 +319,7 @@ WeightGradPlan plan_weight_grad(const WeightGradProblem& p, const Target& t) {
     if (plan.matrix) of_kind.lanes = kColumnOc;
     choose_channels(of_kind, plan);
     plan.slots = choose_slots(plan.pairs(), of_kind);
-    const Products of_pixel = plan.matrix ? matrix_products(plan) : choose_tile(of_kind, plan);
+    const Products of_pixel = plan.matrix ? matrix_products(t.matrix_tiles, plan) : choose_tile(of_kind, plan);
     cycles[kind] = choose_pixels(p, of_pixel, of_kind, plan);
     if (least >= 0 && cycles[kind] >= least) continue;
     least = cycles[kind];

@@ -125,7 +125,7 @@ class _Costs(NamedTuple):
 _VECTORS = _Costs(_Rates(0.6, 45, 30), _Rates(0.6, 55, 70), 40, 1.2e5, 1.4, 1.15, 2.5e4)
 # The same of bfloat16 where both multiply in tile registers (AMX), 270 layers; deviations 0.4 and 0.3.
 _MATRIX = _Costs(_Rates(0.08, 32, 28), _Rates(0.11, 37, 36), 40, 1.7e5, 1.1, 0.75, 6e4)
-_AMX = 3  # enum Isa of csrc/cpu
+_AMX = 4  # enum Isa of csrc/cpu
 # The weight gradient is left to PyTorch only if its estimate is so much less: ours is slower on 6 % of the
 # random layers, so that a small difference is likely to be an error of the estimates.
 _DOUBT = 1.5

@@ -19,7 +19,7 @@ ACTIVATIONS = {
 }  # fmt: skip
 _READ_FROM_OUTPUT = frozenset(ACTIVATIONS[name] for name in ("relu", "relu6", "tanh", "sigmoid"))
 # enum Isa of csrc/cpu, but for the stand-in of the tests
-INSTRUCTION_SETS = ("portable", "AVX2", "AVX-512", "AMX")
+INSTRUCTION_SETS = ("portable", "AVX2", "AVX-512", "AVX512-BF16", "AMX")
 # In the order of enum DType of csrc/common/scalar.h.
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

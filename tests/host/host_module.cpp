@@ -55,6 +55,11 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
   m.attr("WINOGRAD4") = static_cast<int>(ConvKernel::kWinograd4);
   m.attr("MATRIX") = static_cast<int>(ConvKernel::kMatrix);
 
+  py::enum_<MatrixTiles>(m, "MatrixTiles")
+      .value("NONE", MatrixTiles::kNone)
+      .value("VECTORS", MatrixTiles::kVectors)
+      .value("REGISTERS", MatrixTiles::kRegisters);
+
 #define FS_FIELD(Class, field) def_readwrite(#field, &Class::field)
   py::class_<Target>(m, "Target")
       .def(py::init<>())

@@ -75,10 +75,11 @@ targets = st.builds(
     l2_bytes=st.sampled_from([1 << 17, 1 << 18, 1 << 20, 5 << 18, 1 << 21, 1 << 24]),
     threads=st.sampled_from([1, 2, 3, 16, 64]),
 )
-# With tile registers, of the processor or in software.
+# With matrix tiles, of the processor or in software.
 matrix_targets = st.builds(
-    lambda lanes, **fields: make(host.Target, element_bytes=4, lanes=lanes, matrix_tiles=True, **fields),
+    lambda lanes, **fields: make(host.Target, element_bytes=4, lanes=lanes, **fields),
     lanes=st.sampled_from([4, 16]),
+    matrix_tiles=st.sampled_from([host.MatrixTiles.VECTORS, host.MatrixTiles.REGISTERS]),
     registers=st.sampled_from([16, 32]),
     l2_bytes=st.sampled_from([1 << 18, 5 << 18, 1 << 21, 1 << 22]),
     threads=st.sampled_from([1, 2, 3, 16, 64]),
@@ -100,8 +101,13 @@ def plan_weight_grad(problem: Any, target: Any) -> Any:
 
 AVX512 = make(host.Target, lanes=16, registers=32, l2_bytes=1 << 21, threads=2, element_bytes=4)
 AMX = make(
-    host.Target, lanes=16, registers=32, l2_bytes=1 << 21, threads=2, element_bytes=4, matrix_tiles=True
-)
+    host.Target, lanes=16, registers=32, l2_bytes=1 << 21, threads=2, element_bytes=4,
+    matrix_tiles=host.MatrixTiles.REGISTERS,
+)  # fmt: skip
+AVX512_BF16 = make(
+    host.Target, lanes=16, registers=32, l2_bytes=1 << 20, threads=2, element_bytes=4,
+    matrix_tiles=host.MatrixTiles.VECTORS,
+)  # fmt: skip
 
 
 def image_problem(**fields: Any) -> Any:

@@ -28,7 +28,7 @@ def rounded(n: int, to: int) -> int:
 @EXAMPLES
 def test_tile_registers_need_finite_weights(problem: Any, target: Any) -> None:
     """And their own type: all plans without them are as if there were none."""
-    offered = target.matrix_tiles and not problem.no_winograd
+    offered = target.matrix_tiles != host.MatrixTiles.NONE and not problem.no_winograd
     assert (host.plan_conv(problem, target).cycles[host.MATRIX] >= 0) == offered
     assert (plan_weight_grad(problem, target).matrix_cycles >= 0) == offered
     problem.no_winograd = True

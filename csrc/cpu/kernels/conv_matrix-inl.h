@@ -5,34 +5,18 @@
 #pragma once
 
 #include "cpu/kernels/conv-inl.h"
-#include "cpu/kernels/tile_registers-inl.h"
+#include "cpu/kernels/tiles-inl.h"
 
 namespace fused_subpixel::cpu::FS_ISA {
 
-// Where the sums of a register tile's strips come from and go to: `step` floats from one pixel to the next.
-struct StripSums {
-  float* at[2];
-  int64_t step;
-  bool add;  // to those in memory
-};
-
 // P strips of pixels x Q columns of output channels.
 template <int P, int Q>
-FS_INLINE void multiply_strips(TileRegisters& tiles, const BFloat16* const* pixels, const float* weight,
-                               const KOffsets& k, const StripSums& sums) {
-  const int64_t pixel_bytes = k.column_step * static_cast<int64_t>(sizeof(BFloat16)),
-                sum_bytes = sums.step * static_cast<int64_t>(sizeof(float));
-  for_each_sum<P, Q>([&](auto r, int p, int q) {
-    if (sums.add)
-      tiles.load<decltype(r)::value>(sums.at[p] + q * kColumnOc, sum_bytes);
-    else
-      tiles.zero<decltype(r)::value>();
-  });
-  multiply_tiles<P, Q>(
-      tiles, k.count, [&](int p, int64_t i) { return pixels[p] + k.at[i]; }, pixel_bytes,
+FS_INLINE void multiply_strips(Tiles& tiles, const BFloat16* const* pixels, const float* weight, const KOffsets& k,
+                               const TileSums& sums) {
+  tiles.multiply<P, Q>(
+      sums, {k.count, k.whole, k.pairs}, [&](int p, int64_t i) { return pixels[p] + k.at[i]; },
+      k.column_step * static_cast<int64_t>(sizeof(BFloat16)),
       [&](int q, int64_t i) { return weight + i * k.weight_step + q * kTileElements; }, kTileRowBytes);
-  for_each_sum<P, Q>(
-      [&](auto r, int p, int q) { tiles.store<decltype(r)::value>(sums.at[p] + q * kColumnOc, sum_bytes); });
 }
 
 template <class T>
@@ -57,7 +41,7 @@ struct MatrixWorker : ConvWorker<T> {
   }
 
   void run(int64_t begin, int64_t end) {
-    TileRegisters registers;
+    Tiles matrices;
     const int64_t blocks = blocks_of_group(plan);
     for (int64_t item = begin; item < end; ++item) {
       if (item / blocks != group) enter_group(item / blocks);
@@ -65,7 +49,7 @@ struct MatrixWorker : ConvWorker<T> {
       const BFloat16* pixels = pixels_of(b, item > begin && b.h > 0);
       const S* packed = this->panels;
       for (int64_t t = 0; t < tiles; t += plan.panel_tiles, packed += plan.panel_elements)
-        run_panel(registers, b, pixels, packed, t * plan.tile_oc);
+        run_panel(matrices, b, pixels, packed, t * plan.tile_oc);
     }
   }
 
@@ -88,7 +72,7 @@ struct MatrixWorker : ConvWorker<T> {
   }
 
   // The output channels of a panel, for all pixels of a block, some rows at a time.
-  void run_panel(TileRegisters& registers, const Block& b, const BFloat16* input, const S* packed,
+  void run_panel(Tiles& matrices, const Block& b, const BFloat16* input, const S* packed,
                  int64_t first_oc) const {
     const int64_t stored = smaller<int64_t>(plan.panel_tiles * plan.tile_oc, conv.oc - first_oc);
     const PixelVector whole{b.n, b.h, b.w, static_cast<int>(b.width)};
@@ -103,7 +87,7 @@ struct MatrixWorker : ConvWorker<T> {
                                  this->input_shift(first_oc + q);
           for (const KBlock* block = k.blocks; block < k.blocks + k.count; ++block)
             multiply(
-                registers,
+                matrices,
                 {rows, b.width, (conv.lr_h - b.h - h) * plan.row_pixels, first_oc, stored,
                  block + 1 == k.blocks + k.count && q == 0 ? out.at(absolute({n, h, 0, 1}, b)) : nullptr},
                 from + block->input, block->offsets, packed + q * tile_elements + block->weight,
@@ -131,13 +115,13 @@ struct MatrixWorker : ConvWorker<T> {
   };
   // One K block. Where one row's pixels follow another's, strips go from one to the next, and the pixels between them are
   // computed for nothing.
-  void multiply(TileRegisters& registers, const Rows& r, const BFloat16* input, const KOffsets& k,
+  void multiply(Tiles& matrices, const Rows& r, const BFloat16* input, const KOffsets& k,
                 const S* weight, S* sums) const {
     const int64_t row_step = conv.stride_h * tile.row_step, across = ceil_div(r.width, kStripPixels);
     const int64_t strips =
         plan.flat ? ceil_div((r.rows - 1) * plan.row_pixels + r.width, kStripPixels) : r.rows * across;
     const BFloat16* from[2];
-    StripSums to{{}, plan.tile_oc, k.add};
+    TileSums to{{}, kColumnOc, plan.tile_oc, k.add};
     const auto locate = [&](int p, int64_t strip, int64_t column) {
       const int64_t row = plan.flat ? 0 : strip / across;
       int64_t pixel = (plan.flat ? strip : strip % across) * kStripPixels;
@@ -161,11 +145,11 @@ struct MatrixWorker : ConvWorker<T> {
         if (c == 0 && r.dest) fetch(strip);
         if (strip + 1 < strips) {
           locate(1, strip + 1, c);
-          two ? multiply_strips<2, 2>(registers, from, weight, k, to)
-              : multiply_strips<2, 1>(registers, from, weight, k, to);
+          two ? multiply_strips<2, 2>(matrices, from, weight, k, to)
+              : multiply_strips<2, 1>(matrices, from, weight, k, to);
         } else {
-          two ? multiply_strips<1, 2>(registers, from, weight, k, to)
-              : multiply_strips<1, 1>(registers, from, weight, k, to);
+          two ? multiply_strips<1, 2>(matrices, from, weight, k, to)
+              : multiply_strips<1, 1>(matrices, from, weight, k, to);
         }
       }
     }

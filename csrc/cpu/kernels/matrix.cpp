@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The CPU kernels that multiply in tile registers. The build compiles this file once for AMX, with the matching flags and
-// FS_TILE_REGISTERS, and once for any processor, with a stand-in for the registers.
+// The CPU kernels that multiply matrix tiles. The build compiles this file for AMX and for AVX512-BF16, with the matching flags,
+// and for any processor, with a stand-in for either.
 #include "cpu/conv_task.h"
 #include "cpu/kernels/conv_matrix-inl.h"
 #include "cpu/kernels/weight_grad_matrix-inl.h"
@@ -28,7 +28,8 @@ void run_finish_weight_grad(const WeightGradTask& task, WorkQueue& pairs) {
 }  // namespace
 
 extern const MatrixKernels matrix_kernels;
-const MatrixKernels matrix_kernels = {.conv = &run_conv,
+const MatrixKernels matrix_kernels = {.tiles = Tiles::kKind,
+                                      .conv = &run_conv,
                                       .pack_panels = &run_pack_panels,
                                       .weight_grad = &run_weight_grad,
                                       .finish_weight_grad = &run_finish_weight_grad};

@@ -1,16 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The eight tile registers of AMX, each 16 rows of 64 bytes, or a stand-in that computes the same bits. Nothing else in the
-// library knows AMX's instructions. Included by matrix.cpp only.
+// Tiles in the eight tile registers of AMX. Nothing else in the library knows these instructions. Included by tiles-inl.h only.
 #pragma once
 
-#include "cpu/kernels/simd-inl.h"
-#include "cpu/matrix_tiles.h"
+#include "cpu/kernels/tiles-inl.h"
 
 namespace fused_subpixel::cpu::FS_ISA {
 
-constexpr int kTileRegisters = 8, kTileRows = 16, kTileRowBytes = 64;
+constexpr int kTileRegisters = 8;
 
-#if FS_TILE_REGISTERS
+#if defined(__AMX_BF16__)
 
 // The registers belong to the thread that constructed this, until it is destroyed.
 class TileRegisters {
@@ -92,14 +90,6 @@ class TileRegisters {
   }
 
  private:
-  static FS_INLINE Vec<float> flushed(Vec<float> x) {
-    const Bits32 bits = bit_cast<Bits32>(x);
-    const Bits32 subnormal = (bits & 0x7f800000u) == 0 ? ~Bits32{} : Bits32{};
-    return bit_cast<Vec<float>>(bits & ~(subnormal & 0x7fffffffu));
-  }
-  static FS_INLINE Vec<float> lower(Bits32 pair) { return flushed(bit_cast<Vec<float>>(pair << 16)); }
-  static FS_INLINE Vec<float> upper(Bits32 pair) { return flushed(bit_cast<Vec<float>>(pair & 0xffff0000u)); }
-
   uint32_t tile_[kTileRegisters][kTileRows][kTileRowBytes / 4];
 };
 
@@ -115,26 +105,42 @@ FS_INLINE void for_each_sum(F&& f) {
   if constexpr (P > 1 && Q > 1) f(IntConstant<Q + 1>{}, 1, 1);
 }
 
-// Adds `count` products of P tiles on the left with Q on the right to P x Q sums in registers. left(p, i) and right(q, i) say
-// where tiles begin; their rows are so many bytes apart.
-template <int P, int Q, class Left, class Right>
-FS_INLINE void multiply_tiles(TileRegisters& tiles, int64_t count, const Left& left, int64_t left_bytes,
-                              const Right& right, int64_t right_bytes) {
-  constexpr int A = P * Q, B = A + P;
-  for (int64_t i = 0; i < count; ++i) {
-    tiles.load<B>(right(0, i), right_bytes);
-    tiles.load<A>(left(0, i), left_bytes);
-    tiles.add_products<0, A, B>();
-    if constexpr (Q > 1) {
-      tiles.load<B + Q - 1>(right(1, i), right_bytes);
-      tiles.add_products<Q - 1, A, B + Q - 1>();
+class Tiles {
+ public:
+  static constexpr MatrixTiles kKind = MatrixTiles::kRegisters;
+
+  template <int P, int Q, class Left, class Right>
+  FS_INLINE void multiply(const TileSums& sums, const TileCount& count, const Left& left, int64_t left_bytes,
+                          const Right& right, int64_t right_bytes) {
+    const int64_t sum_bytes = sums.row_step * static_cast<int64_t>(sizeof(float));
+    for_each_sum<P, Q>([&](auto r, int p, int q) {
+      if (sums.add)
+        registers_.load<decltype(r)::value>(sums.at[p] + q * sums.column_step, sum_bytes);
+      else
+        registers_.zero<decltype(r)::value>();
+    });
+    constexpr int A = P * Q, B = A + P;
+    for (int64_t i = 0; i < count.all; ++i) {
+      registers_.load<B>(right(0, i), right_bytes);
+      registers_.load<A>(left(0, i), left_bytes);
+      registers_.add_products<0, A, B>();
+      if constexpr (Q > 1) {
+        registers_.load<B + Q - 1>(right(1, i), right_bytes);
+        registers_.add_products<Q - 1, A, B + Q - 1>();
+      }
+      if constexpr (P > 1) {
+        registers_.load<A + P - 1>(left(1, i), left_bytes);
+        registers_.add_products<Q, A + P - 1, B>();
+        if constexpr (Q > 1) registers_.add_products<P * Q - 1, A + P - 1, B + Q - 1>();
+      }
     }
-    if constexpr (P > 1) {
-      tiles.load<A + P - 1>(left(1, i), left_bytes);
-      tiles.add_products<Q, A + P - 1, B>();
-      if constexpr (Q > 1) tiles.add_products<P * Q - 1, A + P - 1, B + Q - 1>();
-    }
+    for_each_sum<P, Q>([&](auto r, int p, int q) {
+      registers_.store<decltype(r)::value>(sums.at[p] + q * sums.column_step, sum_bytes);
+    });
   }
-}
+
+ private:
+  TileRegisters registers_;
+};
 
 }  // namespace fused_subpixel::cpu::FS_ISA

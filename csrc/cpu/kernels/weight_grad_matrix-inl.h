@@ -8,7 +8,7 @@
 //   sums  [input channels / 16][taps][output channels / 16][16][16], then [output channels] of the bias
 #pragma once
 
-#include "cpu/kernels/tile_registers-inl.h"
+#include "cpu/kernels/tiles-inl.h"
 #include "cpu/kernels/weight_grad-inl.h"
 
 namespace fused_subpixel::cpu::FS_ISA {
@@ -23,16 +23,11 @@ struct PixelProducts {
   float* sums[2];
 };
 template <int P, int Q>
-FS_INLINE void multiply_pixels(TileRegisters& tiles, const PixelProducts& m) {
-  for_each_sum<P, Q>([&](auto r, int p, int q) {
-    tiles.load<decltype(r)::value>(m.sums[p] + q * kTileElements, kTileRowBytes);
-  });
-  multiply_tiles<P, Q>(
-      tiles, m.count, [&](int p, int64_t i) { return m.planes[p] + m.at[i].lanes; }, m.plane_step,
+FS_INLINE void multiply_pixels(Tiles& tiles, const PixelProducts& m) {
+  tiles.multiply<P, Q>(
+      {{m.sums[0], m.sums[1]}, kTileElements, kColumnOc, true}, {m.count, m.count, 0},
+      [&](int p, int64_t i) { return m.planes[p] + m.at[i].lanes; }, m.plane_step,
       [&](int q, int64_t i) { return m.pairs + m.at[i].column + q * kColumnOc; }, m.pair_step);
-  for_each_sum<P, Q>([&](auto r, int p, int q) {
-    tiles.store<decltype(r)::value>(m.sums[p] + q * kTileElements, kTileRowBytes);
-  });
 }
 
 template <class T>
@@ -55,7 +50,7 @@ struct MatrixWeightGradWorker : WeightGradWorker<T> {
   }
 
   void run(int64_t begin, int64_t end) {
-    TileRegisters registers;
+    Tiles tiles;
     const int64_t blocks = plan.blocks();
     for (int64_t item = begin; item < end; ++item) {
       const int64_t slot = item % plan.slots, pair = item / plan.slots;
@@ -70,7 +65,7 @@ struct MatrixWeightGradWorker : WeightGradWorker<T> {
         if (c.ic == 0) add_bias(b, c, bias_of(sums));
         arrange_input(b, c);
         arrange_gradient(b, c);
-        add_products(registers, c, sums);
+        add_products(tiles, c, sums);
       }
       if (plan.slots == 1) finish(pair, sums);
     }
@@ -154,7 +149,7 @@ struct MatrixWeightGradWorker : WeightGradWorker<T> {
   }
 
   // Chains of pixels whose pairs stay in the first cache.
-  void add_products(TileRegisters& registers, const ItemChannels& c, S* sums) const {
+  void add_products(Tiles& tiles, const ItemChannels& c, S* sums) const {
     const int64_t rows = ceil_div(c.input_channels, kStripPixels) * conv.taps(), taps = conv.taps(),
                   columns = ceil_div(c.output_channels, kColumnOc);
     const int64_t chains = even_parts(count, plan.chain / kTileChannels);
@@ -177,9 +172,9 @@ struct MatrixWeightGradWorker : WeightGradWorker<T> {
           }
           const bool two = column + 1 < columns;
           if (r + 1 < rows)
-            two ? multiply_pixels<2, 2>(registers, m) : multiply_pixels<2, 1>(registers, m);
+            two ? multiply_pixels<2, 2>(tiles, m) : multiply_pixels<2, 1>(tiles, m);
           else
-            two ? multiply_pixels<1, 2>(registers, m) : multiply_pixels<1, 1>(registers, m);
+            two ? multiply_pixels<1, 2>(tiles, m) : multiply_pixels<1, 1>(tiles, m);
         }
       }
     }

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Tiles in vector registers: vdpbf16ps (AVX512-BF16) multiplies pairs of a row on the left, broadcast one after the other, by
+// rows of pairs on the right. Included by tiles-inl.h only.
+#pragma once
+
+#include "cpu/kernels/tiles-inl.h"
+
+namespace fused_subpixel::cpu::FS_ISA {
+
+#if defined(__AVX512BF16__)
+constexpr bool kHasPairProducts = true;
+#else
+constexpr bool kHasPairProducts = false;
+#endif
+
+// Adds the products of the upper halves, and then those of the lower ones. Subnormal numbers count as zero.
+FS_INLINE Vec<float> add_pair_products(Vec<float> sums, Bits32 a, Bits32 b) {
+#if defined(__AVX512BF16__)
+  return _mm512_dpbf16_ps(sums, bit_cast<__m512bh>(a), bit_cast<__m512bh>(b));
+#else
+  const Vec<float> with_upper = flushed(flushed(sums) + upper(a) * upper(b));
+  return flushed(with_upper + lower(a) * lower(b));
+#endif
+}
+
+class Tiles {
+ public:
+  static constexpr MatrixTiles kKind = MatrixTiles::kVectors;
+
+  template <int P, int Q, class Left, class Right>
+  FS_INLINE void multiply(const TileSums& sums, const TileCount& count, const Left& left, int64_t left_bytes,
+                          const Right& right, int64_t right_bytes) {
+    constexpr int R = kTileRows / Q;  // so that 16 vectors of sums hide one another's latency
+    for (int p = 0; p < P; ++p)
+      for (int m = 0; m < kTileRows; m += R)
+        multiply_rows<R, Q>(
+            sums.at[p] + m * sums.row_step, sums, count,
+            [&](int64_t i) { return reinterpret_cast<const char*>(left(p, i)) + m * left_bytes; }, left_bytes,
+            right, right_bytes);
+  }
+
+ private:
+  template <int R, int Q, class Left, class Right>
+  FS_INLINE static void multiply_rows(float* to, const TileSums& sums, const TileCount& count, const Left& left,
+                                      int64_t left_bytes, const Right& right, int64_t right_bytes) {
+    constexpr int L = kLanes<float>, N = kColumnOc / L;  // vectors of a row of a tile
+    Vec<float> acc[R][Q * N] = {};
+    for (int64_t i = 0; i < count.all; ++i) {
+      const char* const a = left(i);
+      const auto add_pairs = [&](int64_t k) {
+        Bits32 b[Q * N];
+        FS_UNROLL
+        for (int v = 0; v < Q * N; ++v)
+          std::memcpy(&b[v],
+                      reinterpret_cast<const char*>(right(v / N, i)) + k * right_bytes + v % N * sizeof(b[v]),
+                      sizeof(b[v]));
+        FS_UNROLL
+        for (int r = 0; r < R; ++r) {
+          uint32_t pair;
+          std::memcpy(&pair, a + r * left_bytes + k * sizeof(pair), sizeof(pair));
+          FS_UNROLL
+          for (int v = 0; v < Q * N; ++v) acc[r][v] = add_pair_products(acc[r][v], pair - Bits32{}, b[v]);
+        }
+      };
+      const int64_t pairs = i < count.whole ? kTileRows : count.pairs;
+      if (kHasPairProducts && pairs == kTileRows) {
+        FS_UNROLL
+        for (int64_t k = 0; k < kTileRows; ++k) add_pairs(k);
+      } else {
+        for (int64_t k = 0; k < pairs; ++k) add_pairs(k);
+      }
+    }
+    FS_UNROLL
+    for (int r = 0; r < R; ++r)
+      FS_UNROLL
+      for (int v = 0; v < Q * N; ++v) {
+        float* const at = to + r * sums.row_step + v / N * sums.column_step + v % N * L;
+        store<float>(at, sums.add ? load<float>(at) + acc[r][v] : acc[r][v]);
+      }
+  }
+};
+
+}  // namespace fused_subpixel::cpu::FS_ISA
