@@ -259,12 +259,20 @@ void offer_winograd_row(const ConvProblem& p, const Target& t, Offers& offers) {
     const int v = ow_tile_vectors(oc, t.registers);
     const double tiles = static_cast<double>(ceil_div(s.oc, oc));
     const double vectors = static_cast<double>(s.batch * round_up(s.lr_h * across, v));
+    // Every block reads all weights, from beyond the cache if they do not stay there. One of less than a register tile would
+    // not do.
+    const int64_t of_block = winograd_row_vectors(round_up(s.oc, oc), t);
+    if (of_block < std::min<int64_t>(v, s.lr_h * across)) continue;
+    const bool stay = weights_stay(s.ic * s.kernel_h * taps.products() * round_up(s.oc, oc), t);
+    const double traffic = stay ? 0
+                                : std::ceil(vectors / static_cast<double>(of_block)) * k * stored *
+                                      t.element_bytes / kBytesPerCycle;
     const double cycles =
         vectors *
             (tiles / v * k * k_cycles(oc * v, oc, v, kHiddenPixels) +
              stored * (kRowPositions * kAccumulate * blocks + kWinogradRowOutput + interleave + 2 * store) +
              ic * halo * kWinogradRowInput) +
-        k * stored * kWinogradRowWeights;
+        k * stored * kWinogradRowWeights + traffic;
     offers.add({ConvKernel::kWinogradRow, oc, v, cycles, false});
   }
 }

@@ -67,6 +67,9 @@ int64_t cached_vectors(int64_t ic, int64_t panel_oc, int side, const Target& t) 
   return std::max<int64_t>((t.l2_bytes - t.l2_bytes / 8 - of_position * ic * panel_oc) / per_vector, 1);
 }
 
+// What a block of kWinogradRow takes at most.
+int64_t row_cache(const Target& t) { return t.l2_bytes / 8 * 5; }
+
 }  // namespace
 
 double multiply_adds(const ConvShape& s) {
@@ -256,6 +259,11 @@ void choose_winograd_blocks(const ConvShape& s, const Target& t, ConvPlan& plan)
   plan.input_tile = winograd_input_tile(s, plan.block_h, plan.block_w, static_cast<int>(M), t.lanes);
 }
 
+int64_t winograd_row_vectors(int64_t oc, const Target& t) {
+  const int64_t left = row_cache(t) - t.l2_bytes / kStreamsShareOfL2;
+  return left / (oc * kRowPositions * t.lanes * t.element_bytes);
+}
+
 WinogradRowBlock winograd_row_block(const ConvShape& s, int64_t height, int64_t width, const ConvPlan& plan,
                                     const Target& t) {
   // With an odd number of vectors between streams and positions, neighbours fall into different cache sets.
@@ -298,7 +306,7 @@ void choose_winograd_row_blocks(const ConvShape& s, const Target& t, ConvPlan& p
     const int64_t others = s.groups * s.batch * ceil_div(W, width);
     for (int64_t height = 1; height <= H; ++height) {
       const WinogradRowBlock b = winograd_row_block(s, height, width, plan, t);
-      const bool fits = (b.streams + b.acc) * t.element_bytes <= t.l2_bytes / 8 * 5;
+      const bool fits = (b.streams + b.acc) * t.element_bytes <= row_cache(t);
       if (!fits && (height > 1 || width > quantum)) break;
       const int64_t rounds = ceil_div(others * ceil_div(H, height), threads);
       const double vectors = static_cast<double>(round_up(height * b.vectors, plan.tile_pixels));

@@ -64,6 +64,8 @@ struct WinogradRowBlock {
   int64_t acc_step;     // from the accumulators of one position to those of the next
   int64_t acc;          // of all output channels
 };
+// Vectors of pairs of a block, at most, so that the accumulators of all output channels stay in the cache.
+int64_t winograd_row_vectors(int64_t oc, const Target& target);
 WinogradRowBlock winograd_row_block(const ConvShape& shape, int64_t height, int64_t width,
                                     const ConvPlan& plan, const Target& target);
 

@@ -28,7 +28,7 @@ class Tiles {
   static constexpr MatrixTiles kKind = MatrixTiles::kVectors;
 
   template <int P, int Q, class Left, class Right>
-  FS_INLINE void multiply(const TileSums& sums, const TileCount& count, const Left& left, int64_t left_bytes,
+  FS_NOINLINE void multiply(const TileSums& sums, const TileCount& count, const Left& left, int64_t left_bytes,
                           const Right& right, int64_t right_bytes) {
     constexpr int R = kTileRows / Q;  // so that 16 vectors of sums hide one another's latency
     for (int p = 0; p < P; ++p)
@@ -47,17 +47,20 @@ class Tiles {
     Vec<float> acc[R][Q * N] = {};
     for (int64_t i = 0; i < count.all; ++i) {
       const char* const a = left(i);
+      int64_t row_bytes = left_bytes;
+      FS_HIDE(row_bytes);  // or a sum of it and of each k would be kept
+      const char* columns[Q];
+      FS_UNROLL
+      for (int q = 0; q < Q; ++q) columns[q] = reinterpret_cast<const char*>(right(q, i));
       const auto add_pairs = [&](int64_t k) {
         Bits32 b[Q * N];
         FS_UNROLL
         for (int v = 0; v < Q * N; ++v)
-          std::memcpy(&b[v],
-                      reinterpret_cast<const char*>(right(v / N, i)) + k * right_bytes + v % N * sizeof(b[v]),
-                      sizeof(b[v]));
+          std::memcpy(&b[v], columns[v / N] + k * right_bytes + v % N * sizeof(b[v]), sizeof(b[v]));
         FS_UNROLL
         for (int r = 0; r < R; ++r) {
           uint32_t pair;
-          std::memcpy(&pair, a + r * left_bytes + k * sizeof(pair), sizeof(pair));
+          std::memcpy(&pair, a + r * row_bytes + k * sizeof(pair), sizeof(pair));
           FS_UNROLL
           for (int v = 0; v < Q * N; ++v) acc[r][v] = add_pair_products(acc[r][v], pair - Bits32{}, b[v]);
         }
