@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tile registers (AMX) and their stand-in: what the tests of all kernels leave open."""
+"""Matrix tiles, of AMX and AVX512-BF16 and of their stand-ins: what the tests of all kernels leave open."""
 
 from __future__ import annotations
 
 import cases
 import pytest
 import torch
-from cases import AMX, AMX_STAND_IN, Case
+from cases import AMX, AMX_STAND_IN, AVX512_BF16, AVX512_BF16_STAND_IN, Case
 from torch import Tensor
 
 ISAS = cases.usable_matrix_isas()
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.skipif(not ISAS, reason="no CPU library")
 # Several chunks, K blocks, panels and blocks of channels; strips within rows and across; read in place.
 LAYERS = (
     Case("flat", (1, 64, 9, 30), (96, 64, 3, 3), padding=cases.SAME3),
-    Case("rows", (2, 80, 12, 21), (64, 80, 3, 3), stride=(2, 2), padding=cases.SAME3),
-    Case("in_place", (2, 96, 7, 9), (200, 96, 1, 1)),
+    Case("rows", (2, 80, 14, 31), (64, 80, 3, 3), stride=(2, 2), padding=cases.SAME3),
+    Case("in_place", (2, 96, 11, 9), (200, 96, 1, 1)),
     Case("wide", (1, 600, 12, 17), (80, 600, 1, 1)),
     Case("joined", (2, 3, 37, 41), (64, 3, 3, 3), padding=cases.SAME3),
 )
@@ -57,21 +57,23 @@ def all_results(case: Case, tensors: cases.Tensors, layout: str) -> list[Tensor]
     return results
 
 
-@pytest.mark.skipif(AMX not in ISAS, reason="this processor has no tile registers")
+@pytest.mark.parametrize("isa, stand_in", [(AMX, AMX_STAND_IN), (AVX512_BF16, AVX512_BF16_STAND_IN)])
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("case", LAYERS, ids=str)
-def test_the_stand_in_has_the_processors_bits(case: Case, layout: str) -> None:
+def test_the_stand_in_has_the_processors_bits(case: Case, layout: str, isa: int, stand_in: int) -> None:
+    if isa not in ISAS:
+        pytest.skip("this processor lacks the instructions")
     tensors = subnormal(cases.randoms(case, torch.bfloat16)).to(torch.bfloat16, cases.LAYOUTS[layout])
     results = []
-    for isa in (AMX, AMX_STAND_IN):
-        with cases.instruction_set(isa):
+    for one in (isa, stand_in):
+        with cases.instruction_set(one):
             assert_tiles_are_used(case, layout)
             results.append(all_results(case, tensors, layout))
-    for ours, stand_in in list(zip(*results, strict=True))[: 1 if case is JOINED else 4]:
+    for ours, software in list(zip(*results, strict=True))[: 1 if case is JOINED else 4]:
         # a store may round a subnormal value, or take it for zero
         tiny = torch.finfo(torch.float32).tiny
         assert torch.equal(
-            torch.where(ours.abs() < tiny, 0, ours), torch.where(stand_in.abs() < tiny, 0, stand_in)
+            torch.where(ours.abs() < tiny, 0, ours), torch.where(software.abs() < tiny, 0, software)
         )
 
 
