@@ -61,8 +61,8 @@ if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS["avx2"] = "-mavx2 -mfma -mf16c"
     ISA_FLAGS["avx512"] = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c"
     ISA_FLAGS["avx512"] += " -mprefer-vector-width=512 -Wno-uninitialized"  # GCC 12's own intrinsics do warn
-# Kernels for matrix tiles of bfloat16: by instructions of the processor, or in software, which lets any machine
-# test them.
+# Kernels for matrix tiles of bfloat16: by instructions of the processor, or in software, which lets any
+# machine test them.
 MATRIX_SOURCE = Path("csrc/cpu/kernels/matrix.cpp")
 MATRIX_FLAGS = {"amx_stand_in": "", "avx512_bf16_stand_in": "-DFS_TILE_VECTORS=1"}
 if "avx512" in ISA_FLAGS:

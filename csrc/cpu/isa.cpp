@@ -75,8 +75,7 @@ const Kernels* kernels_of(Isa isa) {
 #endif
 #if FS_HAVE_AVX512_BF16
     case Isa::kAvx512Bf16: {
-      static const Kernels kernels =
-          with_matrix(avx512::kernels, "avx512_bf16", avx512_bf16::matrix_kernels);
+      static const Kernels kernels = with_matrix(avx512::kernels, "avx512_bf16", avx512_bf16::matrix_kernels);
       static const bool usable = has_avx512_bf16();
       return usable ? &kernels : nullptr;
     }
@@ -117,9 +116,9 @@ std::atomic<Isa>& chosen_isa() {
 }  // namespace
 
 TileRegisters tile_registers() {
-  static const TileRegisters found = !has_amx() ? TileRegisters::kAbsent
-                                     : permits_amx()             ? TileRegisters::kUsable
-                                                                 : TileRegisters::kRefused;
+  static const TileRegisters found = !has_amx()      ? TileRegisters::kAbsent
+                                     : permits_amx() ? TileRegisters::kUsable
+                                                     : TileRegisters::kRefused;
   return found;
 }
 

@@ -336,9 +336,8 @@ void offer_matrix(const ConvProblem& p, const Target& t, Offers& offers) {
                                 ? static_cast<double>(s.kernel_h) * of_pairs(s.ic * s.kernel_w)
                                 : taps * of_pairs(s.ic);
     const double store = p.oc_contiguous ? kStoreColumn : kStoreColumnTransposed;
-    const double cycles =
-        image_rows(p, single) * row / kStripPixels * column_count * products +
-        pixels * (packed + column_count * store) + weights;
+    const double cycles = image_rows(p, single) * row / kStripPixels * column_count * products +
+                          pixels * (packed + column_count * store) + weights;
     offers.add({ConvKernel::kMatrix, oc, kMatrixPixels, cycles, single});
   }
 }

@@ -83,7 +83,7 @@ struct Target {
   int registers;  // vector registers
   int64_t l2_bytes;
   int threads;
-  int element_bytes;  // of the arithmetic type
+  int element_bytes;         // of the arithmetic type
   MatrixTiles matrix_tiles;  // of this dtype
 };
 

@@ -319,7 +319,8 @@ WeightGradPlan plan_weight_grad(const WeightGradProblem& p, const Target& t) {
     if (plan.matrix) of_kind.lanes = kColumnOc;
     choose_channels(of_kind, plan);
     plan.slots = choose_slots(plan.pairs(), of_kind);
-    const Products of_pixel = plan.matrix ? matrix_products(t.matrix_tiles, plan) : choose_tile(of_kind, plan);
+    const Products of_pixel =
+        plan.matrix ? matrix_products(t.matrix_tiles, plan) : choose_tile(of_kind, plan);
     cycles[kind] = choose_pixels(p, of_pixel, of_kind, plan);
     if (least >= 0 && cycles[kind] >= least) continue;
     least = cycles[kind];

@@ -89,7 +89,7 @@ def test_activation_from_any_output(base: Case) -> None:
 def test_activation_as_accurate_as_pytorch(
     base: Case, activation: str, isa: int, dtype: torch.dtype, layout: str
 ) -> None:
-    """As a pass before the operators: bit for bit, but for tanh, where 1 - y * y is fused here and rounds otherwise."""
+    """As a pass before the operators; bit for bit but for tanh, whose 1 - y * y is fused."""
     case = variant(base, activation=activation)
     tensors = cases.randoms(case, dtype)
     grad = torch.randn(case.output, dtype=torch.float64).to(dtype)

@@ -11,8 +11,8 @@ namespace fused_subpixel::cpu::FS_ISA {
 
 // P strips of pixels x Q columns of output channels.
 template <int P, int Q>
-FS_INLINE void multiply_strips(Tiles& tiles, const BFloat16* const* pixels, const float* weight, const KOffsets& k,
-                               const TileSums& sums) {
+FS_INLINE void multiply_strips(Tiles& tiles, const BFloat16* const* pixels, const float* weight,
+                               const KOffsets& k, const TileSums& sums) {
   tiles.multiply<P, Q>(
       sums, {k.count, k.whole, k.pairs}, [&](int p, int64_t i) { return pixels[p] + k.at[i]; },
       k.column_step * static_cast<int64_t>(sizeof(BFloat16)),
@@ -115,8 +115,8 @@ struct MatrixWorker : ConvWorker<T> {
   };
   // One K block. Where one row's pixels follow another's, strips go from one to the next, and the pixels between them are
   // computed for nothing.
-  void multiply(Tiles& matrices, const Rows& r, const BFloat16* input, const KOffsets& k,
-                const S* weight, S* sums) const {
+  void multiply(Tiles& matrices, const Rows& r, const BFloat16* input, const KOffsets& k, const S* weight,
+                S* sums) const {
     const int64_t row_step = conv.stride_h * tile.row_step, across = ceil_div(r.width, kStripPixels);
     const int64_t strips =
         plan.flat ? ceil_div((r.rows - 1) * plan.row_pixels + r.width, kStripPixels) : r.rows * across;

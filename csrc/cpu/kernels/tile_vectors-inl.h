@@ -28,8 +28,8 @@ class Tiles {
   static constexpr MatrixTiles kKind = MatrixTiles::kVectors;
 
   template <int P, int Q, class Left, class Right>
-  FS_NOINLINE void multiply(const TileSums& sums, const TileCount& count, const Left& left, int64_t left_bytes,
-                          const Right& right, int64_t right_bytes) {
+  FS_NOINLINE void multiply(const TileSums& sums, const TileCount& count, const Left& left,
+                            int64_t left_bytes, const Right& right, int64_t right_bytes) {
     constexpr int R = kTileRows / Q;  // so that 16 vectors of sums hide one another's latency
     for (int p = 0; p < P; ++p)
       for (int m = 0; m < kTileRows; m += R)
@@ -41,8 +41,9 @@ class Tiles {
 
  private:
   template <int R, int Q, class Left, class Right>
-  FS_INLINE static void multiply_rows(float* to, const TileSums& sums, const TileCount& count, const Left& left,
-                                      int64_t left_bytes, const Right& right, int64_t right_bytes) {
+  FS_INLINE static void multiply_rows(float* to, const TileSums& sums, const TileCount& count,
+                                      const Left& left, int64_t left_bytes, const Right& right,
+                                      int64_t right_bytes) {
     constexpr int L = kLanes<float>, N = kColumnOc / L;  // vectors of a row of a tile
     Vec<float> acc[R][Q * N] = {};
     for (int64_t i = 0; i < count.all; ++i) {
@@ -74,12 +75,11 @@ class Tiles {
       }
     }
     FS_UNROLL
-    for (int r = 0; r < R; ++r)
-      FS_UNROLL
-      for (int v = 0; v < Q * N; ++v) {
-        float* const at = to + r * sums.row_step + v / N * sums.column_step + v % N * L;
-        store<float>(at, sums.add ? load<float>(at) + acc[r][v] : acc[r][v]);
-      }
+    for (int r = 0; r < R; ++r) FS_UNROLL
+    for (int v = 0; v < Q * N; ++v) {
+      float* const at = to + r * sums.row_step + v / N * sums.column_step + v % N * L;
+      store<float>(at, sums.add ? load<float>(at) + acc[r][v] : acc[r][v]);
+    }
   }
 };
 
