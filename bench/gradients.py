@@ -108,6 +108,12 @@ def call_of(layer: Workload, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
     return choose.prepare("cpu", False, resolve, *infos, describe(bias), None, None, *options)
 
 
+def decided_by_estimates(layer: Workload, x: Tensor, weight: Tensor) -> bool:
+    """Not those layers whose gradient PyTorch gets wrong."""
+    problem = call_of(layer, x, weight, None).problem
+    return backward.estimates_decide(problem.geometry, problem.input_shape, x.dtype)
+
+
 @torch.no_grad()
 def measure(layer: Workload, dtype: torch.dtype, channels_last: bool, rounds: int) -> Measured:
     x, weight, bias, grad = operands(layer, dtype).to_layout(channels_last)
@@ -186,6 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         writer.writeheader()
         for layer in bar:
             bar.set_description_str(layer.name)
+            x, weight, *_ = operands(layer, DTYPES[options.dtype])
+            if options.random and not decided_by_estimates(layer, x, weight):
+                continue
             by_layout = {
                 layout: measure(layer, DTYPES[options.dtype], channels_last, rounds)
                 for layout, channels_last in LAYOUTS.items()

@@ -119,13 +119,15 @@ class _Costs(NamedTuple):
     our_call: float
 
 
-# Our plans count what a loop does and not what it waits for. Fitted to 350 random layers on AVX-512 with 1
-# and 2 threads. The standard deviation of the logarithm of the ratio of estimate and time is 0.5 for the
-# input gradient and 0.45 for the weight's.
-_VECTORS = _Costs(_Rates(0.6, 45, 30), _Rates(0.6, 55, 70), 40, 1.2e5, 1.4, 1.15, 2.5e4)
-# The same of bfloat16 where both multiply in tile registers (AMX), 270 layers; deviations 0.4 and 0.3.
-_MATRIX = _Costs(_Rates(0.08, 32, 28), _Rates(0.11, 37, 36), 40, 1.7e5, 1.1, 0.75, 6e4)
-_AMX = 4  # enum Isa of csrc/cpu
+# Our plans count what a loop does and not what it waits for. Fitted to 350 random layers on Intel's AVX-512
+# and 200 on AMD's, with 1 and 2 threads. The standard deviation of the logarithm of the ratio of estimate
+# and time is 0.45 for PyTorch's input gradient and 0.4 for the weight's, and as much for ours.
+_VECTORS = _Costs(_Rates(0.68, 15, 23), _Rates(0.72, 20, 40), 40, 2.5e5, 1.5, 1.1, 2.5e4)
+# The same of bfloat16 where both multiply vectors of pairs (AVX512-BF16 of AMD), 190 layers; 0.35 and 0.34.
+_PAIRS = _Costs(_Rates(0.32, 9.3, 44), _Rates(0.34, 11, 57), 40, 3e5, 1.5, 1.07, 6e4)
+# And where both multiply in tile registers (AMX), 270 layers; 0.4 and 0.3.
+_TILE_REGISTERS = _Costs(_Rates(0.08, 32, 28), _Rates(0.11, 37, 36), 40, 1.7e5, 1.1, 0.75, 6e4)
+_AVX512_BF16, _AMX = 3, 4  # enum Isa of csrc/cpu
 # The weight gradient is left to PyTorch only if its estimate is so much less: ours is slower on 6 % of the
 # random layers, so that a small difference is likely to be an error of the estimates.
 _DOUBT = 1.5
@@ -150,26 +152,38 @@ def estimate(
         return float(numbers[-1])
 
     threads = torch.get_num_threads()
-    costs = _MATRIX if dtype == torch.bfloat16 and _has_matrix_tiles() else _VECTORS
+    costs = _costs_of(dtype)
     call = costs.our_call * threads
     ours = GradientCycles(costs.our_input * planned(1) + call, costs.our_weight * planned(2) + call)
 
-    lanes = 64 // max(dtype.itemsize, 4) // (1 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 2)
+    registers = 1 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 2  # of 64 bytes
+    lanes = 64 // max(dtype.itemsize, 4) // registers
     pixels = input_shape[0] * input_shape[2] * input_shape[3] / lanes
     weights = math.prod(weight_shape)
     images = pixels * (weight_shape[0] + weight_shape[1])
 
+    def whole(channels: int) -> int:  # oneDNN multiplies blocks of so many channels
+        block = 16 // registers
+        return -(-channels // block) * block
+
+    products = whole(weight_shape[0]) * whole(weight_shape[1]) * math.prod(weight_shape[2:])
+
     def pytorch(rates: _Rates) -> float:
-        return rates.product * pixels * weights + rates.image * images + rates.weight * weights / lanes
+        return rates.product * pixels * products + rates.image * images + rates.weight * weights / lanes
 
     shuffled = geometry.upscale_h * geometry.upscale_w > 1 and not transposed
     once = costs.call * threads + (costs.unshuffle * pixels * weight_shape[0] if shuffled else 0)
     return ours, GradientCycles(pytorch(costs.input), pytorch(costs.weight), once)
 
 
-def _has_matrix_tiles() -> bool:
+def _costs_of(dtype: torch.dtype) -> _Costs:
+    if dtype != torch.bfloat16:
+        return _VECTORS
     with torch_compat.without_dispatch_modes():
-        return bool(torch.ops.fused_subpixel._cpu_capability()[1] >> _AMX & 1)
+        current, usable = torch.ops.fused_subpixel._cpu_capability()[:2]
+    if usable >> _AMX & 1:
+        return _TILE_REGISTERS
+    return _PAIRS if current == _AVX512_BF16 else _VECTORS
 
 
 def cheapest(ours: GradientCycles, pytorchs: GradientCycles) -> BackwardPlan:
