@@ -118,14 +118,18 @@ struct MatrixWorker : ConvWorker<T> {
   void multiply(Tiles& matrices, const Rows& r, const BFloat16* input, const KOffsets& k, const S* weight,
                 S* sums) const {
     const int64_t row_step = conv.stride_h * tile.row_step, across = ceil_div(r.width, kStripPixels);
-    const int64_t strips =
-        plan.flat ? ceil_div((r.rows - 1) * plan.row_pixels + r.width, kStripPixels) : r.rows * across;
+    const int64_t pixels = plan.flat ? (r.rows - 1) * plan.row_pixels + r.width : r.width;  // in one go
+    const int64_t strips = plan.flat ? ceil_div(pixels, kStripPixels) : r.rows * across;
     const BFloat16* from[2];
-    TileSums to{{}, kColumnOc, plan.tile_oc, k.add};
+    TileSums to{{}, kColumnOc, plan.tile_oc, k.add, kStripPixels};
     const auto locate = [&](int p, int64_t strip, int64_t column) {
       const int64_t row = plan.flat ? 0 : strip / across;
       int64_t pixel = (plan.flat ? strip : strip % across) * kStripPixels;
-      if (task.in_place) pixel = smaller(pixel, r.left - kStripPixels);  // nothing is read past the image
+      to.rows = smaller<int64_t>(pixels - pixel, kStripPixels);
+      if (task.in_place && pixel > r.left - kStripPixels) {  // nothing is read past the image
+        pixel = r.left - kStripPixels;
+        to.rows = kStripPixels;
+      }
       from[p] = input + row * row_step + pixel * tile.column_step;
       to.at[p] = sums + (row * plan.row_pixels + pixel) * plan.tile_oc + column * kColumnOc;
     };

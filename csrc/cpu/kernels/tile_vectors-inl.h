@@ -32,7 +32,7 @@ class Tiles {
                             int64_t left_bytes, const Right& right, int64_t right_bytes) {
     constexpr int R = kTileRows / Q;  // so that 16 vectors of sums hide one another's latency
     for (int p = 0; p < P; ++p)
-      for (int m = 0; m < kTileRows; m += R)
+      for (int m = 0; m < (p + 1 < P ? kTileRows : sums.rows); m += R)
         multiply_rows<R, Q>(
             sums.at[p] + m * sums.row_step, sums, count,
             [&](int64_t i) { return reinterpret_cast<const char*>(left(p, i)) + m * left_bytes; }, left_bytes,
@@ -46,14 +46,14 @@ class Tiles {
                                       int64_t right_bytes) {
     constexpr int L = kLanes<float>, N = kColumnOc / L;  // vectors of a row of a tile
     Vec<float> acc[R][Q * N] = {};
-    for (int64_t i = 0; i < count.all; ++i) {
+    const auto add_tile = [&](int64_t i, auto&& for_each_pair) {
       const char* const a = left(i);
-      int64_t row_bytes = left_bytes;
-      FS_HIDE(row_bytes);  // or a sum of it and of each k would be kept
       const char* columns[Q];
       FS_UNROLL
       for (int q = 0; q < Q; ++q) columns[q] = reinterpret_cast<const char*>(right(q, i));
-      const auto add_pairs = [&](int64_t k) {
+      int64_t row_bytes = left_bytes;
+      FS_HIDE(row_bytes);  // or a sum of it and of each k would be kept
+      for_each_pair([&](int64_t k) {
         Bits32 b[Q * N];
         FS_UNROLL
         for (int v = 0; v < Q * N; ++v)
@@ -65,18 +65,22 @@ class Tiles {
           FS_UNROLL
           for (int v = 0; v < Q * N; ++v) acc[r][v] = add_pair_products(acc[r][v], pair - Bits32{}, b[v]);
         }
-      };
-      const int64_t pairs = i < count.whole ? kTileRows : count.pairs;
-      if (kHasPairProducts && pairs == kTileRows) {
+      });
+    };
+    // Loops of their own: in one, sums would move between registers.
+    const int64_t whole = kHasPairProducts ? smaller(count.whole, count.all) : 0;
+    for (int64_t i = 0; i < whole; ++i)
+      add_tile(i, [](const auto& add_pair) {
         FS_UNROLL
-        for (int64_t k = 0; k < kTileRows; ++k) add_pairs(k);
-      } else {
-        for (int64_t k = 0; k < pairs; ++k) add_pairs(k);
-      }
-    }
+        for (int64_t k = 0; k < kTileRows; ++k) add_pair(k);
+      });
+    for (int64_t i = whole; i < count.all; ++i)
+      add_tile(i, [&](const auto& add_pair) {
+        for (int64_t k = 0, pairs = i < count.whole ? kTileRows : count.pairs; k < pairs; ++k) add_pair(k);
+      });
     FS_UNROLL
-    for (int r = 0; r < R; ++r) FS_UNROLL
-    for (int v = 0; v < Q * N; ++v) {
+    for (int rv = 0; rv < R * Q * N; ++rv) {
+      const int r = rv / (Q * N), v = rv % (Q * N);
       float* const at = to + r * sums.row_step + v / N * sums.column_step + v % N * L;
       store<float>(at, sums.add ? load<float>(at) + acc[r][v] : acc[r][v]);
     }

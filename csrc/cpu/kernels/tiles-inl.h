@@ -14,7 +14,8 @@ constexpr int kTileRows = 16, kTileRowBytes = 64;
 struct TileSums {
   float* at[2];
   int64_t column_step, row_step;
-  bool add;  // to those in memory
+  bool add;      // to those in memory
+  int64_t rows;  // that the last row of tiles needs; those below may be anything
 };
 
 // What is summed: tiles on the left by tiles on the right. The first `whole` have 32 columns and rows, the others' last are

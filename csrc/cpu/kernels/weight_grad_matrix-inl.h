@@ -25,7 +25,7 @@ struct PixelProducts {
 template <int P, int Q>
 FS_INLINE void multiply_pixels(Tiles& tiles, const PixelProducts& m) {
   tiles.multiply<P, Q>(
-      {{m.sums[0], m.sums[1]}, kTileElements, kColumnOc, true}, {m.count, m.count, 0},
+      {{m.sums[0], m.sums[1]}, kTileElements, kColumnOc, true, kTileRows}, {m.count, m.count, 0},
       [&](int p, int64_t i) { return m.planes[p] + m.at[i].lanes; }, m.plane_step,
       [&](int q, int64_t i) { return m.pairs + m.at[i].column + q * kColumnOc; }, m.pair_step);
 }
