@@ -30,11 +30,13 @@ AUTOCAST = "2026-11-30_0730_intel-xeon-amx_autocast_training.csv"
 STEPS = "2026-11-30_0745_intel-xeon-amx_float32_backward.csv"
 GRADIENTS = "2026-11-30_0418_intel-xeon_float32_gradients.csv"
 HALF = {  # instructions: file
-    "AVX512-BF16": "2026-11-30_0446_intel-xeon_bfloat16.csv",
+    "widened": "2026-11-30_0446_intel-xeon_bfloat16.csv",
+    "AVX512-BF16": "2026-11-30_1010_amd-epyc-avx512-bf16_bfloat16.csv",
     "AMX": "2026-11-30_0705_intel-xeon-amx_bfloat16.csv",
 }
 HALF_GRADIENTS = "2026-11-30_0712_intel-xeon-amx_bfloat16_gradients.csv"
 AMX_WORDS = "two cores of an Intel Xeon with AMX"
+ZEN4_WORDS = "two cores of an AMD EPYC (Zen 4) with AVX512-BF16"
 SERIES = {"body": "body layers", "few": "few pixels", "signals": "signals", "volumes": "volumes"}
 CPU_WORDS = "two AVX-512 cores of an Intel Xeon (Emerald Rapids)"
 GPU = "2026-11-27_1952_nvidia-h100-80gb-hbm3_float16.csv"
@@ -291,7 +293,11 @@ def half() -> str:
     body.append(["**geometric mean, without tiny**", *(f"**{mean:.2f}**" for mean in means)])
     ways = {"forward": "forward", "backward": "forward and backward"}
     head = ("workload", *(f"{instructions}: {ways[way]}" for instructions, way in columns))
-    titles = (title_of(HALF["AVX512-BF16"]), title_of(HALF["AMX"], AMX_WORDS))
+    titles = (
+        title_of(HALF["widened"]),
+        title_of(HALF["AVX512-BF16"], ZEN4_WORDS),
+        title_of(HALF["AMX"], AMX_WORDS),
+    )
     return "\n\n".join((*titles, markdown(head, body)))
 
 

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from ..ops.geometry import DTYPES
 from . import chain as chains
-from . import conv_transpose, timing, trace
+from . import conv_transpose, timing, trace, training
 from .arguments import Model, as_arguments, check_model, copied
 from .chain import Activation
 from .conv_transpose import FUSED
@@ -63,11 +63,15 @@ def accelerate(
     computes it then. Times hold for the machine, the number of threads and the sizes that they are measured
     with. More in docs/surgery.md.
 
+    Where the model is in training mode and gradients are enabled, all times are those of a training step, the
+    run and its backward pass: layers whose gradients gain are replaced too.
+
     Args:
-        model: any module, best in eval mode: a batch norm is folded in eval mode only.
+        model: any module, in eval mode to be applied, in training mode to be trained. A batch norm is folded
+            in eval mode only.
         example_inputs: what the model is called with, of the size that matters: a tensor, a tuple of
-            positional arguments or a dict of keyword arguments. The runs are without gradients, and leave
-            buffers, attributes and random numbers as they were.
+            positional arguments or a dict of keyword arguments. The runs leave gradients, buffers,
+            attributes and random numbers as they were.
         inplace: whether to change ``model`` itself; by default a deep copy is changed.
         seconds: how long to measure, roughly. Each kind of layer is measured three times at least.
         progress: show a progress bar, if tqdm is installed and the output is a terminal.
@@ -120,12 +124,29 @@ class Candidate(NamedTuple):
     how: str
 
 
+def in_training(candidate: Candidate, differentiated: bool) -> Candidate:
+    """Its ways to compute a training step; ``differentiated``: including the gradient of its input."""
+    parameters = training.trained_parameters(candidate.module)
+
+    def step(run: Callable[[Tensor], object], input: Tensor) -> object:
+        input = input.detach().requires_grad_(differentiated)
+        wanted = [*parameters, input] if differentiated else parameters
+        return training.step(functools.partial(run, input), wanted)()
+
+    return candidate._replace(
+        key=(candidate.key, differentiated, len(parameters)),
+        before=functools.partial(step, candidate.before),
+        after=functools.partial(step, candidate.after),
+    )
+
+
 class Accelerator(Replacer):
     """One call of :func:`accelerate`: finds the layers, measures, changes classes, checks, reports."""
 
     def __init__(self, model: nn.Module, seconds: float, progress: bool) -> None:
         super().__init__(model, fold=not model.training, unshuffle=False)
         self.seconds, self.progress = seconds, progress
+        self.trained = training.is_trained(model)
         self.layers: dict[nn.Module, Site] = {}
 
     def accelerate(self, inputs: Any) -> Report:
@@ -133,8 +154,13 @@ class Accelerator(Replacer):
         chained: trace.Chained = {m: set() for m in self.names if isinstance(m, FusedSequential)}
         recorder, expected = self.run(inputs, chained)
         self.look_at_run(recorder)
+        candidates = [*self.convs_of(recorder), *self.transposed_convs(recorder)]
+        if self.trained:
+            modules = {candidate.module for candidate in candidates}
+            differentiated = training.differentiated_inputs(self.model, modules, inputs)
+            candidates = [in_training(one, one.module in differentiated) for one in candidates]
         with trace.unchanged(self.model):
-            self.choose([*self.convs_of(recorder), *self.transposed_convs(recorder)])
+            self.choose(candidates)
         self.change()
         note, whole = "", None
         if self.changed:
@@ -328,17 +354,20 @@ class Accelerator(Replacer):
                     module.__class__ = kind
                     module.__dict__.clear()
                     module.__dict__.update(attributes)
-                return trace.call(self.model, trace.copied(inputs))
+                return trace.call(self.model, trace.copied(inputs), gradients=self.trained)
 
             return once
 
         inputs = trace.copied(inputs)
         before, after = run(originals), run(changed)
+        if self.trained:
+            wanted = training.trained_parameters(self.model)
+            before, after = training.step(before, wanted), training.step(after, wanted)
         devices = trace.devices_of(self.model, inputs)
         with trace.unchanged(self.model):
             times = timing.compare(before, after, (1 - _SHARE_OF_LAYERS) * self.seconds, devices)
             peaks = timing.peak_bytes(before), timing.peak_bytes(after)
-        return WholeModel(1e3 * times.before, 1e3 * times.after, *peaks)
+        return WholeModel(1e3 * times.before, 1e3 * times.after, *peaks, training=self.trained)
 
     # -- changing
 

@@ -25,8 +25,8 @@ class Site:
         saved_bytes: memory that a run of the model on the example inputs need not write and read any more;
             None where the size of the tensors is not known.
         saved_bytes_per_pixel: the same for each pixel of the convolution's output; None where unknown.
-        before_ms, after_ms: milliseconds of all calls in a run of the model, by PyTorch and by the fused
-            kernels; None where they were not measured.
+        before_ms, after_ms: milliseconds of all calls in a run of the model, in training mode with their
+            backward passes, by PyTorch and by the fused kernels; None where they were not measured.
     """
 
     path: str
@@ -47,16 +47,20 @@ class Site:
 
 
 class WholeModel(NamedTuple):
-    """A run of the whole model before and after: median milliseconds, and the most bytes of its tensors."""
+    """A run of the whole model before and after: median milliseconds, and the most bytes of its tensors.
+
+    ``training``: the run and its backward pass.
+    """
 
     before_ms: float
     after_ms: float
     before_bytes: int | None = None
     after_bytes: int | None = None
+    training: bool = False
 
     def __str__(self) -> str:
         text = (
-            f"whole model: {self.before_ms:.3g} ms before, {self.after_ms:.3g} ms after, "
+            f"whole model{', a training step' if self.training else ''}: {self.before_ms:.3g} ms before, {self.after_ms:.3g} ms after, "
             f"{self.before_ms / self.after_ms:.2f} times as fast"
         )
         if self.before_bytes is None or self.after_bytes is None:

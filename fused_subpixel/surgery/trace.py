@@ -346,13 +346,13 @@ def devices_of(model: nn.Module, inputs: Any) -> set[torch.device]:
     return {tensor.device for tensor in tensors if isinstance(tensor, Tensor)}
 
 
-def call(model: nn.Module, inputs: Any) -> Any:
-    """Run ``model``, without gradients."""
+def call(model: nn.Module, inputs: Any, gradients: bool = False) -> Any:
+    """Run ``model``, with or without ``gradients``."""
     # Tensors that the model makes need values, also where the caller makes models under torch.device("meta").
     under_meta = torch.get_default_device().type == "meta"
     device = torch.device("cpu") if under_meta else contextlib.nullcontext()
     # what is compiled in the model would hide its calls
-    with device, torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    with device, torch.set_grad_enabled(gradients), torch.compiler.set_stance("force_eager"):
         return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
