@@ -152,12 +152,19 @@ class Row(NamedTuple):
 
 
 def train_epoch(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Tensor], images: Tensor, bar: tqdm
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Tensor],
+    images: Tensor,
+    amp: bool,
+    bar: tqdm,
 ) -> float:
     total = torch.zeros((), dtype=torch.float64, device=images.device)
     for batch in batches:
         x = images[batch]
-        loss = F.mse_loss(model(x), x)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+            output = model(x)
+        loss = F.mse_loss(output.to(x.dtype), x)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -173,7 +180,13 @@ def test_error(model: nn.Module, images: Tensor) -> float:
 
 
 def train(
-    models: dict[str, Autoencoder], images: Tensor, test: Tensor, epochs: int, batch: int, seed: int
+    models: dict[str, Autoencoder],
+    images: Tensor,
+    test: Tensor,
+    epochs: int,
+    batch: int,
+    seed: int,
+    amp: bool = False,
 ) -> list[Row]:
     optimizers = {name: torch.optim.Adam(model.parameters()) for name, model in models.items()}
     random = torch.Generator().manual_seed(seed)
@@ -184,7 +197,7 @@ def train(
             batches = torch.randperm(len(images), generator=random).to(images.device).split(batch)
             for name, model in models.items():
                 began = time.perf_counter()
-                loss = train_epoch(model, optimizers[name], batches, images, bar)
+                loss = train_epoch(model, optimizers[name], batches, images, amp, bar)
                 seconds = time.perf_counter() - began
                 rows.append(Row(epoch, name, loss, test_error(model, test), seconds))
                 bar.set_postfix(epoch=epoch, loss=f"{loss:.5f}")
@@ -281,6 +294,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--channels-last", action="store_true", help="the memory format of the activations")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--amp", action="store_true", help="train with bfloat16 autocast")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="processor threads (default: as many as PyTorch chooses)")
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu (default) or cuda")
@@ -317,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     models = build(options.code, options.channel_order, layout, options.seed)
     for model in models.values():
         model.to(options.device, dtype)
-    rows = train(models, images, test, options.epochs, options.batch, options.seed)
+    rows = train(models, images, test, options.epochs, options.batch, options.seed, options.amp)
 
     write_csv(rows, options.out / "results.csv")
     table = results_table(rows, models)

@@ -25,9 +25,12 @@ from bench.files import Machine  # noqa: E402
 RESULTS = ROOT / "bench" / "results"
 ACCELERATED = "2026-11-30_0045_intel-xeon_networks.csv"
 LAYERS = "2026-11-30_0110_intel-xeon_layers.csv"
-TRAINING = "2026-11-30_0411_intel-xeon_training.csv"
-AUTOCAST = "2026-11-30_0730_intel-xeon-amx_autocast_training.csv"
-STEPS = "2026-11-30_0745_intel-xeon-amx_float32_backward.csv"
+TRAINING = "2026-11-30_1020_amd-epyc_training.csv"
+AUTOCAST = "2026-11-30_1030_amd-epyc-avx512-bf16_autocast_training.csv"
+STEPS = (
+    "2026-11-30_1015_amd-epyc_float32_backward.csv",
+    "2026-11-30_0745_intel-xeon-amx_float32_backward.csv",
+)
 GRADIENTS = "2026-11-30_0418_intel-xeon_float32_gradients.csv"
 HALF = {  # instructions: file
     "widened": "2026-11-30_0446_intel-xeon_bfloat16.csv",
@@ -251,7 +254,7 @@ def compared(file: str, key: str) -> dict[str, tuple[str, str, dict[str, float]]
     return found
 
 
-def training(file: str = TRAINING, cpu: str = CPU_WORDS) -> str:
+def training(file: str = TRAINING) -> str:
     body, ratios = [], []
     for network, (other, ours, of) in compared(file, "network").items():
         ratios.append(of[other] / of[ours])
@@ -259,23 +262,27 @@ def training(file: str = TRAINING, cpu: str = CPU_WORDS) -> str:
         body.append((TRAINING_NAMES[network], *cells, f"{ratios[-1]:.2f}"))
     body.append(("**geometric mean**", "", "", f"**{statistics.geometric_mean(ratios):.2f}**"))
     head = ("network and batch", "fastest other", "accelerated", "ratio")
-    return f"{title_of(file, cpu)}\n\n{markdown(head, body)}"
+    return f"{title_of(file, ZEN4_WORDS)}\n\n{markdown(head, body)}"
 
 
 def half_training() -> str:
-    return training(AUTOCAST, AMX_WORDS)
+    return training(AUTOCAST)
 
 
 def steps() -> str:
+    return "\n\n".join(steps_of(*each) for each in zip(STEPS, (ZEN4_WORDS, AMX_WORDS), strict=True))
+
+
+def steps_of(file: str, cpu: str) -> str:
     body, ratios = [], []
-    for workload, (other, ours, of) in compared(STEPS, "workload").items():
+    for workload, (other, ours, of) in compared(file, "workload").items():
         ratio = of[other] / of[ours]
         ratios += [ratio] * (workload != "tiny")
         body.append((workload, milliseconds(of[other]), other, milliseconds(of[ours]), ours, f"{ratio:.2f}"))
     mean = f"**{statistics.geometric_mean(ratios):.2f}**"
     body.append(("**geometric mean, without tiny**", "", "", "", "", mean))
     head = ("workload", "fastest other", "which", "fused", "which", "ratio")
-    return f"{title_of(STEPS, AMX_WORDS)}\n\n{markdown(head, body)}"
+    return f"{title_of(file, cpu)}\n\n{markdown(head, body)}"
 
 
 def half() -> str:

@@ -59,8 +59,9 @@ class WholeModel(NamedTuple):
     training: bool = False
 
     def __str__(self) -> str:
+        what = "whole model, a training step" if self.training else "whole model"
         text = (
-            f"whole model{', a training step' if self.training else ''}: {self.before_ms:.3g} ms before, {self.after_ms:.3g} ms after, "
+            f"{what}: {self.before_ms:.3g} ms before, {self.after_ms:.3g} ms after, "
             f"{self.before_ms / self.after_ms:.2f} times as fast"
         )
         if self.before_bytes is None or self.after_bytes is None:

@@ -26,7 +26,7 @@ def trained_parameters(module: nn.Module) -> list[Tensor]:
 
 
 def differentiated_inputs(model: nn.Module, modules: Iterable[nn.Module], inputs: Any) -> set[nn.Module]:
-    """Those of ``modules`` whose input needs a gradient in a training step, because of a layer before them."""
+    """Those of ``modules`` whose input needs a gradient in a training step, for earlier layers."""
     found: set[nn.Module] = set()
 
     def look(module: nn.Module, arguments: tuple[Any, ...]) -> None:
