@@ -63,8 +63,8 @@ def accelerate(
     computes it then. Times hold for the machine, the number of threads and the sizes that they are measured
     with. More in docs/surgery.md.
 
-    Where the model is in training mode and gradients are enabled, all times are those of a training step, the
-    run and its backward pass: layers whose gradients gain are replaced too.
+    Where the model is in training mode and can be trained, and gradients are enabled, all times are those of
+    a training step, the run and its backward pass: layers whose gradients gain are replaced too.
 
     Args:
         model: any module, in eval mode to be applied, in training mode to be trained. A batch norm is folded
@@ -158,7 +158,9 @@ class Accelerator(Replacer):
         if self.trained:
             modules = {candidate.module for candidate in candidates}
             differentiated = training.differentiated_inputs(self.model, modules, inputs)
-            candidates = [in_training(one, one.module in differentiated) for one in candidates]
+            self.trained = differentiated is not None
+            if differentiated is not None:
+                candidates = [in_training(one, one.module in differentiated) for one in candidates]
         with trace.unchanged(self.model):
             self.choose(candidates)
         self.change()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,8 +26,13 @@ def trained_parameters(module: nn.Module) -> list[Tensor]:
     return [p for p in module.parameters() if p.requires_grad and not p._backward_hooks]
 
 
-def differentiated_inputs(model: nn.Module, modules: Iterable[nn.Module], inputs: Any) -> set[nn.Module]:
-    """Those of ``modules`` whose input needs a gradient in a training step, for earlier layers."""
+def differentiated_inputs(
+    model: nn.Module, modules: Iterable[nn.Module], inputs: Any
+) -> set[nn.Module] | None:
+    """Those of ``modules`` whose input needs a gradient in a training step, for the sake of earlier layers.
+
+    None where the model cannot be trained as it is: where it overwrites what its backward pass needs.
+    """
     found: set[nn.Module] = set()
 
     def look(module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -36,7 +42,10 @@ def differentiated_inputs(model: nn.Module, modules: Iterable[nn.Module], inputs
     with trace.unchanged(model):
         handles = [module.register_forward_pre_hook(look) for module in modules]
         try:
-            trace.call(model, trace.copied(inputs), gradients=True)
+            run = functools.partial(trace.call, model, trace.copied(inputs), gradients=True)
+            step(run, trained_parameters(model))()
+        except RuntimeError:
+            return None
         finally:
             for handle in handles:
                 handle.remove()

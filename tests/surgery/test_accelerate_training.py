@@ -118,6 +118,17 @@ def test_batch_norms_and_random_numbers_stay(measured: list[Any]) -> None:
     assert torch.get_rng_state().equal(random)
 
 
+def test_a_model_that_cannot_be_trained(measured: list[Any]) -> None:
+    class Overwriting(Three):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.sigmoid(super().forward(x))
+            y.detach().mul_(2)
+            return y
+
+    _, report = accelerate(Overwriting().train(), image(torch.float32))
+    assert measured == [[]] * 4 and len(report.replaced) == 3
+
+
 def test_outputs_that_need_no_gradient(measured: list[Any]) -> None:
     class Labels(Three):
         def forward(self, x: Tensor) -> Any:
