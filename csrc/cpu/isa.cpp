@@ -30,8 +30,8 @@ bool has_avx512_bf16() {
   unsigned a, b, c, d;
   return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvx512Bf16);
 }
-// AMD's processors multiply a vector of pairs in the time of a vector of float32, and Intel's take four times as long, so that
-// widened values are faster there.
+// AMD's processors multiply a vector of pairs in the time of a vector of float32. Intel's take longer, so that widened values are
+// faster there.
 bool multiplies_pairs_fast() { return __builtin_cpu_is("amd"); }
 #else
 bool has_avx512_bf16() { return false; }

@@ -38,7 +38,8 @@ bool interleaves_in_registers(int64_t interleave) { return contains(RegisterInte
 constexpr double kHiddenPixels = 0.3, kHiddenFirstTap = 1.2;
 
 // Measured on AVX-512, in cycles. One position of a vector of tiles of one channel: transformed; written beyond the L2
-// cache and read again (16 on Intel's processors with 2 MiB of it, half as long on AMD's with 1 MiB, where more layers need it).
+// cache and read again (a compromise: 16 on Intel's processors with 2 MiB of it, less on AMD's with 1 MiB, where more layers
+// need it).
 constexpr double kWinogradInput = 5, kWinogradOutput = 3.8, kWinogradStreamed = 8;
 // One position of a 3x3 kernel, packed and transformed: in the cache; the same, written beyond it and read again; and K block
 // by K block as it is used.
