@@ -17,8 +17,8 @@ workers := -n auto --dist worksteal
 cuda_library := $(wildcard fused_subpixel/fused_subpixel_cuda.so)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build compile demo test test-full test-clients mutants mutants-smoke lint format docs docs-links \
-        bench bench-clients bench-networks gpu wheel clean
+.PHONY: help venv build compile demo test test-full test-clients test-aarch64 mutants mutants-smoke lint format docs docs-links \
+        bench bench-clients bench-networks gpu wheel release clean
 .NOTPARALLEL: # pip must not run twice at once; ninja uses all cores anyway
 
 # pip would compile every file of torch to bytecode, half a minute. Python compiles what it imports, and keeps it.
@@ -26,7 +26,7 @@ pip := $(py) -m pip install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
 
 venv: $(tools)  ## make .venv with torch and the build tools
 
@@ -118,10 +118,16 @@ bench-networks: compile $(clients) $(weights)  ## measure whole networks: as the
 gpu:  ## build, test, sanitize and measure on a CUDA GPU
 	@$(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(py)) $(PYTHON)),$(PYTHON)) tools/gpu.py --steps "$(STEPS)" $(ARGS)
 
+test-aarch64: compile  ## the fast tests of tests/kernels on aarch64, under qemu
+	$(py) -m tools.aarch64 -n auto --dist worksteal $(ARGS)
+
+release: compile $(call extras,release)  ## what a release consists of, checked and tried: dist/
+	$(py) -m tools.release --torch "$(TORCH)" $(ARGS)
+
 wheel: compile  ## dist/*.whl, for any Python and torch it supports
 	$(py) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 
 clean:  ## remove all that was built; .venv and downloads stay
-	rm -rf build/demo build/mutants build/ninja build/tests build/lib* build/bdist* build/__editable__* dist *.egg-info fused_subpixel/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build/demo build/mutants build/ninja build/tests build/lib* build/bdist* build/__editable__* build/ninja-* build/release dist *.egg-info fused_subpixel/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

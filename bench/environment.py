@@ -12,8 +12,7 @@ import torch
 
 import fused_subpixel as fs
 from fused_subpixel.ops import library
-
-_INSTRUCTION_SETS = ("portable", "AVX2", "AVX-512", "AVX512-BF16", "AMX")  # as enum Isa in csrc/cpu
+from fused_subpixel.ops.geometry import INSTRUCTION_SETS
 
 
 def describe(command: str) -> dict[str, str | int]:
@@ -65,7 +64,7 @@ def _instruction_set() -> str:
     if not library.libraries["cpu"].loaded:
         return "none (no CPU library)"
     current, _, l2_bytes, _ = torch.ops.fused_subpixel._cpu_capability()
-    return f"{_INSTRUCTION_SETS[current]}, L2 {l2_bytes // 1024} KiB"
+    return f"{INSTRUCTION_SETS[current]}, L2 {l2_bytes // 1024} KiB"
 
 
 def _system() -> str:

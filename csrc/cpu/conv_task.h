@@ -277,6 +277,9 @@ extern const MatrixKernels matrix_kernels;
 namespace amx {
 extern const MatrixKernels matrix_kernels;
 }
+namespace neon_bf16 {
+extern const MatrixKernels matrix_kernels;
+}
 namespace avx512_bf16_stand_in {
 extern const MatrixKernels matrix_kernels;
 }

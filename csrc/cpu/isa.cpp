@@ -1,28 +1,36 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "cpu/isa.h"
 
+#if !defined(_WIN32)
 #include <unistd.h>
+#endif
 #if FS_HAVE_AVX512_BF16
 #include <cpuid.h>
+#endif
+#if FS_HAVE_NEON_BF16 && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 #if FS_HAVE_AMX && defined(__linux__)
 #include <sys/syscall.h>
 #endif
 
 #include <atomic>
+#include <charconv>
+#include <cstdio>
 #include <initializer_list>
 
 namespace fused_subpixel::cpu {
 namespace {
 
-bool has_avx512() {
 #if FS_HAVE_AVX512
+bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-#else
-  return false;
-#endif
 }
+#endif
 
 #if FS_HAVE_AVX512_BF16
 bool has_avx512_bf16() {
@@ -34,8 +42,22 @@ bool has_avx512_bf16() {
 // faster there.
 bool multiplies_pairs_fast() { return __builtin_cpu_is("amd"); }
 #else
-bool has_avx512_bf16() { return false; }
 bool multiplies_pairs_fast() { return false; }
+#endif
+
+#if FS_HAVE_NEON_BF16
+bool has_neon_bf16() {
+#if defined(__linux__)
+  constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16, which older headers lack
+  return getauxval(AT_HWCAP2) & kBf16;
+#elif defined(__APPLE__)
+  int found = 0;
+  size_t bytes = sizeof(found);
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &found, &bytes, nullptr, 0) == 0 && found;
+#else
+  return false;
+#endif
+}
 #endif
 
 #if FS_HAVE_AMX && defined(__linux__)
@@ -86,6 +108,13 @@ const Kernels* kernels_of(Isa isa) {
       return tile_registers() == TileRegisters::kUsable ? &kernels : nullptr;
     }
 #endif
+#if FS_HAVE_NEON_BF16
+    case Isa::kNeonBf16: {
+      static const Kernels kernels = with_matrix(portable::kernels, "neon_bf16", neon_bf16::matrix_kernels);
+      static const bool usable = has_neon_bf16();
+      return usable ? &kernels : nullptr;
+    }
+#endif
     case Isa::kAvx512Bf16StandIn: {
       static const Kernels kernels =
           with_matrix(portable::kernels, "avx512_bf16_stand_in", avx512_bf16_stand_in::matrix_kernels);
@@ -103,9 +132,30 @@ const Kernels* kernels_of(Isa isa) {
 Isa best_isa() {
   if (kernels_of(Isa::kAmx)) return Isa::kAmx;
   if (kernels_of(Isa::kAvx512Bf16) && multiplies_pairs_fast()) return Isa::kAvx512Bf16;
-  for (Isa isa : {Isa::kAvx512, Isa::kAvx2})
+  for (Isa isa : {Isa::kAvx512, Isa::kAvx2, Isa::kNeonBf16})
     if (kernels_of(isa)) return isa;
   return Isa::kPortable;
+}
+
+int64_t reported_l2_bytes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  if (const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE); bytes > 0) return bytes;
+#endif
+#if defined(__linux__)  // on aarch64 glibc does not know
+  if (std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index2/size", "r")) {
+    char text[32];
+    const char* const end = text + std::fread(text, 1, sizeof(text), file);
+    std::fclose(file);
+    int64_t kib = 0;
+    const std::from_chars_result read = std::from_chars(text, end, kib);
+    if (read.ec == std::errc{} && read.ptr != end && *read.ptr == 'K') return kib * 1024;
+  }
+#elif defined(__APPLE__)
+  int64_t bytes = 0;
+  size_t size = sizeof(bytes);
+  if (sysctlbyname("hw.perflevel0.l2cachesize", &bytes, &size, nullptr, 0) == 0) return bytes;
+#endif
+  return 0;
 }
 
 std::atomic<Isa>& chosen_isa() {
@@ -141,11 +191,8 @@ const Kernels& current_kernels() { return *kernels_of(chosen_isa().load(std::mem
 
 int64_t l2_bytes() {
   static const int64_t bytes = [] {
-    long found = 0;
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-    found = sysconf(_SC_LEVEL2_CACHE_SIZE);
-#endif
-    return found > 0 ? static_cast<int64_t>(found) : int64_t{512} << 10;  // unknown: what most have at least
+    const int64_t found = reported_l2_bytes();
+    return found > 0 ? found : int64_t{512} << 10;  // unknown: what most have at least
   }();
   return bytes;
 }

@@ -14,11 +14,12 @@ enum class Isa : int32_t {
   kAvx512,
   kAvx512Bf16,  // AVX-512, and matrix tiles by its products of pairs of bfloat16
   kAmx,         // AVX-512, and matrix tiles in tile registers
+  kNeonBf16,    // portable, which is NEON on aarch64, and matrix tiles by its products of pairs of bfloat16
   // portable, and matrix tiles in software: for tests, never chosen
   kAvx512Bf16StandIn,
   kAmxStandIn,
 };
-constexpr int kIsas = 7;
+constexpr int kIsas = 8;
 
 // AMX's, which the operating system may refuse.
 enum class TileRegisters : int32_t { kAbsent, kRefused, kUsable };

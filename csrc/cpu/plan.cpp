@@ -320,10 +320,10 @@ void offer_matrix(const ConvProblem& p, const Target& t, Offers& offers) {
       (p.ic_interleave == 1 || p.ic_interleave >= kTileChannels ? 0 : kPackGroup * group_count);
   const double weights = static_cast<double>(s.ic * s.oc * s.taps()) * kPackWeight;
   const auto of_pairs = [&](int64_t channels) {
-    return static_cast<double>(channels / kTileChannels) * tile_cycles(t.matrix_tiles, kTileChannels / 2) +
+    return static_cast<double>(channels / kTileChannels) * tile_cycles(t, kTileChannels / 2) +
            (channels % kTileChannels == 0
                 ? 0
-                : tile_cycles(t.matrix_tiles, static_cast<double>(ceil_div(channels % kTileChannels, 2))));
+                : tile_cycles(t, static_cast<double>(ceil_div(channels % kTileChannels, 2))));
   };
   for (bool single : {false, true}) {
     const int oc = single ? matrix_phase_oc(p) : matrix_panel_oc(p);

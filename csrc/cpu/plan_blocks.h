@@ -33,10 +33,10 @@ inline double k_cycles(int64_t acc, int64_t broadcasts, int64_t vectors, double 
 }
 
 // A product of two matrix tiles of so many pairs, in the same cycles. (Measured on a processor with AMX; and on one of AMD's with
-// AVX512-BF16, which multiplies a vector of pairs in the time of a vector of float32.)
-inline double tile_cycles(MatrixTiles tiles, double pairs) {
-  constexpr double kRegisters = 20, kVectorsOfPair = 8.4;
-  return tiles == MatrixTiles::kRegisters ? kRegisters : kVectorsOfPair * pairs;
+// AVX512-BF16, which multiplies a vector of pairs in the time of a vector of float32. Supposed of NEON's shorter vectors.)
+inline double tile_cycles(const Target& target, double pairs) {
+  constexpr double kRegisters = 20, kLanesOfPair = 8.4 * 16;
+  return target.matrix_tiles == MatrixTiles::kRegisters ? kRegisters : kLanesOfPair / target.lanes * pairs;
 }
 
 // The time of `vectors` vectors of tiles in register tiles of tile_vectors, in that of one vector. Those that fill no

@@ -274,13 +274,13 @@ double choose_pixels(const WeightGradProblem& p, const Products& of_pixel, const
 }
 
 // Register tiles have one shape, of matrix tiles.
-Products matrix_products(MatrixTiles kind, WeightGradPlan& plan) {
+Products matrix_products(const Target& t, WeightGradPlan& plan) {
   plan.tile_vectors = 2;
   plan.tile_columns = 2 * kColumnOc;
   plan.chain = kMatrixPixelChain;
   const auto tiles =
       static_cast<double>(ceil_div(plan.block_ic, kStripPixels) * ceil_div(plan.block_oc, kColumnOc));
-  return {tiles * tile_cycles(kind, kTileChannels / 2) / kTileChannels, tiles * kStripPixels};
+  return {tiles * tile_cycles(t, kTileChannels / 2) / kTileChannels, tiles * kStripPixels};
 }
 
 bool fits_winograd(const ConvShape& s, const Target& t) {
@@ -319,8 +319,7 @@ WeightGradPlan plan_weight_grad(const WeightGradProblem& p, const Target& t) {
     if (plan.matrix) of_kind.lanes = kColumnOc;
     choose_channels(of_kind, plan);
     plan.slots = choose_slots(plan.pairs(), of_kind);
-    const Products of_pixel =
-        plan.matrix ? matrix_products(t.matrix_tiles, plan) : choose_tile(of_kind, plan);
+    const Products of_pixel = plan.matrix ? matrix_products(t, plan) : choose_tile(of_kind, plan);
     cycles[kind] = choose_pixels(p, of_pixel, of_kind, plan);
     if (least >= 0 && cycles[kind] >= least) continue;
     least = cycles[kind];

@@ -18,8 +18,8 @@ ACTIVATIONS = {
     "relu6": 8, "hardswish": 9, "hardsigmoid": 10, "gelu_tanh": 11, "elu": 12, "mish": 13, "softplus": 14,
 }  # fmt: skip
 _READ_FROM_OUTPUT = frozenset(ACTIVATIONS[name] for name in ("relu", "relu6", "tanh", "sigmoid"))
-# enum Isa of csrc/cpu, but for the stand-in of the tests
-INSTRUCTION_SETS = ("portable", "AVX2", "AVX-512", "AVX512-BF16", "AMX")
+# enum Isa of csrc/cpu, but for the stand-ins of the tests
+INSTRUCTION_SETS = ("portable", "AVX2", "AVX-512", "AVX512-BF16", "AMX", "NEON-BF16")
 # In the order of enum DType of csrc/common/scalar.h.
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

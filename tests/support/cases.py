@@ -30,7 +30,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = range(3)  # passes, as cpu_plan numbers them
 OW_VECTORISED, OC_VECTORISED, WINOGRAD, WINOGRAD_ROW, WINOGRAD4 = range(5)  # kernels, as in csrc/cpu/plan.h
-AVX512_BF16, AMX, AVX512_BF16_STAND_IN, AMX_STAND_IN = 3, 4, 5, 6  # enum Isa of csrc/cpu/isa.h
+AVX512_BF16, AMX, NEON_BF16, AVX512_BF16_STAND_IN, AMX_STAND_IN = 3, 4, 5, 6, 7  # enum Isa of csrc/cpu/isa.h
 
 SLOPE = 0.25  # of leaky_relu
 
@@ -269,8 +269,8 @@ def usable_isas() -> list[int]:
 
 
 def usable_matrix_isas() -> list[int]:
-    """Those that multiply matrix tiles of bfloat16: 3 and 4 if this processor can, 5 and 6 in software."""
-    return _usable((AVX512_BF16, AMX, AVX512_BF16_STAND_IN, AMX_STAND_IN))
+    """Those that multiply matrix tiles of bfloat16: 3 to 5 if this processor can, 6 and 7 in software."""
+    return _usable((AVX512_BF16, AMX, NEON_BF16, AVX512_BF16_STAND_IN, AMX_STAND_IN))
 
 
 def _usable(isas: Iterable[int]) -> list[int]:

@@ -18,7 +18,9 @@ import pytest
 import torch
 from cases import DTYPES, LAYOUTS
 
-ISA_NAMES = ("portable", "avx2", "avx512", "avx512_bf16", "amx", "avx512_bf16_stand_in", "amx_stand_in")
+ISA_NAMES = (
+    "portable", "avx2", "avx512", "avx512_bf16", "amx", "neon_bf16", "avx512_bf16_stand_in", "amx_stand_in",
+)  # fmt: skip
 FULL_TURNS = 3  # of the full tier, the first of which is the fast tier's
 turns = FULL_TURNS  # that are collected; conftest.py sets it
 

@@ -12,6 +12,8 @@
 
 #if defined(__F16C__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define FS_INLINE inline __attribute__((always_inline))
@@ -93,6 +95,8 @@ FS_INLINE float widen(BFloat16 x) { return bit_cast<float>(uint32_t{x.bits} << 1
 FS_INLINE float widen(Float16 x) {
 #if defined(__F16C__)
   return _cvtsh_ss(x.bits);
+#elif defined(__aarch64__)
+  return bit_cast<__fp16>(x.bits);
 #else
   const uint32_t sign = uint32_t{x.bits & 0x8000u} << 16, body = x.bits & 0x7fffu;
   if (body >= 0x7c00u) return bit_cast<float>(sign | 0x7f800000u | (body & 0x3ffu) << 13);  // inf, nan
@@ -123,6 +127,8 @@ template <>
 FS_INLINE Float16 narrow<Float16>(float x) {
 #if defined(__F16C__)
   return {static_cast<uint16_t>(_cvtss_sh(x, 0))};
+#elif defined(__aarch64__)
+  return {bit_cast<uint16_t>(static_cast<__fp16>(x))};
 #else
   const uint32_t u = bit_cast<uint32_t>(x), sign = u >> 16 & 0x8000u, body = u & 0x7fffffffu;
   if (body > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
@@ -149,6 +155,11 @@ FS_INLINE Vec<Compute<T>> load_widened(const T* p) {
     const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     if constexpr (__is_same(T, Float16)) return Vec<S>(_mm256_cvtph_ps(h));
     return bit_cast<Vec<S>>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+#elif defined(__aarch64__)
+    uint16x4_t h;
+    std::memcpy(&h, p, sizeof(h));
+    if constexpr (__is_same(T, Float16)) return bit_cast<Vec<S>>(vcvt_f32_f16(bit_cast<float16x4_t>(h)));
+    return bit_cast<Vec<S>>(vshll_n_u16(h, 16));
 #else
     Vec<S> v{};
     for (int l = 0; l < kLanes<S>; ++l) v[l] = widen(p[l]);
@@ -212,6 +223,14 @@ FS_INLINE void store_narrowed(T* p, Vec<Compute<T>> v) {
 #elif defined(__AVX2__)
     if constexpr (__is_same(T, Float16))
       return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(__m256(v), 0));
+#elif defined(__aarch64__)
+    uint16x4_t h;
+    if constexpr (__is_same(T, Float16))
+      h = bit_cast<uint16x4_t>(vcvt_f16_f32(bit_cast<float32x4_t>(v)));
+    else
+      h = vshrn_n_u32(bit_cast<uint32x4_t>(narrow_upper(v)), 16);
+    std::memcpy(p, &h, sizeof(h));
+    return;
 #endif
     for (int l = 0; l < kLanes<S>; ++l) p[l] = narrow<T>(v[l]);
   }

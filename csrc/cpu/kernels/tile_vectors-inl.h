@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Tiles in vector registers: vdpbf16ps (AVX512-BF16) multiplies pairs of a row on the left, broadcast one after the other, by
-// rows of pairs on the right. Included by tiles-inl.h only.
+// Tiles in vector registers: vdpbf16ps (AVX512-BF16) or bfdot (NEON) multiplies pairs of a row on the left, broadcast one after
+// the other, by rows of pairs on the right. Included by tiles-inl.h only.
 #pragma once
 
 #include "cpu/kernels/tiles-inl.h"
 
 namespace fused_subpixel::cpu::FS_ISA {
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 constexpr bool kHasPairProducts = true;
 #else
 constexpr bool kHasPairProducts = false;
 #endif
 
-// Adds the products of the upper halves, and then those of the lower ones. Subnormal numbers count as zero.
+// Adds the products of the upper halves, and then those of the lower ones. Subnormal numbers count as zero. (bfdot adds the two
+// products first, and rounds to odd: an error below one unit in the last place, where rounding to nearest has a half.)
 FS_INLINE Vec<float> add_pair_products(Vec<float> sums, Bits32 a, Bits32 b) {
 #if defined(__AVX512BF16__)
   return _mm512_dpbf16_ps(sums, bit_cast<__m512bh>(a), bit_cast<__m512bh>(b));
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  return vbfdotq_f32(sums, bit_cast<bfloat16x8_t>(a), bit_cast<bfloat16x8_t>(b));
 #else
   const Vec<float> with_upper = flushed(flushed(sums) + upper(a) * upper(b));
   return flushed(with_upper + lower(a) * lower(b));
@@ -30,7 +33,8 @@ class Tiles {
   template <int P, int Q, class Left, class Right>
   FS_NOINLINE void multiply(const TileSums& sums, const TileCount& count, const Left& left,
                             int64_t left_bytes, const Right& right, int64_t right_bytes) {
-    constexpr int R = kTileRows / Q;  // so that 16 vectors of sums hide one another's latency
+    constexpr int N = kColumnOc / kLanes<float>;  // vectors of a row of a tile
+    constexpr int R = kTileRows / (Q * N);        // so that 16 vectors of sums hide one another's latency
     for (int p = 0; p < P; ++p)
       for (int m = 0; m < (p + 1 < P ? kTileRows : sums.rows); m += R)
         multiply_rows<R, Q>(

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How csrc/ is compiled: setup.py's commands use it."""
