@@ -14,6 +14,7 @@ registries keep the earlier functions and their modules alive.
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import os
 import pathlib
 import sys
@@ -59,6 +60,7 @@ for _name in ("_subpixel_conv2d", "_subpixel_conv2d_backward"):
         definitions.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
 FOLDER = pathlib.Path(__file__).parent.parent  # the package
+_SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 _BUILD_IN_PLACE = "'pip install --no-build-isolation -e .'"
 
 
@@ -84,7 +86,7 @@ class LoadedLibrary:
 
 def _load(stem: str) -> LoadedLibrary:
     folder = os.environ.get("FUSED_SUBPIXEL_LIBRARY_DIR")
-    path = (pathlib.Path(folder) if folder else FOLDER) / f"{stem}.so"
+    path = (pathlib.Path(folder) if folder else FOLDER) / f"{stem}{_SUFFIX}"
     if not path.exists():
         return _missing(path)
     try:
@@ -102,6 +104,13 @@ def _missing(path: pathlib.Path) -> LoadedLibrary:
     """
     if sys.platform != "linux":
         return LoadedLibrary(problem=f"there are no compiled kernels for {sys.platform}", remedy="")
+    if is_pure_python():
+        return LoadedLibrary(
+            problem="the installed wheel, py3-none-any, has no compiled kernels: it is for systems that the "
+            "other wheels do not fit, which need Linux with glibc 2.28, on x86_64 or aarch64",
+            remedy="Build the kernels with 'pip install --no-binary fused_subpixel --no-build-isolation "
+            "fused_subpixel'",
+        )
     if path.parent != FOLDER:  # named by the environment
         return LoadedLibrary(problem=f"{path} does not exist: not built", expected=_is_cpu(path))
     if (installed := _installed_elsewhere(path.name)) is not None:
@@ -121,6 +130,16 @@ def _missing(path: pathlib.Path) -> LoadedLibrary:
         "folder" + ("" if _is_cpu(path) else ", where a CUDA toolkit is found"),
         expected=_is_cpu(path),
     )
+
+
+def is_pure_python() -> bool:
+    """Whether the package was installed from the wheel without libraries."""
+    try:
+        installed = importlib.metadata.distribution(FOLDER.name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    here = pathlib.Path(str(installed.locate_file(FOLDER.name))).resolve() == FOLDER.resolve()
+    return here and "Tag: py3-none-any" in (installed.read_text("WHEEL") or "")
 
 
 def _is_cpu(path: pathlib.Path) -> bool:

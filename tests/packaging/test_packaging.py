@@ -21,7 +21,8 @@ from fused_subpixel.ops import library
 ROOT = Path(__file__).resolve().parents[2]
 ISA_OBJECTS = sorted((ROOT / "build/ninja/csrc/cpu/kernels").glob("*.cpp.*.o"))
 LIBRARIES = sorted(Path(fused_subpixel.__file__).parent.glob("*.so"))
-BUILD_FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md")
+BUILD_FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "tools/__init__.py")
+BUILD_FILES += tuple(str(path.relative_to(ROOT)) for path in (ROOT / "tools/compile").glob("*.py"))
 
 
 def needs(*tools: str):
@@ -74,6 +75,17 @@ class TestLibrary:
         assert {"libtorch.so", "libtorch_cpu.so"} <= needed
         runtime = r"(libc|libm|libdl|librt|libpthread|libgcc_s|libstdc\+\+|ld-linux[-\w]*)\.so\.\d+"
         assert [n for n in needed - {"libtorch.so", "libtorch_cpu.so"} if not re.fullmatch(runtime, n)] == []
+
+    def test_runs_with_the_c_libraries_of_manylinux_2_28(self, library):
+        """glibc 2.28 and the libstdc++ of GCC 8; built with newer ones, it asks for none of their symbols."""
+        latest = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11)}
+        asked = [s.rpartition("@")[2].partition("_") for s in dynamic_symbols(library, "--undefined-only")]
+        versions = {(name, tuple(map(int, v.split(".")))) for name, _, v in asked if name in latest}
+        assert {name for name, _ in versions} >= {"GLIBC", "GLIBCXX"}
+        assert [(name, version) for name, version in versions if version > latest[name]] == []
+
+    def test_defines_nothing_that_another_library_could_take(self, library):
+        assert dynamic_symbols(library, "--defined-only") == []
 
 
 def strays(isa_object: Path, isa: str) -> list[str]:
@@ -309,7 +321,8 @@ def toy(tmp_path_factory):
         pytest.skip("not a source tree")
     tree = tmp_path_factory.mktemp("toy")
     for name in filter(lambda name: (ROOT / name).exists(), BUILD_FILES):
-        shutil.copy2(ROOT / name, tree)
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, tree / name)
     for name, text in SOURCES.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(text)
@@ -523,8 +536,8 @@ sys.exit(int(os.environ["PIP_STATUS"]))
 def no_toolkit(cuda_toy, tmp_path):
     """The CUDA toy where no nvcc can be found, and a pip that only notes what it is asked for."""
     tree = shutil.copytree(cuda_toy[0], tmp_path / "toy")
-    setup = tree / "setup.py"
-    setup.write_text(setup.read_text().replace("/usr/local/cuda/bin", "/nowhere"))
+    toolkit = tree / "tools/compile/cuda_toolkit.py"
+    toolkit.write_text(toolkit.read_text().replace("/usr/local/cuda/bin", "/nowhere"))
     for package, text in {"nvidia/__init__": "", "pip/__init__": "", "pip/__main__": PIP}.items():
         path = tmp_path / f"stubs/{package}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -597,7 +610,8 @@ def project(tmp_path_factory):
         pytest.skip("no objects in build/ninja: `make build` leaves them there")
     tree = tmp_path_factory.mktemp("project")
     for name in filter(lambda name: (ROOT / name).exists(), BUILD_FILES):
-        shutil.copy2(ROOT / name, tree)
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, tree / name)
     for folder in ("csrc", "fused_subpixel", "build/ninja"):
         shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
     # leaves build/lib.<platform>, whose files would be in the next wheel

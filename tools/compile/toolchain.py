@@ -8,7 +8,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import re
 import shlex
 import shutil
 import subprocess
@@ -74,16 +73,16 @@ class Target(NamedTuple):
 
 
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
-SYSTEMS = {"macos": "darwin", "darwin": "darwin", "win32": "windows", "windows": "windows", "w64": "windows"}
+SYSTEMS = {"linux": "linux", "macos": "darwin", "darwin": "darwin"}
+SYSTEMS |= {"win32": "windows", "windows": "windows", "w64": "windows"}
 
 
 def target_of(triple: str) -> Target:
     """From a compiler's name for it, for example "x86_64-linux-gnu" or "arm64-apple-darwin24.1.0"."""
     machine, *rest = triple.strip().lower().split("-")
-    words = [match[0] for match in (re.match("[a-z]+[0-9]{0,2}", word) for word in rest) if match]
-    systems = [SYSTEMS[name] for word in words for name in SYSTEMS if word.startswith(name)]
-    system = systems[0] if systems else "linux" if "linux" in words else rest[-1] if rest else ""
-    return Target(MACHINES.get(machine, machine), system, system == "linux" and words[-1].startswith("gnu"))
+    systems = [SYSTEMS[name] for word in rest for name in SYSTEMS if word.startswith(name)]
+    system = systems[0] if systems else rest[-1] if rest else ""
+    return Target(MACHINES.get(machine, machine), system, system == "linux" and rest[-1].startswith("gnu"))
 
 
 def this_machine() -> tuple[str, str]:
