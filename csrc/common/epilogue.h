@@ -117,7 +117,7 @@ FS_HOST_DEVICE V grad_from_output(Activation activation, V slope, V grad, V outp
   if (activation == Activation::kReLU) return output <= V{} ? V{} : grad;
   if (activation == Activation::kLeakyReLU) return output > V{} ? grad : grad * slope;
   if (activation == Activation::kTanh) return grad * (one - output * output);
-  if (activation == Activation::kReLU6) return (output <= V{}) | (output >= V{} + 6) ? V{} : grad;
+  if (activation == Activation::kReLU6) return ((output <= V{}) | (output >= V{} + 6)) ? V{} : grad;
   return grad * (one - output) * output;  // kSigmoid
 }
 
