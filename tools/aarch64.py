@@ -4,6 +4,7 @@
     make test-aarch64                       # the fast tests of tests/kernels
     make test-aarch64 ARGS="-k matrix"      # arguments are pytest's
     python -m tools.aarch64 --build         # build only, into build/aarch64/package
+    python -m tools.aarch64 --mutants       # mistakes in what only aarch64 compiles, which the tests must notice
 
 Needs Debian's g++-aarch64-linux-gnu, qemu-user-static and mmdebstrap, and this project's virtual environment.
 Everything else is fetched into build/aarch64:
@@ -21,7 +22,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from tools import mutants
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build/aarch64"
@@ -96,18 +100,8 @@ def make_site() -> None:
     say("fetching wheels for aarch64")
     shutil.rmtree(SITE, ignore_errors=True)
     version = next((SYSTEM / "usr/lib").glob("python3.*")).name.removeprefix("python")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-compile",
-        "--no-deps",
-        "--target",
-        SITE,
-    ]
-    command += ["--only-binary", ":all:", "--python-version", version]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps"]
+    command += ["--target", str(SITE), "--only-binary", ":all:", "--python-version", version]
     command += [word for platform in PLATFORMS for word in ("--platform", platform)]
     check(*command, *REQUIREMENTS)
     stamp.write_text("\n".join(REQUIREMENTS))
@@ -134,36 +128,54 @@ def prepare() -> None:
     make_site()
 
 
-def build() -> None:
+def build() -> int:
     say("compiling")
     shutil.rmtree(PACKAGE, ignore_errors=True)
-    env = {
-        "CXX": "aarch64-linux-gnu-g++",
-        "FUSED_SUBPIXEL_TORCH": str(SITE / "torch"),
-        "FUSED_SUBPIXEL_CUDA": "0",
-    }
-    env["FUSED_SUBPIXEL_BUILD_TESTS"] = "0"
-    check(sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", PACKAGE, **env)
-    check(sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", PACKAGE, **env)
+    return run(sys.executable, "setup.py", "--quiet", "build", "--build-lib", PACKAGE, **environment())
 
 
-def test(arguments: list[str]) -> int:
+def run_tests(package: Path, arguments: Sequence[str], **env: str) -> int:
+    env = {**os.environ, "PYTHONPATH": f"{package}:{SITE}", "PYTHONDONTWRITEBYTECODE": "", **env}
+    command = [str(PYTHON), "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=package, env=env).returncode
+
+
+def test(arguments: Sequence[str]) -> int:
+    if status := build():
+        return status
     for name in ("tests", "pyproject.toml"):
         (PACKAGE / name).symlink_to(ROOT / name)
     say("testing")
-    paths = [PACKAGE, SITE, PACKAGE / "tests/support"]
-    env = {**os.environ, "PYTHONPATH": ":".join(map(str, paths)), "PYTHONDONTWRITEBYTECODE": ""}
-    command = [PYTHON, "-m", "pytest", "-p", "no:cacheprovider", "tests/kernels", *arguments]
-    return subprocess.run(list(map(str, command)), cwd=PACKAGE, env=env).returncode
+    return run_tests(PACKAGE, ["tests/kernels", *arguments])
+
+
+def try_mutants() -> int:
+    """How many mutants no test notices."""
+    every = [mutant for mutant in mutants.read_table() if mutant.machine == "aarch64"]
+    tree, survived = FOLDER / "mutants", 0
+    say(f"compiling {len(every)} mutants, at once")
+    mutants.build(every, tree, **environment())
+    for mutant in every:
+        env = {mutants.SWITCH: str(mutant.number)}
+        status = run_tests(tree, ["-x", "-q", "--tb=no", *mutant.tests], **env)
+        if status not in (0, 1):
+            raise SystemExit(f"aarch64: the tests of {mutant.text!r} did not run")
+        say(
+            f"{'killed' if status else 'SURVIVED'}: {mutant.file}:{mutant.line}, {mutant.kind}, {mutant.text}"
+        )
+        survived += status == 0
+    return survived
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--build", action="store_true", help="build only")
+    parser.add_argument("--mutants", action="store_true", help="make mistakes, which the tests must notice")
     options, arguments = parser.parse_known_args()
     prepare()
-    build()
-    return 0 if options.build else test(arguments)
+    if options.mutants:
+        return try_mutants()
+    return build() if options.build else test(arguments)
 
 
 if __name__ == "__main__":

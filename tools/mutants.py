@@ -24,6 +24,7 @@ import csv
 import hashlib
 import itertools
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -78,6 +79,7 @@ class Mutant(NamedTuple):
     tests: tuple[str, ...]  # that run first
     statement: bool
     smoke: bool
+    machine: str = ""  # the only kind that compiles the text
 
     @property
     def compiled(self) -> bool:
@@ -139,7 +141,7 @@ def _mutant(number: int, row: dict[str, Any], tests_of: dict[str, list[str]], ro
         raise ValueError("it names no tests")
     mutant = Mutant(
         number, file, source.count("\n", 0, start) + 1, start, row["kind"], text, replacement, tuple(tests),
-        row.get("statement", False), row.get("smoke", False),
+        row.get("statement", False), row.get("smoke", False), row.get("machine", ""),
     )  # fmt: skip
     if not mutant.compiled:
         try:
@@ -196,8 +198,8 @@ def changed(source: str, mutants: Iterable[Mutant]) -> str:
     return source
 
 
-def build(mutants: Sequence[Mutant], tree: Path) -> None:
-    """Libraries and the tests' modules, with all mutants of C++ in them."""
+def build(mutants: Sequence[Mutant], tree: Path, **env: str) -> None:
+    """Libraries and the tests' modules, with all mutants of C++ in them; ``env`` is setup.py's."""
     files = {mutant.file for mutant in mutants if mutant.compiled}
     copy_tree(
         tree,
@@ -207,12 +209,12 @@ def build(mutants: Sequence[Mutant], tree: Path) -> None:
         },
     )
     update(tree / "mutants.h", HEADER.encode())
-    env = {
+    environment = {
         **os.environ, "FUSED_SUBPIXEL_CUDA": "0", "FUSED_SUBPIXEL_BUILD_TESTS": "1",
-        "CXXFLAGS": f"-O1 -include {tree / 'mutants.h'}",
+        "CXXFLAGS": f"-O1 -include {tree / 'mutants.h'}", **env,
     }  # fmt: skip
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    if subprocess.run(command, cwd=tree, env=env).returncode:
+    if subprocess.run(command, cwd=tree, env=environment).returncode:
         raise SystemExit(f"mutants: {tree} does not compile: is a text neither expression nor statement?")
 
 
@@ -367,6 +369,7 @@ def chosen(mutants: Sequence[Mutant], options: argparse.Namespace) -> list[Mutan
         mutant
         for mutant in mutants
         if (mutant.smoke or not options.smoke)
+        and mutant.machine in ("", platform.machine())
         and any(word in f"{mutant.file} {mutant.kind} {mutant.text}" for word in options.only or [""])
     ]
 

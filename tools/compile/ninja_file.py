@@ -174,7 +174,7 @@ class NinjaFile:
     def library(self, name: str, objects: list[Path], flags: str = "") -> Path:
         out = self.folder / f"{PACKAGE}_{name}{self.target.library_suffix}"
         if name != "cuda" and self.target.system == "linux":
-            # A symbol that torch lacks is an error here and not a crash later. Of CUDA, a CPU-only one lacks some.
+            # A symbol that torch lacks is an error here, not a crash later. (Only CUDA builds have CUDA's.)
             flags += " -Wl,-z,defs"
         if self.runtime:
             flags += f" -Wl,--version-script={NO_EXPORTS}"
