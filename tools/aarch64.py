@@ -4,7 +4,7 @@
     make test-aarch64                       # the fast tests of tests/kernels
     make test-aarch64 ARGS="-k matrix"      # arguments are pytest's
     python -m tools.aarch64 --build         # build only, into build/aarch64/package
-    python -m tools.aarch64 --mutants       # mistakes in what only aarch64 compiles, which the tests must notice
+    python -m tools.aarch64 --mutants       # make mistakes in what only aarch64 compiles: these tests notice
 
 Needs Debian's g++-aarch64-linux-gnu, qemu-user-static and mmdebstrap, and this project's virtual environment.
 Everything else is fetched into build/aarch64:
