@@ -10,6 +10,8 @@
 #endif
 
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
 #include <initializer_list>
 
 namespace fused_subpixel::cpu {
@@ -60,7 +62,21 @@ Kernels with_matrix(Kernels kernels, const char* name, const MatrixKernels& matr
   return kernels;
 }
 
+// The newest instruction set that may be used. With FUSED_SUBPIXEL_MAX_CPU_ISA=avx2 a processor with AVX-512 does as one without
+// it. Python refuses unknown names.
+Isa newest_allowed() {
+  static const Isa newest = [] {
+    const char* asked = std::getenv("FUSED_SUBPIXEL_MAX_CPU_ISA");
+    constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx"};  // as in enum Isa
+    for (int32_t isa = 0; asked && isa <= static_cast<int32_t>(Isa::kAmx); ++isa)
+      if (std::strcmp(asked, kNames[isa]) == 0) return static_cast<Isa>(isa);
+    return Isa::kAmx;
+  }();
+  return newest;
+}
+
 const Kernels* kernels_of(Isa isa) {
+  if (isa <= Isa::kAmx && isa > newest_allowed()) return nullptr;
   switch (isa) {
     case Isa::kPortable: return &portable::kernels;
 #if FS_HAVE_AVX2
