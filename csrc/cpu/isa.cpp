@@ -62,8 +62,8 @@ Kernels with_matrix(Kernels kernels, const char* name, const MatrixKernels& matr
   return kernels;
 }
 
-// The newest instruction set that may be used. With FUSED_SUBPIXEL_MAX_CPU_ISA=avx2 a processor with AVX-512 does as one without
-// it. Python refuses unknown names.
+// The newest instruction set that may be used: with FUSED_SUBPIXEL_MAX_CPU_ISA=avx2, a processor with AVX-512
+// does as one without it. Python refuses unknown names.
 Isa newest_allowed() {
   static const Isa newest = [] {
     const char* asked = std::getenv("FUSED_SUBPIXEL_MAX_CPU_ISA");

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 import fused_subpixel
+from fused_subpixel import torch_compat
+from fused_subpixel.ops.geometry import Geometry
+from fused_subpixel.ops.schemas import SCHEMAS
 from tools import release_notes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +71,24 @@ def test_the_documentation_says_the_same() -> None:
         page_text = (ROOT / page).read_text()
         assert f"Python {OLDEST_PYTHON}" in page_text or f"Python from {OLDEST_PYTHON}" in page_text
         assert re.search(rf"torch (from )?{re.escape(OLDEST_TORCH)}\b", page_text), page
+
+
+@pytest.mark.parametrize("released", (ROOT / "tests/packaging/schemas.txt").read_text().splitlines())
+def test_operators_take_what_they_took(released: str) -> None:
+    """Exported programs hold such calls. A new argument comes last, has a default, and goes into the file."""
+    operator = released.partition("(")[0].removeprefix("fused_subpixel::")
+    (now,) = (schema for schema in SCHEMAS if schema.startswith(f"{operator}("))
+    parse = torch_compat.parse_schema
+    assert parse(f"fused_subpixel::{now}").is_backward_compatible_with(parse(released))
+
+
+def test_the_list_of_the_geometry_is_what_it_was() -> None:
+    """Exported programs hold such lists. Operators that get longer ones have to take these too."""
+    of_0_1 = (
+        "upscale_h upscale_w stride_h stride_w pad_top pad_left pad_bottom pad_right dilation_h dilation_w "
+        "groups crop_top crop_left crop_bottom crop_right channel_order tf32 kernel_pad_h kernel_pad_w"
+    )
+    assert " ".join(Geometry._fields) == of_0_1
 
 
 # ---- the text of a release ----
