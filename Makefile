@@ -26,7 +26,7 @@ pip := $(py) -m pip install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 23
 
 venv: $(tools)  ## make .venv with torch and the build tools
 
