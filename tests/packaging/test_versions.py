@@ -43,6 +43,8 @@ def test_the_build_asks_for_the_oldest_torch() -> None:
     assert f"'torch=={OLDEST_TORCH}.*'" in one(r'^before-build = """\n(.*)"""$', PYPROJECT)
     for name in ("wheels.yml", "nightly.yml"):
         assert f"torch=={OLDEST_TORCH}.*" in WORKFLOWS[name]
+    recipe = (ROOT / "packaging/conda/recipe.yaml").read_text()
+    assert set(re.findall(r"- pytorch (>=.*)", recipe)) == {f">={OLDEST_TORCH}"}
 
 
 def test_the_tests_run_on_all_supported_versions() -> None:
