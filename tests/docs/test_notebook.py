@@ -32,9 +32,8 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             continue
         if source.startswith("!"):  # commands, one a line
             for line in source.splitlines():
-                program, *arguments = shlex.split(line.removeprefix("!"))
-                assert program == "python"
-                subprocess.run([sys.executable, *arguments], check=True)
+                command = line.removeprefix("!").replace("python", shlex.quote(sys.executable), 1)
+                subprocess.run(["bash", "-o", "pipefail", "-c", command], check=True)
         else:
             exec(compile(source, f"{NOTEBOOK.name}, {cell['id']}", "exec"), namespace)
     assert (tmp_path / "upscaler.onnx").exists()
