@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rotation import ISA_NAMES
 from tiers import tiered
 
 import fused_subpixel
@@ -220,7 +221,7 @@ def test_newer_instruction_sets_can_be_forbidden(newest, isa):
         pytest.skip(f"no {newest} here")
     done = run(sys.executable, "-c", CAPABILITY, FUSED_SUBPIXEL_MAX_CPU_ISA=newest)
     assert done.returncode == 0, done.stderr
-    stand_ins = usable & ~0b11111  # in software, for tests
+    stand_ins = sum(usable & 1 << bit for bit, name in enumerate(ISA_NAMES) if name.endswith("stand_in"))
     assert done.stdout == f"[{isa}, {stand_ins | usable & (2 << isa) - 1}]\n"
 
 

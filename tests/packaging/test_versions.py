@@ -16,6 +16,7 @@ from tools import release_notes
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
+BUILD = "".join(path.read_text() for path in (ROOT / "setup.py", *(ROOT / "tools/compile").glob("*.py")))
 WORKFLOWS = {path.name: path.read_text() for path in (ROOT / ".github/workflows").glob("*.yml")}
 ROWS = [
     dict(re.findall(r'(\w+): "?([^",}]+?)"?[,\s}]', row))
@@ -36,10 +37,9 @@ TORCHES = list(dict.fromkeys(match[1] for match in PINNED if match))
 
 
 def test_the_build_asks_for_the_oldest_torch() -> None:
-    setup = (ROOT / "setup.py").read_text()
     major, minor = map(int, OLDEST_TORCH.split("."))
-    assert one(r"TORCH_TARGET_VERSION=(0x\w+)ULL", setup) == f"0x{major:02x}{minor:02x}{0:012x}"
-    assert f"< ({major}, {minor}):" in setup
+    assert one(r"TORCH_TARGET_VERSION=(0x\w+)ULL", BUILD) == f"0x{major:02x}{minor:02x}{0:012x}"
+    assert f"< ({major}, {minor}):" in BUILD
     assert f"'torch=={OLDEST_TORCH}.*'" in one(r'^before-build = """\n(.*)"""$', PYPROJECT)
     for name in ("wheels.yml", "nightly.yml"):
         assert f"torch=={OLDEST_TORCH}.*" in WORKFLOWS[name]
@@ -65,7 +65,7 @@ def test_the_documentation_says_the_same() -> None:
     assert table["Python"].startswith(f"{OLDEST_PYTHON} and newer | {', '.join(PYTHONS)} |")
     image = one(r'^manylinux-x86_64-image = "manylinux_(\d+_\d+)"$', PYPROJECT).replace("_", ".")
     assert table["system"].startswith(f"Linux with glibc {image} or newer")
-    architecture = one(r'^CUDA_ARCHS = "(\d+);', (ROOT / "setup.py").read_text())
+    architecture = one(r'^CUDA_ARCHS = "(\d+);', BUILD)
     assert f"compute capability {architecture[:-1]}.{architecture[-1]} or newer" in table["GPU"]
     cuda = one(r'^    "nvidia-cuda-nvcc==(\d+)\.', PYPROJECT)
     assert f"CUDA {cuda}" in table["GPU"]
