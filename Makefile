@@ -8,7 +8,7 @@ TORCH  ?= torch==2.13.0
 
 py     := $(VENV)/bin/python
 # One stamp for the tools and torch (another TORCH is another stamp), one for each set of extras.
-tools  := $(VENV)/.stamp-$(subst /,-,$(subst =,-,$(subst $() $(),-,$(TORCH))))
+tools  := $(VENV)/.stamp-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' -)
 extras  = $(VENV)/.stamp-extra-$(1)
 weights := build/weights/realesr-animevideov3-x4.bin
 clients := build/clients/venv/bin/python
@@ -17,7 +17,7 @@ workers := -n auto --dist worksteal
 cuda_library := $(wildcard fused_subpixel/fused_subpixel_cuda.so)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build compile demo test test-full test-clients test-aarch64 mutants mutants-smoke lint format docs docs-links \
+.PHONY: help venv build compile demo test test-full test-clients test-aarch64 mutants mutants-smoke lint lint-workflows format docs docs-links \
         bench bench-clients bench-networks gpu wheel release clean
 .NOTPARALLEL: # pip must not run twice at once; ninja uses all cores anyway
 
@@ -26,7 +26,7 @@ pip := $(py) -m pip install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
 help:  ## this list
-	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 23
 
 venv: $(tools)  ## make .venv with torch and the build tools
 
@@ -91,6 +91,10 @@ lint: $(call extras,dev)  ## ruff, mypy, clang-format
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	git ls-files -co --exclude-standard '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -r $(VENV)/bin/clang-format --dry-run -Werror
+
+lint-workflows: $(call extras,workflows)  ## actionlint, zizmor
+	$(VENV)/bin/actionlint
+	$(VENV)/bin/zizmor --offline --no-progress --quiet .github
 
 format: $(call extras,dev)  ## let ruff and clang-format rewrite
 	$(VENV)/bin/ruff check --fix .

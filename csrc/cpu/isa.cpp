@@ -20,6 +20,8 @@
 #include <atomic>
 #include <charconv>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <initializer_list>
 
 namespace fused_subpixel::cpu {
@@ -82,7 +84,22 @@ Kernels with_matrix(Kernels kernels, const char* name, const MatrixKernels& matr
   return kernels;
 }
 
+// The newest instruction set that may be used: with FUSED_SUBPIXEL_MAX_CPU_ISA=avx2, a processor with AVX-512
+// does as one without it. Python refuses unknown names.
+Isa newest_allowed() {
+  static const Isa newest = [] {
+    constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx", "neon_bf16"};  // enum Isa
+    if (const char* asked = std::getenv("FUSED_SUBPIXEL_MAX_CPU_ISA"))
+      for (const char* const& name : kNames)
+        if (std::strcmp(asked, name) == 0) return static_cast<Isa>(&name - kNames);
+    return static_cast<Isa>(kIsas - 1);
+  }();
+  return newest;
+}
+
 const Kernels* kernels_of(Isa isa) {
+  const bool for_tests = isa >= Isa::kAvx512Bf16StandIn;
+  if (isa > newest_allowed() && !for_tests) return nullptr;
   switch (isa) {
     case Isa::kPortable: return &portable::kernels;
 #if FS_HAVE_AVX2

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+from collections.abc import Collection
 from types import TracebackType
 from typing import Any
 
@@ -21,15 +22,20 @@ from .. import torch_compat
 from ..ops.library import libraries
 from .checks import BACKENDS
 
+# In the environment, for csrc/cpu/isa.cpp, which ignores other names.
+_INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx", "neon_bf16")
 
-def _check_name(name: Any, origin: str) -> str:
-    if name not in BACKENDS:
-        known = ", ".join(map(repr, BACKENDS))
-        raise ValueError(f"{origin}: expected one of {known}, got {name!r}")
+
+def _check_name(name: Any, origin: str, known: Collection[str] = BACKENDS) -> str:
+    if name not in known:
+        raise ValueError(f"{origin}: expected one of {', '.join(map(repr, known))}, got {name!r}")
     return str(name)
 
 
 _default = _check_name(os.environ.get("FUSED_SUBPIXEL_BACKEND") or "auto", "FUSED_SUBPIXEL_BACKEND")
+_check_name(
+    os.environ.get("FUSED_SUBPIXEL_MAX_CPU_ISA") or "amx", "FUSED_SUBPIXEL_MAX_CPU_ISA", _INSTRUCTION_SETS
+)
 
 
 class _Requested(threading.local):

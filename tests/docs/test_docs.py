@@ -27,8 +27,8 @@ import fused_subpixel as fs
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").exists())
 DOCS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))
 READMES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "examples").rglob("README.md"))
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "bench/README.md", *READMES]
-PAGES += ["tests/simt/README.md", *DOCS]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CODE_OF_CONDUCT.md", "GOVERNANCE.md", "SECURITY.md"]
+PAGES += ["bench/README.md", *READMES, "packaging/README.md", "tests/simt/README.md", *DOCS]
 TOP = ("csrc", "fused_subpixel", "tests", "bench", "docs", "examples", "tools", ".github")
 SOURCES = (".py", ".h", ".cpp", ".cuh", ".cu", ".toml", ".csv")
 STEPS_OF_MAKE_GPU = ("bench", "dtypes", "compile", "autotune", "profile")  # those that measure
@@ -152,6 +152,7 @@ def words_of_sources() -> set[str]:
     folders = [ROOT / top for top in ("csrc", "fused_subpixel", "tests", "tools", "bench", "examples")]
     paths = [p for f in folders for p in f.rglob("*") if p.suffix in SOURCES[:5]]
     paths += [ROOT / "setup.py", ROOT / "Makefile", ROOT / "pyproject.toml"]
+    paths += (ROOT / ".github").rglob("*.yml")
     return {word for path in paths for word in re.findall(r"\w+", path.read_text())}
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from rotation import ISA_NAMES
+from tiers import tiered
 
 import fused_subpixel
 from fused_subpixel import __main__, verification
@@ -216,6 +218,29 @@ def test_info_is_fit_for_a_bug_report(monkeypatch, capsys):
     assert "OMP_NUM_THREADS=3" in rows["environment"]
     assert f"{torch.get_num_threads()} threads on" in rows["cpu"]
     assert {"python", "cpu library", "cuda library", "  cpu", "  cuda", "  reference"} <= rows.keys()
+
+
+# ---- instruction sets ----
+
+CAPABILITY = "import torch, fused_subpixel; print(torch.ops.fused_subpixel._cpu_capability()[:2])"
+
+
+@pytest.mark.skipif(not library.libraries["cpu"].loaded, reason="no CPU library")
+@tiered(("newest", "isa"), [("avx2", 1), ("portable", 0)], fast=[("avx2", 1)])
+def test_newer_instruction_sets_can_be_forbidden(newest, isa):
+    usable = torch.ops.fused_subpixel._cpu_capability()[1]
+    if not usable >> isa & 1:
+        pytest.skip(f"no {newest} here")
+    done = run(sys.executable, "-c", CAPABILITY, FUSED_SUBPIXEL_MAX_CPU_ISA=newest)
+    assert done.returncode == 0, done.stderr
+    stand_ins = sum(usable & 1 << bit for bit, name in enumerate(ISA_NAMES) if name.endswith("stand_in"))
+    assert done.stdout == f"[{isa}, {stand_ins | usable & (2 << isa) - 1}]\n"
+
+
+def test_an_unknown_instruction_set_is_refused():
+    done = run(sys.executable, "-c", CAPABILITY, FUSED_SUBPIXEL_MAX_CPU_ISA="avx-2")
+    assert done.returncode == 1
+    assert "FUSED_SUBPIXEL_MAX_CPU_ISA: expected one of 'portable', 'avx2', 'avx512'" in done.stderr
 
 
 # ---- importing ----
