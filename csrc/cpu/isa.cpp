@@ -88,7 +88,8 @@ Kernels with_matrix(Kernels kernels, const char* name, const MatrixKernels& matr
 // does as one without it. Python refuses unknown names.
 Isa newest_allowed() {
   static const Isa newest = [] {
-    constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx", "neon_bf16"};  // enum Isa
+    constexpr const char* kNames[] = {"portable",    "avx2", "avx512",
+                                      "avx512_bf16", "amx",  "neon_bf16"};  // enum Isa
     if (const char* asked = std::getenv("FUSED_SUBPIXEL_MAX_CPU_ISA"))
       for (const char* const& name : kNames)
         if (std::strcmp(asked, name) == 0) return static_cast<Isa>(&name - kNames);
