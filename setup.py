@@ -12,6 +12,8 @@ Environment:
                                     one of them, that of the GPU at hand, compiles several times faster
     CUDA_HOME or CUDA_PATH          the toolkit, where nvcc on PATH is not the one to use
     NVCC_FLAGS                      additional flags for nvcc
+    FUSED_SUBPIXEL_NAMESPACE        of the operators, instead of fused_subpixel, for a process that loads this
+                                    package twice; not in place, because the Python files have the name too
     FUSED_SUBPIXEL_BUILD_TESTS=1    also build the tests' modules (alone: setup.py build_host_tests)
 
 `setup.py fetch_cuda_toolkit` installs nvcc by pip, where a CUDA library is wanted and no nvcc is found.
@@ -35,6 +37,7 @@ from typing import ClassVar, NoReturn
 
 from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 try:
     from setuptools.command.bdist_wheel import bdist_wheel
@@ -42,6 +45,7 @@ except ImportError:
     raise SystemExit("fused_subpixel: `pip install --upgrade setuptools`, this one is too old") from None
 
 PACKAGE = "fused_subpixel"
+NAMESPACE = os.environ.get("FUSED_SUBPIXEL_NAMESPACE") or PACKAGE
 BUILD = Path("build/ninja")  # a fixed place: wheels, editable and in-place builds share the objects in it
 CUDA_ARCHS = "75;80;86;89;90a;100a;120+PTX"
 # A file sm80_*.cu is compiled for these of them only: the asynchronous copies and tensor cores of Ampere and
@@ -272,6 +276,8 @@ class NinjaFile:
         return out
 
     def compile(self, source: Path, flags: str = "", variant: str = "") -> Path:
+        if source.parent == Path("csrc/torch") and NAMESPACE != PACKAGE:  # all else serves any namespace
+            flags, variant = f"{flags} -DFS_NAMESPACE={NAMESPACE}", f".{NAMESPACE}{variant}"
         out = BUILD / source.with_name(f"{source.name}{variant}.o")
         if source.parts[0] == "tests":  # torch has a pybind11 of its own, which refuses to be used like this
             flags += "\n  torch_headers ="
@@ -281,7 +287,7 @@ class NinjaFile:
         objects = self.planners["cpu"] + [self.compile(source) for source in host_sources("cpu")]
         objects += reversed(self.kernels)
         # -z defs: a symbol that torch lacks is an error here and not a crash later
-        return self.step("link", BUILD / f"{PACKAGE}_cpu.so", objects, "-Wl,-z,defs $torch")
+        return self.step("link", BUILD / f"{NAMESPACE}_cpu.so", objects, "-Wl,-z,defs $torch")
 
     def cuda_library(self, nvcc: str, root: Path) -> Path:
         folder, toolkit, archs = Path("csrc/cuda/instances"), shlex.quote(str(root)), cuda_archs(nvcc)
@@ -297,7 +303,7 @@ class NinjaFile:
         # leads to the CUDA symbols, which a CPU-only torch lacks.
         flags = f"-L{toolkit}/lib64 -L{toolkit}/lib -lcudart_static -lrt -lpthread -ldl $torch"
         flags += " -Wl,--exclude-libs,ALL"
-        return self.step("link", BUILD / f"{PACKAGE}_cuda.so", objects, flags)
+        return self.step("link", BUILD / f"{NAMESPACE}_cuda.so", objects, flags)
 
     def stubbed_cuda_library(self) -> list[Path]:
         """The CUDA library without kernels and GPU, for bench.launch_cost: nothing if there is no toolkit."""
@@ -323,7 +329,7 @@ class NinjaFile:
             BUILD.mkdir(parents=True, exist_ok=True)
             generated.write_text(text)
         objects = [self.compile(Path("csrc/torch/schemas.cpp"), f"-I{BUILD}")]
-        return self.step("link", BUILD / f"{PACKAGE}_schemas.so", objects, "-Wl,-z,defs $torch")
+        return self.step("link", BUILD / f"{NAMESPACE}_schemas.so", objects, "-Wl,-z,defs $torch")
 
     def host_tests(self) -> list[Path]:
         """The pybind11 modules of tests/host (host logic) and tests/simt (emulated kernels): no torch."""
@@ -369,6 +375,17 @@ class NinjaFile:
                 fail("the compiler failed, see above")
 
 
+class BuildPython(build_py):
+    """The Python files, which get the operators' namespace."""
+
+    def build_module(self, module: str, module_file: str, package: str) -> tuple[str, bool]:
+        built, copied = super().build_module(module, module_file, package)
+        if Path(module_file) == SCHEMAS:
+            text, named = Path(built).read_text(), f'\nNAMESPACE = "{NAMESPACE}"\n'
+            Path(built).write_text(re.sub(r"\nNAMESPACE = .*\n", named, text))
+        return built, copied
+
+
 class BuildLibraries(build_ext):
     """ninja does the work; this command says where the finished libraries go."""
 
@@ -376,6 +393,12 @@ class BuildLibraries(build_ext):
         return fullname.replace(".", os.sep) + ".so"  # no Python tag: nothing of Python is inside
 
     def run(self) -> None:
+        if not re.fullmatch(r"[A-Za-z_]\w*", NAMESPACE, re.ASCII):
+            fail(f"FUSED_SUBPIXEL_NAMESPACE is a C identifier, not {NAMESPACE!r}")
+        if self.inplace and NAMESPACE != PACKAGE:
+            fail(
+                "FUSED_SUBPIXEL_NAMESPACE goes with a wheel, not with a build in place or an editable install"
+            )
         ninja = NinjaFile()
         ninja.run(ninja.libraries + (ninja.host_tests() if enabled("FUSED_SUBPIXEL_BUILD_TESTS") else []))
 
@@ -442,9 +465,10 @@ class Wheel(bdist_wheel):
 # Elsewhere than on Linux the package is plain PyTorch: it works, at PyTorch's speed.
 LIBRARIES = ("cpu", "cuda", "schemas") if sys.platform == "linux" else ()
 setup(
-    ext_modules=[Extension(f"{PACKAGE}.{PACKAGE}_{library}", []) for library in LIBRARIES],
+    ext_modules=[Extension(f"{PACKAGE}.{NAMESPACE}_{library}", []) for library in LIBRARIES],
     cmdclass={
         "build_ext": BuildLibraries,
+        "build_py": BuildPython,
         "build_host_tests": BuildHostTests,
         "fetch_cuda_toolkit": FetchCudaToolkit,
         "bdist_wheel": Wheel,

@@ -8,7 +8,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import functional, functional_1d, functional_3d
@@ -21,6 +20,7 @@ from .dispatch.resolve_1d import resolve_conv_transpose1d, resolve_subpixel_conv
 from .dispatch.tensors import plain_tensors, why_only_reference
 from .ops.geometry import KERNEL_DTYPES, Problem
 from .ops.layout import is_channels_last
+from .ops.library import operators
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,12 +237,12 @@ def _cpu_kernel(call: Call, problem: list[int]) -> str:
     geometry = call.problem.geometry
     if problem[0] > 0 and (geometry.stride_h, geometry.stride_w) != (1, 1):
         return ""  # the gradients' kernels know stride 1 only
-    _, words = torch.ops.fused_subpixel._cpu_plan(problem)
+    _, words = operators._cpu_plan(problem)
     return f"cpu library, {words}"
 
 
 def _cuda_kernel(call: Call, problem: list[int]) -> str:
-    target = torch.ops.fused_subpixel._cuda_capability(call.problem.device.index or 0)[2:5]
+    target = operators._cuda_capability(call.problem.device.index or 0)[2:5]
     activated = problem[0] > 0 and call.problem.epilogue.activation != 0 and all(call.plan)
-    _, words = torch.ops.fused_subpixel._cuda_plan(problem, target, activated)
+    _, words = operators._cuda_plan(problem, target, activated)
     return str(words)

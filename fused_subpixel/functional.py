@@ -43,7 +43,8 @@ from .torch_compat import (
 )
 from .weights import subpixel_operands
 
-_operator = torch.ops.fused_subpixel.subpixel_conv2d.default
+_operator = library.operators.subpixel_conv2d.default
+_shuffle_operator = library.operators.shuffle.default
 
 
 def subpixel_conv2d(
@@ -215,7 +216,7 @@ def shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: str, inv
         chosen = backends.choose(backends.requested(tracing), input.device)
         if chosen == "cuda" and why_only_reference(tracing, input) is None:
             order = lookup("channel_order", channel_order, CHANNEL_ORDERS)
-            return torch.ops.fused_subpixel.shuffle(input, factor_h, factor_w, order, inverse)
+            return _shuffle_operator(input, factor_h, factor_w, order, inverse)
     run = reference.pixel_unshuffle if inverse else reference.pixel_shuffle
     return run(input, (factor_h, factor_w), channel_order)
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from .. import torch_compat
-from ..ops.library import libraries
+from ..ops.library import libraries, operators
 from .checks import BACKENDS
 
 
@@ -83,7 +83,7 @@ def allows_tf32(is_cuda: bool = True) -> bool:
 
 @functools.cache
 def _capability(index: int) -> tuple[int, ...]:
-    return tuple(torch.ops.fused_subpixel._cuda_capability(index))
+    return tuple(operators._cuda_capability(index))
 
 
 def cuda_versions() -> tuple[str, str]:
