@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Sub-pixel convolution for PyTorch: convolution whose output write is the pixel shuffle."""
 
+from . import layers as layers
 from .dispatch.backends import use_backend
 from .explanation import Explanation, explain
 from .functional import conv_transpose2d, pixel_shuffle, pixel_unshuffle, subpixel_conv2d

@@ -292,7 +292,11 @@ class FusedConvTransposeNd(nn.Module):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Apply the transposed convolution; ``output_size`` as in PyTorch's module."""
-        layer: Any = self  # the attributes' types are those of all convolutions
+        return self.forward_of(self, input, output_size)
+
+    @classmethod
+    def forward_of(cls, layer: Any, input: Tensor, output_size: list[int] | None) -> Tensor:
+        """The forward of ``layer``, which may also be of PyTorch's class."""
         if not (
             isinstance(input, Tensor)
             and input.dtype in DTYPES
@@ -300,9 +304,9 @@ class FusedConvTransposeNd(nn.Module):
             and layer.padding_mode == "zeros"
             and type(layer)._output_padding is _PYTORCH_OUTPUT_PADDING
             and "_output_padding" not in layer.__dict__
-            and layer._is_intact()
+            and cls._is_intact()
         ):
-            return self._unfused(input, output_size)
+            return cls._unfused(layer, input, output_size)
         output_padding = layer.output_padding
         if output_size is not None:
             axes = len(layer.kernel_size)
@@ -312,12 +316,12 @@ class FusedConvTransposeNd(nn.Module):
                 )
             )
             if not _are_numbers(output_padding):
-                return super().forward(input, output_size)
+                return cls._pytorch_class.forward(layer, input, output_size)
         if follows_weight(layer.weight):
             if input.dim() != 4:
-                return super().forward(input, output_size)
+                return cls._pytorch_class.forward(layer, input, output_size)
             input = in_channels_last(input)
-        return self._fused(
+        return cls._fused(
             input,
             layer.weight,
             layer.bias,
@@ -328,12 +332,13 @@ class FusedConvTransposeNd(nn.Module):
             layer.dilation,
         )
 
-    def _unfused(self, input: Any, output_size: list[int] | None) -> Any:
+    @classmethod
+    def _unfused(cls, layer: Any, input: Any, output_size: list[int] | None) -> Any:
         """The layer as PyTorch computes it; in a graph that torch.fx traces, one call of this module."""
-        if not isinstance(input, Tensor) and (path := _path_in_graph(self, input)):
+        if not isinstance(input, Tensor) and (path := _path_in_graph(layer, input)):
             options = {} if output_size is None else {"output_size": output_size}
             return input.tracer.create_proxy("call_module", path, (input,), options)
-        return super().forward(input, output_size)
+        return cls._pytorch_class.forward(layer, input, output_size)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

@@ -47,3 +47,13 @@ def copy_of_project(tree: Path) -> Path:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / folder, tree / folder, ignore=ignored, dirs_exist_ok=True)
     return tree
+
+
+def hub_kernel(tree: Path, *arguments: str) -> Path:
+    """Write a kernel for the Hugging Face Hub from a copy of this project; return its folder."""
+    tool = tree / "tools/hub_kernel.py"
+    tool.parent.mkdir()
+    shutil.copy2(ROOT / "tools/hub_kernel.py", tool)
+    result = run(sys.executable, tool, "--backends", "cpu", *arguments, cwd=tree)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return tree / "build/hub"
