@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +18,15 @@ from .dispatch import checks
 from .dispatch.words import IMAGES, Words
 from .functional import conv_transpose2d, subpixel_conv2d
 from .init import icnr_
-from .ops.geometry import ACTIVATIONS, CHANNEL_ORDERS, DTYPES
+from .ops.geometry import ACTIVATIONS, CHANNEL_ORDERS, DTYPES, Activation, ChannelOrder
 from .ops.layout import follows_weight, in_channels_last
 
 _DEFAULTS = {
     "groups": 1, "padding_mode": "zeros", "activation": None, "negative_slope": 0.01, "clamp": None,
     "channel_order": "crd",
 }  # fmt: skip
-_PADDING_MODES = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3}
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+_PADDING_MODES = {name: number for number, name in enumerate(get_args(PaddingMode))}
 
 
 _Module = TypeVar("_Module", bound="SubpixelConvNd")
@@ -57,13 +58,13 @@ class SubpixelConvNd(nn.Module):
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         *,
-        activation: str | None = None,
+        activation: Activation | None = None,
         negative_slope: float = 0.01,
         prelu_parameters: int = 1,
         clamp: Sequence[float | None] | None = None,
-        channel_order: str = "crd",
+        channel_order: ChannelOrder = "crd",
         icnr: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -138,7 +139,7 @@ class SubpixelConvNd(nn.Module):
         conv: Any,
         upscale_factor: int | Sequence[int],
         activation_weight: nn.Parameter | None,
-        activation: str | None,
+        activation: Activation | None,
         **options: Any,
     ) -> _Module:
         """The module that does what ``conv`` and a shuffle do, on the same parameters."""
@@ -255,11 +256,11 @@ class SubpixelConv2d(SubpixelConvNd):
         conv: nn.Conv2d,
         upscale_factor: int | Sequence[int] = 2,
         *,
-        activation: str | None = None,
+        activation: Activation | None = None,
         negative_slope: float = 0.01,
         activation_weight: nn.Parameter | None = None,
         clamp: Sequence[float | None] | None = None,
-        channel_order: str = "crd",
+        channel_order: ChannelOrder = "crd",
     ) -> SubpixelConv2d:
         """Build the module that does what ``conv`` and a pixel shuffle do, on the same parameters.
 

@@ -13,27 +13,27 @@ import functools
 import os
 import threading
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from .. import torch_compat
 from ..ops.library import libraries, operators
-from .checks import BACKENDS
+from .checks import BACKENDS, Backend
 
 
-def _check_name(name: Any, origin: str) -> str:
-    if name not in BACKENDS:
-        known = ", ".join(map(repr, BACKENDS))
-        raise ValueError(f"{origin}: expected one of {known}, got {name!r}")
-    return str(name)
+def _check_name(name: Any, origin: str) -> Backend:
+    for known in BACKENDS:
+        if name == known:
+            return known
+    raise ValueError(f"{origin}: expected one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
 
 
 _default = _check_name(os.environ.get("FUSED_SUBPIXEL_BACKEND") or "auto", "FUSED_SUBPIXEL_BACKEND")
 
 
 class _Requested(threading.local):
-    name: str = _default
+    name: Backend = _default
 
 
 _requested = _Requested()
@@ -41,7 +41,7 @@ _requested = _Requested()
 _requested_by_latest_thread = _default
 
 
-def requested(tracing: bool = False) -> str:
+def requested(tracing: bool = False) -> Backend:
     """The backend asked for by the innermost :class:`use_backend`, else by the environment, else ``auto``."""
     return _requested_by_latest_thread if tracing else _requested.name
 
@@ -59,7 +59,7 @@ class use_backend:
     ...     y = subpixel_conv2d(x, weight)
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: Backend) -> None:
         self.name = _check_name(name, "use_backend")
 
     def __enter__(self) -> None:
@@ -145,7 +145,7 @@ def refusal(backend: str, device: torch.device) -> str | None:
     return None
 
 
-def choose(requested: str, device: torch.device) -> str:
+def choose(requested: Backend, device: torch.device) -> Backend:
     """The backend for tensors of this device: ``cuda``, ``cpu`` or ``reference``."""
     _check_name(requested, "backend")
     if requested == "reference":
@@ -156,5 +156,5 @@ def choose(requested: str, device: torch.device) -> str:
             raise ValueError(f"backend {requested!r} cannot run here: {reason}")
         return requested
     if device.type in libraries and refusal(device.type, device) is None:
-        return device.type
+        return cast(Backend, device.type)
     return "reference"

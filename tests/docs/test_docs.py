@@ -173,7 +173,7 @@ def test_make_targets_exist(page: str) -> None:
 
 
 def test_the_api_page_has_every_public_name() -> None:
-    named = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", text_of("docs/api.md"), re.MULTILINE)
+    named = re.findall(r"^\.\. auto(?:function|class|data):: (\w+)$", text_of("docs/api.md"), re.MULTILINE)
     assert sorted(named) == sorted(fs.__all__)
 
 
