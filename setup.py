@@ -14,6 +14,8 @@ Environment:
                                     one of them, that of the GPU at hand, compiles several times faster
     CUDA_HOME or CUDA_PATH          the toolkit, where nvcc on PATH is not the one to use
     NVCC_FLAGS                      additional flags for nvcc
+    FUSED_SUBPIXEL_NAMESPACE        of the operators, instead of fused_subpixel, for a process that loads this
+                                    package twice; not in place, because the Python files have the name too
     FUSED_SUBPIXEL_BUILD_TESTS=1    also build the tests' modules (alone: setup.py build_host_tests)
 
 `setup.py fetch_cuda_toolkit` installs nvcc by pip, where a CUDA library is wanted and no nvcc is found.
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +34,7 @@ from typing import ClassVar
 
 from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 try:
     from setuptools.command.bdist_wheel import bdist_wheel
@@ -39,8 +43,19 @@ except ImportError:
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from tools.compile.cuda_toolkit import cuda_wanted, find_nvcc
-from tools.compile.ninja_file import NinjaFile
-from tools.compile.toolchain import PACKAGE, compiles_for, enabled, find_cxx
+from tools.compile.ninja_file import SCHEMAS, NinjaFile
+from tools.compile.toolchain import NAMESPACE, PACKAGE, compiles_for, enabled, fail, find_cxx
+
+
+class BuildPython(build_py):
+    """The Python files, which get the operators' namespace."""
+
+    def build_module(self, module: str, module_file: str, package: str) -> tuple[str, bool]:
+        built, copied = super().build_module(module, module_file, package)
+        if Path(module_file) == SCHEMAS:
+            text, named = Path(built).read_text(), f'\nNAMESPACE = "{NAMESPACE}"\n'
+            Path(built).write_text(re.sub(r"\nNAMESPACE = .*\n", named, text))
+        return built, copied
 
 
 class BuildLibraries(build_ext):
@@ -51,6 +66,12 @@ class BuildLibraries(build_ext):
         return fullname.replace(".", os.sep) + suffix  # no Python tag: nothing of Python is inside
 
     def run(self) -> None:
+        if not re.fullmatch(r"[A-Za-z_]\w*", NAMESPACE, re.ASCII):
+            fail(f"FUSED_SUBPIXEL_NAMESPACE is a C identifier, not {NAMESPACE!r}")
+        if self.inplace and NAMESPACE != PACKAGE:
+            fail(
+                "FUSED_SUBPIXEL_NAMESPACE goes with a wheel, not with a build in place or an editable install"
+            )
         ninja = NinjaFile()
         ninja.run(ninja.libraries + (ninja.host_tests() if enabled("FUSED_SUBPIXEL_BUILD_TESTS") else []))
 
@@ -122,9 +143,10 @@ if enabled("FUSED_SUBPIXEL_PURE_PYTHON") or not (sys.platform == "linux" or "CXX
     LIBRARIES = ()
 
 setup(
-    ext_modules=[Extension(f"{PACKAGE}.{PACKAGE}_{library}", []) for library in LIBRARIES],
+    ext_modules=[Extension(f"{PACKAGE}.{NAMESPACE}_{library}", []) for library in LIBRARIES],
     cmdclass={
         "build_ext": BuildLibraries,
+        "build_py": BuildPython,
         "build_host_tests": BuildHostTests,
         "fetch_cuda_toolkit": FetchCudaToolkit,
         "bdist_wheel": Wheel,

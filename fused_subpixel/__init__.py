@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Sub-pixel convolution for PyTorch: convolution whose output write is the pixel shuffle."""
 
+from . import layers as layers  # where kernelize() of Hugging Face's kernels looks for them
 from .dispatch.backends import use_backend
+from .dispatch.checks import Backend
 from .explanation import Explanation, explain
 from .functional import conv_transpose2d, pixel_shuffle, pixel_unshuffle, subpixel_conv2d
 from .functional_1d import conv_transpose1d, pixel_shuffle1d, pixel_unshuffle1d, subpixel_conv1d
 from .functional_3d import conv_transpose3d
 from .fx import fuse, fusing_backend, unfuse
 from .init import icnr_
-from .modules import ConvTranspose2d, SubpixelConv2d
+from .modules import ConvTranspose2d, PaddingMode, SubpixelConv2d
 from .modules_1d import ConvTranspose1d, SubpixelConv1d
 from .modules_3d import ConvTranspose3d
+from .ops.geometry import Activation, ChannelOrder
 from .surgery import (
     Report,
     Site,
@@ -30,10 +33,14 @@ from .weights import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Activation",
+    "Backend",
+    "ChannelOrder",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
     "Explanation",
+    "PaddingMode",
     "Report",
     "Site",
     "SubpixelConv1d",

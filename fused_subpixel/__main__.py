@@ -77,7 +77,7 @@ def _version_of(package: str) -> str:
 
 
 def _cpu_kernels() -> str:
-    current, usable, l2_bytes, tile_registers = torch.ops.fused_subpixel._cpu_capability()
+    current, usable, l2_bytes, tile_registers = compiled.operators._cpu_capability()
     names = ", ".join(name for bit, name in enumerate(INSTRUCTION_SETS) if usable >> bit & 1)
     tf32 = "" if backends.allows_tf32(is_cuda=False) else "not "
     refused = "; the operating system refuses AMX" if tile_registers == 1 else ""

@@ -8,19 +8,19 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import functional, functional_1d, functional_3d
 from .dispatch import backends, choose
 from .dispatch.backward import estimate, estimates_decide
 from .dispatch.call import Call
-from .dispatch.checks import check_dense, describe
+from .dispatch.checks import Backend, check_dense, describe
 from .dispatch.resolve import resolve_conv_transpose2d, resolve_subpixel_conv2d
 from .dispatch.resolve_1d import resolve_conv_transpose1d, resolve_subpixel_conv1d
 from .dispatch.tensors import plain_tensors, why_only_reference
 from .ops.geometry import KERNEL_DTYPES, Problem
 from .ops.layout import is_channels_last
+from .ops.library import operators
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Explanation:
         forward, input_gradient, weight_gradient, epilogue_gradient: who computes what, with which kernel.
     """
 
-    backend: str
+    backend: Backend
     candidates: tuple[Candidate, ...]
     forward: str
     input_gradient: str
@@ -104,7 +104,7 @@ _RESOLVERS: dict[Any, Callable[..., Problem]] = {
 
 
 def _explain_volumes(
-    input: Tensor, weight: Tensor, bias: Tensor | None, backend: str | None, **options: Any
+    input: Tensor, weight: Tensor, bias: Tensor | None, backend: Backend | None, **options: Any
 ) -> Explanation:
     input, weight, bias, *_ = plain_tensors(input, weight, bias, None, None)
     check_dense(input, weight, bias, None, None)
@@ -134,7 +134,7 @@ def _explain(
     bias: Tensor | None,
     activation_weight: Tensor | None,
     residual: Tensor | None,
-    backend: str | None,
+    backend: Backend | None,
     *options: Any,
 ) -> Explanation:
     tensors = plain_tensors(input, weight, bias, activation_weight, residual)
@@ -237,12 +237,12 @@ def _cpu_kernel(call: Call, problem: list[int]) -> str:
     geometry = call.problem.geometry
     if problem[0] > 0 and (geometry.stride_h, geometry.stride_w) != (1, 1):
         return ""  # the gradients' kernels know stride 1 only
-    _, words = torch.ops.fused_subpixel._cpu_plan(problem)
+    _, words = operators._cpu_plan(problem)
     return f"cpu library, {words}"
 
 
 def _cuda_kernel(call: Call, problem: list[int]) -> str:
-    target = torch.ops.fused_subpixel._cuda_capability(call.problem.device.index or 0)[2:5]
+    target = operators._cuda_capability(call.problem.device.index or 0)[2:5]
     activated = problem[0] > 0 and call.problem.epilogue.activation != 0 and all(call.plan)
-    _, words = torch.ops.fused_subpixel._cuda_plan(problem, target, activated)
+    _, words = operators._cuda_plan(problem, target, activated)
     return str(words)

@@ -19,7 +19,7 @@ from torch.overrides import handle_torch_function, has_torch_function, has_torch
 from . import reference
 from .dispatch import backends
 from .dispatch.call import Call
-from .dispatch.checks import check_dense, check_tensor, lookup, pair
+from .dispatch.checks import Backend, check_dense, check_tensor, lookup, pair
 from .dispatch.choose import prepare, prepare_cached
 from .dispatch.resolve import resolve_conv_transpose2d, resolve_subpixel_conv2d
 from .dispatch.resolve_1d import resolve_conv_transpose1d, resolve_subpixel_conv1d
@@ -33,7 +33,7 @@ from .dispatch.tensors import (
 )
 from .ops import library
 from .ops.autograd import run_below_autograd, run_with_gradients
-from .ops.geometry import CHANNEL_ORDERS, DTYPES, Problem
+from .ops.geometry import CHANNEL_ORDERS, DTYPES, Activation, ChannelOrder, Problem
 from .torch_compat import (
     has_torch_function_mode,
     has_transforms,
@@ -43,7 +43,8 @@ from .torch_compat import (
 )
 from .weights import subpixel_operands
 
-_operator = torch.ops.fused_subpixel.subpixel_conv2d.default
+_operator = library.operators.subpixel_conv2d.default
+_shuffle_operator = library.operators.shuffle.default
 
 
 def subpixel_conv2d(
@@ -56,13 +57,13 @@ def subpixel_conv2d(
     padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
-    activation: str | None = None,
+    activation: Activation | None = None,
     negative_slope: float = 0.01,
     activation_weight: Tensor | None = None,
     residual: Tensor | None = None,
     clamp: Sequence[float | None] | None = None,
-    channel_order: str = "crd",
-    backend: str | None = None,
+    channel_order: ChannelOrder = "crd",
+    backend: Backend | None = None,
 ) -> Tensor:
     """Sub-pixel convolution: ``pixel_shuffle(conv2d(input, weight, bias), r)`` in one pass.
 
@@ -125,12 +126,12 @@ def conv_transpose2d(
     groups: int = 1,
     dilation: int | Sequence[int] = 1,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     negative_slope: float = 0.01,
     activation_weight: Tensor | None = None,
     residual: Tensor | None = None,
     clamp: Sequence[float | None] | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Transposed convolution ("deconvolution") as a sub-pixel convolution: the same numbers, one pass.
 
@@ -172,7 +173,9 @@ def conv_transpose2d(
     )  # fmt: skip
 
 
-def pixel_shuffle(input: Tensor, upscale_factor: int | Sequence[int], channel_order: str = "crd") -> Tensor:
+def pixel_shuffle(
+    input: Tensor, upscale_factor: int | Sequence[int], channel_order: ChannelOrder = "crd"
+) -> Tensor:
     """Rearrange [..., C*r_h*r_w, H, W] to [..., C, H*r_h, W*r_w], keeping the memory format.
 
     As :func:`torch.nn.functional.pixel_shuffle`, and beyond it: unequal factors (r_h, r_w), the ``"dcr"``
@@ -192,7 +195,7 @@ def pixel_shuffle(input: Tensor, upscale_factor: int | Sequence[int], channel_or
 
 
 def pixel_unshuffle(
-    input: Tensor, downscale_factor: int | Sequence[int], channel_order: str = "crd"
+    input: Tensor, downscale_factor: int | Sequence[int], channel_order: ChannelOrder = "crd"
 ) -> Tensor:
     """Rearrange [..., C, H*r_h, W*r_w] to [..., C*r_h*r_w, H, W], the inverse of :func:`pixel_shuffle`.
 
@@ -207,7 +210,9 @@ def pixel_unshuffle(
     return shuffle(input, factor_h, factor_w, channel_order, True)
 
 
-def shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: str, inverse: bool) -> Tensor:
+def shuffle(
+    input: Tensor, factor_h: int, factor_w: int, channel_order: ChannelOrder, inverse: bool
+) -> Tensor:
     """By the CUDA library's kernel, which keeps the layout, where that can run; else by PyTorch."""
     if input.is_cuda and input.dim() == 4 and input.element_size() <= 8:
         tracing = torch.compiler.is_compiling()
@@ -215,7 +220,7 @@ def shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: str, inv
         chosen = backends.choose(backends.requested(tracing), input.device)
         if chosen == "cuda" and why_only_reference(tracing, input) is None:
             order = lookup("channel_order", channel_order, CHANNEL_ORDERS)
-            return torch.ops.fused_subpixel.shuffle(input, factor_h, factor_w, order, inverse)
+            return _shuffle_operator(input, factor_h, factor_w, order, inverse)
     run = reference.pixel_unshuffle if inverse else reference.pixel_shuffle
     return run(input, (factor_h, factor_w), channel_order)
 
@@ -246,7 +251,10 @@ OPTION_NAMES: dict[Any, tuple[str, ...]] = {
 
 
 def _hand_over(
-    resolve: Callable[..., Problem], tensors: tuple[Any, ...], backend: str | None, options: tuple[Any, ...]
+    resolve: Callable[..., Problem],
+    tensors: tuple[Any, ...],
+    backend: Backend | None,
+    options: tuple[Any, ...],
 ) -> Any:
     """Let an argument's ``__torch_function__``, or a mode, do the call, as PyTorch's own functions do."""
     function: Any = subpixel_conv2d if resolve is resolve_subpixel_conv2d else conv_transpose2d
@@ -282,7 +290,7 @@ def convolve(
     bias: Tensor | None,
     activation_weight: Tensor | None,
     residual: Tensor | None,
-    backend: str | None,
+    backend: Backend | None,
     *options: Any,
 ) -> Tensor:
     """:func:`subpixel_conv2d` or :func:`conv_transpose2d`, with ``options`` in the order of ``resolve``.

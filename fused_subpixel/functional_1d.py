@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function, has_torch_function_unary
 
-from .dispatch.checks import check_dense, check_tensor, single
+from .dispatch.checks import Backend, check_dense, check_tensor, single
 from .dispatch.resolve_1d import resolve_conv_transpose1d, resolve_subpixel_conv1d
 from .functional import convolve, shuffle
-from .ops.geometry import Problem
+from .ops.geometry import Activation, ChannelOrder, Problem
 
 
 def subpixel_conv1d(
@@ -29,13 +29,13 @@ def subpixel_conv1d(
     padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
-    activation: str | None = None,
+    activation: Activation | None = None,
     negative_slope: float = 0.01,
     activation_weight: Tensor | None = None,
     residual: Tensor | None = None,
     clamp: Sequence[float | None] | None = None,
-    channel_order: str = "crd",
-    backend: str | None = None,
+    channel_order: ChannelOrder = "crd",
+    backend: Backend | None = None,
 ) -> Tensor:
     """Sub-pixel convolution of signals: ``pixel_shuffle1d(conv1d(input, weight, bias), r)`` in one pass.
 
@@ -100,12 +100,12 @@ def conv_transpose1d(
     groups: int = 1,
     dilation: int | Sequence[int] = 1,
     *,
-    activation: str | None = None,
+    activation: Activation | None = None,
     negative_slope: float = 0.01,
     activation_weight: Tensor | None = None,
     residual: Tensor | None = None,
     clamp: Sequence[float | None] | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Transposed convolution of signals, as a sub-pixel convolution: the same numbers, one pass.
 
@@ -155,7 +155,9 @@ def conv_transpose1d(
     )  # fmt: skip
 
 
-def pixel_shuffle1d(input: Tensor, upscale_factor: int | Sequence[int], channel_order: str = "crd") -> Tensor:
+def pixel_shuffle1d(
+    input: Tensor, upscale_factor: int | Sequence[int], channel_order: ChannelOrder = "crd"
+) -> Tensor:
     """Rearrange [..., C*r, L] to [..., C, L*r]: the one-dimensional :func:`fused_subpixel.pixel_shuffle`.
 
     Output sample l*r + i of channel c comes from input channel c*r + i (``"crd"``) or i*C + c (``"dcr"``).
@@ -171,7 +173,7 @@ def pixel_shuffle1d(input: Tensor, upscale_factor: int | Sequence[int], channel_
 
 
 def pixel_unshuffle1d(
-    input: Tensor, downscale_factor: int | Sequence[int], channel_order: str = "crd"
+    input: Tensor, downscale_factor: int | Sequence[int], channel_order: ChannelOrder = "crd"
 ) -> Tensor:
     """Rearrange [..., C, L*r] to [..., C*r, L], the inverse of :func:`pixel_shuffle1d`.
 
@@ -221,7 +223,7 @@ def as_rows(
 
 
 def _convolve(
-    resolve: Callable[..., Problem], tensors: tuple[Any, ...], backend: str | None, *options: Any
+    resolve: Callable[..., Problem], tensors: tuple[Any, ...], backend: Backend | None, *options: Any
 ) -> Tensor:
     input, *others = as_rows(*tensors)
     return _as_signal(tensors[0], convolve(resolve, input, *others, backend, *options))

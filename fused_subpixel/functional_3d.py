@@ -21,7 +21,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from . import torch_compat
 from .dispatch import backends, choose
-from .dispatch.checks import TensorInfo, check_dense, check_tensor, describe
+from .dispatch.checks import Backend, TensorInfo, check_dense, check_tensor, describe
 from .dispatch.resolve import resolve_conv_transpose2d
 from .dispatch.resolve_3d import Volumes, resolve_conv_transpose3d
 from .dispatch.tensors import is_plainly_eager
@@ -43,7 +43,7 @@ def conv_transpose3d(
     groups: int = 1,
     dilation: int | Sequence[int] = 1,
     *,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Transposed convolution of volumes, slice by slice as :func:`fused_subpixel.conv_transpose2d`.
 
@@ -130,7 +130,7 @@ def _prepare_cached(*arguments: Any) -> tuple[Volumes, str | None]:
 
 
 def why_pytorch(
-    input: Tensor, weight: Tensor, volumes: Volumes, slower: str | None, requested: str
+    input: Tensor, weight: Tensor, volumes: Volumes, slower: str | None, requested: Backend
 ) -> str | None:
     """Why PyTorch computes a call, if it does. Raises ValueError where the backend asked for cannot."""
     device = input.device
@@ -178,7 +178,9 @@ def image_options(volumes: Volumes) -> tuple[Any, Any, Any, Any, Any]:
     return stride[1:], padding[1:], output_padding[1:], groups, dilation[1:]
 
 
-def _by_slices(input: Tensor, weight: Tensor, bias: Tensor | None, volumes: Volumes, backend: str) -> Tensor:
+def _by_slices(
+    input: Tensor, weight: Tensor, bias: Tensor | None, volumes: Volumes, backend: Backend
+) -> Tensor:
     """All slices as one batch of images, or, where nobody follows the operations, groups of them."""
     layout = torch.channels_last_3d if is_channels_last_3d(input) else torch.contiguous_format
     needs_gradient = torch.is_grad_enabled() and any(

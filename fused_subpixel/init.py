@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from .dispatch import checks
-from .ops.geometry import CHANNEL_ORDERS
+from .ops.geometry import CHANNEL_ORDERS, ChannelOrder
 
 
 def icnr_(
     weight: Tensor,
     upscale_factor: int | Sequence[int] = 2,
     initializer: Callable[[Tensor], Any] = torch.nn.init.kaiming_normal_,
-    channel_order: str = "crd",
+    channel_order: ChannelOrder = "crd",
     *,
     transposed: bool = False,
 ) -> Tensor:

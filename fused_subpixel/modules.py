@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +18,15 @@ from .dispatch import checks
 from .dispatch.words import IMAGES, Words
 from .functional import conv_transpose2d, subpixel_conv2d
 from .init import icnr_
-from .ops.geometry import ACTIVATIONS, CHANNEL_ORDERS, DTYPES
+from .ops.geometry import ACTIVATIONS, CHANNEL_ORDERS, DTYPES, Activation, ChannelOrder
 from .ops.layout import follows_weight, in_channels_last
 
 _DEFAULTS = {
     "groups": 1, "padding_mode": "zeros", "activation": None, "negative_slope": 0.01, "clamp": None,
     "channel_order": "crd",
 }  # fmt: skip
-_PADDING_MODES = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3}
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+_PADDING_MODES = {name: number for number, name in enumerate(get_args(PaddingMode))}
 
 
 _Module = TypeVar("_Module", bound="SubpixelConvNd")
@@ -57,13 +58,13 @@ class SubpixelConvNd(nn.Module):
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         *,
-        activation: str | None = None,
+        activation: Activation | None = None,
         negative_slope: float = 0.01,
         prelu_parameters: int = 1,
         clamp: Sequence[float | None] | None = None,
-        channel_order: str = "crd",
+        channel_order: ChannelOrder = "crd",
         icnr: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -138,7 +139,7 @@ class SubpixelConvNd(nn.Module):
         conv: Any,
         upscale_factor: int | Sequence[int],
         activation_weight: nn.Parameter | None,
-        activation: str | None,
+        activation: Activation | None,
         **options: Any,
     ) -> _Module:
         """The module that does what ``conv`` and a shuffle do, on the same parameters."""
@@ -255,11 +256,11 @@ class SubpixelConv2d(SubpixelConvNd):
         conv: nn.Conv2d,
         upscale_factor: int | Sequence[int] = 2,
         *,
-        activation: str | None = None,
+        activation: Activation | None = None,
         negative_slope: float = 0.01,
         activation_weight: nn.Parameter | None = None,
         clamp: Sequence[float | None] | None = None,
-        channel_order: str = "crd",
+        channel_order: ChannelOrder = "crd",
     ) -> SubpixelConv2d:
         """Build the module that does what ``conv`` and a pixel shuffle do, on the same parameters.
 
@@ -292,7 +293,11 @@ class FusedConvTransposeNd(nn.Module):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Apply the transposed convolution; ``output_size`` as in PyTorch's module."""
-        layer: Any = self  # the attributes' types are those of all convolutions
+        return self.forward_of(self, input, output_size)
+
+    @classmethod
+    def forward_of(cls, layer: Any, input: Tensor, output_size: list[int] | None) -> Tensor:
+        """The forward of ``layer``, which may also be of PyTorch's class."""
         if not (
             isinstance(input, Tensor)
             and input.dtype in DTYPES
@@ -300,9 +305,9 @@ class FusedConvTransposeNd(nn.Module):
             and layer.padding_mode == "zeros"
             and type(layer)._output_padding is _PYTORCH_OUTPUT_PADDING
             and "_output_padding" not in layer.__dict__
-            and layer._is_intact()
+            and cls._is_intact()
         ):
-            return self._unfused(input, output_size)
+            return cls._unfused(layer, input, output_size)
         output_padding = layer.output_padding
         if output_size is not None:
             axes = len(layer.kernel_size)
@@ -312,12 +317,12 @@ class FusedConvTransposeNd(nn.Module):
                 )
             )
             if not _are_numbers(output_padding):
-                return super().forward(input, output_size)
+                return cls._pytorch_class.forward(layer, input, output_size)
         if follows_weight(layer.weight):
             if input.dim() != 4:
-                return super().forward(input, output_size)
+                return cls._pytorch_class.forward(layer, input, output_size)
             input = in_channels_last(input)
-        return self._fused(
+        return cls._fused(
             input,
             layer.weight,
             layer.bias,
@@ -328,12 +333,13 @@ class FusedConvTransposeNd(nn.Module):
             layer.dilation,
         )
 
-    def _unfused(self, input: Any, output_size: list[int] | None) -> Any:
+    @classmethod
+    def _unfused(cls, layer: Any, input: Any, output_size: list[int] | None) -> Any:
         """The layer as PyTorch computes it; in a graph that torch.fx traces, one call of this module."""
-        if not isinstance(input, Tensor) and (path := _path_in_graph(self, input)):
+        if not isinstance(input, Tensor) and (path := _path_in_graph(layer, input)):
             options = {} if output_size is None else {"output_size": output_size}
             return input.tracer.create_proxy("call_module", path, (input,), options)
-        return super().forward(input, output_size)
+        return cls._pytorch_class.forward(layer, input, output_size)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

@@ -14,6 +14,7 @@ from .dispatch import checks
 from .dispatch.words import SIGNALS
 from .functional_1d import conv_transpose1d, subpixel_conv1d
 from .modules import FusedConvTransposeNd, SubpixelConvNd
+from .ops.geometry import Activation, ChannelOrder
 
 
 class SubpixelConv1d(SubpixelConvNd):
@@ -59,11 +60,11 @@ class SubpixelConv1d(SubpixelConvNd):
         conv: nn.Conv1d,
         upscale_factor: int | Sequence[int] = 2,
         *,
-        activation: str | None = None,
+        activation: Activation | None = None,
         negative_slope: float = 0.01,
         activation_weight: nn.Parameter | None = None,
         clamp: Sequence[float | None] | None = None,
-        channel_order: str = "crd",
+        channel_order: ChannelOrder = "crd",
     ) -> SubpixelConv1d:
         """Build the module that does what ``conv`` and a shuffle do, on the same parameters.
 

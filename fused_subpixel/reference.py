@@ -19,7 +19,15 @@ from torch import Tensor
 from . import torch_compat
 from .dispatch import checks
 from .dispatch.resolve import resolve_subpixel_conv2d
-from .ops.geometry import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, Geometry, Problem
+from .ops.geometry import (
+    ACTIVATIONS,
+    CHANNEL_ORDERS,
+    Activation,
+    ChannelOrder,
+    Epilogue,
+    Geometry,
+    Problem,
+)
 from .ops.layout import is_channels_last, memory_format
 
 _DCR = CHANNEL_ORDERS["dcr"]
@@ -35,12 +43,12 @@ def subpixel_conv2d(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-    activation: str | None = None,
+    activation: Activation | None = None,
     negative_slope: float = 0.01,
     activation_weight: Tensor | None = None,
     residual: Tensor | None = None,
     clamp: Any = None,
-    channel_order: str = "crd",
+    channel_order: ChannelOrder = "crd",
     crop: Any = (0, 0, 0, 0),
 ) -> Tensor:
     """:func:`fused_subpixel.subpixel_conv2d` in plain PyTorch, for a batched input.
@@ -154,7 +162,7 @@ def fractionally_strided_conv2d(
 # ---- shuffles --------------------------------------------------------------------------------------------
 
 
-def pixel_shuffle(input: Tensor, upscale_factor: Any, channel_order: str = "crd") -> Tensor:
+def pixel_shuffle(input: Tensor, upscale_factor: Any, channel_order: ChannelOrder = "crd") -> Tensor:
     """[..., C*r_h*r_w, H, W] -> [..., C, H*r_h, W*r_w], in the input's memory format."""
     upscale_h, upscale_w = checks.pair("upscale_factor", upscale_factor, minimum=1)
     order = checks.lookup("channel_order", channel_order, CHANNEL_ORDERS)
@@ -165,7 +173,7 @@ def pixel_shuffle(input: Tensor, upscale_factor: Any, channel_order: str = "crd"
     return output.reshape(*input.shape[:-3], *output.shape[1:])
 
 
-def pixel_unshuffle(input: Tensor, downscale_factor: Any, channel_order: str = "crd") -> Tensor:
+def pixel_unshuffle(input: Tensor, downscale_factor: Any, channel_order: ChannelOrder = "crd") -> Tensor:
     """[..., C, H*r_h, W*r_w] -> [..., C*r_h*r_w, H, W], in the input's memory format."""
     factor_h, factor_w = checks.pair("downscale_factor", downscale_factor, minimum=1)
     order = checks.lookup("channel_order", channel_order, CHANNEL_ORDERS)

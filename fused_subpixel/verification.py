@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import reference
 from .dispatch import backends
+from .dispatch.checks import Backend
 from .functional import subpixel_conv2d
 from .ops.geometry import DTYPES
 from .ops.layout import memory_format
@@ -137,15 +138,15 @@ def unchecked() -> list[Unchecked]:
     return found
 
 
-def _runnable() -> Iterator[tuple[str, torch.device, bool]]:
+def _runnable() -> Iterator[tuple[Backend, torch.device, bool]]:
     """(backend, device, whether float32 may be tf32)."""
     left_out = {backend.backend for backend in unchecked()}
     for name in libraries:
-        device = torch.device(name)
+        backend, device = cast(Backend, name), torch.device(name)
         if name not in left_out:
-            yield name, device, False
+            yield backend, device, False
             if name == "cuda" and backends.has_tensor_cores(device):
-                yield name, device, True
+                yield backend, device, True
     yield "reference", torch.device("cpu"), False
 
 

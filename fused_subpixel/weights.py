@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch import checks
-from .ops.geometry import CHANNEL_ORDERS, Geometry, Problem, Transposed
+from .ops.geometry import CHANNEL_ORDERS, ChannelOrder, Geometry, Problem, Transposed
 
 _DCR = CHANNEL_ORDERS["dcr"]
 
 
 def conv_transpose_weight_to_subpixel(
-    weight: Tensor, stride: int | Sequence[int], *, groups: int = 1, channel_order: str = "crd"
+    weight: Tensor, stride: int | Sequence[int], *, groups: int = 1, channel_order: ChannelOrder = "crd"
 ) -> Tensor:
     """The sub-pixel convolution's weight that does what a transposed convolution's does.
 
@@ -59,7 +59,7 @@ def subpixel_weight_to_conv_transpose(
     upscale_factor: int | Sequence[int],
     *,
     groups: int = 1,
-    channel_order: str = "crd",
+    channel_order: ChannelOrder = "crd",
     kernel_size: int | Sequence[int] | None = None,
 ) -> Tensor:
     """The transposed convolution's weight that does what a sub-pixel convolution's does.
@@ -106,7 +106,7 @@ def subpixel_weight_to_conv_transpose(
 
 
 def conv_transpose_bias_to_subpixel(
-    bias: Tensor, stride: int | Sequence[int], *, channel_order: str = "crd"
+    bias: Tensor, stride: int | Sequence[int], *, channel_order: ChannelOrder = "crd"
 ) -> Tensor:
     """The bias [C*r_h*r_w] before the shuffle from the bias [C] after it: every phase has the same.
 
@@ -121,7 +121,7 @@ def conv_transpose_bias_to_subpixel(
 
 
 def subpixel_bias_to_conv_transpose(
-    bias: Tensor, upscale_factor: int | Sequence[int], *, channel_order: str = "crd"
+    bias: Tensor, upscale_factor: int | Sequence[int], *, channel_order: ChannelOrder = "crd"
 ) -> Tensor:
     """The bias [C] after the shuffle from the bias [C*r_h*r_w] before it, whose phases must be equal.
 

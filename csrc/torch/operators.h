@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "torch/namespace.h"
 #include "torch/op_calls.h"
 
 namespace fused_subpixel {

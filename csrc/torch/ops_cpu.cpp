@@ -139,11 +139,11 @@ void cpu_select_isa(int64_t isa) {
 }  // namespace
 }  // namespace fused_subpixel::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(FS_NAMESPACE, CPU, m) {
   fused_subpixel::register_operators<fused_subpixel::cpu::Cpu>(m);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(FS_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("_cpu_plan", TORCH_BOX(&fused_subpixel::cpu::cpu_plan));
   m.impl("_cpu_capability", TORCH_BOX(&fused_subpixel::cpu::cpu_capability));
   m.impl("_cpu_select_isa", TORCH_BOX(&fused_subpixel::cpu::cpu_select_isa));

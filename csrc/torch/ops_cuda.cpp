@@ -190,13 +190,13 @@ std::tuple<std::vector<int64_t>, std::string> cuda_plan(std::vector<int64_t> pro
 #if !defined(FS_CUDA_DISPATCH_KEY)
 #define FS_CUDA_DISPATCH_KEY CUDA
 #endif
-STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, FS_CUDA_DISPATCH_KEY, m) {
+STABLE_TORCH_LIBRARY_IMPL(FS_NAMESPACE, FS_CUDA_DISPATCH_KEY, m) {
   fused_subpixel::register_operators<fused_subpixel::cuda::OnDevice>(m);
   m.impl("unshuffle_reduce", TORCH_BOX(&fused_subpixel::cuda::unshuffle_reduce));
   m.impl("shuffle", TORCH_BOX(&fused_subpixel::cuda::shuffle));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fused_subpixel, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(FS_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("_cuda_capability", TORCH_BOX(&fused_subpixel::cuda::cuda_capability));
   m.impl("_cuda_plan", TORCH_BOX(&fused_subpixel::cuda::cuda_plan));
 }

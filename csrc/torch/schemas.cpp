@@ -4,7 +4,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include "schemas.h"
+#include "torch/namespace.h"
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fused_subpixel, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(FS_NAMESPACE, m) {
   for (const char* schema : kSchemas) m.def(schema);
 }

@@ -14,32 +14,36 @@ import os
 import threading
 from collections.abc import Collection
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
 from .. import torch_compat
-from ..ops.library import libraries
-from .checks import BACKENDS
+from ..ops.library import libraries, operators
+from .checks import BACKENDS, Backend
 
 # In the environment, for csrc/cpu/isa.cpp, which ignores other names.
 _INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx", "neon_bf16")
 
 
-def _check_name(name: Any, origin: str, known: Collection[str] = BACKENDS) -> str:
-    if name not in known:
-        raise ValueError(f"{origin}: expected one of {', '.join(map(repr, known))}, got {name!r}")
-    return str(name)
+_Name = TypeVar("_Name", bound=str)
 
 
-_default = _check_name(os.environ.get("FUSED_SUBPIXEL_BACKEND") or "auto", "FUSED_SUBPIXEL_BACKEND")
+def _check_name(name: Any, origin: str, known: Collection[_Name]) -> _Name:
+    for one in known:
+        if name == one:
+            return one
+    raise ValueError(f"{origin}: expected one of {', '.join(map(repr, known))}, got {name!r}")
+
+
+_default = _check_name(os.environ.get("FUSED_SUBPIXEL_BACKEND") or "auto", "FUSED_SUBPIXEL_BACKEND", BACKENDS)
 _check_name(
     os.environ.get("FUSED_SUBPIXEL_MAX_CPU_ISA") or "amx", "FUSED_SUBPIXEL_MAX_CPU_ISA", _INSTRUCTION_SETS
 )
 
 
 class _Requested(threading.local):
-    name: str = _default
+    name: Backend = _default
 
 
 _requested = _Requested()
@@ -47,7 +51,7 @@ _requested = _Requested()
 _requested_by_latest_thread = _default
 
 
-def requested(tracing: bool = False) -> str:
+def requested(tracing: bool = False) -> Backend:
     """The backend asked for by the innermost :class:`use_backend`, else by the environment, else ``auto``."""
     return _requested_by_latest_thread if tracing else _requested.name
 
@@ -65,8 +69,8 @@ class use_backend:
     ...     y = subpixel_conv2d(x, weight)
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = _check_name(name, "use_backend")
+    def __init__(self, name: Backend) -> None:
+        self.name = _check_name(name, "use_backend", BACKENDS)
 
     def __enter__(self) -> None:
         global _requested_by_latest_thread
@@ -89,7 +93,7 @@ def allows_tf32(is_cuda: bool = True) -> bool:
 
 @functools.cache
 def _capability(index: int) -> tuple[int, ...]:
-    return tuple(torch.ops.fused_subpixel._cuda_capability(index))
+    return tuple(operators._cuda_capability(index))
 
 
 def cuda_versions() -> tuple[str, str]:
@@ -151,9 +155,9 @@ def refusal(backend: str, device: torch.device) -> str | None:
     return None
 
 
-def choose(requested: str, device: torch.device) -> str:
+def choose(requested: Backend, device: torch.device) -> Backend:
     """The backend for tensors of this device: ``cuda``, ``cpu`` or ``reference``."""
-    _check_name(requested, "backend")
+    _check_name(requested, "backend", BACKENDS)
     if requested == "reference":
         return requested
     if requested != "auto":
@@ -162,5 +166,5 @@ def choose(requested: str, device: torch.device) -> str:
             raise ValueError(f"backend {requested!r} cannot run here: {reason}")
         return requested
     if device.type in libraries and refusal(device.type, device) is None:
-        return device.type
+        return cast(Backend, device.type)
     return "reference"

@@ -14,6 +14,7 @@ import torch
 
 from .. import torch_compat
 from ..ops.geometry import KERNEL_DTYPES, Geometry
+from ..ops.library import operators
 from .call import BackwardPlan
 
 _PYTORCH = BackwardPlan(False, False)
@@ -148,7 +149,7 @@ def estimate(
 
     def planned(direction: int) -> float:
         with torch_compat.without_dispatch_modes():
-            numbers, _ = torch.ops.fused_subpixel._cpu_plan([direction, *problem[1:]])
+            numbers, _ = operators._cpu_plan([direction, *problem[1:]])
         return float(numbers[-1])
 
     threads = torch.get_num_threads()
@@ -180,7 +181,7 @@ def _costs_of(dtype: torch.dtype) -> _Costs:
     if dtype != torch.bfloat16:
         return _VECTORS
     with torch_compat.without_dispatch_modes():
-        current, usable = torch.ops.fused_subpixel._cpu_capability()[:2]
+        current, usable = operators._cpu_capability()[:2]
     if usable >> _AMX & 1:
         return _TILE_REGISTERS
     return _PAIRS if current == _AVX512_BF16 else _VECTORS

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ops.geometry import Epilogue, Geometry, Problem
+from .checks import Backend
 
 
 class BackwardPlan(NamedTuple):
@@ -23,7 +24,7 @@ class Call(NamedTuple):
     """What follows from everything but the tensors' contents: the work that is done once and cached."""
 
     problem: Problem
-    backend: str
+    backend: Backend
     numbers: tuple[Any, ...]  # the operator's arguments after the tensors
     options: Tensor | None  # the same in one tensor, for eager calls of a compiled backend
     plan: BackwardPlan
@@ -34,7 +35,7 @@ class Call(NamedTuple):
 
 
 def make_call(
-    problem: Problem, backend: str, plan: BackwardPlan, eager: bool, linear: Call | None = None
+    problem: Problem, backend: Backend, plan: BackwardPlan, eager: bool, linear: Call | None = None
 ) -> Call:
     """The call of a problem; ``eager``: it is not traced by torch.compile."""
     options = eager_options(problem) if eager and backend != "reference" else None

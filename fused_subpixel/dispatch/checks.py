@@ -12,7 +12,7 @@ import operator
 import reprlib
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from torch import Tensor
 from ..ops.geometry import DTYPES
 
 TensorInfo = tuple[Sequence[int], torch.dtype, torch.device]
-BACKENDS = ("auto", "cuda", "cpu", "reference")
+Backend = Literal["auto", "cuda", "cpu", "reference"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 # Of any stride, padding, ...; and of the output's height and width. The kernels index with 64 bits, within an
 # image row with 32.
 LARGEST = 2**30 - 1

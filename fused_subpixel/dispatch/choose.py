@@ -20,11 +20,11 @@ from ..ops.library import libraries
 from . import backends
 from .backward import plan_backward
 from .call import BackwardPlan, Call, make_call
-from .checks import TensorInfo
+from .checks import Backend, TensorInfo
 
 
 def prepare(
-    requested: str,
+    requested: Backend,
     tf32: bool,
     resolve: Callable[..., Problem],
     input: TensorInfo,

@@ -20,13 +20,14 @@ from torch.fx.node import map_arg
 from .. import torch_compat
 from ..ops.fallback import PLAIN_KERNELS
 from ..ops.layout import memory_format
+from ..ops.library import operators
 from ..surgery.report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site
 from .calls import Call, call_of, has_side_effects, known, number_of, spelled, tensor_of
 from .find_shuffle import Refusal, Shuffle, plain_convolutions, shuffles
 from .match import Match, match
 
 aten = torch.ops.aten
-_operator = torch.ops.fused_subpixel.subpixel_conv2d.default
+_operator = operators.subpixel_conv2d.default
 _log = logging.getLogger(__name__)
 
 
@@ -113,7 +114,7 @@ def unfuse(program: Any) -> Any:
         TypeError: ``program`` is not an ExportedProgram.
     """
     _check_program(program)
-    table = {getattr(torch.ops.fused_subpixel, name).default: run for name, run in PLAIN_KERNELS.items()}
+    table = {getattr(operators, name).default: run for name, run in PLAIN_KERNELS.items()}
     modules = [module for module in program.graph_module.modules() if isinstance(module, GraphModule)]
     if not any(node.target in table for module in modules for node in module.graph.nodes):
         return program

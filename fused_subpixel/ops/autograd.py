@@ -40,9 +40,9 @@ from .gradients import (
 from .layout import is_channels_last
 
 # Overloads, because choosing among them costs a microsecond per call.
-_operator = torch.ops.fused_subpixel.subpixel_conv2d.default
-_eager_operator = torch_compat.builtin_of(torch.ops.fused_subpixel._subpixel_conv2d.default)
-_eager_backward = torch_compat.builtin_of(torch.ops.fused_subpixel._subpixel_conv2d_backward.default)
+_operator = library.operators.subpixel_conv2d.default
+_eager_operator = torch_compat.builtin_of(library.operators._subpixel_conv2d.default)
+_eager_backward = torch_compat.builtin_of(library.operators._subpixel_conv2d_backward.default)
 _NO_EPILOGUE = Epilogue().numbers
 
 
@@ -260,7 +260,7 @@ def _epilogue_gradients(
 
 if not library.has_kernel("subpixel_conv2d", "Autograd"):
     torch.library.register_autograd(
-        "fused_subpixel::subpixel_conv2d", _backward, setup_context=_setup_context
+        library.qualified("subpixel_conv2d"), _backward, setup_context=_setup_context
     )
 
 
@@ -270,11 +270,11 @@ def _setup_shuffle(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _shuffle_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     factor_h, factor_w, channel_order, inverse = ctx.options
-    shuffle = torch.ops.fused_subpixel.shuffle.default
+    shuffle = library.operators.shuffle.default
     return shuffle(grad, factor_h, factor_w, channel_order, not inverse), None, None, None, None
 
 
 if not library.has_kernel("shuffle", "Autograd"):
     torch.library.register_autograd(
-        "fused_subpixel::shuffle", _shuffle_backward, setup_context=_setup_shuffle
+        library.qualified("shuffle"), _shuffle_backward, setup_context=_setup_shuffle
     )

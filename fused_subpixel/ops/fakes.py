@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 from .. import torch_compat
 from .geometry import Geometry, Transposed, lr_size, output_size, subpixel_weight_shape
 from .layout import is_channels_last, memory_format
-from .library import has_kernel
+from .library import has_kernel, operators, qualified
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -24,7 +24,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def _register_fake(operator: str) -> Callable[[_Function], _Function]:
     def register(fake: _Function) -> _Function:
         if not has_kernel(operator, "Meta"):
-            torch.library.register_fake(f"fused_subpixel::{operator}", fake)
+            torch.library.register_fake(qualified(operator), fake)
         return fake
 
     return register
@@ -32,7 +32,7 @@ def _register_fake(operator: str) -> Callable[[_Function], _Function]:
 
 def _register_flops(operator: str) -> Callable[[_Function], _Function]:
     def register(formula: _Function) -> _Function:
-        packet = getattr(torch.ops.fused_subpixel, operator)
+        packet = getattr(operators, operator)
         if packet not in flop_registry:
             register_flop_formula(packet)(formula)
         return formula
@@ -60,7 +60,7 @@ def fake_subpixel_conv2d(
     transposed_weight: bool = False,
 ) -> Tensor:
     """The output, without values."""
-    torch_compat.keep_call_in_inductor("fused_subpixel::subpixel_conv2d")
+    torch_compat.keep_call_in_inductor(qualified("subpixel_conv2d"))
     geometry = Geometry(*numbers)
     batch, _, height, width = input.shape
     shape: Sequence[int] = weight.shape
@@ -117,7 +117,7 @@ def vector_padding(channels: int, dtype: torch.dtype) -> int:
 @_register_fake("shuffle")
 def fake_shuffle(input: Tensor, factor_h: int, factor_w: int, channel_order: int, inverse: bool) -> Tensor:
     """The output, without values."""
-    torch_compat.keep_call_in_inductor("fused_subpixel::shuffle")
+    torch_compat.keep_call_in_inductor(qualified("shuffle"))
     n, c, h, w = input.shape
     phases = factor_h * factor_w
     shape = (

@@ -149,8 +149,8 @@ for _name, _kernel in PLAIN_KERNELS.items():
 # torch.onnx.export writes an operator that it does not know as its decomposition, here Conv and DepthToSpace.
 # Fake tensors of symbolic sizes would run that too, where there is no meta function.
 for _operation, _fake, _kernel in (
-    (torch.ops.fused_subpixel.subpixel_conv2d.default, fakes.fake_subpixel_conv2d, _plain_subpixel_conv2d),
-    (torch.ops.fused_subpixel.shuffle.default, fakes.fake_shuffle, _plain_shuffle),
+    (library.operators.subpixel_conv2d.default, fakes.fake_subpixel_conv2d, _plain_subpixel_conv2d),
+    (library.operators.shuffle.default, fakes.fake_shuffle, _plain_shuffle),
 ):
     if _operation not in torch_compat.meta_table:
         torch_compat.register_decomposition(_operation, type="meta")(_fake)

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
-CHANNEL_ORDERS = {"crd": 0, "dcr": 1}
-ACTIVATIONS = {
-    None: 0, "relu": 1, "leaky_relu": 2, "prelu": 3, "silu": 4, "gelu": 5, "tanh": 6, "sigmoid": 7,
-    "relu6": 8, "hardswish": 9, "hardsigmoid": 10, "gelu_tanh": 11, "elu": 12, "mish": 13, "softplus": 14,
-}  # fmt: skip
+# The names, for type checkers, and their numbers, which follow from their order.
+ChannelOrder = Literal["crd", "dcr"]
+Activation = Literal[
+    "relu", "leaky_relu", "prelu", "silu", "gelu", "tanh", "sigmoid", "relu6", "hardswish", "hardsigmoid",
+    "gelu_tanh", "elu", "mish", "softplus",
+]  # fmt: skip
+CHANNEL_ORDERS: dict[str, int] = {name: number for number, name in enumerate(get_args(ChannelOrder))}
+ACTIVATIONS: dict[str | None, int] = {
+    name: number for number, name in enumerate((None, *get_args(Activation)))
+}
 _READ_FROM_OUTPUT = frozenset(ACTIVATIONS[name] for name in ("relu", "relu6", "tanh", "sigmoid"))
 # enum Isa of csrc/cpu, but for the stand-ins of the tests
 INSTRUCTION_SETS = ("portable", "AVX2", "AVX-512", "AVX512-BF16", "AMX", "NEON-BF16")

@@ -29,13 +29,13 @@ from ..weights import subpixel_weight_and_bias, subpixel_weight_to_conv_transpos
 from .fakes import counting
 from .geometry import ACTIVATIONS, CHANNEL_ORDERS, KERNEL_DTYPES, Epilogue, Geometry, Problem
 from .layout import is_channels_last
-from .library import libraries
+from .library import libraries, operators
 
 aten = torch.ops.aten
-_input_grad_operator = torch.ops.fused_subpixel.subpixel_conv2d_input_grad.default
-_weight_grad_operator = torch.ops.fused_subpixel.subpixel_conv2d_weight_grad.default
-_unshuffle_reduce_operator = torch.ops.fused_subpixel.unshuffle_reduce.default
-_eager_operator = torch_compat.builtin_of(torch.ops.fused_subpixel._subpixel_conv2d_backward.default)
+_input_grad_operator = operators.subpixel_conv2d_input_grad.default
+_weight_grad_operator = operators.subpixel_conv2d_weight_grad.default
+_unshuffle_reduce_operator = operators.unshuffle_reduce.default
+_eager_operator = torch_compat.builtin_of(operators._subpixel_conv2d_backward.default)
 _PYTORCHS = BackwardPlan(False, False)
 _RELU, _LEAKY_RELU = ACTIVATIONS["relu"], ACTIVATIONS["leaky_relu"]
 _RELU6, _TANH, _SIGMOID = ACTIVATIONS["relu6"], ACTIVATIONS["tanh"], ACTIVATIONS["sigmoid"]

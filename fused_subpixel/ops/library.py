@@ -19,12 +19,14 @@ import os
 import pathlib
 import sys
 import warnings
+from typing import Any
 
 import torch
 
 from .. import torch_compat
 from .schemas import NAMESPACE, SCHEMAS
 
+operators: Any = getattr(torch.ops, NAMESPACE)
 # Must live as long as the process.
 definitions = torch.library.Library(NAMESPACE, "FRAGMENT")
 # Exact strides: an operator's output has its input's memory format. It is Inductor's default for operators
@@ -32,13 +34,18 @@ definitions = torch.library.Library(NAMESPACE, "FRAGMENT")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 
+def qualified(operator: str) -> str:
+    """An operator's name with its namespace, as PyTorch's registries take it."""
+    return f"{NAMESPACE}::{operator}"
+
+
 def _define(schema: str) -> None:
     """Define an operator, unless an earlier import did."""
     operator = schema.partition("(")[0]
-    earlier = torch_compat.schemas_of_operator(f"{NAMESPACE}::{operator}")
+    earlier = torch_compat.schemas_of_operator(qualified(operator))
     if not earlier:
         definitions.define(schema, tags=_TAGS)
-    elif earlier[0] != torch_compat.parse_schema(f"{NAMESPACE}::{schema}"):
+    elif earlier[0] != torch_compat.parse_schema(qualified(schema)):
         raise ImportError(
             "fused_subpixel was imported before in this process, in another version: its operator "
             f"{operator} has other arguments. Restart Python (in a notebook, the kernel) to use this version"
@@ -51,7 +58,7 @@ for _schema in SCHEMAS:
 
 def has_kernel(operator: str, key: str) -> bool:
     """Whether an operator has a kernel of its own for a dispatch key, registered by an earlier import."""
-    return bool(torch_compat.has_kernel_for_dispatch_key(f"{NAMESPACE}::{operator}", key))
+    return bool(torch_compat.has_kernel_for_dispatch_key(qualified(operator), key))
 
 
 # These are called below autograd: nothing is to be recorded, and a context that says so costs 2 µs per call.
@@ -157,12 +164,12 @@ def _installed_elsewhere(name: str) -> pathlib.Path | None:
 
 
 def _load_all() -> dict[str, LoadedLibrary]:
-    loaded = {"cpu": _load("fused_subpixel_cpu")}
+    loaded = {"cpu": _load(f"{NAMESPACE}_cpu")}
     if torch.version.cuda is None:  # the CUDA library needs symbols that only a CUDA build of torch has
         problem = f"torch {torch.__version__} is built without CUDA"
         loaded["cuda"] = LoadedLibrary(problem=problem, remedy="")
     else:
-        loaded["cuda"] = _load("fused_subpixel_cuda")
+        loaded["cuda"] = _load(f"{NAMESPACE}_cuda")
     return loaded
 
 
@@ -204,8 +211,11 @@ def warn_of_class(kind: type) -> None:
 def _callers_depth() -> int:
     """How many frames above a warning function the first one is that is not this package's or nn.Module's."""
     depth, frame = 1, sys._getframe(1)
+    package = __name__.partition(".")[
+        0
+    ]  # not always fused_subpixel: a Hub kernel is imported as its namespace
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
-        ("fused_subpixel", "torch.nn.modules")
+        (package, "torch.nn.modules")
     ):
         depth, frame = depth + 1, frame.f_back
     return depth

@@ -5,6 +5,8 @@ library.py defines them. The build writes them into fused_subpixel_schemas.so to
 Python (csrc/torch/schemas.cpp): this file is run by setup.py and imports nothing.
 """
 
+# Of the operators in torch.ops, and the first part of the libraries' names. A build with another
+# FUSED_SUBPIXEL_NAMESPACE writes it here. No other Python file spells it out; C++ has FS_NAMESPACE.
 NAMESPACE = "fused_subpixel"
 
 # The fields of Geometry. One list, for its ints one by one would cost a small call a good part of its time.

@@ -22,7 +22,7 @@ from .chain import Activation
 from .conv_transpose import FUSED
 from .fused_modules import FusedConv, FusedSequential, Plan, twin
 from .replace import Replacer, describe, how, only_reparametrising_hooks, weight_of
-from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, TRANSPOSED, Report, Site, WholeModel
+from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, TRANSPOSED, Report, Site, Status, WholeModel
 
 _WORTH_IT = 0.97  # of PyTorch's time: below what measurements differ by, a change is not worth it
 _SHARE_OF_LAYERS = 0.6  # of the seconds; the rest is for the whole model
@@ -183,7 +183,7 @@ class Accelerator(Replacer):
 
     # -- finding
 
-    def note(self, module: nn.Module, layers: str, status: str, reason: str) -> None:
+    def note(self, module: nn.Module, layers: str, status: Status, reason: str) -> None:
         """Note what becomes of a layer that is not measured."""
         self.layers[module] = Site(self.names[module], layers, status, reason)
 

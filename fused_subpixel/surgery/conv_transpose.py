@@ -14,7 +14,7 @@ from ..modules import ConvTranspose2d
 from ..modules_1d import ConvTranspose1d
 from ..modules_3d import ConvTranspose3d
 from .arguments import check_model, copied
-from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, TRANSPOSED, Report, Site, what_else_finds
+from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, TRANSPOSED, Report, Site, Status, what_else_finds
 
 # PyTorch's classes and ours.
 FUSED: dict[type[nn.Module], type[nn.Module]] = dict(
@@ -51,6 +51,7 @@ def replace_conv_transpose(model: nn.Module, *, inplace: bool = False, return_re
         if not isinstance(module, TRANSPOSED):
             continue
         reason = why_not(module)
+        status: Status
         if type(module) in FUSED.values():
             status = ALREADY_REPLACED
         elif reason is None:

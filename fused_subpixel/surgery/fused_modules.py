@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -96,6 +97,19 @@ def _fused_subclass(original: Any) -> Any:
 # ---- nn.Sequential ---------------------------------------------------------------------------------------
 
 
+def run_chain(found: Chain | UnshuffleConv, input: Tensor) -> Any:
+    """Apply a chain as one call."""
+    if isinstance(found, UnshuffleConv):
+        return chains.run_unshuffle_conv(input, found.unshuffle, found.conv)
+    factor = found.shuffle.upscale_factor
+    output = chains.run(input, found.conv, factor, found.norm, found.before, found.after)
+    if output is None:
+        output = input
+        for module in found.modules:
+            output = module(output)
+    return output
+
+
 class FusedSequential(Fused, nn.Sequential):
     """An ``nn.Sequential`` that runs convolution and pixel shuffle, where they are neighbours, as one call.
 
@@ -106,37 +120,35 @@ class FusedSequential(Fused, nn.Sequential):
     original_class = nn.Sequential
     fold_batch_norm = False
     unshuffle = False
+    run = staticmethod(run_chain)  # which a recording of the model replaces, for one module
 
     def forward(self, input: Any) -> Any:
         """Apply all modules, chains of them as one call."""
         kind: Any = type(self).original_class
-        if kind.forward is not nn.Sequential.forward or not originals.intact():
+        if kind.forward is not nn.Sequential.forward:
             return super().forward(input)
-        modules = chains.flatten(self)
-        position = 0
-        while position < len(modules):
-            found: Chain | UnshuffleConv | str | None = None
-            if isinstance(modules[position], (nn.Conv2d, nn.PixelUnshuffle)) and chains.runs_fused(input):
-                found = chains.match(modules, position, self.fold_batch_norm, self.unshuffle)
-            if found is None or isinstance(found, str):
-                input = modules[position](input)
-                position += 1
-            else:
-                input = self.run(found, input)
-                position += len(found.modules)
-        return input
+        return run_sequential(self, input, self.fold_batch_norm, self.unshuffle, self.run)
 
-    def run(self, found: Chain | UnshuffleConv, input: Tensor) -> Any:
-        """Apply a chain as one call."""
-        if isinstance(found, UnshuffleConv):
-            return chains.run_unshuffle_conv(input, found.unshuffle, found.conv)
-        factor = found.shuffle.upscale_factor
-        output = chains.run(input, found.conv, factor, found.norm, found.before, found.after)
-        if output is None:
-            output = input
-            for module in found.modules:
-                output = module(output)
-        return output
+
+def run_sequential(
+    sequential: Any, input: Any, fold_batch_norm: bool, unshuffle: bool, run: Callable[..., Any]
+) -> Any:
+    """The forward of an ``nn.Sequential``, with chains of its modules as one call."""
+    if not originals.intact():
+        return nn.Sequential.forward(sequential, input)
+    modules = chains.flatten(sequential)
+    position = 0
+    while position < len(modules):
+        found: Chain | UnshuffleConv | str | None = None
+        if isinstance(modules[position], (nn.Conv2d, nn.PixelUnshuffle)) and chains.runs_fused(input):
+            found = chains.match(modules, position, fold_batch_norm, unshuffle)
+        if found is None or isinstance(found, str):
+            input = modules[position](input)
+            position += 1
+        else:
+            input = run(found, input)
+            position += len(found.modules)
+    return input
 
 
 # ---- convolutions ------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from . import chain as chains
 from . import trace
 from .chain import Activation, Chain, UnshuffleConv
 from .fused_modules import FusedConv, FusedConv2d, FusedSequential, Plan, fuse_class
-from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site
+from .report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site, Status
 
 Pair = tuple[nn.Module, nn.Module | None]  # a convolution and the shuffle (or an unshuffle and a convolution)
 
@@ -300,7 +300,7 @@ class Replacer:
 
     # -- reporting
 
-    def site(self, pair: Pair, status: str, reason: str) -> Site:
+    def site(self, pair: Pair, status: Status, reason: str) -> Site:
         """The report's entry of a pair."""
         names = [
             self.names.get(module, "pixel_shuffle()") if module else "pixel_shuffle()" for module in pair

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from torch import nn
 
-REPLACED, ALREADY_REPLACED, LEFT_ALONE = "replaced", "already replaced", "left alone"
+REPLACED: Final = "replaced"
+ALREADY_REPLACED: Final = "already replaced"
+LEFT_ALONE: Final = "left alone"
+Status = Literal["replaced", "already replaced", "left alone"]
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -31,7 +34,7 @@ class Site:
 
     path: str
     layers: str
-    status: str
+    status: Status
     reason: str = ""
     saved_bytes: int | None = None
     saved_bytes_per_pixel: int | None = None
@@ -91,7 +94,7 @@ class Report:
     def __getitem__(self, index: int) -> Site:
         return self.sites[index]
 
-    def with_status(self, status: str) -> list[Site]:
+    def with_status(self, status: Status) -> list[Site]:
         """The sites of a ``status``."""
         return [site for site in self.sites if site.status == status]
 

@@ -11,7 +11,7 @@ import gc
 import random
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..torch_compat import tree_leaves, tree_map, without_torch_function
 from . import chain as chains
 from .calls import METADATA, Call, call_of
-from .fused_modules import FusedSequential
+from .fused_modules import run_chain
 from .low_resolution import LowResolution
 from .report import TRANSPOSED
 
@@ -149,7 +149,7 @@ class Recorder(TorchFunctionMode):
                     watched += [(module, "forward"), (module, "run")]
                     watching = self._watch_call(module, self._sequentials)
                     module.__dict__["forward"] = _standing_for(watching, module)
-                    module.__dict__["run"] = self._watch_chains(module)
+                    module.__dict__["run"] = self._watch_chains()
             with self:
                 yield
         finally:
@@ -187,10 +187,10 @@ class Recorder(TorchFunctionMode):
 
         return forward
 
-    def _watch_chains(self, module: nn.Module) -> Any:
+    def _watch_chains(self) -> Any:
         def run(found: Any, input: Tensor) -> Any:
             self.chain_runs.append(found)
-            return FusedSequential.run(cast(FusedSequential, module), found, input)
+            return run_chain(found, input)
 
         return run
 

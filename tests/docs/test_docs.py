@@ -167,14 +167,14 @@ def test_identifiers_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_make_targets_exist(page: str) -> None:
-    targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), re.MULTILINE))
-    named = re.findall(r"^make ([a-z-]+)", "\n".join(b.code for b in blocks(text_of(page))), re.MULTILINE)
-    named += [m[1] for name in quoted(text_of(page)) if (m := re.match(r"make ([a-z-]+)", name))]
+    targets = set(re.findall(r"^([a-z0-9-]+):", text_of("Makefile"), re.MULTILINE))
+    named = re.findall(r"^make ([a-z0-9-]+)", "\n".join(b.code for b in blocks(text_of(page))), re.MULTILINE)
+    named += [m[1] for name in quoted(text_of(page)) if (m := re.match(r"make ([a-z0-9-]+)", name))]
     assert set(named) <= targets
 
 
 def test_the_api_page_has_every_public_name() -> None:
-    named = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", text_of("docs/api.md"), re.MULTILINE)
+    named = re.findall(r"^\.\. auto(?:function|class|data):: (\w+)$", text_of("docs/api.md"), re.MULTILINE)
     assert sorted(named) == sorted(fs.__all__)
 
 

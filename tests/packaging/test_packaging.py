@@ -4,7 +4,6 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from building import BUILD_FILES, ISA_OBJECTS, ROOT, build, compiled, copy_of_project, run
 from rotation import ISA_NAMES
 from tiers import tiered
 
@@ -20,35 +20,12 @@ from fused_subpixel import __main__, verification
 from fused_subpixel.dispatch import backends
 from fused_subpixel.ops import library
 
-ROOT = Path(__file__).resolve().parents[2]
-ISA_OBJECTS = sorted((ROOT / "build/ninja/csrc/cpu/kernels").glob("*.cpp.*.o"))
 LIBRARIES = sorted(Path(fused_subpixel.__file__).parent.glob("*.so"))
-BUILD_FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "tools/__init__.py")
-BUILD_FILES += tuple(str(path.relative_to(ROOT)) for path in (ROOT / "tools/compile").glob("*.py"))
 
 
 def needs(*tools: str):
     missing = [tool for tool in tools if shutil.which(tool) is None]
     return pytest.mark.skipif(bool(missing), reason=f"not installed here: {', '.join(missing)}")
-
-
-def run(*command, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
-    # of the build under test, not of these
-    ours = ("FUSED_SUBPIXEL_CUDA", "FUSED_SUBPIXEL_CUDA_ARCHS", "FUSED_SUBPIXEL_BUILD_TESTS")
-    environment = {**{name: value for name, value in os.environ.items() if name not in ours}, **env}
-    return subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True)
-
-
-def build(tree: Path, *arguments: str, **env: str) -> str:
-    """Run setup.py in tree and return what it said; arguments default to an in-place build."""
-    result = run(sys.executable, "setup.py", *(arguments or ("build_ext", "--inplace")), cwd=tree, **env)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
-def compiled(output: str) -> set[str]:
-    """The files that ninja made, from its progress lines: '[2/5] g++ build/ninja/csrc/cpu/plan.cpp.o'."""
-    return {line.split("/")[-1] for line in output.splitlines() if re.match(r"\[\d+/\d+\] ", line)}
 
 
 # ---- the libraries ----
@@ -631,14 +608,7 @@ def test_the_libraries_load_from_another_folder():
 def project(tmp_path_factory):
     """A copy of this project with its objects, so nothing needs compiling, and remains of older builds."""
     pytest.importorskip("setuptools", minversion="77")
-    if not ISA_OBJECTS:
-        pytest.skip("no objects in build/ninja: `make build` leaves them there")
-    tree = tmp_path_factory.mktemp("project")
-    for name in filter(lambda name: (ROOT / name).exists(), BUILD_FILES):
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, tree / name)
-    for folder in ("csrc", "fused_subpixel", "build/ninja"):
-        shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    tree = copy_of_project(tmp_path_factory.mktemp("project"))
     # leaves build/lib.<platform>, whose files would be in the next wheel
     build(tree, "build", FUSED_SUBPIXEL_CUDA="0")
     for folder in (tree / "fused_subpixel", *tree.glob("build/lib*/fused_subpixel")):

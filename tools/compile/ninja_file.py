@@ -24,6 +24,7 @@ from tools.compile.cuda_toolkit import (
     host_compiler,
 )
 from tools.compile.toolchain import (
+    NAMESPACE,
     PACKAGE,
     compiles_for,
     enabled,
@@ -166,13 +167,15 @@ class NinjaFile:
         return out
 
     def compile(self, source: Path, flags: str = "", variant: str = "") -> Path:
+        if source.parent == Path("csrc/torch") and NAMESPACE != PACKAGE:  # all else serves any namespace
+            flags, variant = f"{flags} -DFS_NAMESPACE={NAMESPACE}", f".{NAMESPACE}{variant}"
         out = self.folder / source.with_name(f"{source.name}{variant}.o")
         if source.parts[0] == "tests":  # torch has a pybind11 of its own, which refuses to be used like this
             flags += "\n  torch_headers ="
         return self.step("nvcc" if source.suffix == ".cu" else "cxx", out, [source], flags)
 
     def library(self, name: str, objects: list[Path], flags: str = "") -> Path:
-        out = self.folder / f"{PACKAGE}_{name}{self.target.library_suffix}"
+        out = self.folder / f"{NAMESPACE}_{name}{self.target.library_suffix}"
         if name != "cuda" and self.target.system == "linux":
             # A symbol that torch lacks is an error here, not a crash later. (Only CUDA builds have CUDA's.)
             flags += " -Wl,-z,defs"

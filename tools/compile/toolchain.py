@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 PACKAGE = "fused_subpixel"
+NAMESPACE = os.environ.get("FUSED_SUBPIXEL_NAMESPACE") or PACKAGE  # of the operators
 
 
 def fail(message: str) -> NoReturn:
