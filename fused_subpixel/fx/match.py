@@ -120,7 +120,7 @@ def _geometry(node: Node, call: Call, shuffle: Shuffle) -> Geometry:
     input, weight, output = (given_tensor(n) for n in (arguments["input"], arguments["weight"], node))
     if arguments.get("transposed"):
         raise Refusal(f"{spelled(node)} is a transposed convolution")
-    if is_dequantised(arguments["weight"]):  # another compiler's pattern, for a kernel that multiplies integers
+    if is_dequantised(arguments["weight"]):  # a pattern of compilers that have int8 kernels
         raise Refusal(f"{spelled(node)} is quantised")
     signal = weight.dim() == 3  # an image of one row
     if input.dim() != weight.dim() or weight.dim() not in ((4,) if shuffle.nodes else (3, 4)):

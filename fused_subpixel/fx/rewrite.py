@@ -42,7 +42,8 @@ def fuse(program: Any, *, plain: bool = False, return_report: bool = False) -> A
     Every ``conv2d -> pixel_shuffle``, with a batch norm in eval mode behind the convolution, and activation,
     residual and clamp before or after the shuffle in the order of :func:`fused_subpixel.subpixel_conv2d`,
     becomes one call of ``torch.ops.fused_subpixel.subpixel_conv2d``. What is not provably that, for all sizes
-    the program allows, is left alone, and so are quantised convolutions. docs/export.md lists what is recognised.
+    the program allows, is left alone, and so are quantised convolutions. docs/export.md lists what is
+    recognised.
 
     Args:
         program: what ``torch.export.export`` returns, also after ``run_decompositions``.

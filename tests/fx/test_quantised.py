@@ -27,7 +27,7 @@ OPERATOR = torch.ops.fused_subpixel.subpixel_conv2d.default
 
 
 class Quantised(nn.Module):
-    """A convolution 3 -> 12 and a shuffle, as torchao writes them: integers, widened before the convolution."""
+    """A convolution 3 -> 12 and a shuffle, as torchao writes them: integers are widened just before use."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
