@@ -332,8 +332,9 @@ def test_openvino() -> None:
 
 @pytest.fixture(scope="module")
 def inductor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Headers that Inductor compiles once for all tests."""
-    with pytest.MonkeyPatch.context() as patch:
+    """A folder in which Inductor compiles its headers once for all tests, and its wrappers fast."""
+    fast = torch._inductor.config.patch({"aot_inductor.compile_wrapper_opt_level": "O0"})
+    with fast, pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
         yield
 
@@ -381,14 +382,14 @@ def quantised_convolutions(model: Any) -> int:
     return sum("dequantize_per_channel" in str(node.target) for node in model.graph.nodes)
 
 
-@recipe("torchao")
-def test_torchao(tmp_path: Path, inductor: None) -> None:
+@recipe("torchao, PT2E")
+def test_torchao_pt2e(tmp_path: Path, inductor: None) -> None:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
     from executorch.exir import to_edge_transform_and_lower
     from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
-    page = run("torchao")
+    page = run("torchao, PT2E")
     x, export = page.x, torch.export.export
     expected = page.quantise(export(page.model, (x,)), page.quantizer)
     assert quantised_convolutions(expected) == 2
@@ -435,6 +436,19 @@ def test_torchao(tmp_path: Path, inductor: None) -> None:
     with torch.no_grad(), torch.autograd.profiler.profile() as profile:
         compiled(x)
     assert sum("qconv" in event.name for event in profile.function_events) == 2
+
+
+@recipe("torchao, linear layers")
+def test_torchao_linear_layers() -> None:
+    swin2sr = client("swin2sr-pixelshuffle-x4").float()
+    page = run("torchao, linear layers", swin2sr=copy.deepcopy(swin2sr))
+    in_float = outputs(swin2sr, page.x).reconstruction
+    page.quantize_(swin2sr, page.Int8WeightOnlyConfig())
+    expected = outputs(swin2sr, page.x).reconstruction
+    assert not torch.equal(expected, in_float)
+    for model in (page.swin2sr, fs.replace_pixel_shuffle(swin2sr, page.x)):
+        same(outputs(model, page.x).reconstruction, expected)
+        assert calls(model, page.x) == 2
 
 
 @recipe("torch.ao.quantization")
