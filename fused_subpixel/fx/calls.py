@@ -168,13 +168,9 @@ def known(condition: Any) -> bool:
 
 def is_dequantised(node: Any) -> bool:
     """Whether a tensor of a quantised program is widened from integers just before it is used."""
-    while isinstance(node, Node):
-        if "dequantize" in str(node.target):
-            return True
-        if _name(node) not in _CASTS:
-            return False
+    while isinstance(node, Node) and _name(node) in _CASTS:
         node = _first(node)
-    return False
+    return isinstance(node, Node) and node.op.startswith("call") and "dequantize" in str(node.target)
 
 
 def same_shape(one: Any, other: Any) -> bool:

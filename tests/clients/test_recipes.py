@@ -473,7 +473,11 @@ def test_torch_ao_quantization() -> None:
     expected = traced(page.model)
     assert torch.equal(outputs(page.quantised, x), outputs(expected, x))
     assert "quantized.conv2d" in [str(node.target) for node in page.quantised.graph.nodes]
-    assert torch.equal(outputs(by_modules(page.fused), x), outputs(by_modules(page.model), x))
+    chain = nn.Sequential(page.model.body, page.model.head, page.model.shuffle)
+    for replaced in (page.fused, fs.replace_pixel_shuffle(chain)):
+        found = by_modules(replaced)
+        assert torch.equal(outputs(found, x), outputs(by_modules(page.model), x))
+        assert calls(found, x) == 0
     # a module of this package
     network = nn.Sequential(page.model.body[0], fs.SubpixelConv2d(16, 3, 3, 2, padding=1)).eval()
     in_part = traced(network)
