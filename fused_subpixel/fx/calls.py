@@ -32,6 +32,7 @@ CLAMPS = frozenset(("clamp", "clamp_min", "clamp_max", "hardtanh", "relu6"))
 EPILOGUES = ACTIVATIONS | CLAMPS | {"add"}
 UPSAMPLINGS = frozenset(("interpolate", "upsample_nearest2d", "_upsample_nearest_exact2d"))
 CONVOLUTIONS = frozenset(("conv1d", "conv2d", "convolution"))
+_CASTS = COPIES | {"to", "_to_copy"}
 _READ = VIEWS | COPIES | EPILOGUES | UPSAMPLINGS | CONVOLUTIONS | {"batch_norm", "pixel_shuffle", "permute"}
 # A batch norm in eval mode of functional graphs. The first of its three results is the one that is read.
 _NORM_OF_THREE_RESULTS = "_native_batch_norm_legit_no_training"
@@ -163,6 +164,13 @@ def known(condition: Any) -> bool:
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
     return statically_known_true(condition)
+
+
+def is_dequantised(node: Any) -> bool:
+    """Whether a tensor of a quantised program is widened from integers just before it is used."""
+    while isinstance(node, Node) and _name(node) in _CASTS:
+        node = _first(node)
+    return isinstance(node, Node) and node.op.startswith("call") and "dequantize" in str(node.target)
 
 
 def same_shape(one: Any, other: Any) -> bool:

@@ -31,6 +31,7 @@ from .calls import (
     Call,
     call_of,
     has_side_effects,
+    is_dequantised,
     is_norm_of_three_results,
     number_of,
     same_shape,
@@ -119,6 +120,8 @@ def _geometry(node: Node, call: Call, shuffle: Shuffle) -> Geometry:
     input, weight, output = (given_tensor(n) for n in (arguments["input"], arguments["weight"], node))
     if arguments.get("transposed"):
         raise Refusal(f"{spelled(node)} is a transposed convolution")
+    if is_dequantised(arguments["weight"]):  # a pattern of compilers that have int8 kernels
+        raise Refusal(f"{spelled(node)} is quantised")
     signal = weight.dim() == 3  # an image of one row
     if input.dim() != weight.dim() or weight.dim() not in ((4,) if shuffle.nodes else (3, 4)):
         kind = "2-d" if shuffle.nodes else "1-d or 2-d"

@@ -22,13 +22,16 @@ from ..ops.fallback import PLAIN_KERNELS
 from ..ops.layout import memory_format
 from ..ops.library import operators
 from ..surgery.report import ALREADY_REPLACED, LEFT_ALONE, REPLACED, Report, Site
-from .calls import Call, call_of, has_side_effects, known, number_of, spelled, tensor_of
+from .calls import Call, call_of, has_side_effects, is_dequantised, known, number_of, spelled, tensor_of
 from .find_shuffle import Refusal, Shuffle, plain_convolutions, shuffles
 from .match import Match, match
 
 aten = torch.ops.aten
 _operator = operators.subpixel_conv2d.default
 _log = logging.getLogger(__name__)
+
+# Of a call in a quantised program.
+_FLOAT = "not quantised; to quantise it, export restore(model) or unfuse(program) first"
 
 
 # ---- exported programs -------------------------------------------------------------------------------------
@@ -40,7 +43,8 @@ def fuse(program: Any, *, plain: bool = False, return_report: bool = False) -> A
     Every ``conv2d -> pixel_shuffle``, with a batch norm in eval mode behind the convolution, and activation,
     residual and clamp before or after the shuffle in the order of :func:`fused_subpixel.subpixel_conv2d`,
     becomes one call of ``torch.ops.fused_subpixel.subpixel_conv2d``. What is not provably that, for all sizes
-    the program allows, is left alone. docs/export.md lists what is recognised.
+    the program allows, is left alone, and so are quantised convolutions. docs/export.md lists what is
+    recognised.
 
     Args:
         program: what ``torch.export.export`` returns, also after ``run_decompositions``.
@@ -118,7 +122,13 @@ def unfuse(program: Any) -> Any:
     modules = [module for module in program.graph_module.modules() if isinstance(module, GraphModule)]
     if not any(node.target in table for module in modules for node in module.graph.nodes):
         return program
-    return program.run_decompositions(table)
+    plain = program.run_decompositions(table)
+    for module in plain.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+            if node.target is aten.conv2d.default and "subpixel_conv2d" in str(node.meta.get("torch_fn")):
+                # Quantizers look for what torch.nn.Conv2d did, by this note.
+                node.meta["source_fn_stack"] = [(node.name, torch.nn.Conv2d)]
+    return plain
 
 
 def _check_program(program: Any) -> None:
@@ -195,8 +205,9 @@ def _fuse_all(root: GraphModule, *, training: bool, plain: bool, kept: Collectio
 def _fuse_graph(graph: Graph, training: bool, plain: bool, kept: Collection[str]) -> list[Site]:
     sites = []
     done = [node for node in graph.nodes if node.op == "call_function" and node.target is _operator]
+    quantised = any(map(is_dequantised, graph.nodes))
     for node in done:
-        sites.append(Site(_path(node), "subpixel_conv2d", ALREADY_REPLACED))
+        sites.append(Site(_path(node), "subpixel_conv2d", ALREADY_REPLACED, _FLOAT * quantised))
     places = [*shuffles(graph), *(plain_convolutions(graph) if plain else ())]
     for node, shuffle in places:
         if node.graph is not graph or node._erased:  # gone with an earlier place that it was part of

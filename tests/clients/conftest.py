@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import install
 import pytest
@@ -20,19 +22,26 @@ def could_not_be_had() -> dict[str, str]:
 
 
 MISSING = could_not_be_had()
-NOT_TESTED: dict[str, str] = {}  # client: the error it ended with
+NOT_TESTED: dict[str, str] = {}  # client or recipe: the error it ended with
+
+
+@contextmanager
+def skipped_if_missing(name: str) -> Iterator[None]:
+    """Skips the test if a package that the block imports could not be had."""
+    try:
+        yield
+    except (ImportError, OSError) as error:
+        if not MISSING:
+            raise
+        NOT_TESTED[name] = " ".join(str(error).split())
+        pytest.skip(f"not all that it needs could be had: {NOT_TESTED[name]}")
 
 
 def build(client: Client) -> nn.Module:
     """The client's model in eval mode, always with the same numbers; skips the test if it cannot be had."""
     torch.manual_seed(0)
-    try:
+    with skipped_if_missing(client.name):
         return client.build().eval().to(client.dtype)
-    except (ImportError, OSError) as error:
-        if not MISSING:
-            raise
-        NOT_TESTED[client.name] = " ".join(str(error).split())
-        pytest.skip(f"not all that it needs could be had: {NOT_TESTED[client.name]}")
 
 
 def pytest_configure(config: pytest.Config) -> None:

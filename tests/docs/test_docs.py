@@ -16,15 +16,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
+from pages import ROOT, blocks, text_of
 from tiers import tiered
 
 import fused_subpixel as fs
 
-ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").exists())
 DOCS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))
 READMES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "examples").rglob("README.md"))
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CODE_OF_CONDUCT.md", "GOVERNANCE.md", "SECURITY.md"]
@@ -33,23 +32,6 @@ TOP = ("csrc", "fused_subpixel", "tests", "bench", "docs", "examples", "tools", 
 SOURCES = (".py", ".h", ".cpp", ".cuh", ".cu", ".toml", ".csv")
 STEPS_OF_MAKE_GPU = ("bench", "dtypes", "compile", "autotune", "profile")  # those that measure
 WRITTEN_BY_PROGRAMS = ("log.csv", "psnr.csv", *(f"{step}.csv" for step in STEPS_OF_MAKE_GPU))
-
-
-def text_of(page: str) -> str:
-    return (ROOT / page).read_text()
-
-
-class Block(NamedTuple):
-    line: int
-    code: str
-    language: str
-    comment: str  # in front of the block: its kind and the rest
-
-
-def blocks(text: str) -> Iterator[Block]:
-    pattern = r"(?:<!-- ([^>]*) -->\n)?^```(\w*)\n(.*?)^```$"
-    for match in re.finditer(pattern, text, re.MULTILINE | re.DOTALL):
-        yield Block(text.count("\n", 0, match.start(3)) + 1, match[3], match[2], match[1] or "")
 
 
 def prose(text: str) -> str:
@@ -90,8 +72,7 @@ def test_code_runs(page: str, settings: None, capsys: pytest.CaptureFixture[str]
             continue
         if kind == "needs" and not all(importlib.util.find_spec(package) for package in rest.split()):
             continue
-        code = "\n" * (block.line - 1) + block.code  # errors show the page's lines
-        exec(compile(code, str(ROOT / page), "exec"), namespace)
+        block.run(page, namespace)
 
 
 @pytest.mark.parametrize("page", PAGES)
