@@ -7,6 +7,8 @@
 #include <new>
 #include <sstream>
 
+#include "common/oldest_version.h"
+
 #if defined(__GLIBC__) && defined(__GLIBCXX__)
 
 // ---- libstdc++ -------------------------------------------------------------------------------------------------
@@ -26,25 +28,6 @@ extern "C" {
 char __libc_single_threaded = 0;
 }
 
-// ---- functions of which glibc has a newer version too: name the oldest -------------------------------------------
-
-#if defined(__x86_64__)
-#define FS_OLDEST "GLIBC_2.2.5"
-#define FS_JUMP(name) "jmp " name "@PLT\n"
-#elif defined(__aarch64__)
-#define FS_OLDEST "GLIBC_2.17"
-#define FS_JUMP(name) "b " name "\n"
-#endif
-
-#if defined(FS_OLDEST)
-#define FS_USE_OLDEST(name)                          \
-  asm(".symver oldest_" name ", " name "@" FS_OLDEST \
-      "\n"                                           \
-      ".text\n.globl " name "\n.hidden " name        \
-      "\n"                                           \
-      ".type " name ", %function\n" name ":\n" FS_JUMP("oldest_" name))
-FS_USE_OLDEST("exp");    // of glibc 2.29
-FS_USE_OLDEST("dlsym");  // of glibc 2.34, as it is of libc instead of libdl; the CUDA runtime calls it
-#endif
+FS_USE_OLDEST("exp");  // of glibc 2.29
 
 #endif
