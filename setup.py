@@ -129,7 +129,8 @@ class Wheel(bdist_wheel):
     """For any Python 3, and from an empty build_lib: no file of an earlier build may slip in."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        return ("py3", "none", compiles_for(find_cxx()).wheel_tag if LIBRARIES else "any")
+        named = self.plat_name if self.plat_name_supplied else None
+        return ("py3", "none", (named or compiles_for(find_cxx()).wheel_tag) if LIBRARIES else "any")
 
     def run(self) -> None:
         shutil.rmtree(self.get_finalized_command("build").build_lib, ignore_errors=True)

@@ -6,7 +6,8 @@
     make release ARGS="--no-try"             # install nothing
 
 Everything is built from the source distribution, in build/release/source, where the objects of an earlier run
-stay. What comes of it:
+stay. The wheels hold no library of others, so auditwheel repairs nothing: it says whether tags are true. What
+comes of it:
 
     sdist     the source distribution
     any       a wheel of plain PyTorch, for every system that has no other one
@@ -37,7 +38,6 @@ from tools import aarch64
 ROOT = Path(__file__).resolve().parents[1]
 GLIBC = (2, 28)  # as torch's own wheels
 MANYLINUX = "manylinux_{}_{}".format(*GLIBC)
-OF_TORCH = ("libtorch.so", "libtorch_cpu.so")  # found at run time: torch is loaded first
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # where the checkers are
 
 
@@ -113,19 +113,11 @@ class Release:
             run(sys.executable, "setup.py", "-q", "fetch_cuda_toolkit", cwd=self.source, **kind.env)
         if name == "aarch64":
             aarch64.prepare()
-        raw = self.work / "raw" / name
-        version = ["egg_info", f"--tag-build={kind.local_version}"]
-        setup = [sys.executable, "setup.py", "-q", *version, "bdist_wheel", "-d", raw]
-        run(*setup, cwd=self.source, **{"FUSED_SUBPIXEL_BUILD_TESTS": "0", **kind.env})
-        (wheel,) = raw.glob("*.whl")
         to = self.dist / "cpu" if kind.local_version else self.dist
-        to.mkdir(parents=True, exist_ok=True)
-        if kind.machine:
-            options = [word for library in OF_TORCH for word in ("--exclude", library)]
-            options += ["--plat", f"{MANYLINUX}_{kind.machine}", "--only-plat", "-w", to]
-            run(sys.executable, "-m", "auditwheel", "repair", *options, wheel)
-        else:
-            shutil.copy2(wheel, to)
+        options = ["-d", to, *(["--plat-name", f"{MANYLINUX}_{kind.machine}"] if kind.machine else [])]
+        version = ["egg_info", f"--tag-build={kind.local_version}"]
+        setup = [sys.executable, "setup.py", "-q", *version, "bdist_wheel", *options]
+        run(*setup, cwd=self.source, **{"FUSED_SUBPIXEL_BUILD_TESTS": "0", **kind.env})
         (self.wheels[name],) = to.glob(f"*-{kind.tag}.whl")
 
 
@@ -227,8 +219,7 @@ def main() -> None:
     if unknown := set(wanted) - set(names):
         parser.error(f"--only: {sorted(unknown)[0]!r} is not one of {', '.join(names)}")
 
-    for folder in (options.dist, options.work / "raw"):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(options.dist, ignore_errors=True)
     release = Release(options.dist.resolve(), options.work.resolve())
     release.build_sdist()
     for name, kind in kinds().items():
