@@ -41,7 +41,8 @@ def written(file: str, pattern: str) -> str:
 def checksum() -> str:
     """Of all that a build reads."""
     found = hashlib.sha256()
-    files = [path for folder in ("csrc", PACKAGE) for path in (ROOT / folder).rglob("*") if path.is_file()]
+    folders = (ROOT / folder for folder in ("csrc", PACKAGE, "tools/compile"))
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     files = [path for path in files if path.suffix not in (".so", ".pyc")]
     for path in sorted([*files, ROOT / "setup.py"]):
         found.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
@@ -50,7 +51,7 @@ def checksum() -> str:
 
 def torch_version() -> str:
     """The oldest that the libraries run with."""
-    digits = written("setup.py", r"TORCH_TARGET_VERSION=0x(\w{4})")
+    digits = written("tools/compile/ninja_file.py", r"TORCH_TARGET_VERSION=0x(\w{4})")
     return f"{int(digits[:2], 16)}.{int(digits[2:], 16)}"
 
 
