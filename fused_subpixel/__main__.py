@@ -109,7 +109,9 @@ def verify() -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command given by ``arguments``, by default those of the process; return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m fused_subpixel", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m fused_subpixel", description=(__doc__ or "").replace("``", "")
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help=info.__doc__)
     commands.add_parser("verify", help=verify.__doc__)

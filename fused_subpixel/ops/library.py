@@ -133,8 +133,9 @@ def _missing(path: pathlib.Path) -> LoadedLibrary:
         return LoadedLibrary(problem=f"{path} does not exist: not built", remedy=remedy)
     return LoadedLibrary(
         problem=f"{path} does not exist: the package was installed without it",
-        remedy="Install it again, with 'pip install --force-reinstall --no-build-isolation .' in the source "
-        "folder" + ("" if _is_cpu(path) else ", where a CUDA toolkit is found"),
+        remedy="Install it again: 'pip install --force-reinstall --no-deps' and the wheel; or, in the source "
+        "folder, 'pip install --force-reinstall --no-build-isolation .'"
+        + ("" if _is_cpu(path) else ", where a CUDA toolkit is found"),
         expected=_is_cpu(path),
     )
 

@@ -173,6 +173,7 @@ def what_else_finds(model: nn.Module, called: str) -> str:
         hints.append("Its pixel shuffles are replaced by replace_pixel_shuffle")
     if holds(nn.Conv2d) and not holds(nn.PixelShuffle):
         hints.append(
+            "It has no nn.PixelShuffle; accelerate looks at all its convolutions. "
             "A shuffle written by hand (view, permute, reshape) is found in graphs: by "
             "torch.compile(model, backend=fusing_backend()) or fuse(torch.export.export(...))"
         )
