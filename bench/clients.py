@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
 import datetime
 import multiprocessing
 import os
@@ -219,6 +220,8 @@ def peaks(name: str, contender: Contender, shape: tuple[int, ...], threads: int)
 
 
 def growth(function: Callable[[], object]) -> int:
+    # What small objects left free within the heap is resident too, and large tensors would be put there.
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = resident("VmRSS")
     function()
