@@ -265,9 +265,14 @@ def _hand_over(
     )  # fmt: skip
 
 
+@torch.compiler.assume_constant_result  # torch 2.10 cannot trace it
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
 def autocasts(device_type: str) -> bool:
     """Whether autocast decides what calls on these devices compute in."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return _has_autocast(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def autocast(*tensors: Any) -> tuple[Any, ...]:

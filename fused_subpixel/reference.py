@@ -260,7 +260,7 @@ def shuffle_and_crop(low: Tensor, geometry: Geometry) -> Tensor:
     g = geometry
     plain = g.upscale_h == g.upscale_w == 1
     output = low if plain else shuffle(low, g.upscale_h, g.upscale_w, g.channel_order)
-    if not any(g.crop):
+    if not any(g.crop()):
         return output
     return output[
         :, :, g.crop_top : output.shape[2] - g.crop_bottom, g.crop_left : output.shape[3] - g.crop_right
@@ -270,7 +270,7 @@ def shuffle_and_crop(low: Tensor, geometry: Geometry) -> Tensor:
 def uncrop_and_unshuffle(output: Tensor, geometry: Geometry) -> Tensor:
     """The adjoint of :func:`shuffle_and_crop`: what was cropped away gets zeros."""
     g = geometry
-    if any(g.crop):
+    if any(g.crop()):
         output = F.pad(output, (g.crop_left, g.crop_right, g.crop_top, g.crop_bottom))
     return unshuffle(output, g.upscale_h, g.upscale_w, g.channel_order)
 
@@ -295,7 +295,7 @@ def add_and_clamp(output: Tensor, residual: Tensor | None, geometry: Geometry, e
     """What comes after the activation. Of two dtypes, which autocast gives, the sum has the wider."""
     if residual is not None:
         output = output + residual_in_high_resolution(residual, output, geometry)
-    if epilogue.clamps:
+    if epilogue.clamps():
         output = output.clamp(epilogue.clamp_min, epilogue.clamp_max)
     return output
 

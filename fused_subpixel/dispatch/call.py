@@ -39,7 +39,7 @@ def make_call(
 ) -> Call:
     """The call of a problem; ``eager``: it is not traced by torch.compile."""
     options = eager_options(problem) if eager and backend != "reference" else None
-    numbers = (tuple(problem.geometry), *problem.epilogue.numbers)
+    numbers = (tuple(problem.geometry), *problem.epilogue.numbers())
     one_backward = (
         all(plan)
         and options is not None

@@ -351,7 +351,7 @@ def _checked_output_shape(
         )
     out_h, out_w = output_size(g, height, width, kernel_h, kernel_w)
     if out_h < 1 or out_w < 1:
-        fail("crop", f"less than the output's {lr_h * g.upscale_h}x{lr_w * g.upscale_w} pixels", g.crop)
+        fail("crop", f"less than the output's {lr_h * g.upscale_h}x{lr_w * g.upscale_w} pixels", g.crop())
     channels = lr_channels // (g.upscale_h * g.upscale_w)
     output_shape = (batch, channels, out_h, out_w)
     _check_output_size(output_shape, lr_h * g.upscale_h, lr_w * g.upscale_w, words)

@@ -294,7 +294,7 @@ def _clamped(epilogue: Epilogue, lowest: float, highest: float) -> Epilogue:
 def _residual(found: Match, step: Node, call: Call, shuffle: Shuffle) -> Node:
     """The operand of an addition as the operator takes it, where its shape tells how it is added."""
     last = found.nodes[-1]
-    if found.epilogue.clamps or found.residual is not None:
+    if found.epilogue.clamps() or found.residual is not None:
         raise Refusal("the operator has one residual, before the clamp")
     other = call.arguments["other" if call.arguments["input"] is last else "input"]
     if not isinstance(other, Node) or tensor_of(other) is None:

@@ -253,7 +253,7 @@ def _replace(graph: Graph, found: Match) -> None:
     operator: Any = _operator
     arguments: tuple[Any, ...] = (
         _laid_out_for(last, input, output), weight, bias, found.activation_weight, residual,
-        list(found.geometry), *found.epilogue.numbers,
+        list(found.geometry), *found.epilogue.numbers(),
     )  # fmt: skip
     if signal:
         operator, arguments = aten.squeeze.dim, (_insert(last, _operator, *arguments), 2)

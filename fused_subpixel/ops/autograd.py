@@ -43,7 +43,7 @@ from .layout import is_channels_last
 _operator = library.operators.subpixel_conv2d.default
 _eager_operator = torch_compat.builtin_of(library.operators._subpixel_conv2d.default)
 _eager_backward = torch_compat.builtin_of(library.operators._subpixel_conv2d_backward.default)
-_NO_EPILOGUE = Epilogue().numbers
+_NO_EPILOGUE = Epilogue().numbers()
 
 
 def run_below_autograd(

@@ -30,6 +30,9 @@ KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+# Named tuples here have no properties: torch.compile of torch 2.10 cannot read these.
+
+
 class Geometry(NamedTuple):
     """Where the taps and the pixels are; the names and order of the operators' arguments."""
 
@@ -56,7 +59,6 @@ class Geometry(NamedTuple):
     kernel_pad_h: int = 0
     kernel_pad_w: int = 0
 
-    @property
     def crop(self) -> tuple[int, int, int, int]:
         """(top, left, bottom, right)."""
         return self.crop_top, self.crop_left, self.crop_bottom, self.crop_right
@@ -70,7 +72,6 @@ class Epilogue(NamedTuple):
     clamp_min: float = -math.inf
     clamp_max: float = math.inf
 
-    @property
     def numbers(self) -> tuple[int, float, float | None, float | None]:
         """As the operators take it: None where there is no bound, for AOTInductor cannot write infinity."""
         activation, slope, low, high = self
@@ -90,7 +91,7 @@ class Epilogue(NamedTuple):
         sign, a clamp hides what it cut off, and the others are not monotonic, or rounding hides where they
         bend: a result of hardsigmoid may be 1 where its derivative is not 0.
         """
-        if self.clamps:
+        if self.clamps():
             return False
         if self.activation == ACTIVATIONS[None]:
             return True
@@ -100,7 +101,6 @@ class Epilogue(NamedTuple):
             return 0 <= self.negative_slope < math.inf
         return self.activation in _READ_FROM_OUTPUT
 
-    @property
     def clamps(self) -> bool:
         """Whether there is a bound."""
         return self.clamp_min != -math.inf or self.clamp_max != math.inf

@@ -51,7 +51,7 @@ def test_the_public_operators_compute_the_same_bits(
     tensors = cases.randoms(case, dtype).to(dtype, layout)
     problem = problem_of(case, dtype)
     options, numbers = eager_options(problem), tuple(case.geometry)
-    output = ops.subpixel_conv2d(*tensors, numbers, *case.epilogue.numbers)
+    output = ops.subpixel_conv2d(*tensors, numbers, *case.epilogue.numbers())
     found = ops._subpixel_conv2d(*tensors, options)
     assert found.equal(output) and found.stride() == output.stride()
     plain = fallback.PLAIN_KERNELS["_subpixel_conv2d"](*tensors, options)
