@@ -79,7 +79,8 @@ mutants-smoke: compile $(call extras,test)  ## a few of these, of Python, in a m
 	$(py) tools/mutants.py --smoke $(ARGS)
 
 # In an environment of their own, on top of .venv.
-test-clients: hub-kernel $(clients) $(weights)  ## pytest on models of other packages, downloaded first
+test-clients: compile $(clients) $(weights)  ## pytest on models of other packages, downloaded first
+	$(py) tools/hub_kernel.py
 	$(clients) -m pytest $(workers) tests/clients $(ARGS)
 
 .PHONY: $(clients) # looks each time whether something is still missing
