@@ -38,7 +38,6 @@ from tools import aarch64
 ROOT = Path(__file__).resolve().parents[1]
 GLIBC = (2, 28)  # as torch's own wheels
 MANYLINUX = "manylinux_{}_{}".format(*GLIBC)
-PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # where the checkers are
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,13 @@ def kinds() -> dict[str, Kind]:
 def run(*command: str | Path, cwd: Path = ROOT, **env: str) -> str:
     """What the command printed; ends the program, with all of that, if it fails."""
     words = [str(word) for word in command]
-    environment = {**os.environ, "PATH": PATH, **env}
     done = subprocess.run(
-        words, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words,
+        cwd=cwd,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     if done.returncode:
         raise SystemExit(f"{done.stdout}\nrelease: failed: {' '.join(words)}")

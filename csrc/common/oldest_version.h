@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// FS_USE_OLDEST(name): calls of the C library's function `name` reach its oldest version. For old_runtime.cpp only.
+// FS_USE_OLDEST(name): calls of the C library's function `name` reach its oldest version. For the files old_runtime.cpp only.
 #pragma once
 
 #include <cstdlib>  // says which C library it is

@@ -33,7 +33,7 @@ inline double k_cycles(int64_t acc, int64_t broadcasts, int64_t vectors, double 
 }
 
 // A product of two matrix tiles of so many pairs, in the same cycles. (Measured on a processor with AMX; and on one of AMD's with
-// AVX512-BF16, which multiplies a vector of pairs in the time of a vector of float32. Supposed of NEON's shorter vectors.)
+// AVX512-BF16, which multiplies a vector of pairs in the time of a vector of float32. Assumed for the shorter vectors of NEON.)
 inline double tile_cycles(const Target& target, double pairs) {
   constexpr double kRegisters = 20, kLanesOfPair = 8.4 * 16;
   return target.matrix_tiles == MatrixTiles::kRegisters ? kRegisters : kLanesOfPair / target.lanes * pairs;

@@ -11,6 +11,7 @@ import pytest
 
 import fused_subpixel
 from fused_subpixel import torch_compat
+from fused_subpixel.ops import geometry
 
 PACKAGE = Path(fused_subpixel.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "torch_compat.py")
@@ -66,3 +67,10 @@ def test_a_probe_that_fails_is_told_in_words(monkeypatch: pytest.MonkeyPatch) ->
     finally:
         torch_compat.problems.cache_clear()
     assert "precision settings differ from what fused_subpixel expects" in found
+
+
+def test_named_tuples_of_traced_code_have_no_properties() -> None:
+    """The oldest torch that is supported, 2.10, cannot read one where torch.compile traces."""
+    kinds = [kind for kind in vars(geometry).values() if isinstance(kind, type) and issubclass(kind, tuple)]
+    assert geometry.Geometry in kinds and geometry.Epilogue in kinds
+    assert [name for kind in kinds for name, what in vars(kind).items() if isinstance(what, property)] == []
