@@ -265,9 +265,12 @@ def _hand_over(
     )  # fmt: skip
 
 
-@torch.compiler.assume_constant_result  # torch 2.10 cannot trace it
 def _has_autocast(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type)
+
+
+# torch 2.10 cannot trace it. As torch.compiler.assume_constant_result does, which would import Dynamo.
+_has_autocast.__dict__["_dynamo_marked_constant"] = True
 
 
 def autocasts(device_type: str) -> bool:
