@@ -78,10 +78,10 @@ def _version_of(package: str) -> str:
 
 def _cpu_kernels() -> str:
     current, usable, l2_bytes, tile_registers = compiled.operators._cpu_capability()
-    names = ", ".join(name for bit, name in enumerate(INSTRUCTION_SETS) if usable >> bit & 1)
+    others = (name for bit, name in enumerate(INSTRUCTION_SETS) if usable >> bit & 1 and bit != current)
     tf32 = "" if backends.allows_tf32(is_cuda=False) else "not "
     refused = "; the operating system refuses AMX" if tile_registers == 1 else ""
-    kernels = f"{INSTRUCTION_SETS[current]} of {names}{refused}"
+    kernels = f"kernels for {INSTRUCTION_SETS[current]} (usable too: {', '.join(others) or 'none'}){refused}"
     return f"{kernels}; L2 cache {l2_bytes // 1024} KiB; tf32 {tf32}allowed"
 
 
@@ -91,13 +91,13 @@ def _cuda_kernels() -> str:
     return f"built with CUDA {built_with}; {found}; tf32 {'' if backends.allows_tf32() else 'not '}allowed"
 
 
-def verify() -> int:
+def verify(every_check: bool = False) -> int:
     """Compare every backend that can run with float64, and name the others.
 
     The exit status is 1 if one is wrong, or if an installed library did not run.
     """
     rows, left_out = verification.run(), verification.unchecked()
-    print(verification.table(rows))
+    print(verification.table(rows) if every_check else verification.summary(rows))
     for backend in left_out:
         print(backend)
     wrong = [row for row in rows if not row.passed]
@@ -114,9 +114,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help=info.__doc__)
-    commands.add_parser("verify", help=verify.__doc__)
-    command = parser.parse_args(arguments).command
-    return {"info": info, "verify": verify}[command]()
+    of_verify = commands.add_parser("verify", help=verify.__doc__)
+    of_verify.add_argument("--all", action="store_true", help="print every check, not a line for each kind")
+    parsed = parser.parse_args(arguments)
+    return info() if parsed.command == "info" else verify(parsed.all)
 
 
 if __name__ == "__main__":

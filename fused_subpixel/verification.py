@@ -116,13 +116,33 @@ def run() -> list[Row]:
 
 def table(rows: list[Row]) -> str:
     """All rows as text."""
-    lines = [f"{'backend':10} {'case':32} {'dtype':9} {'layout':14} {'max error':>10} {'bound':>10}"]
-    for row in rows:
-        dtype = "tf32" if row.tf32 else str(row.dtype).removeprefix("torch.")
-        layout = "channels_last" if row.channels_last else "contiguous"
-        numbers = f"{row.error:10.2e} {row.bound:10.2e}" + ("" if row.passed else "  FAILED")
-        lines.append(f"{row.backend:10} {row.case:32} {dtype:9} {layout:14} {numbers}")
+    lines = [f"{'backend':10} {'dtype':9} {'layout':14} {'case':32} {'max error':>10} {'bound':>10}"]
+    lines += [f"{_kind(row)} {row.case:32} {_numbers(row)}" for row in rows]
     return "\n".join(lines)
+
+
+def summary(rows: list[Row]) -> str:
+    """A line for each backend, dtype and layout, with the case that is closest to its bound; then the wrong rows."""
+    head = f"{'backend':10} {'dtype':9} {'layout':14} {'passed':>9}"
+    lines = [f"{head}  {'closest to its bound':32} {'max error':>10} {'bound':>10}"]
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        kinds.setdefault(_kind(row), []).append(row)
+    for kind, of_kind in kinds.items():
+        closest = max(of_kind, key=lambda row: (not row.passed, row.error / row.bound if row.bound else 0.0))
+        passed = f"{sum(row.passed for row in of_kind)} of {len(of_kind)}"
+        lines.append(f"{kind} {passed:>9}  {closest.case:32} {_numbers(closest)}")
+    wrong = [row for row in rows if not row.passed]
+    return "\n".join([*lines, "", table(wrong)] if wrong else lines)
+
+
+def _kind(row: Row) -> str:
+    dtype = "tf32" if row.tf32 else str(row.dtype).removeprefix("torch.")
+    return f"{row.backend:10} {dtype:9} {'channels_last' if row.channels_last else 'contiguous':14}"
+
+
+def _numbers(row: Row) -> str:
+    return f"{row.error:10.2e} {row.bound:10.2e}" + ("" if row.passed else "  FAILED")
 
 
 def unchecked() -> list[Unchecked]:

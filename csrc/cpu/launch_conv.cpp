@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The forward pass and the input gradient.
 #include <algorithm>
-#include <cstdlib>
 #include <memory>
 #include <new>
 
@@ -38,16 +37,14 @@ PassPtr input_grad_pass(const InputGradArguments& a, const Target& t, bool no_wi
   return cache.get(key, [&] { return plan_input_grad_pass(a, t, no_winograd); });
 }
 
+constexpr std::align_val_t kCacheLine{64};
+
 struct Free {
-  void operator()(void* p) const { std::free(p); }
+  void operator()(void* p) const { ::operator delete(p, kCacheLine); }
 };
 using Memory = std::unique_ptr<void, Free>;
 
-Memory aligned(size_t bytes) {
-  Memory memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-  if (!memory) throw std::bad_alloc();
-  return memory;
-}
+Memory aligned(size_t bytes) { return Memory(::operator new(bytes, kCacheLine)); }
 
 void compute(ConvTask& task, const Kernels& kernels, const Pool& pool) {
   const ConvPlan& plan = task.plan;

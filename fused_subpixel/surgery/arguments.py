@@ -45,9 +45,10 @@ def as_arguments(example_inputs: Any) -> tuple[Any, ...] | dict[str, Any] | None
         )
     if example_inputs is None or isinstance(example_inputs, (tuple, dict)):
         return example_inputs
+    hint = "; torch.from_numpy makes a tensor of it" if hasattr(example_inputs, "__array__") else ""
     raise TypeError(
         "example_inputs: expected a tensor, a tuple of positional arguments or a dict of keyword arguments, "
-        f"got {type(example_inputs).__name__}"
+        f"got {type(example_inputs).__name__}{hint}"
     )
 
 

@@ -132,6 +132,7 @@ def test_bad_input() -> None:
         ((F.relu, x), {}, TypeError, r"model: expected an nn\.Module, got function"),
         ((model, None), {}, TypeError, "example_inputs: expected what the model is called with, got None"),
         ((model, [x]), {}, TypeError, "example_inputs: expected a tensor, a tuple .* got list"),
+        ((model, x.numpy()), {}, TypeError, r"got ndarray; torch.from_numpy makes a tensor of it"),
         ((model, (1, 4, 5, 5)), {}, TypeError, r"expected tensors, got the shape \(1, 4, 5, 5\)"),
         ((model, x), {"seconds": "2"}, TypeError, "seconds: expected a number, got '2' of type str"),
         ((model, x), {"seconds": True}, TypeError, "seconds: expected a number, got True of type bool"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -269,13 +270,21 @@ def test_info_says_that_amx_is_refused(
         pytest.skip("no CPU library")
     monkeypatch.setattr(torch.ops.fused_subpixel, "_cpu_capability", lambda: [2, 7, 2 << 20, 1])
     assert command_line.main(["info"]) == 0
-    assert "AVX-512; the operating system refuses AMX; L2" in capsys.readouterr().out
+    assert "kernels for AVX-512 (usable too: portable, AVX2); the operating system refuses AMX; L2" in capsys.readouterr().out
 
 
 def test_verify(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "CASES", verification.CASES[3:5])
-    assert command_line.main(["verify"]) == 0
-    assert " checks passed" in capsys.readouterr().out
+    texts = []
+    for options in ([], ["--all"]):
+        assert command_line.main(["verify", *options]) == 0
+        texts.append(capsys.readouterr().out)
+    numbers = r"(?:cpu|cuda|reference) .*e[-+]\d\d$"
+    summary, every = (re.findall(numbers, text, re.M) for text in texts)
+    assert len(summary) % 8 == 0  # four dtypes, two layouts
+    passed = [re.search(r" (\d+) of \1 ", line) for line in summary]
+    assert sum(int(found[1]) for found in passed if found) == len(every)
+    assert f"{len(every)} of {len(every)} checks passed" in texts[0]
 
 
 def test_verify_finds_a_wrong_result(
@@ -284,7 +293,8 @@ def test_verify_finds_a_wrong_result(
     monkeypatch.setattr(verification, "CASES", verification.CASES[:1])
     monkeypatch.setattr(verification, "subpixel_conv2d", lambda *t, **o: fs.subpixel_conv2d(*t, **o) * 1.1)
     assert command_line.main(["verify"]) == 1
-    assert "FAILED" in capsys.readouterr().out
+    assert re.search(r"float64 +contiguous +0 of 4 .*FAILED\n", text := capsys.readouterr().out)
+    assert re.search(r"float64 +contiguous +3x3, weight gradient .*FAILED\n", text)
 
 
 class Head(nn.Module):
