@@ -351,9 +351,13 @@ def call(model: nn.Module, inputs: Any, gradients: bool = False) -> Any:
     # Tensors that the model makes need values, also where the caller makes models under torch.device("meta").
     under_meta = torch.get_default_device().type == "meta"
     device = torch.device("cpu") if under_meta else contextlib.nullcontext()
-    # what is compiled in the model would hide its calls
-    with device, torch.set_grad_enabled(gradients), torch.compiler.set_stance("force_eager"):
-        return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+    try:
+        # what is compiled in the model would hide its calls
+        with device, torch.set_grad_enabled(gradients), torch.compiler.set_stance("force_eager"):
+            return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+    finally:
+        # Of weights that were cast without gradients, torch 2.10 would compute none afterwards.
+        torch.clear_autocast_cache()
 
 
 def tensors_in(output: Any) -> list[Tensor]:

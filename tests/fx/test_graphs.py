@@ -11,6 +11,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import exporting
 import pytest
 import torch
 import torch.nn.functional as F
@@ -188,7 +189,7 @@ DECOMPOSED: dict[str, Any] = {
 
 def export(model: nn.Module, x: Tensor, *, dynamic: bool = True) -> ExportedProgram:
     sizes = {0: Dim("batch"), 2: Dim("height", min=3), 3: Dim("width", min=3)}
-    return torch.export.export(model, (x,), dynamic_shapes=({**sizes},) if dynamic else None)
+    return exporting.export(model, x, sizes if dynamic else None)
 
 
 def targets(graph: torch.fx.Graph) -> list[str]:

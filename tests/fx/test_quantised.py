@@ -78,12 +78,15 @@ def test_a_call_in_a_quantised_program_is_said_to_be_none() -> None:
 def test_quantizers_find_the_convolutions_of_unfused_programs() -> None:
     """Those that look for what a module did: torchao's for x86 processors. Saved and loaded, too."""
     model = nn.Sequential(nn.Conv2d(3, 3, 1), fs.SubpixelConv2d(3, 3, 3, 2, padding=1, activation="relu"))
-    plain = fs.unfuse(torch.export.export(model.eval(), (torch.randn(1, 3, 5, 6),)))
+    program = torch.export.export(model.eval(), (torch.randn(1, 3, 5, 6),))
+    # None in torch 2.10, whose programs do not say what a module of PyTorch did.
+    found_before = len(get_source_partitions(program.graph, [nn.Conv2d]).get(nn.Conv2d, []))
+    plain = fs.unfuse(program)
     file = io.BytesIO()
     torch.export.save(plain, file)
     file.seek(0)
     for program in (plain, torch.export.load(file)):
         partitions = get_source_partitions(program.graph, [nn.Conv2d])[nn.Conv2d]
         nodes = [node for partition in partitions for node in partition.nodes]
-        assert [node.target for node in nodes] == [torch.ops.aten.conv2d.default] * 2
+        assert [node.target for node in nodes] == [torch.ops.aten.conv2d.default] * (found_before + 1)
         assert OPERATOR not in [node.target for node in program.graph.nodes]

@@ -11,6 +11,7 @@ from surgery_checks import accelerate, image
 from surgery_models import Three, conv
 from torch import Tensor, nn
 
+import fused_subpixel as fs
 from fused_subpixel.surgery import timing
 from fused_subpixel.torch_compat import TorchDispatchMode
 
@@ -107,6 +108,18 @@ def test_under_autocast(measured: list[Any]) -> None:
         _, report = accelerate(model, image(torch.float32))
     assert measured == [[WEIGHT], [BOTH], [BOTH, WEIGHT]]
     assert len(report.replaced) == 2
+
+
+def test_gradients_in_the_same_region_of_autocast() -> None:
+    """It keeps the cast weights, of which torch 2.10 computes no gradient where they were cast without."""
+    model, x = nn.Sequential(conv(4), nn.PixelShuffle(2), nn.Conv2d(1, 4, 1)), image(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        changed = fs.replace_pixel_shuffle(model, x)
+        changed(x).sum().backward()
+        assert all(parameter.grad is not None for parameter in changed.parameters())
+        accelerate(model, x, inplace=True)
+        model(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_batch_norms_and_random_numbers_stay(measured: list[Any]) -> None:

@@ -270,7 +270,10 @@ def test_info_says_that_amx_is_refused(
         pytest.skip("no CPU library")
     monkeypatch.setattr(torch.ops.fused_subpixel, "_cpu_capability", lambda: [2, 7, 2 << 20, 1])
     assert command_line.main(["info"]) == 0
-    assert "kernels for AVX-512 (usable too: portable, AVX2); the operating system refuses AMX; L2" in capsys.readouterr().out
+    assert (
+        "kernels for AVX-512 (usable too: portable, AVX2); the operating system refuses AMX; L2"
+        in capsys.readouterr().out
+    )
 
 
 def test_verify(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
