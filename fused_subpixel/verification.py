@@ -122,7 +122,7 @@ def table(rows: list[Row]) -> str:
 
 
 def summary(rows: list[Row]) -> str:
-    """A line for each backend, dtype and layout, with the case that is closest to its bound; then the wrong rows."""
+    """A line for each backend, dtype and layout, with the row closest to its bound; then the wrong rows."""
     head = f"{'backend':10} {'dtype':9} {'layout':14} {'passed':>9}"
     lines = [f"{head}  {'closest to its bound':32} {'max error':>10} {'bound':>10}"]
     kinds: dict[str, list[Row]] = {}
