@@ -17,7 +17,5 @@ def export(model: nn.Module, x: Tensor, sizes: dict[int, Any] | None) -> Exporte
         return torch.export.export(model, (x,), dynamic_shapes=None if sizes is None else ({**sizes},))
     except torch._dynamo.exc.UserError as error:
         if torch.__version__.startswith("2.10.") and ") == (2*" in str(error):
-            pytest.skip(
-                "torch 2.10 fixes a size where the shuffle in DCR order is written by views"
-            )
+            pytest.skip("torch 2.10 fixes a size where the shuffle in DCR order is written by views")
         raise
