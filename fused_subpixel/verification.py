@@ -128,7 +128,7 @@ def summary(rows: list[Row]) -> str:
     kinds: dict[str, list[Row]] = {}
     for row in rows:
         kinds.setdefault(_kind(row), []).append(row)
-    for kind, of_kind in kinds.items():
+    for kind, of_kind in sorted(kinds.items(), key=lambda item: item[1][0].backend):
         closest = max(of_kind, key=lambda row: (not row.passed, row.error / row.bound if row.bound else 0.0))
         passed = f"{sum(row.passed for row in of_kind)} of {len(of_kind)}"
         lines.append(f"{kind} {passed:>9}  {closest.case:32} {_numbers(closest)}")

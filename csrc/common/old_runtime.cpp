@@ -28,6 +28,7 @@ extern "C" {
 char __libc_single_threaded = 0;
 }
 
-FS_USE_OLDEST("exp");  // of glibc 2.29
+FS_USE_OLDEST("exp");    // of glibc 2.29
+FS_USE_OLDEST("dlsym");  // of libdl, and since glibc 2.34 of libc; headers of torch from 2.14 on call it
 
 #endif

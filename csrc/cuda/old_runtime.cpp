@@ -6,7 +6,6 @@
 FS_USE_OLDEST("dlclose");
 FS_USE_OLDEST("dlerror");
 FS_USE_OLDEST("dlopen");
-FS_USE_OLDEST("dlsym");
 FS_USE_OLDEST("dlvsym");
 FS_USE_OLDEST("pthread_condattr_setpshared");
 FS_USE_OLDEST("pthread_create");

@@ -91,7 +91,7 @@ rule link
 """
 
 # How libraries are linked with torch.
-LINUX = {"position": "-fPIC", "libraries": "-Wl,--no-as-needed -ltorch -ltorch_cpu", "strip": "-s"}
+LINUX = {"position": "-fPIC", "libraries": "-Wl,--no-as-needed -ltorch -ltorch_cpu -ldl", "strip": "-s"}
 LINKING = {
     "darwin": {"position": "-fPIC", "libraries": "-ltorch -ltorch_cpu", "strip": "-Wl,-x"},
     "windows": {"position": "", "libraries": "-ltorch -ltorch_cpu -lc10", "strip": "-s"},
