@@ -39,6 +39,7 @@ from .torch_compat import (
     has_transforms,
     in_forward_mode,
     is_any_autocast_enabled,
+    is_exporting,
     jit_tracing_state,
 )
 from .weights import subpixel_operands
@@ -419,7 +420,7 @@ def _run(
         or (activation_weight is not None and activation_weight.requires_grad)
         or (residual is not None and residual.requires_grad)
     )
-    if needs_gradient and call.linear is not None and not (tracing and torch.compiler.is_exporting()):
+    if needs_gradient and call.linear is not None and not (tracing and is_exporting()):
         # The gradient of this epilogue needs the values before it. Store these, shuffled, and go on in
         # ordinary PyTorch: it would have had to keep that tensor as well, and torch.compile fuses what
         # follows. An exported graph keeps the whole operator: it is for inference mostly, and can still be

@@ -201,7 +201,7 @@ def _native_is_faster(input: Tensor, factor_h: int, factor_w: int, channel_order
 
 def _native_is_better_known(factor_h: int, factor_w: int, channel_order: int) -> bool:
     """Whether to write PyTorch's own shuffle into a graph, which other programs know as one operator."""
-    for_others = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+    for_others = torch_compat.is_exporting() or torch.onnx.is_in_onnx_export()
     return for_others and factor_h == factor_w and channel_order != _DCR
 
 

@@ -63,6 +63,16 @@ without_dispatch_modes: Callable[[], Any] = _private(
 has_any_global_hook = _private("nn.modules.module._has_any_global_hook", "to notice hooks of all modules")
 
 
+def _is_exporting_flag() -> bool:
+    return bool(torch.compiler._is_exporting_flag)
+
+
+# torch.compile of torch 2.10 and 2.11 takes torch.compiler.is_exporting() for True.
+is_exporting: Callable[[], bool] = (
+    _is_exporting_flag if torch.__version__ < "2.12" else torch.compiler.is_exporting
+)
+
+
 def in_forward_mode() -> bool:
     """Whether a level of forward-mode differentiation is open."""
     return forward_ad._current_level >= 0
@@ -189,6 +199,7 @@ def _probe_modes() -> None:
     assert not is_any_autocast_enabled()
     assert dispatch_mode_depth() == 0
     assert not in_pre_dispatch()
+    assert not is_exporting()
     assert not has_any_global_hook()
     assert has_torch_function_mode() in (True, False)
     assert not has_transforms()

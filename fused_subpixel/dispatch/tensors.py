@@ -48,11 +48,11 @@ def _dispatches(tensor: Any) -> bool:
 def is_plainly_eager(*tensors: Tensor | None) -> bool:
     """Whether nothing watches, transforms or records the operators that are called with these tensors."""
     return (
-        torch_compat.dispatch_mode_depth() == 0
+        not torch.compiler.is_compiling()  # first: Dynamo traces none of the others
+        and torch_compat.dispatch_mode_depth() == 0
         and not torch_compat.in_pre_dispatch()
         and not torch_compat.has_transforms()
         and torch_compat.jit_tracing_state() is None
-        and not torch.compiler.is_compiling()
         and PLAIN_TENSORS_OR_NONE.issuperset(map(type, tensors))
     )
 

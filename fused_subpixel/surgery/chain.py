@@ -34,7 +34,7 @@ from ..functional import subpixel_conv2d
 from ..functional_1d import subpixel_conv1d
 from ..ops.geometry import DTYPES
 from ..ops.layout import follows_weight, in_channels_last
-from ..torch_compat import has_any_global_hook
+from ..torch_compat import has_any_global_hook, is_exporting
 
 tanh, sigmoid = torch.tanh, torch.sigmoid  # as the functions above
 
@@ -325,7 +325,7 @@ def overwritable(activation: Activation | None, *, before: bool) -> bool:
     """
     if activation is None or activation.name not in _READ_FROM_OUTPUT:
         return True
-    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+    if not torch.is_grad_enabled() or is_exporting():
         return True
     return not before and activation.name not in ("leaky_relu", "relu6")
 

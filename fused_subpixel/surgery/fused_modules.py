@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..torch_compat import is_exporting
 from . import chain as chains
 from . import originals
 from .chain import Activation, Chain, UnshuffleConv
@@ -239,7 +240,7 @@ class FusedConv(Fused):
         # Nothing is done ahead where gradients may be wanted, because autograd must know each tensor in
         # between, nor in compiled code, which could not compute again what another path needs.
         compiling = torch.compiler.is_dynamo_compiling()
-        if compiling or (torch.is_grad_enabled() and not torch.compiler.is_exporting()):
+        if compiling or (torch.is_grad_enabled() and not is_exporting()):
             if norm is not None or (before is not None and not before.commutes()):
                 return original(input)
             before = None

@@ -189,7 +189,7 @@ DECOMPOSED: dict[str, Any] = {
 
 def export(model: nn.Module, x: Tensor, *, dynamic: bool = True) -> ExportedProgram:
     sizes = {0: Dim("batch"), 2: Dim("height", min=3), 3: Dim("width", min=3)}
-    return exporting.export(model, x, sizes if dynamic else None)
+    return exporting.export(model, (x,), sizes=({**sizes},) if dynamic else None)
 
 
 def targets(graph: torch.fx.Graph) -> list[str]:
@@ -714,9 +714,7 @@ def test_ways_out_of_odd_geometries(way: str, channels_last: bool, dynamic: bool
     sizes = {"x": {0: batch, 2: height, 3: width}, "residual": {0: batch, 2: 2 * height, 3: 3 * width}}
     x, residual = inputs(2, 6, 9)
     with fs.use_backend("auto" if way == "unfused" else "reference"):
-        program = torch.export.export(
-            model, (x,), {"residual": residual}, dynamic_shapes=sizes if dynamic else None
-        )
+        program = exporting.export(model, (x,), {"residual": residual}, sizes=sizes if dynamic else None)
     if way == "unfused":
         if library.libraries["cpu"].loaded:
             assert len(ours(program)) == 4

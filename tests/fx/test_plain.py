@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import exporting
 import pytest
 import torch
 import torch.nn.functional as F
@@ -102,7 +103,7 @@ def image(*shape: int, channels_last: bool = False) -> Tensor:
 
 def export(model: nn.Module, x: Tensor, *, dynamic: bool = True) -> ExportedProgram:
     sizes = {0: Dim("batch"), **{dim: Dim(f"size{dim}", min=4) for dim in range(2, x.dim())}}
-    return torch.export.export(model, (x,), dynamic_shapes=({**sizes},) if dynamic else None)
+    return exporting.export(model, (x,), sizes=({**sizes},) if dynamic else None)
 
 
 def calls(graph: torch.fx.Graph) -> list[torch.fx.Node]:

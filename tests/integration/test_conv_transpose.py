@@ -357,9 +357,10 @@ def test_under_transforms_and_autocast() -> None:
 def test_under_compile() -> None:
     c = FAMOUS["DCGAN"]
     x, weight, bias = tensors_of(c)
+    options = c.options  # torch.compile of torch 2.10 reads no properties of named tuples
 
     def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return fs.conv_transpose2d(x, weight, bias, *c.options, activation="relu")
+        return fs.conv_transpose2d(x, weight, bias, *options, activation="relu")
 
     expected = F.conv_transpose2d(x, weight, bias, *c.options).relu()
     for parameter in (weight, bias):  # as those of a module are

@@ -64,7 +64,7 @@ def fused_program(*heads: Callable[[Net, Tensor, Tensor], Tensor]) -> tuple[Net,
     """All of the heads fused, for any size."""
     model = Net(*heads).eval()
     sizes = {0: Dim("N", max=16), 2: Dim("H", min=4, max=4096), 3: Dim("W", min=4, max=4096)}
-    program = exporting.export(model, torch.randn(2, 3, 6, 9), sizes)
+    program = exporting.export(model, (torch.randn(2, 3, 6, 9),), sizes=({**sizes},))
     fused, report = fs.fuse(program, return_report=True)
     assert len(report.replaced) == len(heads) and "stays" not in str(report)
     return model, fused

@@ -255,8 +255,7 @@ def replaced_pair(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Mod
     return replace(model, x, **pattern.options)[0], model, x
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("name", NEIGHBOURS)
+@tiered("name", NEIGHBOURS, fast=["ReLU before"])
 @needs_cpu_library
 def test_compile(name: str) -> None:
     """In one graph, which holds the fused operator; gradients too; with dynamic sizes.
@@ -317,6 +316,10 @@ INTERRUPTIONS = (
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # which torch.compile asks for
 def test_graph_breaks_between_convolution_and_shuffle(interruption: str) -> None:
     """The tensor in between crosses from one graph to another, or to code that is not compiled."""
+    if interruption == "checkpoint" and torch.__version__ < (2, 12):
+        pytest.skip(
+            "torch 2.10 and 2.11 lose what a compiled checkpoint returns, if it is of a subclass of Tensor"
+        )
     model = Interrupted(conv(), nn.ReLU(inplace=True) if interruption == "break" else None)
     backend = "aot_eager" if interruption == "break" else "eager"
     replaced: Any = replace(model, image(torch.float32))[0]
