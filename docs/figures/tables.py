@@ -24,6 +24,7 @@ from bench.files import Machine  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
 ACCELERATED = "2026-11-30_0045_intel-xeon_networks.csv"
+ACCELERATED_AMD = "2026-11-30_1611_amd-epyc_networks.csv"
 LAYERS = "2026-11-30_0110_intel-xeon_layers.csv"
 TRAINING = "2026-11-30_1020_amd-epyc_training.csv"
 AUTOCAST = "2026-11-30_1030_amd-epyc-avx512-bf16_autocast_training.csv"
@@ -41,6 +42,7 @@ HALF_GRADIENTS = "2026-11-30_0712_intel-xeon-amx_bfloat16_gradients.csv"
 AMX_WORDS = "two cores of an Intel Xeon with AMX"
 ZEN4_WORDS = "two cores of an AMD EPYC (Zen 4) with AVX512-BF16"
 SERIES = {"body": "body layers", "few": "few pixels", "signals": "signals", "volumes": "volumes"}
+AMD_WORDS = "two cores of an AMD EPYC (Zen 4, AVX-512)"
 CPU_WORDS = "two AVX-512 cores of an Intel Xeon (Emerald Rapids)"
 GPU = "2026-11-27_1952_nvidia-h100-80gb-hbm3_float16.csv"
 NETWORKS = "2026-11-27_0707_amd-epyc_clients.csv"
@@ -111,9 +113,9 @@ class Network(NamedTuple):
     inexact: float
 
 
-def accelerated_networks() -> dict[str, Network]:
+def accelerated_networks(file: str = ACCELERATED) -> dict[str, Network]:
     times: dict[str, dict[str, float]] = {}
-    for row in rows_of(ACCELERATED):
+    for row in rows_of(file):
         times.setdefault(row["network"], {})[row["contender"]] = float(row["median_ms"])
     found = {}
     for name, of in times.items():
@@ -200,7 +202,11 @@ def _ratio(value: float | None) -> str:
 
 
 def accelerated() -> str:
-    networks = accelerated_networks()
+    return "\n\n".join((accelerated_on(ACCELERATED, CPU_WORDS), accelerated_on(ACCELERATED_AMD, AMD_WORDS)))
+
+
+def accelerated_on(file: str, cpu: str) -> str:
+    networks = accelerated_networks(file)
     rows = [
         (n.name, f"{milliseconds(n.other)} ({n.other_name})", milliseconds(n.ours), f"{n.other / n.ours:.2f}",
          milliseconds(n.inexact), f"{n.other / n.inexact:.2f}")
@@ -209,7 +215,7 @@ def accelerated() -> str:
     exact, inexact = means(list(networks.values()))
     rows.append(("**geometric mean**", "", "", f"**{exact}**", "", f"**{inexact}**"))
     head = ("network and input", "fastest other", "accelerated", "ratio", "tf32 allowed", "ratio")
-    return f"{title_of(ACCELERATED)}\n\n{markdown(head, rows)}"
+    return f"{title_of(file, cpu)}\n\n{markdown(head, rows)}"
 
 
 def layers() -> str:

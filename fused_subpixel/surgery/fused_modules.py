@@ -227,19 +227,19 @@ class FusedConv(Fused):
             return original(input)
         norm, before = plan.norm, plan.activation()
         training = norm is not None and norm.training
+        compiling = torch.compiler.is_dynamo_compiling()
         if plan.factor == 1:
             differentiated = needs_gradient(self, input)
             if differentiated and input.device.type != "cpu":
                 return original(input)
-            if training or differentiated:  # the convolution alone; what follows sees an ordinary tensor
-                norm = before = None
+            if training or differentiated or compiling:
+                norm = before = None  # the convolution alone; what follows sees an ordinary tensor
         elif training:
             return original(input)
         if not plan.is_ready(input.device, "_is_replica" in self.__dict__):
             return original(input)
         # Nothing is done ahead where gradients may be wanted, because autograd must know each tensor in
         # between, nor in compiled code, which could not compute again what another path needs.
-        compiling = torch.compiler.is_dynamo_compiling()
         if compiling or (torch.is_grad_enabled() and not is_exporting()):
             if norm is not None or (before is not None and not before.commutes()):
                 return original(input)

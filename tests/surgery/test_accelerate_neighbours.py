@@ -250,6 +250,26 @@ FLAGS = ("", "other", "in place")
 COMPILED = [(between, flag) for between in BETWEEN for flag in FLAGS]
 
 
+@tiered("between", BETWEEN, fast=("norm, tanh",))
+@needs_cpu_library
+def test_compiled_convolutions_stay_fused(between: str) -> None:
+    """Alone: what follows them is a step of its own, which another compiler may join with others."""
+    x, graphs = image(torch.float32), []
+    found, report = accelerate(Head(between).eval(), x)
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(found, fullgraph=True, backend=keep)(x)
+    (graph,) = graphs
+    targets = [str(node.target) for node in graph.graph.nodes]
+    assert targets.count("fused_subpixel.subpixel_conv2d.default") == len(report.replaced) == 4
+    torch._dynamo.reset()
+
+
 @tiered(("between", "flag"), COMPILED, fast=())
 @needs_cpu_library
 def test_compile(between: str, flag: str) -> None:
