@@ -42,7 +42,6 @@ HALF_GRADIENTS = "2026-11-30_0712_intel-xeon-amx_bfloat16_gradients.csv"
 AMX_WORDS = "two cores of an Intel Xeon with AMX"
 ZEN4_WORDS = "two cores of an AMD EPYC (Zen 4) with AVX512-BF16"
 SERIES = {"body": "body layers", "few": "few pixels", "signals": "signals", "volumes": "volumes"}
-AMD_WORDS = "two cores of an AMD EPYC (Zen 4, AVX-512)"
 CPU_WORDS = "two AVX-512 cores of an Intel Xeon (Emerald Rapids)"
 GPU = "2026-11-27_1952_nvidia-h100-80gb-hbm3_float16.csv"
 NETWORKS = "2026-11-27_0707_amd-epyc_clients.csv"
@@ -202,7 +201,7 @@ def _ratio(value: float | None) -> str:
 
 
 def accelerated() -> str:
-    return "\n\n".join((accelerated_on(ACCELERATED, CPU_WORDS), accelerated_on(ACCELERATED_AMD, AMD_WORDS)))
+    return "\n\n".join((accelerated_on(ACCELERATED, CPU_WORDS), accelerated_on(ACCELERATED_AMD, ZEN4_WORDS)))
 
 
 def accelerated_on(file: str, cpu: str) -> str:
