@@ -52,7 +52,7 @@ void compute(ConvTask& task, const Kernels& kernels, const Pool& pool) {
   const auto conv = matrix ? kernels.matrix->conv : kernels.conv;
   const auto pack_panels = matrix ? kernels.matrix->pack_panels : kernels.pack_panels;
   Memory panels;
-  if (!plan.weights_resident && plan.k_channels == 0) {
+  if (!plan.weights_resident && plan.scheme != WinogradScheme::kPasses) {
     const int64_t count = plan.shape.groups * plan.panels;
     const int64_t element = task.dtype == DType::kFloat64 ? 8 : 4;
     panels = aligned(static_cast<size_t>(count * plan.panel_elements * element));

@@ -85,7 +85,7 @@ struct Choice {
   int tile_oc, tile_pixels;
   double cycles;
   bool single_phase;
-  bool by_passes = false;  // of Winograd, see WinogradPasses
+  WinogradScheme scheme = WinogradScheme::kPanels;
 };
 
 // The cheapest offer, and what the best tile of each kernel would take.
@@ -171,7 +171,8 @@ bool fits_winograd(const ConvProblem& p, const Target& t) {
          s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1 && t.element_bytes == 4;
 }
 
-void offer_winograd(const ConvProblem& p, const Target& t, ConvKernel kernel, Offers& offers) {
+void offer_winograd(const ConvProblem& p, const Target& t, ConvKernel kernel, WinogradScheme scheme,
+                    Offers& offers) {
   const ConvShape& s = p.shape;
   const int side = winograd_side(kernel);
   const int64_t L = t.lanes, tiles_of_image = ceil_div(s.lr_h, side) * ceil_div(s.lr_w, side);
@@ -181,10 +182,11 @@ void offer_winograd(const ConvProblem& p, const Target& t, ConvKernel kernel, Of
   for (int oc : TileOc::values) {
     const int v = ow_tile_vectors(oc, t.registers);
     const double tiles = static_cast<double>(ceil_div(s.oc, oc));
-    const bool wide = winograd_wide(s.ic, side, v, t);
+    const bool wide = scheme != WinogradScheme::kPanels;
+    if (wide != winograd_wide(s.ic, side, v, t)) continue;
     const int64_t panel = whole_panel(p, t, oc, winograd_panel_oc(s.ic, side, wide, t)) * oc;
-    const int64_t most = wide ? winograd_wide_block_vectors(s.ic, s.oc, side, t)
-                              : winograd_block_vectors(s.ic, panel, side, v, t);
+    const int64_t most = winograd_most_vectors(scheme, s, panel, side, v, t);
+    if (most == 0) continue;
     // blocks of even sizes, enough for all threads
     const int64_t images = std::max<int64_t>(s.groups * s.batch, 1);
     const int64_t of_image = std::max<int64_t>(ceil_div(tiles_of_image, L), 1);
@@ -192,18 +194,22 @@ void offer_winograd(const ConvProblem& p, const Target& t, ConvKernel kernel, Of
         std::max(ceil_div(of_image, most), std::min(ceil_div(t.threads, images), of_image));
     const double vectors =
         static_cast<double>(s.batch * blocks) * covered_vectors(ceil_div(of_image, blocks), v);
-    const double streamed = wide ? (ic + stored) * kWinogradStreamed : 0;
+    const double streamed = scheme == WinogradScheme::kPositions ? (ic + stored) * kWinogradStreamed : 0;
+    const bool k_blocks = scheme == WinogradScheme::kKBlocks;
+    const double accumulated =
+        k_blocks ? stored * kAccumulate * static_cast<double>(ceil_div(s.ic, kMaxWinogradKBlock)) : 0;
     const bool stay = weights_stay(positions_of_tile * s.ic * round_up(s.oc, oc), t);
-    const double weights = wide   ? kWinogradWeights
+    const bool far = wide && !(k_blocks && winograd_weights_stay(s.ic, round_up(s.oc, panel), side, t));
+    const double weights = far    ? kWinogradWeights
                            : stay ? kWinogradWeights * std::min<double>(t.threads, blocks)
                                   : kWinogradFarWeights;
     // written once, and read beyond the L2 cache by every block, at half the speed of one thread alone
     const double traffic =
-        wide ? (1 + 2 * static_cast<double>(s.batch * blocks)) * t.element_bytes / kBytesPerCycle : 0;
+        far ? (1 + 2 * static_cast<double>(s.batch * blocks)) * t.element_bytes / kBytesPerCycle : 0;
     const double of_position = vectors * (tiles / v * ic * k_cycles(oc * v, oc, v, kHiddenPixels) + streamed +
-                                          ic * kWinogradInput + stored * kWinogradOutput) +
+                                          ic * kWinogradInput + stored * kWinogradOutput + accumulated) +
                                ic * stored * (weights + traffic);
-    offers.add({kernel, oc, v, positions * of_position + vectors * stored * pixels * store, false});
+    offers.add({kernel, oc, v, positions * of_position + vectors * stored * pixels * store, false, scheme});
   }
 }
 
@@ -219,12 +225,13 @@ void offer_winograd_passes(const ConvProblem& p, const Target& t, ConvKernel ker
     const int v = ow_tile_vectors(oc, t.registers);
     const int64_t panel = whole_panel(p, t, oc, winograd_panel_oc(s.ic, side, true, t)) * oc;
     const WinogradPasses by = winograd_passes(s, side, panel, t);
+    if (by.passes == 0) continue;
+    const double tiles = static_cast<double>(ceil_div(s.oc, oc)), passes = static_cast<double>(by.passes);
     // a later K block adds to accumulators, so that no tile may compute any of them twice
     const auto rest = static_cast<int>(of_image % v);
     const bool twice = rest > 0 && panel % ow_rest_oc(rest, t.registers) != 0;
-    if (by.passes == 0 || (by.k_channels < s.ic && twice)) continue;
-    const double tiles = static_cast<double>(ceil_div(s.oc, oc)), passes = static_cast<double>(by.passes);
-    const double vectors = batch * covered_vectors(of_image, v);
+    const double vectors = batch * (by.k_channels < s.ic && twice ? static_cast<double>(round_up(of_image, v))
+                                                                  : covered_vectors(of_image, v));
     const double k_blocks = std::ceil(ic / static_cast<double>(by.k_channels));
     const int64_t items = std::max<int64_t>(s.groups * s.batch, 1) * by.passes;
     const double waiting = static_cast<double>(round_up(items, t.threads)) / static_cast<double>(items);
@@ -233,7 +240,7 @@ void offer_winograd_passes(const ConvProblem& p, const Target& t, ConvKernel ker
                    stored * (kWinogradOutput + kAccumulate * k_blocks)) +
         batch * ic * stored * kWinogradFreshWeights;
     offers.add({kernel, oc, v, waiting * (positions * of_position + vectors * stored * pixels * store), false,
-                true});
+                WinogradScheme::kPasses});
   }
 }
 
@@ -362,6 +369,7 @@ void set_passes(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   const int64_t panel_oc = int64_t{plan.panel_tiles} * plan.tile_oc;
   const WinogradPasses by = winograd_passes(p.shape, side, panel_oc, t);
   plan.panels = ceil_div(p.shape.oc, panel_oc);
+  plan.scheme = WinogradScheme::kPasses;
   plan.pass_panels = by.pass_panels;
   plan.k_channels = by.k_channels;
   plan.panel_elements = winograd_positions(side) * (by.k_channels * panel_oc + t.lanes);
@@ -372,7 +380,7 @@ void set_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   const int64_t tiles = ceil_div(s.oc, plan.tile_oc);
   const int side = winograd_side(plan.kernel);
   const bool winograd = side > 0, row = plan.kernel == ConvKernel::kWinogradRow;
-  const bool wide = winograd && winograd_wide(s.ic, side, plan.tile_pixels, t);
+  const bool wide = plan.scheme != WinogradScheme::kPanels;
   const int64_t taps = winograd ? winograd_positions(side)
                        : row    ? s.kernel_h * row_taps(s.kernel_w).products()
                                 : s.taps();
@@ -399,6 +407,12 @@ void set_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   }
   plan.panels = ceil_div(tiles, plan.panel_tiles);
   plan.pass_panels = wide ? plan.panels : 1;
+  plan.k_channels =
+      plan.scheme == WinogradScheme::kKBlocks
+          ? winograd_k_blocks(s.ic, plan.panels * plan.panel_tiles * plan.tile_oc, plan.panel_tiles * plan.tile_oc,
+                              side, t)
+                .k_channels
+          : s.ic;
   plan.panel_elements = s.ic * taps * plan.tile_oc * plan.panel_tiles + (winograd ? taps * t.lanes
                                                                          : row    ? t.lanes
                                                                                   : 0);
@@ -412,7 +426,9 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
   offer_oc_vectorised(p, t, offers);
   for (ConvKernel kernel : {ConvKernel::kWinograd, ConvKernel::kWinograd4}) {
     if (!fits_winograd(p, t) || (kernel == ConvKernel::kWinograd4 && !p.inexact)) continue;
-    offer_winograd(p, t, kernel, offers);
+    for (WinogradScheme scheme :
+         {WinogradScheme::kPanels, WinogradScheme::kPositions, WinogradScheme::kKBlocks})
+      offer_winograd(p, t, kernel, scheme, offers);
     offer_winograd_passes(p, t, kernel, offers);
   }
   if (fits_winograd_row(p, t)) offer_winograd_row(p, t, offers);
@@ -425,8 +441,9 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
   plan.tile_oc = choice.tile_oc;
   plan.tile_pixels = choice.tile_pixels;
   plan.single_phase = choice.single_phase;
+  plan.scheme = choice.scheme;
   for (int kernel = 0; kernel < kConvKernels; ++kernel) plan.cycles[kernel] = offers.cycles[kernel];
-  if (choice.by_passes)
+  if (plan.scheme == WinogradScheme::kPasses)
     set_passes(p, t, plan);
   else if (plan.kernel == ConvKernel::kMatrix)
     set_matrix_panels(p, t, plan);

@@ -29,6 +29,14 @@ FS_HOST_DEVICE bool is_winograd(ConvKernel kernel) {
   return winograd_side(kernel) > 0 || kernel == ConvKernel::kWinogradRow;
 }
 
+// How a block of kWinograd or kWinograd4 passes through the cache.
+enum class WinogradScheme : int32_t {
+  kPanels,     // all of its transformed pixels stay, and one panel of weights after the other passes over them
+  kPositions,  // one position after the other, with the accumulators of all panels: wide layers
+  kKBlocks,    // some input channels at a time, with the accumulators of all panels, which stay: many input channels
+  kPasses,     // the same for a share of the panels, whose weights are transformed where they are used: few tiles
+};
+
 // Must each weight be finite, because zeros of padding are multiplied by it, or because it is added to others?
 FS_HOST_DEVICE bool needs_finite_weights(ConvKernel kernel) {
   return is_winograd(kernel) || kernel == ConvKernel::kMatrix;
@@ -139,10 +147,10 @@ struct ConvPlan {
   // and their output channels interleave because phases alternate. Otherwise they follow one another.
   int panel_tiles, interleaved_tiles;
   int64_t panels, panel_elements;  // panels of one group; elements of one panel
-  // kWinograd, kWinograd4: a pass computes so many panels, whose accumulators of all positions are kept until its end. If
-  // k_channels > 0, every pass is an item of its own, and transforms its weights itself, those of k_channels input channels at
-  // a time, just before they are multiplied. Otherwise the weights are transformed before the items run, or when a thread
-  // enters a group.
+  // kWinograd, kWinograd4: a pass computes so many panels, whose accumulators of all positions are kept until its end, from
+  // k_channels input channels at a time. Of kPasses every pass is an item of its own. Otherwise weights are transformed
+  // before the items run, or when a thread enters a group.
+  WinogradScheme scheme;
   int64_t pass_panels, k_channels;
   int64_t block_n, block_h, block_w;
   int64_t blocks_n, blocks_h, blocks_w;

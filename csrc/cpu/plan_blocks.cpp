@@ -102,6 +102,29 @@ int64_t winograd_block_vectors(int64_t ic, int64_t panel_oc, int side, int64_t t
   return std::max(cached * 3 / 4, std::min(cached, tile_vectors));
 }
 
+bool winograd_weights_stay(int64_t ic, int64_t oc, int side, const Target& t) {
+  return winograd_positions(side) * ic * oc * t.element_bytes <= t.l2_bytes * 3 / 8;
+}
+
+WinogradKBlocks winograd_k_blocks(int64_t ic, int64_t oc, int64_t panel_oc, int side, const Target& t) {
+  const int64_t channels = ceil_div(ic, ceil_div(ic, kMaxWinogradKBlock));
+  const int64_t of_weight = winograd_positions(side) * t.element_bytes;
+  const int64_t weights =
+      of_weight * (winograd_weights_stay(ic, oc, side, t) ? ic * oc : channels * panel_oc);
+  const int64_t left = t.l2_bytes - t.l2_bytes / 8 - weights;
+  return {channels, std::max<int64_t>(left / (of_weight * t.lanes * (channels + oc)), 0)};
+}
+
+int64_t winograd_most_vectors(WinogradScheme scheme, const ConvShape& s, int64_t panel_oc, int side,
+                              int64_t tile_vectors, const Target& t) {
+  switch (scheme) {
+    case WinogradScheme::kPositions: return winograd_wide_block_vectors(s.ic, s.oc, side, t);
+    case WinogradScheme::kKBlocks:
+      return winograd_k_blocks(s.ic, round_up(s.oc, panel_oc), panel_oc, side, t).vectors;
+    default: return winograd_block_vectors(s.ic, panel_oc, side, tile_vectors, t);
+  }
+}
+
 WinogradPasses winograd_passes(const ConvShape& s, int side, int64_t panel_oc, const Target& t) {
   const int64_t vectors = ceil_div(ceil_div(s.lr_h, side) * ceil_div(s.lr_w, side), t.lanes);
   if (vectors < 1 || vectors > kPassVectors) return {0, 0, 0};
@@ -224,18 +247,16 @@ void choose_winograd_blocks(const ConvShape& s, const Target& t, ConvPlan& plan)
   const int64_t H = std::max<int64_t>(s.lr_h, 1), W = std::max<int64_t>(s.lr_w, 1);
   const int64_t L = t.lanes, V = plan.tile_pixels, M = winograd_side(plan.kernel);
   plan.parallel = t.threads > 1 && multiply_adds(s) >= kParallelMinimum;
-  if (plan.k_channels > 0) {
+  if (plan.scheme == WinogradScheme::kPasses) {
     set_blocks(s, 1, H, W, plan);
     plan.items *= ceil_div(plan.panels, plan.pass_panels);
     plan.input_tile = winograd_input_tile(s, H, W, static_cast<int>(M), t.lanes);
     return;
   }
   // a panel's weights through the cache, or from beyond it, in vectors of tiles
-  const bool wide = winograd_wide(s.ic, winograd_side(plan.kernel), plan.tile_pixels, t);
-  const double pass = wide ? 1 : 0.3;
+  const double pass = plan.scheme == WinogradScheme::kPanels ? 0.3 : 1;
   const int64_t most =
-      wide ? winograd_wide_block_vectors(s.ic, s.oc, static_cast<int>(M), t)
-           : winograd_block_vectors(s.ic, plan.panel_tiles * plan.tile_oc, static_cast<int>(M), V, t);
+      winograd_most_vectors(plan.scheme, s, plan.panel_tiles * plan.tile_oc, winograd_side(plan.kernel), V, t);
   const int64_t threads = plan.parallel ? t.threads : 1;
   int64_t w = W, h = M;
   double best = -1;

@@ -43,15 +43,17 @@ std::string reason(const ConvPlan& plan) {
 
 std::string describe(const ConvPlan& plan) {
   const std::string items =
-      std::to_string(plan.items) + (plan.k_channels > 0 ? " passes over blocks of " : " blocks of ");
+      std::to_string(plan.items) + (plan.scheme == WinogradScheme::kPasses ? " passes over blocks of " : " blocks of ");
   std::string text = std::string(kNames[static_cast<int>(plan.kernel)]) + ", tile of " + tile_of(plan) +
                      (plan.single_phase ? " of one phase" : "") + ", " + items +
                      std::to_string(plan.block_n) + " x " + std::to_string(plan.block_h) + " x " +
                      std::to_string(plan.block_w) + " pixels";
-  if (plan.k_channels > 0)
+  if (plan.scheme == WinogradScheme::kPasses)
     text += ", weights packed as they are used";
   else if (!plan.weights_resident)
     text += ", weights packed once for all threads";
+  if (plan.scheme == WinogradScheme::kKBlocks)
+    text += ", " + std::to_string(plan.k_channels) + " input channels at a time";
   if (!plan.parallel) text += ", on one thread";
   return text + reason(plan);
 }

@@ -19,7 +19,8 @@ constexpr int64_t kMaxDeferredTiles = 8, kDeferredBytes = 8 << 10;
 int64_t block_channels(int64_t ic, int64_t taps, int64_t weight_bytes) {
   constexpr int64_t kWeightBytes = 16 << 10;
   const int64_t k = weight_bytes > 0 ? std::min(kMaxChain, kWeightBytes / weight_bytes) : kMaxChain;
-  return std::min(ic, std::max<int64_t>(k / std::max<int64_t>(taps, 1), 1));
+  const int64_t most = std::max<int64_t>(k / std::max<int64_t>(taps, 1), 1);
+  return ic > 0 ? ceil_div(ic, ceil_div(ic, most)) : 0;
 }
 
 // The blocks for output channels that lack the first_a first rows and first_b first columns of taps.
@@ -143,7 +144,9 @@ void set_winograd(const Target& t, ConvPass& pass) {
   ConvTask& task = pass.task;
   const ConvPlan& plan = task.plan;
   const int64_t L = t.lanes, V = plan.tile_pixels;
-  const int64_t ic = plan.k_channels > 0 ? plan.k_channels : plan.shape.ic;  // transformed at a time
+  const bool passes = plan.scheme == WinogradScheme::kPasses;
+  const int64_t ic = plan.k_channels;                              // transformed at a time
+  const int64_t of_weights = passes ? ic : plan.shape.ic;  // the same of weights
   const int64_t panel_oc = int64_t{plan.panel_tiles} * plan.tile_oc;
   // The vectors of a block, with room for the surplus vectors of its last register tile and the surplus lanes of its last
   // row.
@@ -156,7 +159,7 @@ void set_winograd(const Target& t, ConvPass& pass) {
   task.winograd_channel_step = (vectors % 2 == 0 && vectors > V ? vectors + 1 : vectors) * L;
   // The positions' streams are written at the same time, and an odd number of vectors apart they fall into different sets.
   task.winograd_input_step = (ic * task.winograd_channel_step / L | 1) * L;
-  task.winograd_position_step = ic * panel_oc + L;
+  task.winograd_position_step = of_weights * panel_oc + L;
 
   KTables& tables = pass.k[0];
   for (int64_t c = 0; c < ic; ++c) tables.at.push_back(c * task.winograd_channel_step);
@@ -175,13 +178,13 @@ void set_winograd(const Target& t, ConvPass& pass) {
   ConvScratch& s = task.scratch;
   s.input_tile = plan.block_n * plan.input_tile.image_step + 2 * side * L;
   s.packing = packing_elements(task.source, plan.input_tile, t.lanes);
-  s.weights = plan.k_channels > 0     ? plan.panel_elements
+  s.weights = passes                  ? plan.panel_elements
               : plan.weights_resident ? plan.panels * plan.panel_elements
                                       : 0;
   s.acc = positions * plan.pass_panels * panel_oc * task.winograd_channel_step;
   s.oc = plan.panels * panel_oc + L;
   s.winograd_input = positions * task.winograd_input_step;
-  s.winograd_packed = std::min(ic, 2 * L) * 9 * L;
+  s.winograd_packed = std::min(of_weights, 2 * L) * 9 * L;
   s.winograd_planar = panel_oc * side * side * L;
 }
 

@@ -54,6 +54,10 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
   m.attr("WINOGRAD_ROW") = static_cast<int>(ConvKernel::kWinogradRow);
   m.attr("WINOGRAD4") = static_cast<int>(ConvKernel::kWinograd4);
   m.attr("MATRIX") = static_cast<int>(ConvKernel::kMatrix);
+  m.attr("WINOGRAD_PANELS") = static_cast<int>(WinogradScheme::kPanels);
+  m.attr("WINOGRAD_POSITIONS") = static_cast<int>(WinogradScheme::kPositions);
+  m.attr("WINOGRAD_K_BLOCKS") = static_cast<int>(WinogradScheme::kKBlocks);
+  m.attr("WINOGRAD_PASSES") = static_cast<int>(WinogradScheme::kPasses);
 
   py::enum_<MatrixTiles>(m, "MatrixTiles")
       .value("NONE", MatrixTiles::kNone)
@@ -108,6 +112,7 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(InputTile, image_step);
   py::class_<ConvPlan>(m, "ConvPlan")
       .def_property_readonly("kernel", [](const ConvPlan& p) { return static_cast<int>(p.kernel); })
+      .def_property_readonly("scheme", [](const ConvPlan& p) { return static_cast<int>(p.scheme); })
       .def_property_readonly(
           "cycles",
           [](const ConvPlan& p) { return std::vector<double>(std::begin(p.cycles), std::end(p.cycles)); })

@@ -432,6 +432,9 @@ GEOMETRIES = (
     Case("tall wide", (1, 600, 44, 6), (64, 600, 3, 1), padding=(1, 0, 1, 0)),
     Case("many images", (9, 3, 4, 5), (12, 3, 3, 3), padding=SAME3),
     Case("deep", (1, 1024, 2, 40), (4, 1024, 3, 1), padding=(1, 0, 1, 0)),
+    Case("k blocks", (1, 190, 30, 37), (36, 190, 3, 3), padding=SAME3),
+    Case("k blocks twice as deep", (2, 520, 13, 70), (40, 520, 3, 3), padding=(0, 1, 2, 1)),
+    Case("k blocks groups", (1, 400, 18, 37), (36, 200, 3, 3), groups=2, padding=SAME3),
     Case("large filter", (1, 130, 3, 4), (64, 130, 3, 3), padding=SAME3),
 )  # fmt: skip
 

@@ -105,6 +105,13 @@ void pack_weight(const Weight& weight, const Taps& taps, const int64_t* channel,
       for (int64_t t = 0; t < tile_oc; t += L) {
         const int64_t rows = oc.count - t, width = tile_oc - t;
         for (int64_t k = 0; k<n; k = k + 2 * L> n && k + L < n ? n - L : k + L) {
+          // Rows are too many for the hardware prefetcher, and stores leave the processor in order.
+          constexpr int64_t kAhead = 2 * L;
+          FS_UNROLL
+          for (int l = 0; l < L; ++l) {
+            __builtin_prefetch(from + oc[t + (l < rows ? l : 0)] + k + kAhead);
+            __builtin_prefetch(to + (k + l + kAhead) * step + t, 1);
+          }
           Vec<S> v[L];
           FS_UNROLL
           for (int l = 0; l < L; ++l)

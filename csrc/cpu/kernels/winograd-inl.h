@@ -92,58 +92,67 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
         input_step(t.winograd_input_step) {}
 
   void run(int64_t begin, int64_t end) {
-    if (plan.k_channels > 0) return run_passes(begin, end);
+    const bool in_k_blocks =
+        plan.scheme == WinogradScheme::kKBlocks || plan.scheme == WinogradScheme::kPasses;
     const int64_t blocks = blocks_of_group(plan);
-    for (int64_t item = begin; item < end; ++item) {
-      if (item / blocks != group) this->enter_group(item / blocks);
-      const Block b = block_of(plan, item % blocks);
-      const bool follows = item > begin && b.h > 0;
-      load_block(b, kept_rows(tile, conv, follows ? plan.block_h : 0));
-      const int64_t vectors = vectors_of(b);
-      const KOffsets& offsets = task.k_blocks[0].blocks[0].offsets;
-      const int64_t pass_oc = plan.pass_panels * panel_oc;
-      for (int64_t first = 0; first < conv.oc; first += pass_oc) {
-        const int64_t pass_end = smaller(first + pass_oc, conv.oc);
-        start_fetching(b, first, pass_end - first, vectors);
-        for (int position = 0; position < kPositions; ++position) {
-          for (int64_t oc = first; oc < pass_end; oc += panel_oc)
-            multiply(b, offsets, panels + oc / panel_oc * plan.panel_elements, position, vectors, oc - first,
-                     smaller(panel_oc, pass_end - oc));
-        }
-        for (int64_t oc = first; oc < pass_end; oc += panel_oc)
-          transform_output(b, oc, oc - first, smaller(panel_oc, pass_end - oc));
-      }
-    }
-  }
-
-  // Few tiles and many weights: each item is a pass of its own. Its channels and their weights are transformed a K block at a
-  // time, which stays in the cache.
-  void run_passes(int64_t begin, int64_t end) {
-    const int64_t passes = ceil_div(plan.panels, plan.pass_panels), blocks = blocks_of_group(plan);
-    KOffsets offsets = task.k_blocks[0].blocks[0].offsets;
+    const int64_t passes = plan.scheme == WinogradScheme::kPasses ? ceil_div(plan.panels, plan.pass_panels) : 1;
     for (int64_t item = begin; item < end; ++item) {
       const int64_t g = item / passes / blocks;
       if (g != group) this->enter_group(g);
       const Block b = block_of(plan, item / passes % blocks);
-      const int64_t vectors = vectors_of(b), pass_oc = plan.pass_panels * panel_oc;
-      const int64_t first = item % passes * pass_oc, pass_end = smaller(first + pass_oc, conv.oc);
-      pack_input<T>(task.source, conv, tile, group, b, 0, input, this->packing);
-      written.stop();
-      for (int64_t c = 0, next; c < ic; c = next) {
-        next = smaller(c + plan.k_channels, ic);
-        transform_input(c, next, c, b.height, b.width);
-        offsets.count = next - c;
-        offsets.add = c > 0;
-        if (next == ic) start_fetching(b, first, pass_end - first, vectors);
+      const bool follows = item > begin && b.h > 0;
+      const int64_t kept = kept_rows(tile, conv, follows ? plan.block_h : 0);
+      if (in_k_blocks)
+        run_k_blocks(b, kept, item % passes * plan.pass_panels * panel_oc);
+      else
+        run_panels(b, kept);
+    }
+  }
+
+  void run_panels(const Block& b, int64_t kept) {
+    load_block(b, kept, 0, ic);
+    const int64_t vectors = vectors_of(b), pass_oc = plan.pass_panels * panel_oc;
+    const KOffsets& offsets = task.k_blocks[0].blocks[0].offsets;
+    for (int64_t first = 0; first < conv.oc; first += pass_oc) {
+      const int64_t pass_end = smaller(first + pass_oc, conv.oc);
+      start_fetching(b, first, pass_end - first, vectors);
+      for (int position = 0; position < kPositions; ++position) {
+        for (int64_t oc = first; oc < pass_end; oc += panel_oc)
+          multiply(b, offsets, panels + oc / panel_oc * plan.panel_elements, position, vectors, oc - first,
+                   smaller(panel_oc, pass_end - oc));
+      }
+      transform_outputs(b, first, pass_end);
+    }
+  }
+
+  // Many channels: those of a K block are transformed and multiplied while they are in the cache. kPasses: so are their
+  // weights; few tiles, so that threads share the panels.
+  void run_k_blocks(const Block& b, int64_t kept, int64_t first) {
+    const bool fresh = plan.scheme == WinogradScheme::kPasses;
+    const int64_t vectors = vectors_of(b), pass_end = smaller(first + plan.pass_panels * panel_oc, conv.oc);
+    KOffsets offsets = task.k_blocks[0].blocks[0].offsets;
+    written.stop();
+    for (int64_t c = 0, next; c < ic; c = next) {
+      next = smaller(c + plan.k_channels, ic);
+      load_block(b, kept, c, next);
+      offsets.count = next - c;
+      offsets.add = c > 0;
+      if (next == ic) start_fetching(b, first, pass_end - first, vectors);
+      const auto run = [&](int64_t oc, const S* of_panel, int position) {
+        multiply(b, offsets, of_panel, position, vectors, oc - first, smaller(panel_oc, pass_end - oc));
+      };
+      if (fresh) {
         for (int64_t oc = first; oc < pass_end; oc += panel_oc) {
           pack_weights(group, oc, c, next, weights);
-          for (int position = 0; position < kPositions; ++position)
-            multiply(b, offsets, weights, position, vectors, oc - first, smaller(panel_oc, pass_end - oc));
+          for (int position = 0; position < kPositions; ++position) run(oc, weights, position);
         }
+      } else {
+        for (int position = 0; position < kPositions; ++position)
+          for (int64_t oc = first; oc < pass_end; oc += panel_oc)
+            run(oc, panels + oc / panel_oc * plan.panel_elements + c * panel_oc, position);
       }
-      for (int64_t oc = first; oc < pass_end; oc += panel_oc)
-        transform_output(b, oc, oc - first, smaller(panel_oc, pass_end - oc));
     }
+    transform_outputs(b, first, pass_end);
   }
 
   int64_t vectors_of(const Block& b) const {
@@ -155,13 +164,21 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
     written.start(out, b, first, count, calls);
   }
 
-  // Packs and transforms neighbouring channels at a time, which stay in the first cache in between.
-  void load_block(const Block& b, int64_t kept) {
+  // Packs and transforms channels begin .. end - 1; as few at a time as the source has as neighbours, which stay in the first
+  // cache in between. Larger groups than a K block are packed before its first.
+  void load_block(const Block& b, int64_t kept, int64_t begin, int64_t end) {
     const Source& source = task.source;
-    const int64_t channels = source.output ? ic : source.interleave;
-    for (int64_t c = 0; c < ic; c += channels) {
-      pack_channels_of<T>(source, conv, tile, group, b, c, c + channels, kept, input, this->packing);
-      transform_input(c, c + channels, 0, b.height, b.width);
+    const auto pack = [&](int64_t first, int64_t last) {
+      pack_channels_of<T>(source, conv, tile, group, b, first, last, kept, input, this->packing);
+    };
+    if (source.output || plan.k_channels % source.interleave != 0) {
+      if (begin == 0) pack(0, ic);
+      transform_input(begin, end, begin, b.height, b.width);
+      return;
+    }
+    for (int64_t c = begin; c < end; c += source.interleave) {
+      pack(c, c + source.interleave);
+      transform_input(c, c + source.interleave, begin, b.height, b.width);
     }
   }
 
@@ -266,15 +283,19 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
       for (int v = 0; v < plan.tile_pixels; ++v) tiles[v] = from + smaller(v0 + v, vectors - 1) * L;
       if (count < plan.tile_pixels) {
         const OwRest<S> rest = ow_rest_of<S>(count);
-        if (rest.oc <= panel_oc) {
-          // The last tile computes again what it shares with the one before. (It shares nothing where a later K block adds to
-          // the accumulators: see offer_winograd in plan.cpp.)
+        // The last tile computes again what it shares with the one before, unless it adds to that.
+        if (rest.oc <= panel_oc && !(offsets.add && panel_oc % rest.oc != 0)) {
           for (int64_t t = 0; t < stored; t += rest.oc) run(rest.run, v0, smaller(t, panel_oc - rest.oc));
           continue;
         }
       }
       for (int64_t t = 0; t < stored; t += plan.tile_oc) run(microkernel, v0, t);
     }
+  }
+
+  void transform_outputs(const Block& b, int64_t first, int64_t end) {
+    for (int64_t oc = first; oc < end; oc += panel_oc)
+      transform_output(b, oc, oc - first, smaller(panel_oc, end - oc));
   }
 
   // A^T m A of every tile, interleaved back to neighbouring pixels: M vectors in each of M rows.

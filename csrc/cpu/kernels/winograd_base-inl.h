@@ -44,7 +44,7 @@ struct WinogradBase {
     group = g;
     out.enter(task.oc.from(g * conv.oc), conv.oc, bias, slope);
     if (plan.weights_resident) pack_panels(g, 0, plan.panels, weights);
-    if (plan.k_channels > 0) return;
+    if (plan.scheme == WinogradScheme::kPasses) return;
     panels = plan.weights_resident
                  ? weights
                  : static_cast<const S*>(task.panels) + g * plan.panels * plan.panel_elements;
