@@ -13,28 +13,28 @@ namespace {
 
 using PassPtr = std::shared_ptr<const ConvPass>;
 
-PassPtr forward_pass(const ForwardArguments& a, const Target& t, bool no_winograd) {
+PassPtr forward_pass(const ForwardArguments& a, const Target& t, NotFinite found) {
   thread_local PlanCache<ConvPass> cache;
   const bool residual = a.epilogue.residual_kind != ResidualKind::kNone;
   PlanKey key = key_of(a.geometry, a.dtype, t);
   add_strides(key, a.input.stride);
   add_strides(key, a.weight.stride);
   add_strides(key, a.output.stride);
-  key.add_all(a.weight_rows.c, a.weight_rows.i, a.weight_rows.j, a.weight_flipped, no_winograd);
+  key.add_all(a.weight_rows.c, a.weight_rows.i, a.weight_rows.j, a.weight_flipped, found);
   key.add_all(a.epilogue.residual_kind);
   if (residual) add_strides(key, a.residual.stride);
-  return cache.get(key, [&] { return plan_forward_pass(a, t, no_winograd); });
+  return cache.get(key, [&] { return plan_forward_pass(a, t, found); });
 }
 
-PassPtr input_grad_pass(const InputGradArguments& a, const Target& t, bool no_winograd) {
+PassPtr input_grad_pass(const InputGradArguments& a, const Target& t, NotFinite found) {
   thread_local PlanCache<ConvPass> cache;
   PlanKey key = key_of(a.geometry, a.dtype, t);
   add_strides(key, a.grad_output.stride);
   add_strides(key, a.weight.stride);
   add_strides(key, a.grad_input.stride);
-  key.add_all(a.weight_rows.c, a.weight_rows.i, a.weight_rows.j, a.weight_flipped, no_winograd);
+  key.add_all(a.weight_rows.c, a.weight_rows.i, a.weight_rows.j, a.weight_flipped, found);
   add_saved(key, a.saved);
-  return cache.get(key, [&] { return plan_input_grad_pass(a, t, no_winograd); });
+  return cache.get(key, [&] { return plan_input_grad_pass(a, t, found); });
 }
 
 constexpr std::align_val_t kCacheLine{64};
@@ -62,30 +62,34 @@ void compute(ConvTask& task, const Kernels& kernels, const Pool& pool) {
   run_queue(plan.parallel, plan.items, pool, [&](WorkQueue& queue) { conv(task, queue); });
 }
 
-// pass_of(no_winograd) returns the plan, set_pointers(task) adds the tensors.
+// pass_of(not_finite) returns the plan, set_pointers(task) adds the tensors.
 template <class PassOf, class SetPointers>
 void launch(const PassOf& pass_of, const SetPointers& set_pointers, const Kernels& kernels,
             const Pool& pool) {
-  PassPtr pass = pass_of(false);
+  PassPtr pass = pass_of(NotFinite::kNothing);
   if (pass->task.plan.items == 0) return;
-  bool nonfinite = false;
+  bool weight = false, pixel = false;
   ConvTask task = pass->task;
   Source output = pass->output;
   const auto run = [&] {
-    task.nonfinite_weight = &nonfinite;
+    task.nonfinite_weight = &weight;
+    task.nonfinite_pixel = &pixel;
     if (task.source.output) task.source.output = &output;
     set_pointers(task, output);
     compute(task, kernels, pool);
   };
-  run();
-  if (!nonfinite) return;
-  // Packing found a weight that is not finite. Kernels that subtract weights, or multiply them by zeros of padding, are
-  // replaced by another one, and the border is computed again without the zeros of the packed input tile.
-  if (needs_finite_weights(task.plan.kernel)) {
-    pass = pass_of(true);
+  const auto run_again = [&](NotFinite found) {
+    pass = pass_of(found);
     task = pass->task;
     run();
-  }
+  };
+  run();
+  // A pixel would reach outputs that do not depend on it.
+  if (pixel && !weight) run_again(NotFinite::kPixel);
+  if (!weight) return;
+  // Packing found a weight that is not finite. Kernels that subtract weights, or multiply them by zeros of padding, are
+  // replaced by another one, and the border is computed again without the zeros of the packed input tile.
+  if (needs_finite_weights(task.plan.kernel)) run_again(NotFinite::kWeight);
   if (pass->padded)
     run_queue(task.plan.parallel, task.plan.items, pool,
               [&](WorkQueue& queue) { kernels.redo_borders(task, queue); });
@@ -131,7 +135,7 @@ void conv_forward(const ForwardArguments& a, const Pool& pool) {
     e.prelu_index = prelu_index(a);
     e.residual = a.residual.data;
   };
-  launch([&](bool no_winograd) { return forward_pass(a, target, no_winograd); }, set_pointers, kernels, pool);
+  launch([&](NotFinite found) { return forward_pass(a, target, found); }, set_pointers, kernels, pool);
 }
 
 void conv_input_grad(const InputGradArguments& a, const Pool& pool) {
@@ -145,8 +149,7 @@ void conv_input_grad(const InputGradArguments& a, const Pool& pool) {
     task.weight.data = a.weight.data;
     task.dest.data = a.grad_input.data;
   };
-  launch([&](bool no_winograd) { return input_grad_pass(a, target, no_winograd); }, set_pointers, kernels,
-         pool);
+  launch([&](NotFinite found) { return input_grad_pass(a, target, found); }, set_pointers, kernels, pool);
 }
 
 ConvPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last, int threads) {

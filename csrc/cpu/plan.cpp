@@ -5,12 +5,13 @@
 // below have yet to be measured one by one.
 //   kernel             README's and docs' tables compare whole plans; Winograd needs 16 multiplications instead of 36
 //   single_phase       saves the spared pixels, and the taps that phases lack: 9 of 16 products of a 3x3 kernel with
-//                      stride 2 remain
+//                      stride 2 remain; of Winograd's products of a 4x4 kernel, 36 of 64 (docs/decisions/0031)
 //   interleaved_tiles  makes single-phase tiles possible in NCHW, where the phases of a row alternate
 //   panel_tiles        whole interleave groups are interleaved in registers (kStoreInterleaved, kStoreScalarPerLane below),
 //                      and several tiles share the pixels of a K block (tiles_in_first_cache)
 //   weights_resident   saves one pass of all threads over the weights; large weights are packed once for all threads
-//   k_channels         large weights over few tiles do not pass through memory (docs/decisions/0024)
+//   scheme             large weights over few tiles do not pass through memory (docs/decisions/0024); nor do the transformed
+//                      pixels of many channels (0032)
 //   channels_inner     OC-vectorised tiles read few cache lines, and channels_last is packed by plain copies
 //   parallel           waking threads costs about 20 us
 // plan_pass.cpp decides about in_place, plan_k_blocks.cpp about K blocks and deferred_tiles, and the kernels about what is
@@ -60,8 +61,10 @@ int64_t tiles_in_first_cache(int64_t k, int64_t tile_oc, const Target& t) {
 
 // The tiles of a panel: whole interleave groups, so that they interleave in registers. Winograd's weights are transformed
 // with output channels in the lanes, and take whole vectors as well, up to most_oc, if there are so many output channels.
-int whole_panel(const ConvProblem& p, const Target& t, int oc, int64_t most_oc = 0) {
+int whole_panel(const ConvProblem& p, const Target& t, int oc, int64_t most_oc = 0,
+                bool single_phase = false) {
   const ConvShape& s = p.shape;
+  if (single_phase) return static_cast<int>(p.phase_interleave * t.lanes / oc);  // a vector of each phase
   const int64_t tiles = ceil_div(s.oc, oc);
   int panel = 1;
   if (interleaves_in_registers(p.interleave))
@@ -165,26 +168,54 @@ void offer_oc_vectorised(const ConvProblem& p, const Target& t, Offers& offers) 
   }
 }
 
-bool fits_winograd(const ConvProblem& p, const Target& t) {
+// Of one phase: the window holds the taps of all phases, where they are and as late as their phase starts.
+bool fits_winograd(const ConvProblem& p, const Target& t, bool single_phase) {
   const ConvShape& s = p.shape;
-  return s.ic > 0 && !p.no_winograd && s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == 1 &&
-         s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1 && t.element_bytes == 4;
+  if (s.ic == 0 || p.no_winograd || s.stride_h != 1 || s.stride_w != 1 || s.dilation_h != 1 ||
+      s.dilation_w != 1 || t.element_bytes != 4)
+    return false;
+  if (!single_phase) return s.kernel_h == kWinogradTaps && s.kernel_w == kWinogradTaps;
+  const auto fits = [](int64_t taps, int64_t spared) { return taps >= 2 && taps + spared <= kWinogradTaps; };
+  return fits(s.kernel_h, p.spared_h) && fits(s.kernel_w, p.spared_w) && p.unused_h + p.unused_w > 0 &&
+         s.lr_h > p.spared_h && s.lr_w > p.spared_w && p.phase_oc > 0 && p.phase_oc % t.lanes == 0 &&
+         p.phase_interleave * t.lanes <= kMaxTransposedOc;
+}
+
+// What Winograd's kernel computes: kernels as large as its window, without spared pixels.
+ConvShape winograd_shape(const ConvProblem& p, bool single_phase) {
+  ConvShape s = p.shape;
+  s.kernel_h = s.kernel_w = kWinogradTaps;
+  if (single_phase) {
+    s.lr_h -= p.spared_h;
+    s.lr_w -= p.spared_w;
+  }
+  return s;
+}
+// Positions that are multiplied, and may the register tile be of so many output channels?
+double multiplied_positions(const ConvProblem& p, int side, bool single_phase) {
+  if (!single_phase) return winograd_positions(side);
+  return (side + kWinogradTaps - 1 - p.unused_h) * (side + kWinogradTaps - 1 - p.unused_w);
+}
+bool fits_winograd_tile(int oc, const Target& t, bool single_phase) {
+  return !single_phase || t.lanes % oc == 0;
 }
 
 void offer_winograd(const ConvProblem& p, const Target& t, ConvKernel kernel, WinogradScheme scheme,
-                    Offers& offers) {
-  const ConvShape& s = p.shape;
+                    bool single, Offers& offers) {
+  const ConvShape s = winograd_shape(p, single);
   const int side = winograd_side(kernel);
   const int64_t L = t.lanes, tiles_of_image = ceil_div(s.lr_h, side) * ceil_div(s.lr_w, side);
   const int64_t positions_of_tile = winograd_positions(side);
   const double positions = static_cast<double>(positions_of_tile), pixels = side * side;
+  const double multiplied = multiplied_positions(p, side, single);
   const double stored = static_cast<double>(s.oc), ic = static_cast<double>(s.ic), store = planar_store(p, t);
   for (int oc : TileOc::values) {
+    if (!fits_winograd_tile(oc, t, single)) continue;
     const int v = ow_tile_vectors(oc, t.registers);
     const double tiles = static_cast<double>(ceil_div(s.oc, oc));
     const bool wide = scheme != WinogradScheme::kPanels;
     if (wide != winograd_wide(s.ic, side, v, t)) continue;
-    const int64_t panel = whole_panel(p, t, oc, winograd_panel_oc(s.ic, side, wide, t)) * oc;
+    const int64_t panel = whole_panel(p, t, oc, winograd_panel_oc(s.ic, side, wide, t), single) * oc;
     const int64_t most = winograd_most_vectors(scheme, s, panel, side, v, t);
     if (most == 0) continue;
     // blocks of even sizes, enough for all threads
@@ -207,23 +238,28 @@ void offer_winograd(const ConvProblem& p, const Target& t, ConvKernel kernel, Wi
     const double traffic =
         far ? (1 + 2 * static_cast<double>(s.batch * blocks)) * t.element_bytes / kBytesPerCycle : 0;
     const double of_position = vectors * (tiles / v * ic * k_cycles(oc * v, oc, v, kHiddenPixels) + streamed +
-                                          ic * kWinogradInput + stored * kWinogradOutput + accumulated) +
+                                          stored * kWinogradOutput + accumulated) +
                                ic * stored * (weights + traffic);
-    offers.add({kernel, oc, v, positions * of_position + vectors * stored * pixels * store, false, scheme});
+    offers.add({kernel, oc, v,
+                multiplied * of_position + positions * vectors * ic * kWinogradInput +
+                    vectors * stored * pixels * store,
+                single, scheme});
   }
 }
 
 // The same where an item transforms the weights that it uses: see WinogradPasses.
-void offer_winograd_passes(const ConvProblem& p, const Target& t, ConvKernel kernel, Offers& offers) {
-  const ConvShape& s = p.shape;
+void offer_winograd_passes(const ConvProblem& p, const Target& t, ConvKernel kernel, bool single,
+                           Offers& offers) {
+  const ConvShape s = winograd_shape(p, single);
   const int side = winograd_side(kernel);
   const int64_t of_image = ceil_div(ceil_div(s.lr_h, side) * ceil_div(s.lr_w, side), t.lanes);
   const double positions = winograd_positions(side), pixels = side * side,
-               batch = static_cast<double>(s.batch);
+               multiplied = multiplied_positions(p, side, single), batch = static_cast<double>(s.batch);
   const double stored = static_cast<double>(s.oc), ic = static_cast<double>(s.ic), store = planar_store(p, t);
   for (int oc : TileOc::values) {
+    if (!fits_winograd_tile(oc, t, single)) continue;
     const int v = ow_tile_vectors(oc, t.registers);
-    const int64_t panel = whole_panel(p, t, oc, winograd_panel_oc(s.ic, side, true, t)) * oc;
+    const int64_t panel = whole_panel(p, t, oc, winograd_panel_oc(s.ic, side, true, t), single) * oc;
     const WinogradPasses by = winograd_passes(s, side, panel, t);
     if (by.passes == 0) continue;
     const double tiles = static_cast<double>(ceil_div(s.oc, oc)), passes = static_cast<double>(by.passes);
@@ -235,12 +271,13 @@ void offer_winograd_passes(const ConvProblem& p, const Target& t, ConvKernel ker
     const double k_blocks = std::ceil(ic / static_cast<double>(by.k_channels));
     const int64_t items = std::max<int64_t>(s.groups * s.batch, 1) * by.passes;
     const double waiting = static_cast<double>(round_up(items, t.threads)) / static_cast<double>(items);
-    const double of_position =
-        vectors * (tiles / v * ic * k_cycles(oc * v, oc, v, kHiddenPixels) + passes * ic * kWinogradInput +
-                   stored * (kWinogradOutput + kAccumulate * k_blocks)) +
-        batch * ic * stored * kWinogradFreshWeights;
-    offers.add({kernel, oc, v, waiting * (positions * of_position + vectors * stored * pixels * store), false,
-                WinogradScheme::kPasses});
+    const double of_position = vectors * (tiles / v * ic * k_cycles(oc * v, oc, v, kHiddenPixels) +
+                                          stored * (kWinogradOutput + kAccumulate * k_blocks)) +
+                               batch * ic * stored * kWinogradFreshWeights;
+    offers.add({kernel, oc, v,
+                waiting * (multiplied * of_position + positions * vectors * passes * ic * kWinogradInput +
+                           vectors * stored * pixels * store),
+                single, WinogradScheme::kPasses});
   }
 }
 
@@ -364,10 +401,11 @@ void set_matrix_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
 // Few tiles and their weights, in passes.
 void set_passes(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   const int side = winograd_side(plan.kernel);
-  plan.interleaved_tiles = 1;
-  plan.panel_tiles = whole_panel(p, t, plan.tile_oc, winograd_panel_oc(p.shape.ic, side, true, t));
+  plan.interleaved_tiles = plan.single_phase ? static_cast<int>(p.phase_interleave) : 1;
+  plan.panel_tiles =
+      whole_panel(p, t, plan.tile_oc, winograd_panel_oc(p.shape.ic, side, true, t), plan.single_phase);
   const int64_t panel_oc = int64_t{plan.panel_tiles} * plan.tile_oc;
-  const WinogradPasses by = winograd_passes(p.shape, side, panel_oc, t);
+  const WinogradPasses by = winograd_passes(winograd_shape(p, plan.single_phase), side, panel_oc, t);
   plan.panels = ceil_div(p.shape.oc, panel_oc);
   plan.scheme = WinogradScheme::kPasses;
   plan.pass_panels = by.pass_panels;
@@ -387,12 +425,13 @@ void set_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   const int64_t tile_bytes = s.ic * taps * plan.tile_oc * t.element_bytes;
   plan.weights_resident = weights_stay(s.ic * taps * tiles * plan.tile_oc, t);
   plan.interleaved_tiles = plan.single_phase ? static_cast<int>(p.phase_interleave) : 1;
-  if (plan.interleaved_tiles > 1)
+  if (plan.interleaved_tiles > 1 && !winograd)
     plan.panel_tiles = plan.interleaved_tiles;
   else if (plan.kernel == ConvKernel::kOcVectorised)
     plan.panel_tiles = 1;
   else
-    plan.panel_tiles = whole_panel(p, t, plan.tile_oc, winograd ? winograd_panel_oc(s.ic, side, wide, t) : 0);
+    plan.panel_tiles = whole_panel(p, t, plan.tile_oc, winograd ? winograd_panel_oc(s.ic, side, wide, t) : 0,
+                                   winograd && plan.single_phase);
   if (plan.interleaved_tiles == 1 && (row || plan.kernel == ConvKernel::kOwVectorised)) {
     const int64_t whole = plan.panel_tiles, shared = tiles_in_first_cache(s.ic * taps, plan.tile_oc, t);
     plan.panel_tiles = static_cast<int>(std::min(std::max(whole, shared / whole * whole), tiles));
@@ -407,12 +446,11 @@ void set_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   }
   plan.panels = ceil_div(tiles, plan.panel_tiles);
   plan.pass_panels = wide ? plan.panels : 1;
-  plan.k_channels =
-      plan.scheme == WinogradScheme::kKBlocks
-          ? winograd_k_blocks(s.ic, plan.panels * plan.panel_tiles * plan.tile_oc, plan.panel_tiles * plan.tile_oc,
-                              side, t)
-                .k_channels
-          : s.ic;
+  plan.k_channels = plan.scheme == WinogradScheme::kKBlocks
+                        ? winograd_k_blocks(s.ic, plan.panels * plan.panel_tiles * plan.tile_oc,
+                                            plan.panel_tiles * plan.tile_oc, side, t)
+                              .k_channels
+                        : s.ic;
   plan.panel_elements = s.ic * taps * plan.tile_oc * plan.panel_tiles + (winograd ? taps * t.lanes
                                                                          : row    ? t.lanes
                                                                                   : 0);
@@ -425,11 +463,14 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
   offer_ow_vectorised(p, t, offers);
   offer_oc_vectorised(p, t, offers);
   for (ConvKernel kernel : {ConvKernel::kWinograd, ConvKernel::kWinograd4}) {
-    if (!fits_winograd(p, t) || (kernel == ConvKernel::kWinograd4 && !p.inexact)) continue;
-    for (WinogradScheme scheme :
-         {WinogradScheme::kPanels, WinogradScheme::kPositions, WinogradScheme::kKBlocks})
-      offer_winograd(p, t, kernel, scheme, offers);
-    offer_winograd_passes(p, t, kernel, offers);
+    if (kernel == ConvKernel::kWinograd4 && !p.inexact) continue;
+    for (bool single : {false, true}) {
+      if (!fits_winograd(p, t, single)) continue;
+      for (WinogradScheme scheme :
+           {WinogradScheme::kPanels, WinogradScheme::kPositions, WinogradScheme::kKBlocks})
+        offer_winograd(p, t, kernel, scheme, single, offers);
+      offer_winograd_passes(p, t, kernel, single, offers);
+    }
   }
   if (fits_winograd_row(p, t)) offer_winograd_row(p, t, offers);
   offer_matrix(p, t, offers);
@@ -449,8 +490,14 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
     set_matrix_panels(p, t, plan);
   else
     set_panels(p, t, plan);
+  if (plan.single_phase) {
+    plan.spared_h = p.spared_h;
+    plan.spared_w = p.spared_w;
+    plan.shape.lr_h -= p.spared_h;
+    plan.shape.lr_w -= p.spared_w;
+  }
   if (winograd_side(plan.kernel) > 0) {
-    choose_winograd_blocks(p.shape, t, plan);
+    choose_winograd_blocks(winograd_shape(p, plan.single_phase), t, plan);
     return plan;
   }
   if (plan.kernel == ConvKernel::kWinogradRow) {
@@ -460,17 +507,10 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
   const bool planes_pay = p.planar_input && p.shape.oc * p.shape.taps() >= kTransposedProducts * t.lanes;
   plan.channels_inner = plan.kernel == ConvKernel::kMatrix ||
                         (plan.kernel == ConvKernel::kOcVectorised && (p.ic_contiguous || planes_pay));
-  ConvShape with_halo = p.shape;
-  if (plan.single_phase) {
-    plan.spared_h = p.spared_h;
-    plan.spared_w = p.spared_w;
-    plan.shape.lr_h -= p.spared_h;
-    plan.shape.lr_w -= p.spared_w;
-    // the packed input tile holds one more row and column, for the phases that start one pixel later
-    with_halo = plan.shape;
-    with_halo.kernel_h += p.spared_h;
-    with_halo.kernel_w += p.spared_w;
-  }
+  // the packed input tile holds one more row and column, for the phases that start one pixel later
+  ConvShape with_halo = plan.shape;
+  with_halo.kernel_h += plan.spared_h;
+  with_halo.kernel_w += plan.spared_w;
   // Weights that do not stay make many passes over the packed input tile: that alone counts.
   const int64_t of_pixel = plan.weights_resident ? p.shape.oc : 0;
   if (plan.kernel == ConvKernel::kMatrix)

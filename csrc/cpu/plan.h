@@ -24,6 +24,7 @@ FS_HOST_DEVICE constexpr int winograd_side(ConvKernel kernel) {
   return kernel == ConvKernel::kWinograd ? 2 : kernel == ConvKernel::kWinograd4 ? 4 : 0;
 }
 constexpr int winograd_positions(int side) { return (side + 2) * (side + 2); }
+constexpr int kWinogradTaps = 3;  // along a side of the window that it takes for the kernel
 // Are weights added to one another before they are multiplied?
 FS_HOST_DEVICE bool is_winograd(ConvKernel kernel) {
   return winograd_side(kernel) > 0 || kernel == ConvKernel::kWinogradRow;
@@ -31,10 +32,10 @@ FS_HOST_DEVICE bool is_winograd(ConvKernel kernel) {
 
 // How a block of kWinograd or kWinograd4 passes through the cache.
 enum class WinogradScheme : int32_t {
-  kPanels,     // all of its transformed pixels stay, and one panel of weights after the other passes over them
+  kPanels,  // all of its transformed pixels stay, and one panel of weights after the other passes over them
   kPositions,  // one position after the other, with the accumulators of all panels: wide layers
-  kKBlocks,    // some input channels at a time, with the accumulators of all panels, which stay: many input channels
-  kPasses,     // the same for a share of the panels, whose weights are transformed where they are used: few tiles
+  kKBlocks,  // some input channels at a time, with the accumulators of all panels, which stay: many input channels
+  kPasses,  // the same for a share of the panels, whose weights are transformed where they are used: few tiles
 };
 
 // Must each weight be finite, because zeros of padding are multiplied by it, or because it is added to others?
@@ -118,6 +119,9 @@ struct ConvProblem {
   // Output channels of one phase, and how many phases interleave in the order of output channels: 1 if the channels of a
   // phase are neighbours. phase_oc 0: tiles cannot hold a single phase.
   int64_t phase_oc, phase_interleave;
+  // Outer rows and columns of a tile that Winograd's kernel transforms, which single-phase tiles need not multiply, because
+  // their taps begin later or end earlier than those of all phases together; mean of all phases, 0 to 2.
+  double unused_h, unused_w;
   int64_t
       ic_interleave;  // input channels that are neighbours in memory at least, also in an output that is applied
   bool ic_contiguous;  // neighbouring input channels are neighbours in memory (channels_last)

@@ -255,8 +255,8 @@ void choose_winograd_blocks(const ConvShape& s, const Target& t, ConvPlan& plan)
   }
   // a panel's weights through the cache, or from beyond it, in vectors of tiles
   const double pass = plan.scheme == WinogradScheme::kPanels ? 0.3 : 1;
-  const int64_t most =
-      winograd_most_vectors(plan.scheme, s, plan.panel_tiles * plan.tile_oc, winograd_side(plan.kernel), V, t);
+  const int64_t most = winograd_most_vectors(plan.scheme, s, plan.panel_tiles * plan.tile_oc,
+                                             winograd_side(plan.kernel), V, t);
   const int64_t threads = plan.parallel ? t.threads : 1;
   int64_t w = W, h = M;
   double best = -1;

@@ -43,7 +43,8 @@ std::string reason(const ConvPlan& plan) {
 
 std::string describe(const ConvPlan& plan) {
   const std::string items =
-      std::to_string(plan.items) + (plan.scheme == WinogradScheme::kPasses ? " passes over blocks of " : " blocks of ");
+      std::to_string(plan.items) +
+      (plan.scheme == WinogradScheme::kPasses ? " passes over blocks of " : " blocks of ");
   std::string text = std::string(kNames[static_cast<int>(plan.kernel)]) + ", tile of " + tile_of(plan) +
                      (plan.single_phase ? " of one phase" : "") + ", " + items +
                      std::to_string(plan.block_n) + " x " + std::to_string(plan.block_h) + " x " +

@@ -145,7 +145,7 @@ void set_winograd(const Target& t, ConvPass& pass) {
   const ConvPlan& plan = task.plan;
   const int64_t L = t.lanes, V = plan.tile_pixels;
   const bool passes = plan.scheme == WinogradScheme::kPasses;
-  const int64_t ic = plan.k_channels;                              // transformed at a time
+  const int64_t ic = plan.k_channels;                      // transformed at a time
   const int64_t of_weights = passes ? ic : plan.shape.ic;  // the same of weights
   const int64_t panel_oc = int64_t{plan.panel_tiles} * plan.tile_oc;
   // The vectors of a block, with room for the surplus vectors of its last register tile and the surplus lanes of its last
@@ -171,16 +171,17 @@ void set_winograd(const Target& t, ConvPass& pass) {
                                        .add = false},
                            .weight = 0,
                            .input = 0});
-  task.k_blocks[0] = {.taps = {.offset = task.weight.tap_offset, .count = 9, .columns = 3, .all = true},
+  task.k_blocks[0] = {.taps = {.offset = task.weight.tap_offset,
+                               .count = plan.shape.taps(),
+                               .columns = plan.shape.kernel_w,
+                               .all = true},
                       .blocks = tables.blocks.data(),
                       .count = 1};
 
   ConvScratch& s = task.scratch;
   s.input_tile = plan.block_n * plan.input_tile.image_step + 2 * side * L;
   s.packing = packing_elements(task.source, plan.input_tile, t.lanes);
-  s.weights = passes                  ? plan.panel_elements
-              : plan.weights_resident ? plan.panels * plan.panel_elements
-                                      : 0;
+  s.weights = passes ? plan.panel_elements : plan.weights_resident ? plan.panels * plan.panel_elements : 0;
   s.acc = positions * plan.pass_panels * panel_oc * task.winograd_channel_step;
   s.oc = plan.panels * panel_oc + L;
   s.winograd_input = positions * task.winograd_input_step;

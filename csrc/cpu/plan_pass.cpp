@@ -57,11 +57,23 @@ ConvProblem conv_problem(const ConvShape& shape, const Strides& dest, int64_t in
           .mean_taps = static_cast<double>(shape.taps()),
           .phase_oc = 0,
           .phase_interleave = 1,
+          .unused_h = 0,
+          .unused_w = 0,
           .ic_interleave = 1,
           .ic_contiguous = false,
           .planar_input = false,
           .no_winograd = false,
           .inexact = false};
+}
+
+// Outer positions that phases leave unused of kWinogradTaps taps, on average.
+double unused_positions(const PhaseAxis& axis, bool spared) {
+  double unused = 0;
+  for (int64_t p = 0; p < axis.r; ++p) {
+    const int64_t first = spared ? axis.first_pixel(p) : 0, lacks = p >= axis.r - axis.padded ? 1 : 0;
+    unused += (first + lacks > 0 ? 1 : 0) + (first + axis.taps < kWinogradTaps ? 1 : 0);
+  }
+  return unused / static_cast<double>(axis.r);
 }
 
 ConvProblem forward_problem(const Geometry& g, const Source& source, const Strides& dest,
@@ -78,6 +90,8 @@ ConvProblem forward_problem(const Geometry& g, const Source& source, const Strid
   p.spared_h = spared.h;
   p.spared_w = spared.w;
   p.mean_taps = phases.h.mean_taps() * phases.w.mean_taps();
+  p.unused_h = unused_positions(phases.h, spared.h > 0);
+  p.unused_w = unused_positions(phases.w, spared.w > 0);
   p.phase_oc = g.channels / g.groups;
   p.phase_interleave = oc.channels_last ? 1 : g.r_w;
   return p;
@@ -170,7 +184,7 @@ int64_t WeightGradPass::bytes() const {
          bytes_of(lr_channel, segment_input, segment_weight, tap_weight, input_weight, gradient_weight);
 }
 
-std::unique_ptr<ConvPass> plan_forward_pass(const ForwardArguments& a, const Target& t, bool no_winograd) {
+std::unique_ptr<ConvPass> plan_forward_pass(const ForwardArguments& a, const Target& t, NotFinite found) {
   const Geometry& g = a.geometry;
   auto made = std::make_unique<ConvPass>();
   ConvPass& pass = *made;
@@ -180,10 +194,8 @@ std::unique_ptr<ConvPass> plan_forward_pass(const ForwardArguments& a, const Tar
   task.source = input_source(g, a.input.stride, pass.source_tables);
   ConvProblem problem = forward_problem(g, task.source, a.output.stride, oc, a.epilogue.residual_kind, t);
   problem.inexact = is_inexact(g, a.dtype);
-  if (no_winograd) {
-    problem.no_winograd = true;
-    problem.phase_oc = 0;
-  }
+  problem.no_winograd = found != NotFinite::kNothing;
+  if (found == NotFinite::kWeight) problem.phase_oc = 0;
   task.plan = plan_conv(problem, t);
   if (task.plan.single_phase) oc.order = oc_order(g, oc.channels_last, true);
   read_in_place(a.dtype, task);
@@ -218,7 +230,7 @@ std::unique_ptr<ConvPass> plan_forward_pass(const ForwardArguments& a, const Tar
 }
 
 std::unique_ptr<ConvPass> plan_input_grad_pass(const InputGradArguments& a, const Target& t,
-                                               bool no_winograd) {
+                                               NotFinite found) {
   const Geometry& g = a.geometry;
   auto made = std::make_unique<ConvPass>();
   ConvPass& pass = *made;
@@ -228,7 +240,7 @@ std::unique_ptr<ConvPass> plan_input_grad_pass(const InputGradArguments& a, cons
   task.source = gradient_source(g, a.grad_output.stride, a.saved, gradient, pass.source_tables, pass.output,
                                 pass.output_tables);
   ConvProblem problem = input_grad_problem(g, task.source, a.grad_input.stride, t);
-  problem.no_winograd = no_winograd;
+  problem.no_winograd = found != NotFinite::kNothing;
   problem.inexact = is_inexact(g, a.dtype);
   task.plan = plan_conv(problem, t);
   read_in_place(a.dtype, task);

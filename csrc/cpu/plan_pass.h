@@ -49,11 +49,12 @@ struct WeightGradPass {
   int64_t bytes() const;
 };
 
-// no_winograd: nothing may be added before it is multiplied, because something is not finite.
-std::unique_ptr<ConvPass> plan_forward_pass(const ForwardArguments& a, const Target& target,
-                                            bool no_winograd);
+// What was found not to be finite when a pass ran, so that it is planned again: nothing may be added before it is multiplied,
+// and a weight must not meet zeros that no pixel has.
+enum class NotFinite : int32_t { kNothing, kPixel, kWeight };
+std::unique_ptr<ConvPass> plan_forward_pass(const ForwardArguments& a, const Target& target, NotFinite found);
 std::unique_ptr<ConvPass> plan_input_grad_pass(const InputGradArguments& a, const Target& target,
-                                               bool no_winograd);
+                                               NotFinite found);
 std::unique_ptr<WeightGradPass> plan_weight_grad_pass(const WeightGradArguments& a, const Target& target,
                                                       bool no_winograd);
 

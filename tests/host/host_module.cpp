@@ -97,6 +97,8 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(ConvProblem, mean_taps)
       .FS_FIELD(ConvProblem, phase_oc)
       .FS_FIELD(ConvProblem, phase_interleave)
+      .FS_FIELD(ConvProblem, unused_h)
+      .FS_FIELD(ConvProblem, unused_w)
       .FS_FIELD(ConvProblem, ic_interleave)
       .FS_FIELD(ConvProblem, ic_contiguous)
       .FS_FIELD(ConvProblem, planar_input)

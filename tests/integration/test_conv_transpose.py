@@ -256,6 +256,48 @@ def test_wide_layers_do_not_multiply_what_extends_their_kernel(
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
+WINDOWS = {  # kernel, stride, padding, output padding
+    "4x4": (4, 2, 1, 0), "5x5": (5, 2, 2, 1), "3x3": (3, 2, 1, 1), "4x5": ((4, 5), 2, (1, 2), (0, 1)),
+    "6x6 by 3": (6, 3, 1, 1), "9x6 by 3x2": ((9, 6), (3, 2), 3, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_phases_share_a_window(window: str, groups: int, layout: str, backend: str) -> None:
+    """Wide layers, in which a vector of output channels has one phase; integers make every sum exact."""
+    kernel, *options = WINDOWS[window]
+    generator = torch.Generator().manual_seed(0)
+    kernel_h, kernel_w = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    x, weight, bias = (
+        torch.randint(-3, 4, shape, generator=generator).float()
+        for shape in ((2, 40, 13, 39), (40, 64 // groups, kernel_h, kernel_w), (64,))
+    )
+    for of_weight in LAYOUTS.values():
+        arguments = (
+            x.contiguous(memory_format=LAYOUTS[layout]),
+            weight.contiguous(memory_format=of_weight), bias, *options, groups,
+        )  # fmt: skip
+        found = fs.conv_transpose2d(*arguments, activation="relu")
+        assert found.equal(F.conv_transpose2d(*arguments).relu())
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_pixel_that_is_not_finite_reaches_its_own_outputs_alone(
+    layout: str, value: float, backend: str
+) -> None:
+    weight = torch.ones(64, 64, 4, 4)
+    for pixel in ((0, 3, 2, 4), (1, 8, 17, 35), (1, 60, 0, 0), (0, 0, 9, 31)):
+        x = torch.ones(2, 64, 18, 36)
+        x[pixel] = value
+        x = x.contiguous(memory_format=LAYOUTS[layout])
+        expected = F.conv_transpose2d(x.double(), weight.double(), stride=2, padding=1).float()
+        found = fs.conv_transpose2d(x, weight, stride=2, padding=1)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("activation", [None, "relu", "prelu", "gelu", "tanh"])
 @pytest.mark.parametrize("clamp", [None, (-0.5, 0.5)])
 def test_epilogue(backend: str, activation: Any, clamp: Any) -> None:

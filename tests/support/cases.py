@@ -432,6 +432,10 @@ GEOMETRIES = (
     Case("tall wide", (1, 600, 44, 6), (64, 600, 3, 1), padding=(1, 0, 1, 0)),
     Case("many images", (9, 3, 4, 5), (12, 3, 3, 3), padding=SAME3),
     Case("deep", (1, 1024, 2, 40), (4, 1024, 3, 1), padding=(1, 0, 1, 0)),
+    # windows of 3x3 pixels, of which each phase needs a part; tests/integration has those that lack taps
+    Case("window late", (1, 40, 12, 37), (256, 40, 2, 2), padding=SAME3, crop=(1, 1, 1, 1)),
+    Case("window groups", (2, 100, 9, 35), (256, 50, 2, 3), groups=2, padding=SAME3, crop=(1, 0, 1, 0)),
+    Case("window r=3x2", (1, 40, 10, 33), (192, 40, 2, 2), (3, 2), padding=SAME3, crop=(2, 1, 1, 1)),
     Case("k blocks", (1, 190, 30, 37), (36, 190, 3, 3), padding=SAME3),
     Case("k blocks twice as deep", (2, 520, 13, 70), (40, 520, 3, 3), padding=(0, 1, 2, 1)),
     Case("k blocks groups", (1, 400, 18, 37), (36, 200, 3, 3), groups=2, padding=SAME3),
@@ -459,6 +463,7 @@ INEXACT = (
          activation="relu", residual="high", inexact=True),
     Case("inexact groups", (1, 64, 30, 66), (72, 32, 3, 3), (2, 2), groups=2, padding=SAME3,
          activation="silu", clamp=(-0.5, 0.5), inexact=True),
+    Case("inexact late", (1, 24, 64, 130), (256, 24, 2, 2), padding=SAME3, crop=(1, 1, 1, 1), inexact=True),
     Case("inexact blocks", (1, 48, 130, 130), (48, 48, 3, 3), (1, 1), padding=SAME3, inexact=True),
 )  # fmt: skip
 

@@ -70,7 +70,9 @@ def test_blocks_cover_the_output_once(plan_of: Any, problem: Any, target: Any) -
         assert block <= max(size, 1)
         assert blocks == -(-size // block)
     if plan_of is host.plan_conv:
-        assert plan.items == problem.shape.groups * plan.blocks_n * plan.blocks_h * plan.blocks_w
+        passes = -(-plan.panels // plan.pass_panels) if plan.scheme == host.WINOGRAD_PASSES else 1
+        blocks = plan.blocks_n * plan.blocks_h * plan.blocks_w
+        assert plan.items == problem.shape.groups * blocks * passes
 
 
 @pytest.mark.parametrize("plan_of", [host.plan_conv, plan_weight_grad], ids=["conv", "weight_grad"])
@@ -142,7 +144,7 @@ def test_packed_input_tiles_fit_their_share_of_the_cache(problem: Any, target: A
 @given(problem=problems, target=targets)
 @EXAMPLES
 def test_winograd_only_where_it_is_one(problem: Any, target: Any) -> None:
-    """3x3 in float, undilated; blocks of whole tiles, but at edges, that fit the cache transformed."""
+    """A window of 3x3 in float, undilated; blocks of whole tiles, but at edges, that fit the cache."""
     shape = problem.shape
     shape.kernel_h = shape.kernel_w = 3
     plan = host.plan_conv(problem, target)
@@ -157,8 +159,11 @@ def test_winograd_only_where_it_is_one(problem: Any, target: Any) -> None:
         assert target.element_bytes == 4
         assert side == 2 or problem.inexact
         assert plan.block_n == 1
-        assert plan.block_h % side == 0 or plan.block_h == shape.lr_h
-        assert plan.block_w % (side * target.lanes) == 0 or plan.block_w == shape.lr_w
+        height = shape.lr_h - plan.single_phase * problem.spared_h
+        width = shape.lr_w - plan.single_phase * problem.spared_w
+        assert not plan.single_phase or (problem.spared_h, problem.spared_w) == (0, 0)
+        assert plan.block_h % side == 0 or plan.block_h == height
+        assert plan.block_w % (side * target.lanes) == 0 or plan.block_w == width
         tiles = -(-plan.block_h // side) * -(-plan.block_w // side)
         positions = (side + 2) ** 2
         oc, vectors = plan.panel_tiles * plan.tile_oc, -(-tiles // target.lanes)
@@ -166,8 +171,8 @@ def test_winograd_only_where_it_is_one(problem: Any, target: Any) -> None:
         smallest = plan.block_h <= side and plan.block_w <= side * target.lanes * plan.tile_pixels
         one = positions * target.lanes * (oc + vector) <= cache * 3 / 8
         accumulators = positions * plan.panels * oc * vector
-        if plan.scheme == host.WINOGRAD_PASSES:  # whole images of few tiles, fresh weights and the accumulators
-            assert (plan.block_h, plan.block_w) == (shape.lr_h, shape.lr_w)
+        if plan.scheme == host.WINOGRAD_PASSES:  # whole images of few tiles, and fresh weights
+            assert (plan.block_h, plan.block_w) == (height, width)
             assert plan.k_channels <= shape.ic and plan.panel_tiles * plan.tile_oc * plan.panels >= shape.oc
             assert (plan.pass_panels - 1) * positions * oc * vector <= cache * 3 / 8
             assert positions * plan.k_channels * (oc + vector) <= cache * 3 / 4 or not one
@@ -185,6 +190,10 @@ def test_winograd_only_where_it_is_one(problem: Any, target: Any) -> None:
             values = accumulators + positions * plan.k_channels * (vector + oc)
             assert values <= cache * 7 / 8 or smallest
     shape.kernel_w = 2
+    plan = host.plan_conv(problem, target)
+    if plan.kernel in (host.WINOGRAD, host.WINOGRAD4):
+        assert plan.single_phase and problem.spared_h == 0
+    shape.kernel_w = 1
     assert host.plan_conv(problem, target).kernel not in (host.WINOGRAD, host.WINOGRAD4)
 
 
@@ -252,9 +261,14 @@ def test_pixels_and_taps_are_saved_only_where_every_tile_holds_one_phase(problem
     assert plan.channels_inner <= (oc_vectorised and (problem.ic_contiguous or problem.planar_input))
     taps = problem.shape.kernel_h * problem.shape.kernel_w
     if plan.single_phase:
-        assert plan.kernel in (host.OW_VECTORISED, host.OC_VECTORISED)
-        assert problem.spared_h or problem.spared_w or problem.mean_taps < taps
         assert problem.phase_oc % plan.tile_oc == 0
+        if plan.kernel in (host.WINOGRAD, host.WINOGRAD4):  # a vector of output channels has one phase
+            assert problem.unused_h or problem.unused_w
+            assert problem.phase_oc % target.lanes == 0
+            assert plan.panel_tiles * plan.tile_oc % (problem.phase_interleave * target.lanes) == 0
+        else:
+            assert plan.kernel in (host.OW_VECTORISED, host.OC_VECTORISED)
+            assert problem.spared_h or problem.spared_w or problem.mean_taps < taps
     assert plan.interleaved_tiles == (problem.phase_interleave if plan.single_phase else 1)
     assert plan.panels == -(-problem.shape.oc // (plan.tile_oc * plan.panel_tiles))
 

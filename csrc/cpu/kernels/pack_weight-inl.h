@@ -14,26 +14,31 @@ struct WeightOc {
   const uint8_t* missing_taps;  // as in Weight; null if the taps are given without the missing ones
   int64_t step, count;
   int64_t operator[](int64_t t) const { return offset[t * step]; }
+  int missing(int64_t t) const { return missing_taps ? missing_taps[t * step] : 0; }
   WeightOc from(int64_t t, int64_t n) const {
     return {offset + t * step, missing_taps ? missing_taps + t * step : nullptr, step, n};
   }
 };
 
-// Are each L output channels neighbours in memory?
+// Do each L output channels lack the same taps?
+template <int L>
+bool alike_oc(const WeightOc& oc) {
+  for (int64_t t = 0; t < oc.count; ++t)
+    if (oc.missing(t) != oc.missing(t - t % L)) return false;
+  return true;
+}
+// Is a tap of those, by the number of taps in a row?
+inline bool lacks_tap(int missing, int64_t tap, int64_t columns) {
+  return ((missing & kLacksFirstColumn) && tap % columns == 0) ||
+         ((missing & kLacksFirstRow) && tap < columns);
+}
+
+// Are each L output channels neighbours in memory, and lack the same taps?
 template <int L>
 bool contiguous_oc(const WeightOc& oc) {
   for (int64_t t = 0; t < oc.count; ++t)
     if (oc[t] != oc[t - t % L] + t % L) return false;
-  return true;
-}
-
-// Are taps that follow one another neighbours in memory, forwards or backwards?
-inline bool neighbouring_taps(const Taps& taps) {
-  if (taps.count < 2) return false;
-  const int64_t step = taps.offset[1] - taps.offset[0];
-  bool all = step == 1 || step == -1;
-  for (int64_t t = 2; t < taps.count; ++t) all = all && taps.offset[t] - taps.offset[t - 1] == step;
-  return all;
+  return alike_oc<L>(oc);
 }
 
 // Finds out whether all values that pass through it are finite. Zero times any other value is NaN, not a signed zero.
@@ -62,6 +67,73 @@ struct FiniteCheck {
   }
 };
 
+// The taps that lie at neighbouring addresses, from the first to the last of those that an output channel has.
+struct TapRun {
+  static constexpr int64_t kMost = 128;
+  int64_t first = 0, length = 0;  // 0: there is none
+  int16_t tap_at[kMost];          // -1: no tap
+  TapRun(const Taps& taps, int missing) {
+    const auto exists = [&](int64_t tap) { return !lacks_tap(missing, tap, taps.columns); };
+    int64_t last = 0;
+    bool any = false;
+    for (int64_t tap = 0; tap < taps.count; ++tap) {
+      if (!exists(tap)) continue;
+      first = any ? smaller(first, taps.offset[tap]) : taps.offset[tap];
+      last = any ? larger(last, taps.offset[tap]) : taps.offset[tap];
+      any = true;
+    }
+    if (!any || last - first >= kMost) return;
+    length = last - first + 1;
+    for (int64_t at = 0; at < length; ++at) tap_at[at] = -1;
+    for (int64_t tap = 0; tap < taps.count; ++tap) {
+      if (!exists(tap)) continue;
+      int16_t& at = tap_at[taps.offset[tap] - first];
+      if (at >= 0) length = 0;  // two taps at one address, of a view that repeats them
+      at = static_cast<int16_t>(tap);
+    }
+  }
+};
+
+// The taps of an output channel are near one another, as in the weight of a transposed convolution: whole runs of some output
+// channels are transposed, and those of other phases dropped. Returns whether it could.
+template <class T>
+bool pack_close_taps(const T* data, const Taps& taps, const int64_t* channel, int64_t channels,
+                     const WeightOc& oc, int64_t tile_oc, Compute<T>* packed,
+                     FiniteCheck<Compute<T>>& check) {
+  using S = Compute<T>;
+  constexpr int L = kLanes<S>;
+  if (tile_oc % L != 0 || taps.count < 2 || !alike_oc<L>(oc)) return false;
+  for (int64_t t = 0; t < oc.count; t += L)
+    if (const int64_t n = TapRun(taps, oc.missing(t)).length; n == 0 || n > 2 * L * taps.count) return false;
+  for (int64_t t = 0; t < tile_oc; t += L) {
+    const int missing = t < oc.count ? oc.missing(t) : 0;
+    const TapRun run(taps, missing);
+    const int64_t exist = smaller<int64_t>(larger<int64_t>(oc.count - t, 0), L);
+    S* to = packed + t;
+    for (int64_t c = 0; c < channels; ++c, to += taps.count * tile_oc) {
+      const T* from = data + channel[c] + run.first;
+      const T* ahead = data + channel[smaller(c + 2, channels - 1)] + run.first;
+      for (int64_t tap = 0; tap < taps.count; ++tap)
+        if (lacks_tap(missing, tap, taps.columns)) store<S>(to + tap * tile_oc, Vec<S>{});
+      for (int64_t x = 0; x < run.length; x += L) {
+        const int64_t some = smaller<int64_t>(L, run.length - x);
+        Vec<S> v[L];
+        FS_UNROLL
+        for (int l = 0; l < L; ++l) {
+          const int64_t of_row = oc[t + (l < exist ? l : 0)] + x;
+          __builtin_prefetch(ahead + of_row);
+          v[l] = l < exist ? load_first<T>(from + of_row, some) : Vec<S>{};
+        }
+        transpose<S>(v);
+        FS_UNROLL
+        for (int l = 0; l < L; ++l)
+          if (l < some && run.tap_at[x + l] >= 0) store<S>(to + run.tap_at[x + l] * tile_oc, check(v[l]));
+      }
+    }
+  }
+  return true;
+}
+
 // Packs the weights of `channels` input channels, which lie at channel[c]. They go to packed[k * tile_oc + t] in tiles of
 // tile_oc output channels, tile_step elements from one tile to the next. Surplus output channels of the last tile become zero.
 template <class T>
@@ -72,7 +144,7 @@ void pack_weight(const Weight& weight, const Taps& taps, const int64_t* channel,
   constexpr int L = kLanes<S>;
   const T* data = static_cast<const T*>(weight.data);
   // Contiguous output channels are read through all tiles, in the order of memory.
-  if (!oc.missing_taps && tile_oc % L == 0 && oc.count % tile_oc == 0 && contiguous_oc<L>(oc)) {
+  if (tile_oc % L == 0 && oc.count % tile_oc == 0 && contiguous_oc<L>(oc)) {
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t tap = 0; tap < taps.count; ++tap, packed += tile_oc) {
         const T* from = data + channel[c] + taps.offset[tap];
@@ -80,6 +152,10 @@ void pack_weight(const Weight& weight, const Taps& taps, const int64_t* channel,
         S* to = packed;
         for (int64_t t = 0; t < oc.count; to += tile_step) {
           for (int64_t v = 0; v < tile_oc; v += L, t += L) {
+            if (lacks_tap(oc.missing(t), tap, taps.columns)) {
+              store<S>(to + v, Vec<S>{});
+              continue;
+            }
             __builtin_prefetch(ahead + oc[t]);
             store<S>(to + v, check(load_widened<T>(from + oc[t])));
           }
@@ -132,29 +208,7 @@ void pack_weight(const Weight& weight, const Taps& taps, const int64_t* channel,
     }
     return;
   }
-  // Of neighbouring taps, in either order: those of some output channels are transposed.
-  if (!oc.missing_taps && tile_oc % L == 0 && neighbouring_taps(taps)) {
-    const int64_t n = taps.count, lowest = smaller(taps.offset[0], taps.offset[n - 1]);
-    const bool rotated = n > 1 && taps.offset[1] < taps.offset[0];
-    for (int64_t c = 0; c < channels; ++c, packed += n * tile_oc) {
-      const T* from = data + channel[c] + lowest;
-      for (int64_t t = 0; t < tile_oc; t += L) {
-        for (int64_t first = 0; first < n; first += L) {
-          const int64_t some = smaller<int64_t>(L, n - first);
-          Vec<S> v[L];
-          FS_UNROLL
-          for (int l = 0; l < L; ++l)
-            v[l] = t + l < oc.count ? check(load_first<T>(from + oc[t + l] + first, some)) : Vec<S>{};
-          transpose<S>(v);
-          S* to = packed + (rotated ? n - 1 - first : first) * tile_oc + t;
-          FS_UNROLL
-          for (int l = 0; l < L; ++l)
-            if (l < some) store<S>(to + (rotated ? -l : l) * tile_oc, v[l]);
-        }
-      }
-    }
-    return;
-  }
+  if (pack_close_taps<T>(data, taps, channel, channels, oc, tile_oc, packed, check)) return;
   // Otherwise k is the outer loop, because the taps of one channel lie in the same cache lines, which are still there.
   const auto pack = [&](auto&& has) {
     for (int64_t c = 0; c < channels; ++c) {
@@ -166,11 +220,7 @@ void pack_weight(const Weight& weight, const Taps& taps, const int64_t* channel,
     }
   };
   if (!oc.missing_taps) return pack([](int64_t, int64_t) { return true; });
-  pack([&](int64_t t, int64_t tap) {
-    const int first =
-        (tap % taps.columns == 0 ? kLacksFirstColumn : 0) + (tap < taps.columns ? kLacksFirstRow : 0);
-    return (oc.missing_taps[t * oc.step] & first) == 0;
-  });
+  pack([&](int64_t t, int64_t tap) { return !lacks_tap(oc.missing(t), tap, taps.columns); });
 }
 
 }  // namespace fused_subpixel::cpu::FS_ISA

@@ -84,6 +84,7 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
   static constexpr int kSide = M + 2, kPositions = winograd_positions(M);
   int64_t position_step, channel_step, input_step;
   typename Store<T>::Fetch written;
+  FiniteCheck<S> pixels;  // of single phases
 
   explicit WinogradWorker(const ConvTask& t)
       : Base(t),
@@ -95,7 +96,8 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
     const bool in_k_blocks =
         plan.scheme == WinogradScheme::kKBlocks || plan.scheme == WinogradScheme::kPasses;
     const int64_t blocks = blocks_of_group(plan);
-    const int64_t passes = plan.scheme == WinogradScheme::kPasses ? ceil_div(plan.panels, plan.pass_panels) : 1;
+    const int64_t passes =
+        plan.scheme == WinogradScheme::kPasses ? ceil_div(plan.panels, plan.pass_panels) : 1;
     for (int64_t item = begin; item < end; ++item) {
       const int64_t g = item / passes / blocks;
       if (g != group) this->enter_group(g);
@@ -107,6 +109,7 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
       else
         run_panels(b, kept);
     }
+    if (plan.single_phase) pixels.report(task.nonfinite_pixel);
   }
 
   void run_panels(const Block& b, int64_t kept) {
@@ -118,8 +121,8 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
       start_fetching(b, first, pass_end - first, vectors);
       for (int position = 0; position < kPositions; ++position) {
         for (int64_t oc = first; oc < pass_end; oc += panel_oc)
-          multiply(b, offsets, panels + oc / panel_oc * plan.panel_elements, position, vectors, oc - first,
-                   smaller(panel_oc, pass_end - oc));
+          multiply(b, offsets, panels + oc / panel_oc * plan.panel_elements, position, vectors, oc,
+                   oc - first, smaller(panel_oc, pass_end - oc));
       }
       transform_outputs(b, first, pass_end);
     }
@@ -139,7 +142,7 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
       offsets.add = c > 0;
       if (next == ic) start_fetching(b, first, pass_end - first, vectors);
       const auto run = [&](int64_t oc, const S* of_panel, int position) {
-        multiply(b, offsets, of_panel, position, vectors, oc - first, smaller(panel_oc, pass_end - oc));
+        multiply(b, offsets, of_panel, position, vectors, oc, oc - first, smaller(panel_oc, pass_end - oc));
       };
       if (fresh) {
         for (int64_t oc = first; oc < pass_end; oc += panel_oc) {
@@ -190,8 +193,15 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
     for (int64_t t = (panel_oc - 1) / L * L; t >= 0; t -= L) {
       for (int64_t c = begin, next; c < end; c = next) {
         next = c + 2 * L > end ? end : c + L;
-        this->pack_taps(g, c, next, oc + t, smaller<int64_t>(panel_oc - t, L), L);
-        transform_weights(next - c, to + (c - begin) * panel_oc + t);
+        S* const to_channel = to + (c - begin) * panel_oc + t;
+        if (plan.single_phase) {
+          const int64_t from = phase_oc(oc, t);
+          this->pack_taps(g, c, next, from, L, L, plan.interleaved_tiles);
+          if (from < conv.oc) transform_weights<true>(next - c, to_channel, phase_of(g, from));
+        } else {
+          this->pack_taps(g, c, next, oc + t, smaller<int64_t>(panel_oc - t, L), L);
+          transform_weights<false>(next - c, to_channel, {});
+        }
       }
     }
   }
@@ -203,18 +213,57 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
     for (int position = 0; position < kPositions; ++position) __builtin_prefetch(to + position * step, 1);
   }
 
+  // ---- single phases -------------------------------------------------------------------------------------------
+  // Each vector of a panel's output channels has one phase. If the phases of a row interleave in the order of output channels,
+  // the vectors of so many phases follow one another.
+
+  // Output channel of the panel that begins with oc, of place t in it, the first of a vector; and the place of channel c of it.
+  int64_t phase_oc(int64_t oc, int64_t t) const {
+    const int64_t phases = plan.interleaved_tiles;
+    return oc + t / (phases * L) * phases * L + t / L % phases;
+  }
+  int64_t place_of(int64_t c) const {
+    const int64_t phases = plan.interleaved_tiles, within = c % (phases * L);
+    return c - within + within % phases * L + within / phases;
+  }
+
+  // Where the taps of a phase begin in the window, and which outer positions they need.
+  struct WindowPhase {
+    int64_t row = 0, column = 0;
+    bool top = true, bottom = true, left = true, right = true;
+    bool needs(int position) const {
+      const int a = position / kSide, b = position % kSide;
+      return (a > 0 || top) && (a < kSide - 1 || bottom) && (b > 0 || left) && (b < kSide - 1 || right);
+    }
+  };
+  WindowPhase phase_of(int64_t g, int64_t oc) const {
+    const int64_t at = g * conv.oc + oc, row = task.oc.first_row[at], column = task.oc.first_col[at];
+    const int lacks = task.weight.missing_taps ? task.weight.missing_taps[at] : 0;
+    return {row,
+            column,
+            row == 0 && !(lacks & kLacksFirstRow),
+            row + conv.kernel_h == kWinogradTaps,
+            column == 0 && !(lacks & kLacksFirstColumn),
+            column + conv.kernel_w == kWinogradTaps};
+  }
+
   // Of L output channels, which are the lanes. Those of the panel's last, ragged vector reach into the next channel, which is
   // written later, or into the slack.
-  void transform_weights(int64_t channels, S* to) const {
+  template <bool kSinglePhase>
+  void transform_weights(int64_t channels, S* to, const WindowPhase& phase) const {
     for (int64_t c = 0; c < channels; ++c) {
-      const S* g = packed + c * 9 * L;
+      const S* g = packed + c * conv.taps() * L;
+      const auto tap = [&](int a, int b) {
+        if constexpr (!kSinglePhase) return load<S>(g + (3 * a + b) * L);
+        const int64_t y = a - phase.row, x = b - phase.column;
+        const bool exists = y >= 0 && y < conv.kernel_h && x >= 0 && x < conv.kernel_w;
+        return exists ? load<S>(g + (y * conv.kernel_w + x) * L) : Vec<S>{};
+      };
       S* of_channel = to + c * panel_oc;
       fetch_positions(of_channel + 4 * panel_oc, position_step);
       Vec<S> half[3][kSide], u[kSide][kSide];  // [tap row][position column], [position column][position row]
       FS_UNROLL
-      for (int a = 0; a < 3; ++a)
-        Transform::taps(load<S>(g + 3 * a * L), load<S>(g + (3 * a + 1) * L), load<S>(g + (3 * a + 2) * L),
-                        half[a]);
+      for (int a = 0; a < 3; ++a) Transform::taps(tap(a, 0), tap(a, 1), tap(a, 2), half[a]);
       FS_UNROLL
       for (int b = 0; b < kSide; ++b) {
         Transform::taps(half[0][b], half[1][b], half[2][b], u[b]);
@@ -227,6 +276,21 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
   template <size_t... C>
   static FS_INLINE void transform_pixels(Vec<S>* d, int step, std::index_sequence<C...>) {
     Transform::pixels(d[C * static_cast<size_t>(step)]...);
+  }
+
+  // F(2, 3) adds three pixels to compute an output of a phase that has two taps. So all pixels of `tiles` tiles must be finite:
+  // then the four outermost positions are, in which each pixel occurs.
+  FS_INLINE void check_pixels(const Vec<S> (*d)[kSide], int64_t tiles) {
+    for (int a = 0; a < kSide; a += kSide - 1)
+      for (int p = 0; p < kSide; p += kSide - 1) {
+        if (tiles == L) {
+          pixels(d[a][p]);
+          continue;
+        }
+        S some[L];
+        store<S>(some, d[a][p]);
+        for (int64_t l = 0; l < tiles; ++l) pixels(some[l]);
+      }
   }
 
   // Transforms channels begin .. end - 1 of a packed block; `origin` goes to the first place.
@@ -261,14 +325,24 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
             FS_UNROLL
             for (int a = 0; a < kSide; ++a) store<S>(to + (kSide * a + p) * input_step, d[a][p]);
           }
+          if (plan.single_phase) check_pixels(d, smaller<int64_t>(L, across - v));
         }
       }
     }
   }
 
-  // first_acc: place of the panel's first output channel among the accumulators
+  // The panel that begins with output channel oc. first_acc: its place among the accumulators
   void multiply(const Block& b, const KOffsets& offsets, const S* of_panel, int position, int64_t vectors,
-                int64_t first_acc, int64_t stored) {
+                int64_t oc, int64_t first_acc, int64_t stored) {
+    if (!plan.single_phase)
+      return multiply_tiles(b, offsets, of_panel, position, vectors, first_acc, stored, panel_oc);
+    for (int64_t t = 0; t < stored; t += L)
+      if (phase_of(group, phase_oc(oc, t)).needs(position))
+        multiply_tiles(b, offsets, of_panel + t, position, vectors, first_acc + t, L, L);
+  }
+  // `packed_oc` output channels are there to be multiplied, `stored` of them are needed.
+  void multiply_tiles(const Block& b, const KOffsets& offsets, const S* of_panel, int position,
+                      int64_t vectors, int64_t first_acc, int64_t stored, int64_t packed_oc) {
     const S* from = transformed + position * input_step;
     const S* weight = of_panel + position * position_step;
     const S* tiles[kMaxTileVectors];
@@ -284,8 +358,8 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
       if (count < plan.tile_pixels) {
         const OwRest<S> rest = ow_rest_of<S>(count);
         // The last tile computes again what it shares with the one before, unless it adds to that.
-        if (rest.oc <= panel_oc && !(offsets.add && panel_oc % rest.oc != 0)) {
-          for (int64_t t = 0; t < stored; t += rest.oc) run(rest.run, v0, smaller(t, panel_oc - rest.oc));
+        if (rest.oc <= packed_oc && !(offsets.add && packed_oc % rest.oc != 0)) {
+          for (int64_t t = 0; t < stored; t += rest.oc) run(rest.run, v0, smaller(t, packed_oc - rest.oc));
           continue;
         }
       }
@@ -310,13 +384,16 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
             pixels[used++] = absolute({0, y, x, static_cast<int>(smaller<int64_t>(L, b.width - x))}, b);
         const auto per_row = smaller<int64_t>(ceil_div(b.width - w, int64_t{L}), M);
         for (int64_t oc = 0; oc < stored; ++oc) {
-          const S* m = acc + (first_acc + oc) * kPositions * channel_step + h / M * across + w / M;
+          const int64_t place = plan.single_phase ? place_of(oc) : oc;
+          const WindowPhase phase = plan.single_phase ? phase_of(group, first_oc + oc) : WindowPhase{};
+          const S* m = acc + (first_acc + place) * kPositions * channel_step + h / M * across + w / M;
           Vec<S> s[kSide][M];  // [position column][output row]
           FS_UNROLL
           for (int p = 0; p < kSide; ++p) {
             Vec<S> column[kSide];
             FS_UNROLL
-            for (int a = 0; a < kSide; ++a) column[a] = load<S>(m + (kSide * a + p) * channel_step);
+            for (int a = 0; a < kSide; ++a)
+              column[a] = phase.needs(kSide * a + p) ? load<S>(m + (kSide * a + p) * channel_step) : Vec<S>{};
             Transform::products(column, s[p]);
           }
           S* to = planar + oc * M * M * L;

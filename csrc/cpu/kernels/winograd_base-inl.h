@@ -55,17 +55,18 @@ struct WinogradBase {
       static_cast<const Worker*>(this)->pack_panel(g, p, to);
   }
 
-  // The weights of channels begin .. end - 1 of group g and of `count` output channels from `oc` on as they are, in
-  // `packed`: [channel][tap][width]. What no output channel has is zero.
-  void pack_taps(int64_t g, int64_t begin, int64_t end, int64_t oc, int64_t count, int64_t width) const {
+  // The weights of channels begin .. end - 1 of group g and of `count` output channels from `oc` on, `step` apart, as they are,
+  // in `packed`: [channel][tap][width]. What no output channel has is zero.
+  void pack_taps(int64_t g, int64_t begin, int64_t end, int64_t oc, int64_t count, int64_t width,
+                 int64_t step = 1) const {
     const Weight& w = task.weight;
     const Taps& taps = task.k_blocks[0].taps;
-    const int64_t at = g * conv.oc + oc, exist = smaller(count, conv.oc - oc);
+    const int64_t at = g * conv.oc + oc, exist = smaller(count, ceil_div(conv.oc - oc, step));
     if (exist <= 0) {
       std::memset(packed, 0, sizeof(S) * static_cast<size_t>((end - begin) * taps.count * width));
       return;
     }
-    const WeightOc of_panel{w.oc_offset + at, w.missing_taps ? w.missing_taps + at : nullptr, 1, exist};
+    const WeightOc of_panel{w.oc_offset + at, w.missing_taps ? w.missing_taps + at : nullptr, step, exist};
     FiniteCheck<S> check;
     pack_weight<T>(w, taps, w.ic_offset + g * ic + begin, end - begin, of_panel, width, 0, packed, check);
     check.report(task.nonfinite_weight);
