@@ -295,6 +295,11 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
 
   // Transforms channels begin .. end - 1 of a packed block; `origin` goes to the first place.
   void transform_input(int64_t begin, int64_t end, int64_t origin, int64_t height, int64_t width) {
+    plan.single_phase ? transform_pixels_of<true>(begin, end, origin, height, width)
+                      : transform_pixels_of<false>(begin, end, origin, height, width);
+  }
+  template <bool kSinglePhase>
+  void transform_pixels_of(int64_t begin, int64_t end, int64_t origin, int64_t height, int64_t width) {
     const int64_t rows = ceil_div(height, M), across = ceil_div(width, M);
     constexpr std::make_index_sequence<kSide> sides;
     for (int64_t c = begin; c < end; ++c) {
@@ -325,7 +330,7 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
             FS_UNROLL
             for (int a = 0; a < kSide; ++a) store<S>(to + (kSide * a + p) * input_step, d[a][p]);
           }
-          if (plan.single_phase) check_pixels(d, smaller<int64_t>(L, across - v));
+          if constexpr (kSinglePhase) check_pixels(d, smaller<int64_t>(L, across - v));
         }
       }
     }
@@ -368,11 +373,15 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
   }
 
   void transform_outputs(const Block& b, int64_t first, int64_t end) {
-    for (int64_t oc = first; oc < end; oc += panel_oc)
-      transform_output(b, oc, oc - first, smaller(panel_oc, end - oc));
+    for (int64_t oc = first; oc < end; oc += panel_oc) {
+      const int64_t stored = smaller(panel_oc, end - oc);
+      plan.single_phase ? transform_output<true>(b, oc, oc - first, stored)
+                        : transform_output<false>(b, oc, oc - first, stored);
+    }
   }
 
   // A^T m A of every tile, interleaved back to neighbouring pixels: M vectors in each of M rows.
+  template <bool kSinglePhase>
   void transform_output(const Block& b, int64_t first_oc, int64_t first_acc, int64_t stored) {
     const int64_t across = ceil_div(b.width, M);
     for (int64_t h = 0; h < b.height; h += M) {
@@ -384,8 +393,8 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
             pixels[used++] = absolute({0, y, x, static_cast<int>(smaller<int64_t>(L, b.width - x))}, b);
         const auto per_row = smaller<int64_t>(ceil_div(b.width - w, int64_t{L}), M);
         for (int64_t oc = 0; oc < stored; ++oc) {
-          const int64_t place = plan.single_phase ? place_of(oc) : oc;
-          const WindowPhase phase = plan.single_phase ? phase_of(group, first_oc + oc) : WindowPhase{};
+          const int64_t place = kSinglePhase ? place_of(oc) : oc;
+          const WindowPhase phase = kSinglePhase ? phase_of(group, first_oc + oc) : WindowPhase{};
           const S* m = acc + (first_acc + place) * kPositions * channel_step + h / M * across + w / M;
           Vec<S> s[kSide][M];  // [position column][output row]
           FS_UNROLL
@@ -393,7 +402,9 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
             Vec<S> column[kSide];
             FS_UNROLL
             for (int a = 0; a < kSide; ++a)
-              column[a] = phase.needs(kSide * a + p) ? load<S>(m + (kSide * a + p) * channel_step) : Vec<S>{};
+              column[a] = !kSinglePhase || phase.needs(kSide * a + p)
+                              ? load<S>(m + (kSide * a + p) * channel_step)
+                              : Vec<S>{};
             Transform::products(column, s[p]);
           }
           S* to = planar + oc * M * M * L;
