@@ -4,9 +4,9 @@
     python -m bench.transposed              the figures that may be quoted, some minutes
     python -m bench.transposed --quick      three rounds, a look
 
-The layers are DCGAN's, a U-Net's, FSRCNN's and CycleGAN's, and of every workload of bench.run the transposed
-convolution that computes the same. All contenders are compared with float64 before they are timed; they take
-turns.
+The layers are DCGAN's, a U-Net's, FSRCNN's, CycleGAN's, pix2pix's and a codec's, and of every workload of
+bench.run the transposed convolution that computes the same. All contenders are compared with float64 before
+they are timed; they take turns.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ LAYERS = (
     Layer("fsrcnn_x3", (1, 56, 180, 320), 1, 9, 3, 4, 2),
     Layer("fsrcnn_x2", (1, 56, 270, 480), 1, 9, 2, 4, 1),
     Layer("cyclegan_up", (1, 256, 64, 64), 128, 3, 2, 1, 1),
+    Layer("pix2pix_up", (1, 256, 64, 64), 64, 4, 2, 1),
+    Layer("compression_up", (1, 192, 32, 48), 192, 5, 2, 2, 1),
     *(Layer(w.name, w.input_shape, w.c, w.kernel * w.r, w.r, (w.kernel - 1) // 2 * w.r) for w in WORKLOADS),
 )
 COLUMNS = ("layer", "pass", "contender", "layout", "median_ms", "low_ms", "high_ms", "rounds", "ratio")
