@@ -10,8 +10,7 @@
 //   panel_tiles        whole interleave groups are interleaved in registers (kStoreInterleaved, kStoreScalarPerLane below),
 //                      and several tiles share the pixels of a K block (tiles_in_first_cache)
 //   weights_resident   saves one pass of all threads over the weights; large weights are packed once for all threads
-//   scheme             large weights over few tiles do not pass through memory (docs/decisions/0024); nor do the transformed
-//                      pixels of many channels (0032)
+//   scheme             large weights over few tiles do not pass through memory (docs/decisions/0024)
 //   channels_inner     OC-vectorised tiles read few cache lines, and channels_last is packed by plain copies
 //   parallel           waking threads costs about 20 us
 // plan_pass.cpp decides about in_place, plan_k_blocks.cpp about K blocks and deferred_tiles, and the kernels about what is
@@ -38,10 +37,11 @@ bool interleaves_in_registers(int64_t interleave) { return contains(RegisterInte
 // them pays for all. (Measured on AVX2, OW- against OC-vectorised: kernels one to three taps wide.)
 constexpr double kHiddenPixels = 0.3, kHiddenFirstTap = 1.2;
 
-// Measured on AVX-512, in cycles. One position of a vector of tiles of one channel: transformed; written beyond the L2
-// cache and read again (a compromise: 16 on Intel's processors with 2 MiB of it, less on AMD's with 1 MiB, where more layers
-// need it).
-constexpr double kWinogradInput = 5, kWinogradOutput = 3.8, kWinogradStreamed = 8;
+// Measured on AVX-512, in cycles. One position of a vector of tiles of one channel, transformed.
+constexpr double kWinogradInput = 5, kWinogradOutput = 3.8;
+// The same, written beyond the L2 cache and read again. Intel's processors have 2 MiB of it and a slower cache behind, AMD's
+// (Zen 4) 1 MiB and a faster one.
+double winograd_streamed(const Target& t) { return t.l2_bytes > int64_t{1} << 20 ? 16 : 4; }
 // One position of a 3x3 kernel, packed and transformed: in the cache; the same, written beyond it and read again; and K block
 // by K block as it is used.
 constexpr double kWinogradWeights = 0.5, kWinogradFarWeights = 2.5, kWinogradFreshWeights = 1.6;
@@ -225,20 +225,16 @@ void offer_winograd(const ConvProblem& p, const Target& t, ConvKernel kernel, Wi
         std::max(ceil_div(of_image, most), std::min(ceil_div(t.threads, images), of_image));
     const double vectors =
         static_cast<double>(s.batch * blocks) * covered_vectors(ceil_div(of_image, blocks), v);
-    const double streamed = scheme == WinogradScheme::kPositions ? (ic + stored) * kWinogradStreamed : 0;
-    const bool k_blocks = scheme == WinogradScheme::kKBlocks;
-    const double accumulated =
-        k_blocks ? stored * kAccumulate * static_cast<double>(ceil_div(s.ic, kMaxWinogradKBlock)) : 0;
+    const double streamed = wide ? (ic + stored) * winograd_streamed(t) : 0;
     const bool stay = weights_stay(positions_of_tile * s.ic * round_up(s.oc, oc), t);
-    const bool far = wide && !(k_blocks && winograd_weights_stay(s.ic, round_up(s.oc, panel), side, t));
-    const double weights = far    ? kWinogradWeights
+    const double weights = wide   ? kWinogradWeights
                            : stay ? kWinogradWeights * std::min<double>(t.threads, blocks)
                                   : kWinogradFarWeights;
     // written once, and read beyond the L2 cache by every block, at half the speed of one thread alone
     const double traffic =
-        far ? (1 + 2 * static_cast<double>(s.batch * blocks)) * t.element_bytes / kBytesPerCycle : 0;
+        wide ? (1 + 2 * static_cast<double>(s.batch * blocks)) * t.element_bytes / kBytesPerCycle : 0;
     const double of_position = vectors * (tiles / v * ic * k_cycles(oc * v, oc, v, kHiddenPixels) + streamed +
-                                          stored * kWinogradOutput + accumulated) +
+                                          stored * kWinogradOutput) +
                                ic * stored * (weights + traffic);
     offers.add({kernel, oc, v,
                 multiplied * of_position + positions * vectors * ic * kWinogradInput +
@@ -446,11 +442,7 @@ void set_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   }
   plan.panels = ceil_div(tiles, plan.panel_tiles);
   plan.pass_panels = wide ? plan.panels : 1;
-  plan.k_channels = plan.scheme == WinogradScheme::kKBlocks
-                        ? winograd_k_blocks(s.ic, plan.panels * plan.panel_tiles * plan.tile_oc,
-                                            plan.panel_tiles * plan.tile_oc, side, t)
-                              .k_channels
-                        : s.ic;
+  plan.k_channels = s.ic;
   plan.panel_elements = s.ic * taps * plan.tile_oc * plan.panel_tiles + (winograd ? taps * t.lanes
                                                                          : row    ? t.lanes
                                                                                   : 0);
@@ -466,8 +458,7 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
     if (kernel == ConvKernel::kWinograd4 && !p.inexact) continue;
     for (bool single : {false, true}) {
       if (!fits_winograd(p, t, single)) continue;
-      for (WinogradScheme scheme :
-           {WinogradScheme::kPanels, WinogradScheme::kPositions, WinogradScheme::kKBlocks})
+      for (WinogradScheme scheme : {WinogradScheme::kPanels, WinogradScheme::kPositions})
         offer_winograd(p, t, kernel, scheme, single, offers);
       offer_winograd_passes(p, t, kernel, single, offers);
     }

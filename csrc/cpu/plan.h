@@ -34,8 +34,7 @@ FS_HOST_DEVICE bool is_winograd(ConvKernel kernel) {
 enum class WinogradScheme : int32_t {
   kPanels,  // all of its transformed pixels stay, and one panel of weights after the other passes over them
   kPositions,  // one position after the other, with the accumulators of all panels: wide layers
-  kKBlocks,  // some input channels at a time, with the accumulators of all panels, which stay: many input channels
-  kPasses,  // the same for a share of the panels, whose weights are transformed where they are used: few tiles
+  kPasses,  // some input channels at a time, for a share of the panels, whose weights are transformed there: few tiles
 };
 
 // Must each weight be finite, because zeros of padding are multiplied by it, or because it is added to others?

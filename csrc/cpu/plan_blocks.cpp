@@ -102,27 +102,10 @@ int64_t winograd_block_vectors(int64_t ic, int64_t panel_oc, int side, int64_t t
   return std::max(cached * 3 / 4, std::min(cached, tile_vectors));
 }
 
-bool winograd_weights_stay(int64_t ic, int64_t oc, int side, const Target& t) {
-  return winograd_positions(side) * ic * oc * t.element_bytes <= t.l2_bytes * 3 / 8;
-}
-
-WinogradKBlocks winograd_k_blocks(int64_t ic, int64_t oc, int64_t panel_oc, int side, const Target& t) {
-  const int64_t channels = ceil_div(ic, ceil_div(ic, kMaxWinogradKBlock));
-  const int64_t of_weight = winograd_positions(side) * t.element_bytes;
-  const int64_t weights =
-      of_weight * (winograd_weights_stay(ic, oc, side, t) ? ic * oc : channels * panel_oc);
-  const int64_t left = t.l2_bytes - t.l2_bytes / 8 - weights;
-  return {channels, std::max<int64_t>(left / (of_weight * t.lanes * (channels + oc)), 0)};
-}
-
 int64_t winograd_most_vectors(WinogradScheme scheme, const ConvShape& s, int64_t panel_oc, int side,
                               int64_t tile_vectors, const Target& t) {
-  switch (scheme) {
-    case WinogradScheme::kPositions: return winograd_wide_block_vectors(s.ic, s.oc, side, t);
-    case WinogradScheme::kKBlocks:
-      return winograd_k_blocks(s.ic, round_up(s.oc, panel_oc), panel_oc, side, t).vectors;
-    default: return winograd_block_vectors(s.ic, panel_oc, side, tile_vectors, t);
-  }
+  return scheme == WinogradScheme::kPositions ? winograd_wide_block_vectors(s.ic, s.oc, side, t)
+                                              : winograd_block_vectors(s.ic, panel_oc, side, tile_vectors, t);
 }
 
 WinogradPasses winograd_passes(const ConvShape& s, int side, int64_t panel_oc, const Target& t) {

@@ -9,8 +9,6 @@ namespace fused_subpixel::cpu {
 constexpr int64_t kWeightsShareOfL2 = 8;
 // Products that are summed in one chain of additions.
 constexpr int64_t kMaxChain = 256;
-// Input channels of a K block of WinogradScheme::kKBlocks, at most.
-constexpr int64_t kMaxWinogradKBlock = 64;
 // Cycles to transform one vector of pairs of one channel for kWinogradRow.
 constexpr double kWinogradRowInput = 22;
 // The same to load and store a vector of accumulators that the next K block adds to.
@@ -73,7 +71,7 @@ WinogradRowBlock winograd_row_block(const ConvShape& shape, int64_t height, int6
 
 // Blocks of kWinograd and kWinograd4, whose tiles have side x side pixels. Usually a block stays in the L2 cache,
 // transformed, with one panel of weights and its accumulators. In wide layers that is less than two register tiles. There it
-// passes through the cache position by position or some channels at a time.
+// passes through the cache position by position.
 bool winograd_wide(int64_t ic, int side, int64_t tile_vectors, const Target& target);
 // Output channels of a panel of transformed weights, at most.
 int64_t winograd_panel_oc(int64_t ic, int side, bool wide, const Target& target);
@@ -82,13 +80,6 @@ int64_t winograd_block_vectors(int64_t ic, int64_t panel_oc, int side, int64_t t
                                const Target& target);
 int64_t winograd_wide_block_vectors(int64_t ic, int64_t oc, int side, const Target& target);
 
-// The input channels of a K block, and vectors of tiles of a block, at most, of WinogradScheme::kKBlocks: those, a panel of
-// weights or, if they stay, all, and all accumulators share the cache. 0 vectors: one does not fit.
-struct WinogradKBlocks {
-  int64_t k_channels, vectors;
-};
-bool winograd_weights_stay(int64_t ic, int64_t oc, int side, const Target& target);
-WinogradKBlocks winograd_k_blocks(int64_t ic, int64_t oc, int64_t panel_oc, int side, const Target& target);
 // Vectors of tiles of a block, at most, of each scheme but kPasses.
 int64_t winograd_most_vectors(WinogradScheme scheme, const ConvShape& shape, int64_t panel_oc, int side,
                               int64_t tile_vectors, const Target& target);

@@ -53,8 +53,6 @@ std::string describe(const ConvPlan& plan) {
     text += ", weights packed as they are used";
   else if (!plan.weights_resident)
     text += ", weights packed once for all threads";
-  if (plan.scheme == WinogradScheme::kKBlocks)
-    text += ", " + std::to_string(plan.k_channels) + " input channels at a time";
   if (!plan.parallel) text += ", on one thread";
   return text + reason(plan);
 }

@@ -56,7 +56,6 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
   m.attr("MATRIX") = static_cast<int>(ConvKernel::kMatrix);
   m.attr("WINOGRAD_PANELS") = static_cast<int>(WinogradScheme::kPanels);
   m.attr("WINOGRAD_POSITIONS") = static_cast<int>(WinogradScheme::kPositions);
-  m.attr("WINOGRAD_K_BLOCKS") = static_cast<int>(WinogradScheme::kKBlocks);
   m.attr("WINOGRAD_PASSES") = static_cast<int>(WinogradScheme::kPasses);
 
   py::enum_<MatrixTiles>(m, "MatrixTiles")

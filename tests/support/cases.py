@@ -436,9 +436,9 @@ GEOMETRIES = (
     Case("window late", (1, 40, 12, 37), (256, 40, 2, 2), padding=SAME3, crop=(1, 1, 1, 1)),
     Case("window groups", (2, 100, 9, 35), (256, 50, 2, 3), groups=2, padding=SAME3, crop=(1, 0, 1, 0)),
     Case("window r=3x2", (1, 40, 10, 33), (192, 40, 2, 2), (3, 2), padding=SAME3, crop=(2, 1, 1, 1)),
-    Case("k blocks", (1, 190, 30, 37), (36, 190, 3, 3), padding=SAME3),
-    Case("k blocks twice as deep", (2, 520, 13, 70), (40, 520, 3, 3), padding=(0, 1, 2, 1)),
-    Case("k blocks groups", (1, 400, 18, 37), (36, 200, 3, 3), groups=2, padding=SAME3),
+    Case("many channels", (1, 190, 30, 37), (36, 190, 3, 3), padding=SAME3),
+    Case("many channels twice as deep", (2, 520, 13, 70), (40, 520, 3, 3), padding=(0, 1, 2, 1)),
+    Case("many channels groups", (1, 400, 18, 37), (36, 200, 3, 3), groups=2, padding=SAME3),
     Case("large filter", (1, 130, 3, 4), (64, 130, 3, 3), padding=SAME3),
 )  # fmt: skip
 

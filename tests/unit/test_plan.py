@@ -170,7 +170,6 @@ def test_winograd_only_where_it_is_one(problem: Any, target: Any) -> None:
         cache, vector = target.l2_bytes / target.element_bytes, vectors * target.lanes
         smallest = plan.block_h <= side and plan.block_w <= side * target.lanes * plan.tile_pixels
         one = positions * target.lanes * (oc + vector) <= cache * 3 / 8
-        accumulators = positions * plan.panels * oc * vector
         if plan.scheme == host.WINOGRAD_PASSES:  # whole images of few tiles, and fresh weights
             assert (plan.block_h, plan.block_w) == (height, width)
             assert plan.k_channels <= shape.ic and plan.panel_tiles * plan.tile_oc * plan.panels >= shape.oc
@@ -180,15 +179,11 @@ def test_winograd_only_where_it_is_one(problem: Any, target: Any) -> None:
             assert (plan.pass_panels, plan.k_channels) == (1, shape.ic)
             values = positions * ((shape.ic + oc) * vector + shape.ic * oc)
             assert values <= cache * 7 / 8 or smallest
-        elif plan.scheme == host.WINOGRAD_POSITIONS:  # with all accumulators
+        else:  # position by position, with all accumulators
+            assert plan.scheme == host.WINOGRAD_POSITIONS
             assert (plan.pass_panels, plan.k_channels) == (plan.panels, shape.ic)
             fits = positions * (shape.ic + shape.oc) * vector <= 4 * cache
             assert (fits and shape.ic * vector <= cache / 3) or smallest
-        else:  # some channels at a time, and all accumulators, which stay
-            assert plan.scheme == host.WINOGRAD_K_BLOCKS
-            assert plan.pass_panels == plan.panels and 1 <= plan.k_channels <= min(shape.ic, 64)
-            values = accumulators + positions * plan.k_channels * (vector + oc)
-            assert values <= cache * 7 / 8 or smallest
     shape.kernel_w = 2
     plan = host.plan_conv(problem, target)
     if plan.kernel in (host.WINOGRAD, host.WINOGRAD4):
@@ -386,8 +381,6 @@ def test_a_plan_says_what_it_chose_and_what_else_it_could_have_chosen(problem: A
     items = f"{plan.items} passes over" if plan.scheme == host.WINOGRAD_PASSES else plan.items
     assert f"{items} blocks of {plan.block_n} x {plan.block_h} x {plan.block_w} pixels" in words
     assert ("of one phase" in words) == plan.single_phase
-    of_k_block = f", {plan.k_channels} input channels at a time"
-    assert (of_k_block in words) == (plan.scheme == host.WINOGRAD_K_BLOCKS)
     assert ("on one thread" in words) == (not plan.parallel)
     for name, cycles in zip(names, plan.cycles, strict=True):
         assert (name in words) == (cycles >= 0)

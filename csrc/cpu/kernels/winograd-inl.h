@@ -93,8 +93,7 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
         input_step(t.winograd_input_step) {}
 
   void run(int64_t begin, int64_t end) {
-    const bool in_k_blocks =
-        plan.scheme == WinogradScheme::kKBlocks || plan.scheme == WinogradScheme::kPasses;
+    const bool in_passes = plan.scheme == WinogradScheme::kPasses;
     const int64_t blocks = blocks_of_group(plan);
     const int64_t passes =
         plan.scheme == WinogradScheme::kPasses ? ceil_div(plan.panels, plan.pass_panels) : 1;
@@ -104,8 +103,8 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
       const Block b = block_of(plan, item / passes % blocks);
       const bool follows = item > begin && b.h > 0;
       const int64_t kept = kept_rows(tile, conv, follows ? plan.block_h : 0);
-      if (in_k_blocks)
-        run_k_blocks(b, kept, item % passes * plan.pass_panels * panel_oc);
+      if (in_passes)
+        run_pass(b, item % passes * plan.pass_panels * panel_oc);
       else
         run_panels(b, kept);
     }
@@ -128,31 +127,22 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
     }
   }
 
-  // Many channels: those of a K block are transformed and multiplied while they are in the cache. kPasses: so are their
-  // weights; few tiles, so that threads share the panels.
-  void run_k_blocks(const Block& b, int64_t kept, int64_t first) {
-    const bool fresh = plan.scheme == WinogradScheme::kPasses;
+  // Few tiles and many weights: each item is a pass of its own. Its channels and their weights are transformed a K block at a
+  // time, which stays in the cache.
+  void run_pass(const Block& b, int64_t first) {
     const int64_t vectors = vectors_of(b), pass_end = smaller(first + plan.pass_panels * panel_oc, conv.oc);
     KOffsets offsets = task.k_blocks[0].blocks[0].offsets;
     written.stop();
     for (int64_t c = 0, next; c < ic; c = next) {
       next = smaller(c + plan.k_channels, ic);
-      load_block(b, kept, c, next);
+      load_block(b, 0, c, next);
       offsets.count = next - c;
       offsets.add = c > 0;
       if (next == ic) start_fetching(b, first, pass_end - first, vectors);
-      const auto run = [&](int64_t oc, const S* of_panel, int position) {
-        multiply(b, offsets, of_panel, position, vectors, oc, oc - first, smaller(panel_oc, pass_end - oc));
-      };
-      if (fresh) {
-        for (int64_t oc = first; oc < pass_end; oc += panel_oc) {
-          pack_weights(group, oc, c, next, weights);
-          for (int position = 0; position < kPositions; ++position) run(oc, weights, position);
-        }
-      } else {
+      for (int64_t oc = first; oc < pass_end; oc += panel_oc) {
+        pack_weights(group, oc, c, next, weights);
         for (int position = 0; position < kPositions; ++position)
-          for (int64_t oc = first; oc < pass_end; oc += panel_oc)
-            run(oc, panels + oc / panel_oc * plan.panel_elements + c * panel_oc, position);
+          multiply(b, offsets, weights, position, vectors, oc, oc - first, smaller(panel_oc, pass_end - oc));
       }
     }
     transform_outputs(b, first, pass_end);
