@@ -188,8 +188,7 @@ struct ConvTask {
   // If weights are not resident: the panels of all groups, packed once before the items run.
   void* panels;
   bool* nonfinite_weight;  // set by whoever packs a weight that is not finite, or a pixel that has to be
-  bool*
-      nonfinite_pixel;  // set by Winograd's kernel of single phases, which adds pixels that some phases do not meet
+  bool* nonfinite_pixel;   // set by whoever transforms pixels for phases that do not read all of them
 };
 
 // Where the two factors of a pixel's products lie, in their packed tiles.

@@ -175,6 +175,10 @@ bool fits_winograd(const ConvProblem& p, const Target& t, bool single_phase) {
       s.dilation_w != 1 || t.element_bytes != 4)
     return false;
   if (!single_phase) return s.kernel_h == kWinogradTaps && s.kernel_w == kWinogradTaps;
+  // The estimate does not know what each block costs besides its products, which are few if an image is one vector of tiles.
+  constexpr int kSide = winograd_side(ConvKernel::kWinograd);
+  const int64_t tiles = ceil_div(s.lr_h - p.spared_h, kSide) * ceil_div(s.lr_w - p.spared_w, kSide);
+  if (tiles <= t.lanes) return false;
   const auto fits = [](int64_t taps, int64_t spared) { return taps >= 2 && taps + spared <= kWinogradTaps; };
   return fits(s.kernel_h, p.spared_h) && fits(s.kernel_w, p.spared_w) && p.unused_h + p.unused_w > 0 &&
          s.lr_h > p.spared_h && s.lr_w > p.spared_w && p.phase_oc > 0 && p.phase_oc % t.lanes == 0 &&
@@ -191,11 +195,12 @@ ConvShape winograd_shape(const ConvProblem& p, bool single_phase) {
   }
   return s;
 }
-// Positions that are multiplied, and may the register tile be of so many output channels?
+// Positions of a tile that are multiplied, on average of all phases.
 double multiplied_positions(const ConvProblem& p, int side, bool single_phase) {
   if (!single_phase) return winograd_positions(side);
   return (side + kWinogradTaps - 1 - p.unused_h) * (side + kWinogradTaps - 1 - p.unused_w);
 }
+// A register tile must not hold output channels of two phases.
 bool fits_winograd_tile(int oc, const Target& t, bool single_phase) {
   return !single_phase || t.lanes % oc == 0;
 }

@@ -48,7 +48,7 @@ NETWORKS = "2026-11-27_0707_amd-epyc_clients.csv"
 TRANSPOSED = {  # heading: file
     "Zen 3, AVX2": "2026-11-28-amd-epyc-avx2-transposed-float32.csv",
     "Zen 5, AVX-512": "2026-11-27-amd-epyc-transposed-float32.csv",
-    "Zen 4, AVX-512": "2026-11-30_2025_amd-epyc-zen4-transposed-float32.csv",
+    "Zen 4, AVX-512": "2026-11-30_2046_amd-epyc-zen4-transposed-float32.csv",
 }
 # the last two gain nothing
 HEADLINE_NETWORKS = ("edsr", "basicvsr", "cheng2020", "fsrcnn", "hifigan", "unet", "nafnet")

@@ -95,8 +95,7 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
   void run(int64_t begin, int64_t end) {
     const bool in_passes = plan.scheme == WinogradScheme::kPasses;
     const int64_t blocks = blocks_of_group(plan);
-    const int64_t passes =
-        plan.scheme == WinogradScheme::kPasses ? ceil_div(plan.panels, plan.pass_panels) : 1;
+    const int64_t passes = in_passes ? ceil_div(plan.panels, plan.pass_panels) : 1;
     for (int64_t item = begin; item < end; ++item) {
       const int64_t g = item / passes / blocks;
       if (g != group) this->enter_group(g);
@@ -285,11 +284,11 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
 
   // Transforms channels begin .. end - 1 of a packed block; `origin` goes to the first place.
   void transform_input(int64_t begin, int64_t end, int64_t origin, int64_t height, int64_t width) {
-    plan.single_phase ? transform_pixels_of<true>(begin, end, origin, height, width)
-                      : transform_pixels_of<false>(begin, end, origin, height, width);
+    plan.single_phase ? transform_input_of<true>(begin, end, origin, height, width)
+                      : transform_input_of<false>(begin, end, origin, height, width);
   }
   template <bool kSinglePhase>
-  void transform_pixels_of(int64_t begin, int64_t end, int64_t origin, int64_t height, int64_t width) {
+  void transform_input_of(int64_t begin, int64_t end, int64_t origin, int64_t height, int64_t width) {
     const int64_t rows = ceil_div(height, M), across = ceil_div(width, M);
     constexpr std::make_index_sequence<kSide> sides;
     for (int64_t c = begin; c < end; ++c) {
