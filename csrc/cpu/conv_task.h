@@ -166,6 +166,8 @@ struct ConvScratch {
   int64_t bytes;
 };
 
+constexpr int kMaxKBlocks = 12;
+
 struct ConvTask {
   DType dtype;
   ConvPlan plan;
@@ -174,6 +176,8 @@ struct ConvTask {
   // Winograd's steps, in elements: between channels and (of kWinograd) positions of the transformed input, and between
   // positions of the weights (of kWinograd; those of kWinogradRow differ in size, and its K blocks tell where they begin).
   int64_t winograd_channel_step, winograd_input_step, winograd_position_step;
+  // Of kWinogradRow: between rows of pixels as they come from the packed input tile, and of output channels.
+  int64_t winograd_pixel_step, winograd_planar_step;
   ConvScratch scratch;
 
   Source source;
@@ -182,13 +186,13 @@ struct ConvTask {
   Destination dest;
   TaskEpilogue epilogue;
   // By missing taps if single-phase tiles read as many taps as they have, otherwise k_blocks[0] for all.
-  KBlocks k_blocks[4];
+  KBlocks k_blocks[kMaxKBlocks];  // of kWinogradRow, of each position
   bool k_by_missing_taps;
 
   // If weights are not resident: the panels of all groups, packed once before the items run.
   void* panels;
   bool* nonfinite_weight;  // set by whoever packs a weight that is not finite, or a pixel that has to be
-  bool* nonfinite_pixel;   // set by whoever transforms pixels for phases that do not read all of them
+  bool* nonfinite_pixel;   // set by whoever transforms pixels for outputs that do not depend on all of them
 };
 
 // Where the two factors of a pixel's products lie, in their packed tiles.

@@ -14,7 +14,7 @@ enum class ConvKernel : int32_t {
   kOwVectorised,  // neighbouring pixels in the vector lanes: few output channels
   kOcVectorised,  // output channels in the vector lanes: wide layers, small images
   kWinograd,      // 3x3 in float arithmetic: OW-vectorised over transformed tiles of 2x2 pixels
-  kWinogradRow,  // kernels two or more taps wide, the same over transformed pairs of pixels in a row (winograd_row.h)
+  kWinogradRow,  // kernels two or more taps wide, the same over transformed tiles of pixels in a row (winograd_row.h)
   kWinograd4,  // as kWinograd, over tiles of 4x4 pixels, where float32 need not be exact
   kMatrix,     // bfloat16 by products of small matrices (matrix_tiles.h)
 };
@@ -143,14 +143,15 @@ struct ConvPlan {
   int64_t spared_h, spared_w;
   ConvKernel kernel;
   int tile_oc;  // output channels of a register tile
-  // vectors of pixels (kWinograd, kWinograd4: of tiles, kWinogradRow: of pairs); kOcVectorised, kMatrix: the most pixels
+  // vectors of pixels (of Winograd's kernels: of tiles); kOcVectorised, kMatrix: the most pixels
   int tile_pixels;
+  int row_outputs;  // kWinogradRow: pixels of a tile, 2 or 4
   bool single_phase;
   // Register tiles that are stored together form a panel of packed weights. If interleaved_tiles > 1, this is their number,
   // and their output channels interleave because phases alternate. Otherwise they follow one another.
   int panel_tiles, interleaved_tiles;
   int64_t panels, panel_elements;  // panels of one group; elements of one panel
-  // kWinograd, kWinograd4: a pass computes so many panels, whose accumulators of all positions are kept until its end, from
+  // Winograd's kernels: a pass computes so many panels, whose accumulators of all positions are kept until its end, from
   // k_channels input channels at a time. Of kPasses every pass is an item of its own. Otherwise weights are transformed
   // before the items run, or when a thread enters a group.
   WinogradScheme scheme;

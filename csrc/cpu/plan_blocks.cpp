@@ -263,9 +263,9 @@ void choose_winograd_blocks(const ConvShape& s, const Target& t, ConvPlan& plan)
   plan.input_tile = winograd_input_tile(s, plan.block_h, plan.block_w, static_cast<int>(M), t.lanes);
 }
 
-int64_t winograd_row_vectors(int64_t oc, const Target& t) {
+int64_t winograd_row_vectors(int64_t oc, int positions, const Target& t) {
   const int64_t left = row_cache(t) - t.l2_bytes / kStreamsShareOfL2;
-  return left / (oc * kRowPositions * t.lanes * t.element_bytes);
+  return left / (oc * positions * t.lanes * t.element_bytes);
 }
 
 WinogradRowBlock winograd_row_block(const ConvShape& s, int64_t height, int64_t width, const ConvPlan& plan,
@@ -273,63 +273,77 @@ WinogradRowBlock winograd_row_block(const ConvShape& s, int64_t height, int64_t 
   // With an odd number of vectors between streams and positions, neighbours fall into different cache sets.
   const int64_t L = t.lanes, d = s.dilation_w;
   const auto odd_vectors = [L](int64_t n) { return (ceil_div(n, L) | 1) * L; };
+  const RowScheme scheme{s.kernel_w, plan.row_outputs};
   const int64_t rows = (height - 1) * s.stride_h + (s.kernel_h - 1) * s.dilation_h + 1;
   WinogradRowBlock b{};
-  b.vectors = ceil_div(row_pairs(width, d), L);
-  // runs of `dilation` pixels are copied by whole vectors, and reach so far past the end
-  b.stream_step = odd_vectors(row_stream_elements(b.vectors, t.lanes, s.kernel_w, d) + 2 * d + L);
-  const int64_t channel = rows * kRowStreams * b.stream_step;
-  const int64_t most = std::min({s.ic, kRowChain / (s.kernel_h * row_taps(s.kernel_w).groups()),
+  b.vectors = ceil_div(scheme.tiles(width, d), L);
+  b.stream_step = odd_vectors(scheme.stream_elements(b.vectors, t.lanes, d));
+  const int64_t channel = rows * scheme.streams() * b.stream_step;
+  const int64_t most = std::min({s.ic, kRowChain / (s.kernel_h * scheme.products(0)),
                                  t.l2_bytes / kStreamsShareOfL2 / t.element_bytes / channel});
   b.channels = ceil_div(s.ic, ceil_div(s.ic, std::max<int64_t>(most, 1)));
   b.streams = b.channels * channel;
   b.acc_step = odd_vectors(round_up(height * b.vectors, plan.tile_pixels) * L);
-  b.acc = plan.panels * plan.panel_tiles * plan.tile_oc * kRowPositions * b.acc_step;
+  b.acc = plan.pass_panels * plan.panel_tiles * plan.tile_oc * scheme.positions() * b.acc_step;
   return b;
 }
 
 // Each K block of the weights passes over a block once, so blocks are as large as leave the transformed pixels of a K block
-// and all accumulators in the cache. Among these the best wastes the least time on idle lanes and threads, halo columns,
-// accumulators that are added to, and weights that come from far away.
+// and all accumulators of a pass in the cache. Among these the best wastes the least time on idle lanes and threads, halo
+// columns, accumulators that are added to, pixels that are transformed for several passes, and weights that come from far away.
 void choose_winograd_row_blocks(const ConvShape& s, const Target& t, ConvPlan& plan) {
+  const RowScheme scheme{s.kernel_w, plan.row_outputs};
   const int64_t H = std::max<int64_t>(s.lr_h, 1), W = std::max<int64_t>(s.lr_w, 1);
-  const int64_t L = t.lanes, d = s.dilation_w;
-  const int64_t quantum =
-      2 * d * std::max<int64_t>(L / d, 1);  // whole runs of `dilation` pixels, near whole vectors
+  const int64_t L = t.lanes, d = s.dilation_w, N = scheme.outputs;
   const double oc = static_cast<double>(s.oc);
-  const double products = oc * static_cast<double>(s.ic * s.kernel_h * row_taps(s.kernel_w).products());
+  const double products = oc * static_cast<double>(s.ic * s.kernel_h * scheme.products());
   const double weights = plan.weights_resident ? 0 : products * t.element_bytes / kBytesPerCycle;
   plan.parallel = t.threads > 1 && multiply_adds(s) >= kParallelMinimum;
   const int64_t threads = plan.parallel ? t.threads : 1;
-  // accumulators of wider blocks alone do not fit
-  const int64_t widest = std::max(t.l2_bytes / (2 * std::max<int64_t>(s.oc, 1) * t.element_bytes), quantum);
-  int64_t w = W, h = 1;
+  // whole runs of `dilation` pixels, as many as so many vectors hold, or fewer vectors if there are as many blocks
+  const auto width_of = [&](int64_t vectors) {
+    const auto whole_runs = [&](int64_t v) { return std::max<int64_t>(v * L / d, 1) * d * N; };
+    const int64_t blocks = ceil_div(W, whole_runs(vectors));
+    while (vectors > 1 && ceil_div(W, whole_runs(vectors - 1)) == blocks) --vectors;
+    return std::min(W, whole_runs(vectors));
+  };
+  const auto cost_of = [&](const WinogradRowBlock& b, int64_t height, int64_t width, int64_t passes) {
+    const int64_t items = s.groups * s.batch * ceil_div(W, width) * ceil_div(H, height) * passes;
+    const double vectors = static_cast<double>(round_up(height * b.vectors, plan.tile_pixels));
+    const double accumulated = oc * static_cast<double>(scheme.positions() * ceil_div(s.ic, b.channels));
+    const double transformed = static_cast<double>(b.streams / b.channels / scheme.streams() / L * s.ic);
+    const double of_passes = vectors * (products / 2 + accumulated * kAccumulate) + weights;
+    return static_cast<double>(ceil_div(items, threads)) *
+           (of_passes / static_cast<double>(passes) + transformed * winograd_row_input(plan.row_outputs));
+  };
+  // if nothing fits, as little as possible
+  int64_t w = width_of(1), h = 1, pass_panels = ceil_div(plan.panels, kMostRowPasses);
   double best = -1;
-  for (int64_t splits = ceil_div(W, widest);; splits += std::max<int64_t>(1, splits / 8)) {
-    const int64_t width = std::min(W, piece(W, splits, quantum));
-    const int64_t others = s.groups * s.batch * ceil_div(W, width);
+  const auto try_width = [&](int64_t width, int64_t passes) {
     for (int64_t height = 1; height <= H; ++height) {
       const WinogradRowBlock b = winograd_row_block(s, height, width, plan, t);
-      const bool fits = (b.streams + b.acc) * t.element_bytes <= row_cache(t);
-      if (!fits && (height > 1 || width > quantum)) break;
-      const int64_t rounds = ceil_div(others * ceil_div(H, height), threads);
-      const double vectors = static_cast<double>(round_up(height * b.vectors, plan.tile_pixels));
-      const double accumulated = oc * static_cast<double>(kRowPositions * ceil_div(s.ic, b.channels));
-      const double transformed = static_cast<double>(b.streams / b.channels / kRowStreams / L * s.ic);
-      const double cost =
-          static_cast<double>(rounds) *
-          (vectors * (products / 2 + accumulated * kAccumulate) + transformed * kWinogradRowInput + weights);
-      if (best < 0 || cost < best) {
-        best = cost;
-        w = width;
-        h = height;
-      }
-      if (!fits) break;
+      if ((b.streams + b.acc) * t.element_bytes > row_cache(t)) return height > 1;
+      const double cost = cost_of(b, height, width, passes);
+      if (best >= 0 && cost >= best) continue;
+      best = cost;
+      w = width;
+      h = height;
+      pass_panels = plan.pass_panels;
     }
-    if (width <= quantum) break;
+    return true;
+  };
+  for (int64_t passes = 1; passes <= std::min(plan.panels, kMostRowPasses); ++passes) {
+    plan.pass_panels = ceil_div(plan.panels, passes);
+    if (ceil_div(plan.panels, plan.pass_panels) < passes) continue;
+    for (int64_t vectors = 1;; vectors += std::max<int64_t>(1, vectors / 8))
+      if (!try_width(width_of(vectors), passes) || width_of(vectors) == W) break;
   }
+  plan.pass_panels = pass_panels;
   set_blocks(s, 1, h, w, plan);
-  plan.input_tile = input_tile(s, h, w, t.lanes, false);
+  plan.items *= ceil_div(plan.panels, pass_panels);
+  ConvShape with_zero = s;  // the last tap of zero has a pixel
+  if (scheme.ends_with_zero()) ++with_zero.kernel_w;
+  plan.input_tile = input_tile(with_zero, h, w, t.lanes, false);
 }
 
 }  // namespace fused_subpixel::cpu

@@ -9,8 +9,8 @@ namespace fused_subpixel::cpu {
 constexpr int64_t kWeightsShareOfL2 = 8;
 // Products that are summed in one chain of additions.
 constexpr int64_t kMaxChain = 256;
-// Cycles to transform one vector of pairs of one channel for kWinogradRow.
-constexpr double kWinogradRowInput = 22;
+// Cycles of kWinogradRow to transform one vector of tiles of one input channel, by the pixels of a tile.
+constexpr double winograd_row_input(int outputs) { return outputs == 2 ? 22 : 36; }
 // The same to load and store a vector of accumulators that the next K block adds to.
 constexpr double kAccumulate = 1;
 // At which weights come from beyond the L2 cache.
@@ -55,17 +55,18 @@ void choose_matrix_blocks(const ConvShape& shape, const Target& target, int64_t 
 void choose_winograd_blocks(const ConvShape& shape, const Target& target, ConvPlan& plan);
 void choose_winograd_row_blocks(const ConvShape& shape, const Target& target, ConvPlan& plan);
 
-// What a block of so many pixels takes for kWinogradRow, in elements; the plan's tile and panels are known.
+// What a block of so many pixels takes for kWinogradRow, in elements; the plan's tile, panels and passes are known.
 struct WinogradRowBlock {
-  int64_t vectors;      // of pairs, in a row
+  int64_t vectors;      // of tiles, in a row
   int64_t stream_step;  // from one stream of a transformed row to the next
   int64_t channels;     // of a K block
   int64_t streams;      // of all rows of a K block
   int64_t acc_step;     // from the accumulators of one position to those of the next
-  int64_t acc;          // of all output channels
+  int64_t acc;          // of all output channels of a pass
 };
-// Vectors of pairs of a block, at most, so that the accumulators of all output channels stay in the cache.
-int64_t winograd_row_vectors(int64_t oc, const Target& target);
+constexpr int64_t kMostRowPasses = 4;
+// Vectors of tiles of a block, at most, so that the accumulators of so many output channels stay in the cache.
+int64_t winograd_row_vectors(int64_t oc, int positions, const Target& target);
 WinogradRowBlock winograd_row_block(const ConvShape& shape, int64_t height, int64_t width,
                                     const ConvPlan& plan, const Target& target);
 

@@ -15,10 +15,11 @@ std::string tile_of(const ConvPlan& plan) {
   const std::string pixels = std::to_string(plan.tile_pixels);
   if (plan.kernel == ConvKernel::kOcVectorised || plan.kernel == ConvKernel::kMatrix)
     return oc + pixels + " pixels";
-  const char* lanes = plan.kernel == ConvKernel::kWinograd      ? "2x2 tiles"
-                      : plan.kernel == ConvKernel::kWinograd4   ? "4x4 tiles"
-                      : plan.kernel == ConvKernel::kWinogradRow ? "pairs of pixels"
-                                                                : "pixels";
+  const char* lanes = plan.kernel == ConvKernel::kWinograd    ? "2x2 tiles"
+                      : plan.kernel == ConvKernel::kWinograd4 ? "4x4 tiles"
+                      : plan.row_outputs == 2                 ? "pairs of pixels"
+                      : plan.row_outputs == 4                 ? "quads of pixels"
+                                                              : "pixels";
   return oc + pixels + " vectors of " + lanes;
 }
 
@@ -42,9 +43,9 @@ std::string reason(const ConvPlan& plan) {
 }  // namespace
 
 std::string describe(const ConvPlan& plan) {
-  const std::string items =
-      std::to_string(plan.items) +
-      (plan.scheme == WinogradScheme::kPasses ? " passes over blocks of " : " blocks of ");
+  const bool passes = plan.scheme == WinogradScheme::kPasses ||
+                      (plan.kernel == ConvKernel::kWinogradRow && plan.pass_panels < plan.panels);
+  const std::string items = std::to_string(plan.items) + (passes ? " passes over blocks of " : " blocks of ");
   std::string text = std::string(kNames[static_cast<int>(plan.kernel)]) + ", tile of " + tile_of(plan) +
                      (plan.single_phase ? " of one phase" : "") + ", " + items +
                      std::to_string(plan.block_n) + " x " + std::to_string(plan.block_h) + " x " +

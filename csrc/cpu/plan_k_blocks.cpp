@@ -193,28 +193,27 @@ void set_winograd_row(const Target& t, ConvPass& pass) {
   ConvTask& task = pass.task;
   const ConvPlan& plan = task.plan;
   const ConvShape& shape = plan.shape;
-  const RowTaps taps = row_taps(shape.kernel_w);
-  const int64_t panel_oc = int64_t{plan.panel_tiles} * plan.tile_oc;
+  const RowScheme scheme{shape.kernel_w, plan.row_outputs};
+  const int64_t panel_oc = int64_t{plan.panel_tiles} * plan.tile_oc, L = t.lanes, d = shape.dilation_w;
   const WinogradRowBlock b = winograd_row_block(shape, plan.block_h, plan.block_w, plan, t);
-  const int64_t row_step = kRowStreams * b.stream_step;
+  const int64_t row_step = scheme.streams() * b.stream_step;
   task.winograd_channel_step = plan.input_tile.rows * row_step;
 
   int64_t weight = 0;
-  for (int position = 0; position < kRowPositions; ++position) {
+  for (int position = 0; position < scheme.positions(); ++position) {
     KTables& tables = pass.k[position];
-    const int64_t products = shape.kernel_h * taps.products(position);  // of a channel
+    const int64_t of_row = scheme.products(position), products = shape.kernel_h * of_row;  // of a channel
     for (int64_t c = 0; c < b.channels; ++c)
       for (int64_t a = 0; a < shape.kernel_h; ++a)
-        for (int64_t q = 0; q < taps.products(position); ++q)
-          tables.at.push_back(
-              c * task.winograd_channel_step + a * shape.dilation_h * row_step +
-              row_factor_offset(row_factor(taps, position, q), shape.dilation_w, b.stream_step));
+        for (int64_t q = 0; q < of_row; ++q)
+          tables.at.push_back(c * task.winograd_channel_step + a * shape.dilation_h * row_step +
+                              scheme.factor_offset(position, q, d, b.stream_step));
     for (int64_t c = 0; c < shape.ic; c += b.channels)
       tables.blocks.push_back({.offsets = {.at = tables.at.data(),
                                            .count = std::min(b.channels, shape.ic - c) * products,
                                            .column_step = 1,
                                            .weight_step = panel_oc,
-                                           .acc_step = kRowPositions * b.acc_step,
+                                           .acc_step = scheme.positions() * b.acc_step,
                                            .add = c > 0},
                                .weight = weight + c * products * panel_oc,
                                .input = c * plan.input_tile.channel_step});
@@ -227,17 +226,21 @@ void set_winograd_row(const Target& t, ConvPass& pass) {
                                .count = static_cast<int64_t>(tables.blocks.size())};
   }
 
+  // Runs of `dilation` pixels are copied by whole vectors, and reach so far past the end.
+  task.winograd_pixel_step = scheme.stream_elements(b.vectors, t.lanes, d) + round_up(3 * d, L) + L;
+  task.winograd_planar_step = round_up(scheme.outputs * (b.vectors * L + d) + L, L);
   ConvScratch& s = task.scratch;
-  s.input_tile = plan.block_n * plan.input_tile.image_step + 2 * b.stream_step + 2 * t.lanes;
+  s.input_tile =
+      plan.block_n * plan.input_tile.image_step + scheme.outputs * task.winograd_pixel_step + 2 * L;
   s.packing = packing_elements(task.source, plan.input_tile, t.lanes);
   s.weights = plan.weights_resident ? plan.panels * plan.panel_elements : 0;
   s.acc = b.acc;
-  s.oc = plan.panels * panel_oc + t.lanes;
+  s.oc = plan.panels * panel_oc + L;
   s.winograd_input = b.streams;
-  s.winograd_packed = shape.ic * shape.taps() * panel_oc + t.lanes;
-  // rows of a panel of output channels, and two more for the pairs of one
-  s.winograd_planar =
-      (panel_oc + 2) * round_up(2 * b.vectors * t.lanes + 2 * shape.dilation_w + t.lanes, t.lanes);
+  s.winograd_packed = shape.ic * shape.taps() * panel_oc + L;
+  // rows of a panel of output channels, and of the tiles of one; before, rows of pixels
+  s.winograd_planar = std::max((panel_oc + scheme.outputs) * task.winograd_planar_step,
+                               scheme.outputs * task.winograd_pixel_step);
 }
 
 }  // namespace

@@ -120,6 +120,7 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(ConvPlan, shape)
       .FS_FIELD(ConvPlan, tile_oc)
       .FS_FIELD(ConvPlan, tile_pixels)
+      .FS_FIELD(ConvPlan, row_outputs)
       .FS_FIELD(ConvPlan, single_phase)
       .FS_FIELD(ConvPlan, panel_tiles)
       .FS_FIELD(ConvPlan, pass_panels)

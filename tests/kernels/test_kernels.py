@@ -380,16 +380,23 @@ def test_special_values_stay_in_their_winograd_tiles(isa: int, layout: str, valu
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("taps", [2, 3, 4, 5, 7, 8])
 @pytest.mark.parametrize("dilation", [1, 3])
-def test_special_values_go_where_a_window_covers_them_in_pairs(
-    isa: int, layout: str, dilation: int, value: float
+def test_special_values_go_where_a_window_covers_them_in_rows(
+    isa: int, layout: str, dilation: int, taps: int, value: float
 ) -> None:
-    """An infinity may become NaN there, and nothing else changes: both of a pair read what they share."""
-    case = variant(ROWS, dilation=(1, dilation))
+    """An infinity may become NaN there, and nothing else changes.
+
+    Outputs that share a tile read no more than their own pixels. But for the last tap, of zero, of kernels
+    of odd width: it must not turn an infinity into NaN.
+    """
+    weight = (*ROWS.weight[:3], taps)
+    case = variant(ROWS, weight=weight, padding=(1, 0, 0, taps * dilation), dilation=(1, dilation))
     tensors = cases.integers(case)
     tensors = tensors._replace(weight=tensors.weight.abs() + 1)
     clean = cases.plain(case, tensors).float()
-    tensors.input[0, 7, 3, 30] = tensors.input[0, 9, 1, 101] = value
+    for y, x in ((3, 30), (1, 101), (5, 63), (6, 201)):  # each place in a tile
+        tensors.input[0, 7, y, x] = value
     covered = ~cases.plain(case, tensors).isfinite()
     found = cases.run(case, tensors.to(torch.float32, LAYOUTS[layout]))
     assert not found[covered].isfinite().any()
@@ -502,6 +509,16 @@ def test_threads_and_repetition_change_nothing(dtype: torch.dtype, layout: str, 
                 "not a problem for several threads"
             )
             assert cases.run(case, tensors).equal(first), number
+
+
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_threads_begin_in_the_middle_of_a_block(isa: int, layout: str, dilation: int, number: int) -> None:
+    """A block is computed in passes, and a thread takes some of them."""
+    case = Case("passes", (2, 40, 1, 997), (250, 40, 1, 8), (1, 1), dilation=(1, dilation))
+    tensors = cases.integers(case).to(torch.float32, LAYOUTS[layout])
+    with cases.threads(number):
+        assert cases.run(case, tensors).double().equal(cases.exact(case))
 
 
 def test_a_missing_instruction_set_is_refused() -> None:

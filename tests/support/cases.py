@@ -413,7 +413,7 @@ GEOMETRIES = (
     Case("large, one row", (3, 40, 3, 130), (80, 40, 3, 3), padding=(0, 1, 0, 1)),
     Case("large blocks", (1, 48, 61, 66), (60, 48, 3, 3), padding=SAME3, order="dcr"),
     Case("large long rows", (1, 40, 4, 620), (64, 40, 3, 3), (4, 4), padding=SAME3),
-    # wide kernels over long rows, so pairs of pixels (but for float64)
+    # wide kernels over long rows, so pairs or quads of pixels (but for float64)
     Case("wide 3x3", (1, 520, 17, 40), (72, 520, 3, 3), (1, 1), padding=SAME3),
     Case("rows r=1", (1, 48, 7, 195), (60, 48, 1, 3), (1, 1), padding=(0, 1, 0, 1)),
     Case("rows, two taps", (1, 64, 9, 261), (64, 64, 1, 2), padding=(0, 1, 0, 0)),
@@ -421,6 +421,8 @@ GEOMETRIES = (
     Case("rows, eleven taps", (2, 32, 1, 461), (32, 32, 1, 11), (1, 1), padding=(0, 5, 0, 5)),
     Case("rows dilated", (1, 48, 9, 230), (48, 48, 1, 7), (1, 1), padding=(0, 9, 0, 9), dilation=(1, 3)),
     Case("rows far apart", (1, 48, 6, 330), (48, 48, 1, 7), (1, 1), padding=(0, 7, 0, 0), dilation=(1, 17)),
+    Case("rows, six taps", (1, 40, 1, 901), (50, 40, 1, 6), (1, 1), padding=(0, 40, 0, 13), dilation=(1, 20)),
+    Case("rows in passes", (1, 64, 1, 1000), (250, 64, 1, 7), (1, 1), padding=(0, 3, 0, 3)),
     Case("rows groups crop", (1, 96, 8, 195), (96, 48, 1, 7), (2, 2), groups=2, crop=(1, 1, 3, 2)),
     Case("rows stride", (1, 32, 17, 200), (48, 32, 3, 5), stride=(2, 1), dilation=(2, 2)),
     Case("tall rows", (1, 32, 40, 131), (24, 32, 2, 5), padding=(1, 2, 0, 2)),

@@ -70,7 +70,8 @@ def test_blocks_cover_the_output_once(plan_of: Any, problem: Any, target: Any) -
         assert block <= max(size, 1)
         assert blocks == -(-size // block)
     if plan_of is host.plan_conv:
-        passes = -(-plan.panels // plan.pass_panels) if plan.scheme == host.WINOGRAD_PASSES else 1
+        by_passes = plan.scheme == host.WINOGRAD_PASSES or plan.kernel == host.WINOGRAD_ROW
+        passes = -(-plan.panels // plan.pass_panels) if by_passes else 1
         blocks = plan.blocks_n * plan.blocks_h * plan.blocks_w
         assert plan.items == problem.shape.groups * blocks * passes
 
@@ -194,19 +195,25 @@ def test_winograd_only_where_it_is_one(problem: Any, target: Any) -> None:
 
 @given(problem=problems, target=targets)
 @EXAMPLES
-def test_pairs_of_pixels_only_where_two_outputs_share_some(problem: Any, target: Any) -> None:
-    """Two taps in a row, a step of one, float; blocks of single images, whose accumulators fit the cache."""
+def test_tiles_of_a_row_only_where_their_outputs_share_pixels(problem: Any, target: Any) -> None:
+    """As many taps as outputs, a step of one, float; blocks of one image, whose accumulators fit."""
     shape = problem.shape
     plan = host.plan_conv(problem, target)
     if plan.kernel == host.WINOGRAD_ROW:
-        assert shape.kernel_w >= 2
+        assert shape.kernel_w >= plan.row_outputs
         assert shape.stride_w == 1
         assert target.element_bytes == 4
         assert plan.block_n == 1
-        oc, pairs = plan.panels * plan.panel_tiles * plan.tile_oc, plan.block_h * plan.block_w / 2
-        runs = 2 * shape.dilation_w * max(target.lanes // shape.dilation_w, 1)
+        of_pixel = {2: 4 / 2, 4: 12 / 4}[plan.row_outputs]  # accumulators
+        oc = plan.pass_panels * plan.panel_tiles * plan.tile_oc
+        values = of_pixel * oc * plan.block_h * plan.block_w
+        runs = plan.row_outputs * shape.dilation_w * max(target.lanes // shape.dilation_w, 1)
         smallest = plan.block_h == 1 and plan.block_w <= runs
-        assert 4 * oc * pairs * target.element_bytes <= target.l2_bytes * 5 / 8 or smallest
+        assert values * target.element_bytes <= target.l2_bytes * 5 / 8 or smallest
+        reach = (shape.kernel_w - 1) * shape.dilation_w
+        if plan.row_outputs == 4 and shape.kernel_w % 2 == 1:  # a pixel that a tap of zero reads
+            reach += shape.dilation_w
+        assert plan.input_tile.phase_columns >= plan.block_w + reach
     problem.no_winograd = True
     assert host.plan_conv(problem, target).kernel in (host.OW_VECTORISED, host.OC_VECTORISED)
 

@@ -35,7 +35,9 @@ void run_conv(const ConvTask& task, WorkQueue& items) {
         if constexpr (__is_same(Compute<T>, float)) return run_worker<WinogradWorker<T, 4>>(task, items);
         break;
       case ConvKernel::kWinogradRow:
-        if constexpr (__is_same(Compute<T>, float)) return run_worker<WinogradRowWorker<T>>(task, items);
+        if constexpr (__is_same(Compute<T>, float))
+          return task.plan.row_outputs == 2 ? run_worker<WinogradRowWorker<T, 2>>(task, items)
+                                            : run_worker<WinogradRowWorker<T, 4>>(task, items);
         break;
       case ConvKernel::kMatrix: break;  // of another file, matrix.cpp
     }
@@ -55,7 +57,8 @@ void run_pack_panels(const ConvTask& task, WorkQueue& panels) {
       if (task.plan.kernel == ConvKernel::kWinograd4)
         return pack_all_panels<WinogradWorker<T, 4>>(task, panels);
       if (task.plan.kernel == ConvKernel::kWinogradRow)
-        return pack_all_panels<WinogradRowWorker<T>>(task, panels);
+        return task.plan.row_outputs == 2 ? pack_all_panels<WinogradRowWorker<T, 2>>(task, panels)
+                                          : pack_all_panels<WinogradRowWorker<T, 4>>(task, panels);
     }
     pack_all_panels<ConvWorker<T>>(task, panels);
   });
