@@ -11,12 +11,15 @@ namespace {
 
 // Measured on AVX-512, in cycles. One position of a vector of tiles of one channel, transformed.
 constexpr double kWinogradInput = 5, kWinogradOutput = 3.8;
-// The same, written beyond the L2 cache and read again. Intel's processors have 2 MiB of it and a slower cache behind, AMD's
-// (Zen 4) 1 MiB and a faster one.
-double winograd_streamed(const Target& t) { return t.l2_bytes > int64_t{1} << 20 ? 16 : 4; }
-// One position of a 3x3 kernel, packed and transformed: in the cache; the same, written beyond it and read again; and K block
-// by K block as it is used.
-constexpr double kWinogradWeights = 0.5, kWinogradFarWeights = 2.5, kWinogradFreshWeights = 1.6;
+// The same, written beyond the L2 cache and read again; one position of a kernel, read from there by another block. Intel's processors
+// have 2 MiB of it and a slower cache behind, AMD's (Zen 4) 1 MiB and a faster one, whose loads hide behind multiply-adds.
+bool fast_beyond_l2(const Target& t) { return t.l2_bytes <= int64_t{1} << 20; }
+double winograd_streamed(const Target& t) { return fast_beyond_l2(t) ? 4 : 16; }
+double winograd_read(const Target& t) { return fast_beyond_l2(t) ? 0.06 : 1; }
+// One position of a kernel, packed and transformed: in the cache; written beyond it and read again, a panel or a position at a
+// time; and K block by K block as it is used.
+constexpr double kWinogradWeights = 0.5, kWinogradFarWeights = 2.5, kWinogradWideWeights = 2,
+                 kWinogradFreshWeights = 1.6;
 // Of kWinogradRow: four positions of a vector of tiles of one output channel, transformed; one weight, packed and transformed.
 constexpr double kWinogradRowOutput = 10, kWinogradRowWeights = 3;
 // Of one phase: the window holds the taps of all phases, where they are and as late as their phase starts.
@@ -26,10 +29,10 @@ bool fits_winograd(const ConvProblem& p, const Target& t, bool single_phase) {
       s.dilation_w != 1 || t.element_bytes != 4)
     return false;
   if (!single_phase) return s.kernel_h == kWinogradTaps && s.kernel_w == kWinogradTaps;
-  // The estimate does not know what each block costs besides its products, which are few if an image is one vector of tiles.
+  // The estimate does not know what each block costs besides its products, which are few if an image has few vectors of tiles.
   constexpr int kSide = winograd_side(ConvKernel::kWinograd);
   const int64_t tiles = ceil_div(s.lr_h - p.spared_h, kSide) * ceil_div(s.lr_w - p.spared_w, kSide);
-  if (tiles <= t.lanes) return false;
+  if (tiles <= 2 * t.lanes) return false;
   const auto fits = [](int64_t taps, int64_t spared) { return taps >= 2 && taps + spared <= kWinogradTaps; };
   return fits(s.kernel_h, p.spared_h) && fits(s.kernel_w, p.spared_w) && p.unused_h + p.unused_w > 0 &&
          s.lr_h > p.spared_h && s.lr_w > p.spared_w && p.phase_oc > 0 && p.phase_oc % t.lanes == 0 &&
@@ -73,15 +76,15 @@ void offer_winograd(const ConvProblem& p, const Target& t, ConvKernel kernel, Wi
         static_cast<double>(s.batch * blocks) * covered_vectors(ceil_div(of_image, blocks), v);
     const double streamed = wide ? (ic + stored) * winograd_streamed(t) : 0;
     const bool stay = weights_stay(positions_of_tile * s.ic * round_up(s.oc, oc), t);
-    const double weights = wide   ? kWinogradWeights
+    // the positions that a phase does not need are written too
+    const double weights = wide   ? kWinogradWideWeights * positions / multiplied
                            : stay ? kWinogradWeights * std::min<double>(t.threads, blocks)
                                   : kWinogradFarWeights;
-    // written once, and read beyond the L2 cache by every block, at half the speed of one thread alone
-    const double traffic =
-        wide ? (1 + 2 * static_cast<double>(s.batch * blocks)) * t.element_bytes / kBytesPerCycle : 0;
+    const double read =
+        wide ? static_cast<double>(std::max<int64_t>(s.batch * blocks - 1, 0)) * winograd_read(t) : 0;
     const double of_position = vectors * (tiles / v * ic * k_cycles(oc * v, oc, v, kHiddenPixels) + streamed +
                                           stored * kWinogradOutput) +
-                               ic * stored * (weights + traffic);
+                               ic * stored * (weights + read);
     offers.add({kernel, oc, v,
                 multiplied * of_position + positions * vectors * ic * kWinogradInput +
                     vectors * stored * pixels * store,
