@@ -26,6 +26,7 @@ RESULTS = ROOT / "bench" / "results"
 ACCELERATED = "2026-11-30_0045_intel-xeon_networks.csv"
 ACCELERATED_AMD = "2026-11-30_1611_amd-epyc_networks.csv"
 LAYERS = "2026-11-30_0110_intel-xeon_layers.csv"
+LAYERS_AMD = "2026-11-30_2205_amd-epyc-zen4_layers.csv"
 TRAINING = "2026-11-30_1020_amd-epyc_training.csv"
 AUTOCAST = "2026-11-30_1030_amd-epyc-avx512-bf16_autocast_training.csv"
 STEPS = (
@@ -219,8 +220,12 @@ def accelerated_on(file: str, cpu: str) -> str:
 
 
 def layers() -> str:
+    return "\n\n".join((layers_on(LAYERS, CPU_WORDS), layers_on(LAYERS_AMD, ZEN4_WORDS)))
+
+
+def layers_on(file: str, cpu: str) -> str:
     times: dict[tuple[str, str], dict[str, float]] = {}
-    for row in rows_of(LAYERS):
+    for row in rows_of(file):
         times.setdefault((row["series"], row["layer"]), {})[row["contender"]] = float(row["median_ms"])
     body, ratios = [], {series: [] for series in SERIES}  # type: list[Sequence[str]], dict[str, list[float]]
     for (series, layer), of in times.items():
@@ -238,7 +243,8 @@ def layers() -> str:
         mean, middle = statistics.geometric_mean(found), statistics.median(found)
         words = f"geometric mean **{mean:.2f}**, median {middle:.2f}, least {min(found):.2f}"
         body.append((f"**{SERIES[series]}**", words, "", "", ""))
-    return f"{title_of(LAYERS)}\n\n{markdown(('series', 'layer', 'fastest other', 'fused', 'ratio'), body)}"
+    table = markdown(("series", "layer", "fastest other", "fused", "ratio"), body)
+    return f"{title_of(file, cpu)}\n\n{table}"
 
 
 def title_of(file: str, cpu: str = CPU_WORDS) -> str:
