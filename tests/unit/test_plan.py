@@ -314,6 +314,20 @@ def test_few_output_channels_are_ow_vectorised_and_wide_layers_oc_vectorised() -
     assert host.plan_conv(wide, AVX512).kernel == host.OC_VECTORISED
 
 
+@pytest.mark.parametrize("kernel_w", range(4, 12))
+@pytest.mark.parametrize("dilation_w", [1, 3])
+def test_the_pixel_of_a_zero_tap_is_packed(kernel_w: int, dilation_w: int) -> None:
+    """Rows of odd length get a tap of zero, in tiles of four outputs."""
+    problem = image_problem(
+        kernel_h=1, kernel_w=kernel_w, dilation_w=dilation_w, oc=64, lr_h=1, lr_w=6144, interleave=1
+    )
+    plan = host.plan_conv(problem, AVX512)
+    assert (plan.kernel, plan.row_outputs) == (host.WINOGRAD_ROW, 4)
+    assert plan.block_w % AVX512.lanes == 0, "a ragged block has room for the pixel anyway"
+    taps = kernel_w + kernel_w % 2
+    assert plan.input_tile.phase_columns == plan.block_w + (taps - 1) * dilation_w
+
+
 @pytest.mark.parametrize("threads", [2, 3, 4, 8, 16])
 @pytest.mark.parametrize("shape", [(1, 360, 640), (1, 64, 64), (16, 24, 24), (5, 33, 70)], ids=str)
 def test_threads_get_even_shares(threads: int, shape: tuple[int, int, int]) -> None:
