@@ -166,7 +166,8 @@ struct ConvScratch {
   int64_t bytes;
 };
 
-constexpr int kMaxKBlocks = 12;
+// One for each position of kWinogradRow, or for each combination of missing taps.
+constexpr int kMaxKBlockLists = 12;
 
 struct ConvTask {
   DType dtype;
@@ -176,7 +177,8 @@ struct ConvTask {
   // Winograd's steps, in elements: between channels and (of kWinograd) positions of the transformed input, and between
   // positions of the weights (of kWinograd; those of kWinogradRow differ in size, and its K blocks tell where they begin).
   int64_t winograd_channel_step, winograd_input_step, winograd_position_step;
-  // Of kWinogradRow: between rows of pixels as they come from the packed input tile, and of output channels.
+  // Of kWinogradRow, where its worker keeps rows: from one row of deinterleaved pixels to the next, and from one row of outputs
+  // to the next.
   int64_t winograd_pixel_step, winograd_planar_step;
   ConvScratch scratch;
 
@@ -185,8 +187,8 @@ struct ConvTask {
   OcTable oc;
   Destination dest;
   TaskEpilogue epilogue;
-  // By missing taps if single-phase tiles read as many taps as they have, otherwise k_blocks[0] for all.
-  KBlocks k_blocks[kMaxKBlocks];  // of kWinogradRow, of each position
+  // By position (kWinogradRow); by missing taps if single-phase tiles read as many taps as they have; otherwise k_blocks[0].
+  KBlocks k_blocks[kMaxKBlockLists];
   bool k_by_missing_taps;
 
   // If weights are not resident: the panels of all groups, packed once before the items run.

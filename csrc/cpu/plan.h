@@ -137,7 +137,7 @@ struct InputTile {
 };
 
 // A block is block_n images x block_h rows x block_w columns of low-resolution output, computed from one packed input
-// tile. Work items are pairs of a block and a group.
+// tile. Work items are pairs of a block and a group, or passes over them.
 struct ConvPlan {
   ConvShape shape;  // lr_h and lr_w are without spared pixels
   int64_t spared_h, spared_w;
@@ -152,8 +152,8 @@ struct ConvPlan {
   int panel_tiles, interleaved_tiles;
   int64_t panels, panel_elements;  // panels of one group; elements of one panel
   // Winograd's kernels: a pass computes so many panels, whose accumulators of all positions are kept until its end, from
-  // k_channels input channels at a time. Of kPasses every pass is an item of its own. Otherwise weights are transformed
-  // before the items run, or when a thread enters a group.
+  // k_channels input channels at a time (of kWinogradRow, see winograd_row_block). Of kPasses and of kWinogradRow every pass is
+  // an item of its own. But for kPasses, weights are transformed before the items run, or when a thread enters a group.
   WinogradScheme scheme;
   int64_t pass_panels, k_channels;
   int64_t block_n, block_h, block_w;

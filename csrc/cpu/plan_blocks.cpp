@@ -26,6 +26,7 @@ constexpr int64_t kWinogradPanelOc = 32, kWinogradPanelShareOfL2 = 2;
 constexpr int64_t kWidePositionShareOfL2 = 3, kWideTimesL2 = 4;
 // Vectors of tiles of an image whose weights are transformed where they are used, at most.
 constexpr int64_t kPassVectors = 8;
+
 // Splits `size` into at least `parts` equal pieces, a multiple of `quantum` each.
 int64_t piece(int64_t size, int64_t parts, int64_t quantum) {
   return round_up(ceil_div(size, parts), quantum);

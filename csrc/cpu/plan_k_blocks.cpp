@@ -190,6 +190,7 @@ void set_winograd(const Target& t, ConvPass& pass) {
 }
 
 void set_winograd_row(const Target& t, ConvPass& pass) {
+  static_assert(kMaxKBlockLists >= RowScheme{0, 4}.parts() * kRowPositions);
   ConvTask& task = pass.task;
   const ConvPlan& plan = task.plan;
   const ConvShape& shape = plan.shape;
@@ -226,7 +227,7 @@ void set_winograd_row(const Target& t, ConvPass& pass) {
                                .count = static_cast<int64_t>(tables.blocks.size())};
   }
 
-  // Runs of `dilation` pixels are copied by whole vectors, and reach so far past the end.
+  // The transform reads 2 d elements more. Runs of d pixels are copied by whole vectors, and the last one reaches further.
   task.winograd_pixel_step = scheme.stream_elements(b.vectors, t.lanes, d) + round_up(3 * d, L) + L;
   task.winograd_planar_step = round_up(scheme.outputs * (b.vectors * L + d) + L, L);
   ConvScratch& s = task.scratch;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What products of matrix tiles would take, and their panels.
 #include <algorithm>
-#include <cmath>
 
 #include "cpu/matrix_tiles.h"
 #include "cpu/plan_offers.h"

@@ -28,12 +28,11 @@ struct Offers {
   }
 };
 
-// For the vectors that k_cycles counts. The taps of one kernel row read the same cache lines of pixels, so that the first of
-// them pays for all. (Measured on AVX2, OW- against OC-vectorised: kernels one to three taps wide.)
-constexpr double kHiddenPixels = 0.3, kHiddenFirstTap = 1.2;
+// For the vectors of pixels that k_cycles counts.
+constexpr double kHiddenPixels = 0.3;
 
 // A vector of accumulators, finished and stored.
-constexpr double kStoreInterleaved = 3, kStoreContiguous = 3, kStoreTransposed = 14, kStoreScalarPerLane = 2;
+constexpr double kStoreInterleaved = 3, kStoreTransposed = 14, kStoreScalarPerLane = 2;
 
 inline bool interleaves_in_registers(int64_t interleave) {
   return contains(RegisterInterleave{}, interleave);
@@ -69,10 +68,7 @@ inline bool may_hold_one_phase(const ConvProblem& p, int64_t oc) {
          p.phase_interleave <= kMaxInterleavedVectors;
 }
 
-// k values per pixel, and low-resolution rows and columns, of tiles that hold a single phase each or mixed ones.
-inline double k_of(const ConvProblem& p, bool single_phase) {
-  return static_cast<double>(p.shape.ic) * (single_phase ? p.mean_taps : static_cast<double>(p.shape.taps()));
-}
+// Low-resolution rows and columns, of tiles that hold a single phase each or mixed ones.
 inline double image_rows(const ConvProblem& p, bool single_phase) {
   return static_cast<double>(p.shape.batch * (p.shape.lr_h - (single_phase ? p.spared_h : 0)));
 }

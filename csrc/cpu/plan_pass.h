@@ -29,7 +29,7 @@ struct ConvPass {
   OcTables oc;
   std::vector<int64_t> oc_offset, ic_offset, tap_offset;  // of the weight
   std::vector<uint8_t> missing_taps;
-  KTables k[kMaxKBlocks];
+  KTables k[kMaxKBlockLists];
 
   ConvPass() = default;
   ConvPass(const ConvPass&) = delete;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What Winograd's kernels would take.
+// What Winograd's kernels would take, and the panels of WinogradScheme::kPasses.
 #include <algorithm>
 #include <cmath>
 
@@ -11,8 +11,9 @@ namespace {
 
 // Measured on AVX-512, in cycles. One position of a vector of tiles of one channel, transformed.
 constexpr double kWinogradInput = 5, kWinogradOutput = 3.8;
-// The same, written beyond the L2 cache and read again; one position of a kernel, read from there by another block. Intel's processors
-// have 2 MiB of it and a slower cache behind, AMD's (Zen 4) 1 MiB and a faster one, whose loads hide behind multiply-adds.
+// The same, written beyond the L2 cache and read again; one position of a kernel, read from there by another block. Intel's
+// processors have 2 MiB of it and a slower cache behind, AMD's (Zen 4) 1 MiB and a faster one, whose loads hide behind
+// multiply-adds.
 bool fast_beyond_l2(const Target& t) { return t.l2_bytes <= int64_t{1} << 20; }
 double winograd_streamed(const Target& t) { return fast_beyond_l2(t) ? 4 : 16; }
 double winograd_read(const Target& t) { return fast_beyond_l2(t) ? 0.06 : 1; }
@@ -22,6 +23,7 @@ constexpr double kWinogradWeights = 0.5, kWinogradFarWeights = 2.5, kWinogradWid
                  kWinogradFreshWeights = 1.6;
 // Of kWinogradRow: four positions of a vector of tiles of one output channel, transformed; one weight, packed and transformed.
 constexpr double kWinogradRowOutput = 10, kWinogradRowWeights = 3;
+
 // Of one phase: the window holds the taps of all phases, where they are and as late as their phase starts.
 bool fits_winograd(const ConvProblem& p, const Target& t, bool single_phase) {
   const ConvShape& s = p.shape;
@@ -158,8 +160,8 @@ void offer_winograd_row(const ConvProblem& p, const Target& t, int outputs, Offe
           winograd_row_vectors(round_up(ceil_div(s.oc, passes), oc), scheme.positions(), t);
       if (of_block < std::min<int64_t>(v, s.lr_h * across)) continue;
       const double traffic = stay ? 0
-                                  : std::ceil(vectors / static_cast<double>(of_block)) * k * stored *
-                                        t.element_bytes / kBytesPerCycle;
+                                  : std::ceil(vectors / static_cast<double>(std::max<int64_t>(of_block, 1))) *
+                                        k * stored * t.element_bytes / kBytesPerCycle;
       const double cycles =
           vectors * (tiles / v * k * k_cycles(oc * v, oc, v, kHiddenPixels) +
                      stored * (positions * kAccumulate * blocks + output + pixels * store) +
@@ -185,6 +187,7 @@ ConvShape winograd_shape(const ConvProblem& p, bool single_phase) {
   }
   return s;
 }
+
 // Few tiles and their weights, in passes.
 void set_passes(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   const int side = winograd_side(plan.kernel);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Convolutions with kernels two or more taps wide by Winograd's F(2, 3) and F(2, 2) along the rows: at most 3/4, for long
-// rows 1/2 of the multiplications of a direct sum. cpu/winograd_row.h has the algorithm. The packed input tile, the
-// OW-vectorised microkernel and the shuffled store are those of the direct kernels. Included by kernels.cpp only.
+// Convolutions with kernels two or more taps wide by Winograd's F(2, 3) and F(2, 2) along the rows, in tiles of two or four
+// outputs: 3/4 of the multiplications of a direct sum for two taps, about 1/2 for long rows. cpu/winograd_row.h has the
+// algorithm. The packed input tile, the OW-vectorised microkernel and the shuffled store are those of the direct kernels.
+// Included by kernels.cpp only.
 //
 // Lanes are tiles of kOutputs pixels in a row, vectors are counted through the rows. Per block,
 //   transformed  [channels of a K block][rows][streams][tiles and halo]  the packed input tile as streams
