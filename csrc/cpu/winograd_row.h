@@ -6,8 +6,8 @@
 // three instead of four: F(2, 2). Both leave their products at the same four positions m, from which the outputs follow as
 // m0 + m1 + m2 and m1 - m2 - m3. So longer rows are cut into threes and twos, whose products are summed before.
 //
-// Quads of outputs nest one in the other: F(2, 2) over pairs of taps turns the row into three rows of half as many taps and
-// half as many outputs, its parts, and each of these is computed in pairs. The parts are
+// For quads of outputs, one algorithm is nested in another: F(2, 2) over pairs of taps turns the row into three rows of half as
+// many taps and half as many outputs, its parts, and each of these is computed in pairs. The parts are
 //   0: the even taps g[2a]          of x[2j] - x[2j + 1]
 //   1: their sums g[2a] + g[2a + 1] of x[2j + 1]
 //   2: the odd taps g[2a + 1]       of x[2j + 2] - x[2j + 1]
