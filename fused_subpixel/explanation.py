@@ -221,10 +221,12 @@ def _kernels(call: Call, channels_last: bool) -> list[str]:
     """The kernels of a compiled library for (forward, input gradient, weight gradient)."""
     problem = call.problem
     lr_channels, _, kernel_h, kernel_w = problem.weight_shape
+    native = problem.transposed is not None and problem.geometry.groups == 1
+    layout = channels_last + 2 * native  # see op_calls.h
     described = []
     for direction in range(3):
         numbers = [
-            direction, KERNEL_DTYPES.index(problem.dtype), channels_last, *problem.input_shape,
+            direction, KERNEL_DTYPES.index(problem.dtype), layout, *problem.input_shape,
             lr_channels, kernel_h, kernel_w, *problem.geometry,
         ]  # fmt: skip
         described.append(

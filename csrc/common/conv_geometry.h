@@ -46,6 +46,11 @@ FS_HOST_DEVICE int missing_taps(const PhaseOf<Int>& p, Int r_h, Int r_w, Int ker
 inline int missing_taps(const Phase& p, const Geometry& g) {
   return missing_taps(p, g.r_h, g.r_w, g.kernel_pad_h, g.kernel_pad_w);
 }
+// Is a tap of those, by the number of taps in a row?
+FS_HOST_DEVICE bool lacks_tap(int missing, int64_t tap, int64_t columns) {
+  return ((missing & kLacksFirstColumn) && tap % columns == 0) ||
+         ((missing & kLacksFirstRow) && tap < columns);
+}
 
 // One axis of the phases: what the crop and the kernel padding leave of the low-resolution grid and of the kernel.
 struct PhaseAxis {

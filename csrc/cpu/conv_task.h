@@ -163,8 +163,33 @@ struct PixelTile {
 struct ConvScratch {
   int64_t input_tile, packing, weights, weight_planes, acc, pixel_tiles, oc;
   int64_t winograd_input, winograd_packed, winograd_planar;
+  int64_t streamed_pixels, streamed_products, streamed_planar;
   int64_t bytes;
 };
+
+struct TapRead {
+  int32_t output, input;
+};
+
+// Of kStreamed. Elements of a row are counted from its first one in memory.
+struct StreamedRows {
+  int64_t first;   // from where the offsets of Weight say that a row lies, to its first element
+  int64_t length;  // elements of a row, in one group
+  // kOfOutput. window_step: from one pixel's window, in the order of a row, to the next. channel_step: from one input channel to
+  // the next in a row. at: the place of the first channel of each tap in a row; it may lie before the row.
+  int64_t window_step;
+  // kOfInput. channels: of the output, in one group. channel_step: from one of these to the next in a row. at: the pixels of an
+  // image that are read, in the source. reads: which of these are read by the tap of which low-resolution pixel, those of
+  // tap t from reads_begin[t] to reads_begin[t + 1].
+  int64_t channels, channel_step, read_pixels;
+  KOffsets offsets;
+  const int64_t *at, *reads_begin;
+  const TapRead* reads;
+  int64_t stored_channels;  // output channels that are stored together
+};
+
+// Vectors of pixels that are stored together, at most.
+constexpr int kMaxStoredVectors = 16;
 
 // One for each position of kWinogradRow, or for each combination of missing taps.
 constexpr int kMaxKBlockLists = 12;
@@ -190,6 +215,7 @@ struct ConvTask {
   // By position (kWinogradRow); by missing taps if single-phase tiles read as many taps as they have; otherwise k_blocks[0].
   KBlocks k_blocks[kMaxKBlockLists];
   bool k_by_missing_taps;
+  StreamedRows streamed;
 
   // If weights are not resident: the panels of all groups, packed once before the items run.
   void* panels;

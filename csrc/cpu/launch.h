@@ -26,7 +26,8 @@ void conv_weight_grad(const WeightGradArguments& a, const Allocate& allocate, co
 
 // The plans for tensors in the default strides of their layout, with the current instruction set. The first: of the forward
 // pass or of the input gradient.
-ConvPlan plan_pass(Pass pass, const Geometry& geometry, DType dtype, bool channels_last, int threads);
+ConvPlan plan_pass(Pass pass, const Geometry& geometry, DType dtype, bool channels_last,
+                   bool transposed_weight, int threads);
 WeightGradPlan plan_weight_grad_pass(const Geometry& geometry, DType dtype, bool channels_last, int threads);
 
 }  // namespace fused_subpixel::cpu

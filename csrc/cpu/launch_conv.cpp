@@ -152,8 +152,10 @@ void conv_input_grad(const InputGradArguments& a, const Pool& pool) {
   launch([&](NotFinite found) { return input_grad_pass(a, target, found); }, set_pointers, kernels, pool);
 }
 
-ConvPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last, int threads) {
-  return plan_dense(pass, g, dtype, channels_last, target_of(current_kernels(), dtype, threads));
+ConvPlan plan_pass(Pass pass, const Geometry& g, DType dtype, bool channels_last, bool transposed_weight,
+                   int threads) {
+  return plan_dense(pass, g, dtype, channels_last, transposed_weight,
+                    target_of(current_kernels(), dtype, threads));
 }
 
 }  // namespace fused_subpixel::cpu

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The cost model: estimates the cycles of every register tile that can compute a problem, and takes the cheapest. The direct
-// kernels are here, plan_winograd.cpp and plan_matrix.cpp have the others.
+// kernels are here, plan_winograd.cpp, plan_matrix.cpp and plan_streamed.cpp have the others.
 //
 // Decisions, and what is known of the gain of each. bench/results records no decision apart from the others, so the gains
 // below have yet to be measured one by one.
@@ -36,8 +36,8 @@ constexpr int64_t kTransposedProducts = 64;
 constexpr double kHiddenFirstTap = 1.2;
 // A vector of accumulators of neighbouring output channels, finished and stored.
 constexpr double kStoreContiguous = 3;
-// A weight, packed beyond the cache and read again.
-constexpr double kFarWeight = 3;
+// A weight, packed in the cache; packed beyond it and read again.
+constexpr double kNearWeight = 1, kFarWeight = 3;
 
 // Tiles that share a K block of the pixels in the first cache: as many as that could hold the weights of.
 int64_t tiles_in_first_cache(int64_t k, int64_t tile_oc, const Target& t) {
@@ -53,7 +53,7 @@ double k_of(const ConvProblem& p, bool single_phase) {
 double direct_weights(const ConvProblem& p, const Target& t) {
   const ConvShape& s = p.shape;
   const int64_t of_group = s.ic * s.oc * s.taps();
-  return weights_stay(of_group, t) ? 0 : kFarWeight * static_cast<double>(s.groups * of_group);
+  return (weights_stay(of_group, t) ? kNearWeight : kFarWeight) * static_cast<double>(s.groups * of_group);
 }
 
 void offer_ow_vectorised(const ConvProblem& p, const Target& t, Offers& offers) {
@@ -141,6 +141,7 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
   offer_oc_vectorised(p, t, offers);
   offer_winograd_kernels(p, t, offers);
   offer_matrix(p, t, offers);
+  offer_streamed(p, t, offers);
   const Choice& choice = offers.best;
 
   ConvPlan plan{};
@@ -152,6 +153,10 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
   plan.scheme = choice.scheme;
   plan.row_outputs = choice.row_outputs;
   for (int kernel = 0; kernel < kConvKernels; ++kernel) plan.cycles[kernel] = offers.cycles[kernel];
+  if (plan.kernel == ConvKernel::kStreamed) {
+    set_streamed_parts(p, t, plan);
+    return plan;
+  }
   if (plan.scheme == WinogradScheme::kPasses)
     set_passes(p, t, plan);
   else if (plan.kernel == ConvKernel::kMatrix)

@@ -17,8 +17,9 @@ enum class ConvKernel : int32_t {
   kWinogradRow,  // kernels two or more taps wide, the same over transformed tiles of pixels in a row (winograd_row.h)
   kWinograd4,  // as kWinograd, over tiles of 4x4 pixels, where float32 need not be exact
   kMatrix,     // bfloat16 by products of small matrices (matrix_tiles.h)
+  kStreamed,   // few pixels: weights are not packed, but read once where they lie (docs/decisions/0033)
 };
-constexpr int kConvKernels = 6;
+constexpr int kConvKernels = 7;
 // Pixels along a side of a transformed tile of kWinograd and kWinograd4; 0: of another kernel.
 FS_HOST_DEVICE constexpr int winograd_side(ConvKernel kernel) {
   return kernel == ConvKernel::kWinograd ? 2 : kernel == ConvKernel::kWinograd4 ? 4 : 0;
@@ -39,8 +40,15 @@ enum class WinogradScheme : int32_t {
 
 // Must each weight be finite, because zeros of padding are multiplied by it, or because it is added to others?
 FS_HOST_DEVICE bool needs_finite_weights(ConvKernel kernel) {
-  return is_winograd(kernel) || kernel == ConvKernel::kMatrix;
+  return is_winograd(kernel) || kernel == ConvKernel::kMatrix || kernel == ConvKernel::kStreamed;
 }
+
+// Which weights fill a row of consecutive elements of memory, in whatever order.
+enum class WeightRow : int32_t {
+  kNone,
+  kOfOutput,  // all weights of an output channel, as in Conv2d
+  kOfInput,   // all weights of an input channel, as in ConvTranspose2d. Rows are evenly apart
+};
 
 // ---- register tiles --------------------------------------------------------------------------------------------
 
@@ -71,6 +79,10 @@ constexpr int oc_tile_pixels(int vectors, int registers) {
   const int p = (registers - vectors - 1) / vectors;
   return p < 1 ? 1 : p > 14 ? 14 : p;
 }
+
+// kStreamed, of rows of an output channel: rows and, at most, pixels of a register tile.
+constexpr int streamed_rows(int registers) { return registers < 32 ? 2 : 4; }
+constexpr int kMaxStreamedPixels = 6;
 
 // The most tiles that interleave; for OC-vectorised tiles, the most vectors of output channels in such a panel.
 constexpr int kMaxInterleavedVectors = 8;
@@ -127,6 +139,11 @@ struct ConvProblem {
   bool planar_input;   // each input channel is a plane (NCHW)
   bool no_winograd;    // each weight must be multiplied as it is, and by no zeros of padding
   bool inexact;        // float32 with an error like that of tf32 will do
+  WeightRow weight_row;
+  int64_t row_length;   // elements, in one group
+  bool row_by_tap;      // a row has all channels of one tap, then those of the next
+  int64_t read_pixels;  // input pixels of an image that some output depends on
+  int64_t phases;       // output channels for each channel after the shuffle
 };
 
 // A packed input tile: the zero-padded input of one block with its halo. Its columns are split by stride phase, so that
@@ -163,6 +180,10 @@ struct ConvPlan {
   bool parallel;          // false: so small that waking threads costs more than it saves
   bool channels_inner;    // the packed input tile's channels are neighbours, otherwise its columns are
   InputTile input_tile;
+  // kStreamed: an item computes so many output channels, or, of rows of an input channel, the phases of so many channels after
+  // the shuffle, over all pixels. Products are summed over row_chunk elements of a row, or so many rows, at a time.
+  WeightRow weight_row;
+  int64_t parts, part_channels, row_chunk;
   // kMatrix: so many rows of a block are computed before they are stored. Sums of one row are row_pixels apart from those of
   // the next. flat: strips of pixels go from one row to the next.
   // joined_taps: one tile multiplies all channels of a row of taps.

@@ -6,14 +6,17 @@
 namespace fused_subpixel::cpu {
 namespace {
 
-constexpr const char* kNames[kConvKernels] = {"OW-vectorised",        "OC-vectorised",
-                                              "Winograd F(2x2, 3x3)", "Winograd F(2, 3) along rows",
-                                              "Winograd F(4x4, 3x3)", "matrix tiles"};
+constexpr const char* kNames[kConvKernels] = {
+    "OW-vectorised",        "OC-vectorised", "Winograd F(2x2, 3x3)", "Winograd F(2, 3) along rows",
+    "Winograd F(4x4, 3x3)", "matrix tiles",  "streamed weights"};
 
 std::string tile_of(const ConvPlan& plan) {
+  if (plan.weight_row == WeightRow::kOfInput)
+    return std::to_string(plan.tile_oc) + " columns x " + std::to_string(plan.tile_pixels) + " pixels";
   const std::string oc = std::to_string(plan.tile_oc) + " output channels x ";
   const std::string pixels = std::to_string(plan.tile_pixels);
-  if (plan.kernel == ConvKernel::kOcVectorised || plan.kernel == ConvKernel::kMatrix)
+  if (plan.kernel == ConvKernel::kOcVectorised || plan.kernel == ConvKernel::kMatrix ||
+      plan.kernel == ConvKernel::kStreamed)
     return oc + pixels + " pixels";
   const char* lanes = plan.kernel == ConvKernel::kWinograd    ? "2x2 tiles"
                       : plan.kernel == ConvKernel::kWinograd4 ? "4x4 tiles"
@@ -45,7 +48,12 @@ std::string reason(const ConvPlan& plan) {
 std::string describe(const ConvPlan& plan) {
   const bool passes = plan.scheme == WinogradScheme::kPasses ||
                       (plan.kernel == ConvKernel::kWinogradRow && plan.pass_panels < plan.panels);
-  const std::string items = std::to_string(plan.items) + (passes ? " passes over blocks of " : " blocks of ");
+  const bool streamed = plan.kernel == ConvKernel::kStreamed;
+  const std::string items =
+      std::to_string(plan.items) +
+      (passes     ? " passes over blocks of "
+       : streamed ? " parts of " + std::to_string(plan.part_channels) + " channels over "
+                  : " blocks of ");
   std::string text = std::string(kNames[static_cast<int>(plan.kernel)]) + ", tile of " + tile_of(plan) +
                      (plan.single_phase ? " of one phase" : "") + ", " + items +
                      std::to_string(plan.block_n) + " x " + std::to_string(plan.block_h) + " x " +

@@ -246,18 +246,20 @@ void set_winograd_row(const Target& t, ConvPass& pass) {
 
 }  // namespace
 
-void set_k_blocks(const Target& t, ConvPass& pass) {
+void set_k_blocks(const Target& t, const WeightRows& rows, ConvPass& pass) {
   switch (pass.task.plan.kernel) {
     case ConvKernel::kWinograd:
     case ConvKernel::kWinograd4: set_winograd(t, pass); break;
     case ConvKernel::kWinogradRow: set_winograd_row(t, pass); break;
     case ConvKernel::kMatrix: set_matrix(pass); break;
+    case ConvKernel::kStreamed: set_streamed(t, rows, pass); break;
     default: set_direct(t, pass);
   }
   ConvScratch& s = pass.task.scratch;
   s.bytes = Arena::bytes(s.pixel_tiles, sizeof(PixelTile));
-  for (int64_t elements : {s.input_tile, s.packing, s.weights, s.weight_planes, s.acc, s.oc, s.oc,
-                           s.winograd_input, s.winograd_packed, s.winograd_planar})
+  for (int64_t elements :
+       {s.input_tile, s.packing, s.weights, s.weight_planes, s.acc, s.oc, s.oc, s.winograd_input,
+        s.winograd_packed, s.winograd_planar, s.streamed_pixels, s.streamed_products, s.streamed_planar})
     s.bytes += Arena::bytes(elements, t.element_bytes);
 }
 

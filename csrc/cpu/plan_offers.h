@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the estimates of all kernels share. For plan.cpp, plan_winograd.cpp and plan_matrix.cpp.
+// What the estimates of all kernels share. For plan.cpp, plan_winograd.cpp, plan_matrix.cpp and plan_streamed.cpp.
 #pragma once
 
 #include "cpu/plan_blocks.h"
@@ -19,7 +19,7 @@ struct Choice {
 // The cheapest offer, and what the best tile of each kernel would take.
 struct Offers {
   Choice best{ConvKernel::kOwVectorised, 1, 1, -1, false};
-  double cycles[kConvKernels] = {-1, -1, -1, -1, -1, -1};
+  double cycles[kConvKernels] = {-1, -1, -1, -1, -1, -1, -1};
 
   void add(const Choice& c) {
     if (best.cycles < 0 || c.cycles < best.cycles) best = c;
@@ -84,10 +84,12 @@ inline bool weights_stay(int64_t elements, const Target& t) {
 // Every tile of a kernel that can compute the problem.
 void offer_winograd_kernels(const ConvProblem& problem, const Target& target, Offers& offers);
 void offer_matrix(const ConvProblem& problem, const Target& target, Offers& offers);
+void offer_streamed(const ConvProblem& problem, const Target& target, Offers& offers);
 
-// The panels of a plan whose kernel and tile are known.
+// The panels, or parts and blocks, of a plan whose kernel and tile are known.
 void set_passes(const ConvProblem& problem, const Target& target, ConvPlan& plan);
 void set_matrix_panels(const ConvProblem& problem, const Target& target, ConvPlan& plan);
+void set_streamed_parts(const ConvProblem& problem, const Target& target, ConvPlan& plan);
 
 // What Winograd's kernel computes: kernels as large as its window, without spared pixels.
 ConvShape winograd_shape(const ConvProblem& problem, bool single_phase);

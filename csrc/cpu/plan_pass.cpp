@@ -2,9 +2,11 @@
 #include "cpu/plan_pass.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "cpu/matrix_tiles.h"
 #include "cpu/plan_k_blocks.h"
+#include "cpu/plan_streamed.h"
 
 namespace fused_subpixel::cpu {
 namespace {
@@ -63,7 +65,22 @@ ConvProblem conv_problem(const ConvShape& shape, const Strides& dest, int64_t in
           .ic_contiguous = false,
           .planar_input = false,
           .no_winograd = false,
-          .inexact = false};
+          .inexact = false,
+          .weight_row = WeightRow::kNone,
+          .row_length = 0,
+          .row_by_tap = false,
+          .read_pixels = 0,
+          .phases = 1};
+}
+
+void set_rows(const WeightRows& rows, DType dtype, int64_t phases, ConvProblem& p) {
+  const bool widened = dtype == DType::kBFloat16 || dtype == DType::kFloat16;
+  // the OC-vectorised microkernel loads weights of the arithmetic type
+  p.weight_row = widened && rows.kind == WeightRow::kOfInput ? WeightRow::kNone : rows.kind;
+  p.row_length = rows.length;
+  p.row_by_tap = rows.channel_step == 1;
+  p.read_pixels = static_cast<int64_t>(rows.read_h.size() * rows.read_w.size());
+  p.phases = phases;
 }
 
 // Outer positions that phases leave unused of kWinogradTaps taps, on average.
@@ -139,8 +156,7 @@ void read_in_place(DType dtype, ConvTask& task) {
   plan.input_tile.column_step = source.col_stride;
 }
 
-void set_weight(const std::vector<int64_t>& taps, Weight::Dense dense, ConvPass& pass) {
-  pass.tap_offset = taps;
+void set_weight(Weight::Dense dense, ConvPass& pass) {
   pass.task.weight = {.data = nullptr,
                       .oc_offset = pass.oc_offset.data(),
                       .ic_offset = pass.ic_offset.data(),
@@ -171,7 +187,7 @@ int64_t bytes_of(const SourceTables& t) { return bytes_of(t.offset, t.row, t.col
 
 int64_t ConvPass::bytes() const {
   int64_t total = sizeof(*this) + bytes_of(source_tables) + bytes_of(output_tables) +
-                  bytes_of(oc_offset, ic_offset, tap_offset, missing_taps);
+                  bytes_of(oc_offset, ic_offset, tap_offset, missing_taps, streamed_reads);
   total += bytes_of(oc.dest, oc.residual, oc.interleave_left, oc.hr_channel, oc.lr_channel, oc.hr_row,
                     oc.hr_col, oc.first_row, oc.first_col);
   for (const KTables& t : k) total += bytes_of(t.tap_offset, t.at, t.blocks);
@@ -196,20 +212,32 @@ std::unique_ptr<ConvPass> plan_forward_pass(const ForwardArguments& a, const Tar
   problem.inexact = is_inexact(g, a.dtype);
   problem.no_winograd = found != NotFinite::kNothing;
   if (found == NotFinite::kWeight) problem.phase_oc = 0;
-  task.plan = plan_conv(problem, t);
-  if (task.plan.single_phase) oc.order = oc_order(g, oc.channels_last, true);
-  read_in_place(a.dtype, task);
 
-  for (const Phase& p : oc.order.phase)
-    pass.oc_offset.push_back(p.c * a.weight_rows.c + p.i * a.weight_rows.i + p.j * a.weight_rows.j);
   // every group reads the same input channels of its own weights
   for (int64_t c = 0; c < g.in_channels; ++c)
-    pass.ic_offset.push_back(c % task.plan.shape.ic * a.weight.stride.c);
-  if (g.kernel_pad_h + g.kernel_pad_w > 0)
-    for (const Phase& p : oc.order.phase)
-      pass.missing_taps.push_back(static_cast<uint8_t>(missing_taps(p, g)));
-  set_weight(tap_offsets(g, a.weight.stride, a.weight_flipped),
-             a.weight_flipped ? Weight::Dense::kNone : weight_density(a.weight.stride, g), pass);
+    pass.ic_offset.push_back(c % problem.shape.ic * a.weight.stride.c);
+  pass.tap_offset = tap_offsets(g, a.weight.stride, a.weight_flipped);
+  const auto set_rows_of_phases = [&] {
+    pass.oc_offset.clear();
+    pass.missing_taps.clear();
+    for (const Phase& p : oc.order.phase) {
+      pass.oc_offset.push_back(p.c * a.weight_rows.c + p.i * a.weight_rows.i + p.j * a.weight_rows.j);
+      if (g.kernel_pad_h + g.kernel_pad_w > 0)
+        pass.missing_taps.push_back(static_cast<uint8_t>(missing_taps(p, g)));
+    }
+  };
+  set_rows_of_phases();
+  std::vector<int64_t> channel;
+  for (const Phase& p : oc.order.phase) channel.push_back(p.c);
+  const WeightRows rows = weight_rows(problem.shape, pass, channel);
+  set_rows(rows, a.dtype, g.phases(), problem);
+  task.plan = plan_conv(problem, t);
+  if (task.plan.single_phase) {
+    oc.order = oc_order(g, oc.channels_last, true);
+    set_rows_of_phases();
+  }
+  read_in_place(a.dtype, task);
+  set_weight(a.weight_flipped ? Weight::Dense::kNone : weight_density(a.weight.stride, g), pass);
 
   Destination& d = task.dest;
   d = destination(problem, a.output.stride);
@@ -225,7 +253,7 @@ std::unique_ptr<ConvPass> plan_forward_pass(const ForwardArguments& a, const Tar
   pass.oc = oc_tables(g, oc.order, task);
   task.oc = pass.oc.view();
   pass.padded = g.pad_top > 0 || g.pad_left > 0 || g.pad_bottom > 0 || g.pad_right > 0;
-  set_k_blocks(t, pass);
+  set_k_blocks(t, rows, pass);
   return made;
 }
 
@@ -242,14 +270,19 @@ std::unique_ptr<ConvPass> plan_input_grad_pass(const InputGradArguments& a, cons
   ConvProblem problem = input_grad_problem(g, task.source, a.grad_input.stride, t);
   problem.no_winograd = found != NotFinite::kNothing;
   problem.inexact = is_inexact(g, a.dtype);
-  task.plan = plan_conv(problem, t);
-  read_in_place(a.dtype, task);
 
   const Strides& s = a.weight.stride;
-  for (int64_t c = 0; c < g.in_channels; ++c) pass.oc_offset.push_back(c % task.plan.shape.oc * s.c);
+  for (int64_t c = 0; c < g.in_channels; ++c) pass.oc_offset.push_back(c % problem.shape.oc * s.c);
   for (const Phase& p : gradient.order.phase)
     pass.ic_offset.push_back(p.c * a.weight_rows.c + p.i * a.weight_rows.i + p.j * a.weight_rows.j);
-  set_weight(tap_offsets(g, s, !a.weight_flipped), Weight::Dense::kNone, pass);
+  pass.tap_offset = tap_offsets(g, s, !a.weight_flipped);
+  std::vector<int64_t> channel(size_t(g.in_channels));
+  std::iota(channel.begin(), channel.end(), 0);
+  const WeightRows rows = weight_rows(problem.shape, pass, channel);
+  set_rows(rows, a.dtype, 1, problem);
+  task.plan = plan_conv(problem, t);
+  read_in_place(a.dtype, task);
+  set_weight(Weight::Dense::kNone, pass);
 
   Destination& d = task.dest;
   d = destination(problem, a.grad_input.stride);
@@ -262,11 +295,27 @@ std::unique_ptr<ConvPass> plan_input_grad_pass(const InputGradArguments& a, cons
   pass.oc = plain_oc_tables(g.in_channels, task);
   task.oc = pass.oc.view();
   pass.padded = true;
-  set_k_blocks(t, pass);
+  set_k_blocks(t, rows, pass);
   return made;
 }
 
 namespace {
+
+// The strides of a weight in the default order of its layout.
+struct DenseWeight {
+  Strides stride;
+  PhaseStrides rows;
+};
+DenseWeight dense_weight(const Geometry& g, bool channels_last, bool transposed) {
+  if (!transposed) {
+    const Strides s = dense_strides(g.in_channels / g.groups, g.kernel_h, g.kernel_w, channels_last);
+    return {s, phase_strides(g, s.n)};
+  }
+  const int64_t kernel_h = g.kernel_h * g.r_h - g.kernel_pad_h,
+                kernel_w = g.kernel_w * g.r_w - g.kernel_pad_w;
+  const Strides s = dense_strides(g.channels, kernel_h, kernel_w, channels_last);
+  return {{0, s.n, s.h * g.r_h, s.w * g.r_w}, {s.c, s.h, s.w}};
+}
 
 // Tiles of sums, and steps that spread over the cache's sets.
 void set_matrix_sums(const InputTile& planes, WeightGradTask& task) {
@@ -392,18 +441,31 @@ std::unique_ptr<WeightGradPass> plan_weight_grad_pass(const WeightGradArguments&
   return made;
 }
 
-ConvPlan plan_dense(Pass pass, const Geometry& g, DType dtype, bool channels_last, const Target& t) {
+ConvPlan plan_dense(Pass pass, const Geometry& g, DType dtype, bool channels_last, bool transposed_weight,
+                    const Target& t) {
   const Strides input = dense_strides(g.in_channels, g.in_h, g.in_w, channels_last);
   const Strides output = dense_strides(g.channels, g.out_h, g.out_w, channels_last);
-  const ShuffledOc oc = shuffled_oc(g, output);
-  SourceTables tables;
-  ConvProblem problem =
-      pass == Pass::kForward
-          ? forward_problem(g, input_source(g, input, tables), output, oc, ResidualKind::kNone, t)
-          : input_grad_problem(g, shuffled_source(g, output, oc.order.phase, oc.interleave, tables), input,
-                               t);
-  problem.inexact = is_inexact(g, dtype);
-  return plan_conv(problem, t);
+  const DenseWeight weight = dense_weight(g, channels_last, transposed_weight);
+  if (pass == Pass::kForward) {
+    ForwardArguments a{};
+    a.geometry = g;
+    a.dtype = dtype;
+    a.input.stride = input;
+    a.output.stride = output;
+    a.weight.stride = weight.stride;
+    a.weight_rows = weight.rows;
+    a.weight_flipped = transposed_weight;
+    return plan_forward_pass(a, t, NotFinite::kNothing)->task.plan;
+  }
+  InputGradArguments a{};
+  a.geometry = g;
+  a.dtype = dtype;
+  a.grad_output.stride = output;
+  a.grad_input.stride = input;
+  a.weight.stride = weight.stride;
+  a.weight_rows = weight.rows;
+  a.weight_flipped = transposed_weight;
+  return plan_input_grad_pass(a, t, NotFinite::kNothing)->task.plan;
 }
 
 WeightGradPlan plan_dense_weight_grad(const Geometry& g, bool channels_last, const Target& t) {

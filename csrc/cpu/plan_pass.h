@@ -30,6 +30,7 @@ struct ConvPass {
   std::vector<int64_t> oc_offset, ic_offset, tap_offset;  // of the weight
   std::vector<uint8_t> missing_taps;
   KTables k[kMaxKBlockLists];
+  std::vector<TapRead> streamed_reads;
 
   ConvPass() = default;
   ConvPass(const ConvPass&) = delete;
@@ -61,7 +62,7 @@ std::unique_ptr<WeightGradPass> plan_weight_grad_pass(const WeightGradArguments&
 // The plans for tensors in the default strides of their layout, without tables. The first: of the forward pass or of the input
 // gradient.
 ConvPlan plan_dense(Pass pass, const Geometry& geometry, DType dtype, bool channels_last,
-                    const Target& target);
+                    bool transposed_weight, const Target& target);
 
 WeightGradPlan plan_dense_weight_grad(const Geometry& geometry, bool channels_last, const Target& target);
 

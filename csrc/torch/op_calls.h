@@ -246,8 +246,9 @@ inline UnshuffleReduceCall unshuffle_reduce_call(const Tensor& grad_output, cons
   return {a, lr_grad, grad_bias, gradient, read};
 }
 
-// A problem as the plan operators take it: pass, dtype, channels_last, batch, in_channels, in_h, in_w, lr_channels,
+// A problem as the plan operators take it: pass, dtype, layout (a bit mask), batch, in_channels, in_h, in_w, lr_channels,
 // kernel_h, kernel_w, then the geometry values.
+constexpr int64_t kProblemChannelsLast = 1, kProblemTransposed = 2;
 inline Geometry problem_geometry(const std::vector<int64_t>& problem) {
   constexpr size_t kSizes = 10;
   check(problem.size() == kSizes + kConvOptions, "a problem is ", kSizes + kConvOptions, " numbers, got ",

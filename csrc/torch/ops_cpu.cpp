@@ -100,13 +100,16 @@ std::tuple<std::vector<int64_t>, std::string> cpu_plan(std::vector<int64_t> prob
   const auto dtype = static_cast<DType>(problem[1]);
   const int threads = static_cast<int>(torch::stable::get_num_threads());
   if (static_cast<Pass>(problem[0]) == Pass::kWeightGrad) {
-    const WeightGradPlan p = plan_weight_grad_pass(g, dtype, problem[2] != 0, threads);
+    const WeightGradPlan p =
+        plan_weight_grad_pass(g, dtype, (problem[2] & kProblemChannelsLast) != 0, threads);
     return {{p.winograd, p.input_in_lanes, p.tile_vectors, p.tile_columns, p.block_oc, p.block_ic, p.block_n,
              p.block_h, p.block_w, p.blocks_oc, p.blocks_ic, p.blocks(), p.slots, p.items, p.parallel,
              of_all_threads(estimate(p), p.parallel, threads)},
             describe(p)};
   }
-  const ConvPlan p = plan_pass(static_cast<Pass>(problem[0]), g, dtype, problem[2] != 0, threads);
+  const ConvPlan p =
+      plan_pass(static_cast<Pass>(problem[0]), g, dtype, (problem[2] & kProblemChannelsLast) != 0,
+                (problem[2] & kProblemTransposed) != 0, threads);
   const std::vector<int64_t> numbers{
       static_cast<int64_t>(p.kernel),
       p.tile_oc,

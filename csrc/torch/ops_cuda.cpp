@@ -177,7 +177,7 @@ std::tuple<std::vector<int64_t>, std::string> cuda_plan(std::vector<int64_t> pro
   const Geometry g = problem_geometry(problem);
   const Target t{static_cast<int>(target[0]), static_cast<int>(target[1]), target[2]};
   const PassPlan p = plan_pass(static_cast<Pass>(problem[0]), g, static_cast<DType>(problem[1]),
-                               problem[2] != 0, activated, t);
+                               (problem[2] & kProblemChannelsLast) != 0, activated, t);
   const std::vector<int64_t> numbers{static_cast<int64_t>(p.kernel), static_cast<int64_t>(p.refusal),
                                      p.pixels, p.block_oc, p.blocks};
   return {numbers, describe(p)};

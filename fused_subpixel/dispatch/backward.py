@@ -144,7 +144,8 @@ def estimate(
 ) -> tuple[GradientCycles, GradientCycles]:
     """What the gradients of a call cost by the CPU library's kernels, and by PyTorch's."""
     problem = [
-        0, KERNEL_DTYPES.index(dtype), 0, *input_shape, weight_shape[0], *weight_shape[2:], *geometry,
+        0, KERNEL_DTYPES.index(dtype), 2 * transposed, *input_shape,
+        weight_shape[0], *weight_shape[2:], *geometry,
     ]  # fmt: skip
 
     def planned(direction: int) -> float:

@@ -104,14 +104,12 @@ def why_no_tensor_cores(geometry: Geometry, dtype: torch.dtype, device: torch.de
 
 # Rows of the weight, products in a sum, and low-resolution pixels in the batch for each multiprocessor.
 _WIDE_ROWS, _LONG_SUM, _FEW_PIXELS = 128, 256, 62
-# On CPUs: pixels in the batch, the same where Winograd's F(2x2, 3x3) computes the layer, and weights.
-_FEW_PIXELS_CPU, _FEW_PIXELS_WINOGRAD, _MANY_WEIGHTS = 256, 64, 1 << 18
 
 
 def why_pytorch_is_faster(problem: Problem, tracing: bool = False) -> str | None:
     """Why a call is better left to PyTorch. While tracing, whatever the sizes."""
     if problem.device.type == "cpu":
-        return None if tracing else _why_pytorch_is_faster_on_cpu(problem)
+        return None
     reason = why_no_tensor_cores(problem.geometry, problem.dtype, problem.device)
     if reason is not None or tracing:
         return reason
@@ -125,22 +123,6 @@ def why_pytorch_is_faster(problem: Problem, tracing: bool = False) -> str | None
             f"{pixels} pixels before the shuffle are too few to give every multiprocessor tiles of a wide "
             "layer; PyTorch's kernels share one sum among several"
         )
-    return None
-
-
-def _why_pytorch_is_faster_on_cpu(problem: Problem) -> str | None:
-    batch, _, height, width = problem.input_shape
-    pixels = batch * height * width // (problem.geometry.stride_h * problem.geometry.stride_w)
-    weights = math.prod(problem.weight_shape)
-    g = problem.geometry
-    winograd = problem.weight_shape[2:] == (3, 3) and (
-        (g.stride_h, g.stride_w, g.dilation_h, g.dilation_w) == (1, 1, 1, 1)
-    )
-    few = _FEW_PIXELS_WINOGRAD if winograd else _FEW_PIXELS_CPU
-    # Measured on AVX-512: 0.1 to 0.9 of PyTorch's speed within these limits. Only float32 was measured, and
-    # PyTorch's bfloat16 gradients of such images are not safe, see backward.py.
-    if problem.dtype == torch.float32 and pixels <= few and weights >= _MANY_WEIGHTS:
-        return f"{pixels} pixels are too few for {weights} weights, which each call packs anew"
     return None
 
 

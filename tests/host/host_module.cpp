@@ -52,6 +52,7 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
   m.attr("OC_VECTORISED") = static_cast<int>(ConvKernel::kOcVectorised);
   m.attr("WINOGRAD") = static_cast<int>(ConvKernel::kWinograd);
   m.attr("WINOGRAD_ROW") = static_cast<int>(ConvKernel::kWinogradRow);
+  m.attr("STREAMED") = static_cast<int>(ConvKernel::kStreamed);
   m.attr("WINOGRAD4") = static_cast<int>(ConvKernel::kWinograd4);
   m.attr("MATRIX") = static_cast<int>(ConvKernel::kMatrix);
   m.attr("WINOGRAD_PANELS") = static_cast<int>(WinogradScheme::kPanels);
@@ -62,6 +63,11 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .value("NONE", MatrixTiles::kNone)
       .value("VECTORS", MatrixTiles::kVectors)
       .value("REGISTERS", MatrixTiles::kRegisters);
+
+  py::enum_<WeightRow>(m, "WeightRow")
+      .value("NONE", WeightRow::kNone)
+      .value("OF_OUTPUT", WeightRow::kOfOutput)
+      .value("OF_INPUT", WeightRow::kOfInput);
 
 #define FS_FIELD(Class, field) def_readwrite(#field, &Class::field)
   py::class_<Target>(m, "Target")
@@ -102,7 +108,12 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(ConvProblem, ic_contiguous)
       .FS_FIELD(ConvProblem, planar_input)
       .FS_FIELD(ConvProblem, no_winograd)
-      .FS_FIELD(ConvProblem, inexact);
+      .FS_FIELD(ConvProblem, inexact)
+      .FS_FIELD(ConvProblem, weight_row)
+      .FS_FIELD(ConvProblem, row_length)
+      .FS_FIELD(ConvProblem, row_by_tap)
+      .FS_FIELD(ConvProblem, read_pixels)
+      .FS_FIELD(ConvProblem, phases);
   py::class_<InputTile>(m, "InputTile")
       .FS_FIELD(InputTile, rows)
       .FS_FIELD(InputTile, stride_phases)
@@ -120,6 +131,10 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(ConvPlan, shape)
       .FS_FIELD(ConvPlan, tile_oc)
       .FS_FIELD(ConvPlan, tile_pixels)
+      .FS_FIELD(ConvPlan, weight_row)
+      .FS_FIELD(ConvPlan, parts)
+      .FS_FIELD(ConvPlan, part_channels)
+      .FS_FIELD(ConvPlan, row_chunk)
       .FS_FIELD(ConvPlan, row_outputs)
       .FS_FIELD(ConvPlan, single_phase)
       .FS_FIELD(ConvPlan, panel_tiles)

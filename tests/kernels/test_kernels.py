@@ -132,7 +132,7 @@ FEW_TILES = tuple(
         (1, 1),
         padding=cases.SAME3,
     )
-    for channels, rows, height, width in ((512, 192, 8, 8), (1100, 40, 9, 10), (530, 61, 8, 11))
+    for channels, rows, height, width in ((512, 192, 10, 12), (1100, 40, 10, 12), (530, 61, 10, 11))
 )
 
 
@@ -229,7 +229,7 @@ def test_the_cases_take_every_way_through_the_plan(isa: int) -> None:
     assert any(plan.panel_tiles > 1 for plan in plans)
     if cases.operators._cpu_capability()[2] <= 2 << 20:
         rows_stay = {plan.kernel for case, plan in planned if plan.blocks_h > 1 and cases.shared_rows(case)}
-        assert rows_stay == set(cases.KERNELS.values())
+        assert rows_stay == set(cases.KERNELS.values()) - {cases.STREAMED}, "which has one block"
         assert any(plan.blocks_w > 1 for plan in plans)
         assert not all(plan.weights_resident for plan in plans)
 

@@ -29,7 +29,8 @@ from fused_subpixel.ops.geometry import ACTIVATIONS, CHANNEL_ORDERS, Epilogue, G
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = range(3)  # passes, as cpu_plan numbers them
-OW_VECTORISED, OC_VECTORISED, WINOGRAD, WINOGRAD_ROW, WINOGRAD4 = range(5)  # kernels, as in csrc/cpu/plan.h
+# Kernels, as in csrc/cpu/plan.h.
+OW_VECTORISED, OC_VECTORISED, WINOGRAD, WINOGRAD_ROW, WINOGRAD4, MATRIX, STREAMED = range(7)
 AVX512_BF16, AMX, NEON_BF16, AVX512_BF16_STAND_IN, AMX_STAND_IN = 3, 4, 5, 6, 7  # enum Isa of csrc/cpu/isa.h
 
 SLOPE = 0.25  # of leaky_relu
@@ -441,7 +442,12 @@ GEOMETRIES = (
     Case("many channels", (1, 190, 30, 37), (36, 190, 3, 3), padding=SAME3),
     Case("many channels twice as deep", (2, 520, 13, 70), (40, 520, 3, 3), padding=(0, 1, 2, 1)),
     Case("many channels groups", (1, 400, 18, 37), (36, 200, 3, 3), groups=2, padding=SAME3),
-    Case("large filter", (1, 130, 3, 4), (64, 130, 3, 3), padding=SAME3),
+    Case("large filter", (1, 130, 25, 27), (64, 130, 3, 3), stride=(2, 2), padding=SAME3),
+    Case("few pixels of a large filter", (1, 260, 1, 3), (72, 260, 3, 3), padding=SAME3),
+    Case("few pixels, groups", (2, 256, 2, 2), (96, 128, 3, 2), groups=2, padding=SAME3, crop=(1, 0, 2, 1)),
+    Case("few pixels, stride", (1, 128, 5, 6), (66, 128, 3, 3), (1, 1), stride=(2, 3), padding=SAME3),
+    Case("few pixels, r=1", (1, 90, 3, 3), (130, 90, 3, 3), (1, 1), padding=SAME3),
+    Case("few pixels of padding", (1, 128, 1, 1), (99, 128, 3, 5), (3, 3), padding=(1, 2, 1, 2)),
 )  # fmt: skip
 
 # One for each kernel, with rows and columns that do not fill the last tile or vector.
@@ -450,10 +456,11 @@ WIDE = Case("wide", (2, 40, 3, 7), (72, 40, 3, 2), padding=(1, 0, 1, 1))
 LARGE = Case("large", (1, 44, 7, 61), (60, 44, 3, 3), padding=SAME3)
 BASES = (NARROW, WIDE, LARGE)
 ROWS = Case("rows", (1, 32, 7, 227), (24, 32, 2, 5), padding=(1, 2, 0, 2))
-CPU_BASES = (*BASES, ROWS)
+FEW = Case("few pixels", (2, 130, 2, 3), (72, 130, 3, 3), padding=SAME3)
+CPU_BASES = (*BASES, ROWS, FEW)
 LATE = Case("late", (1, 6, 4, 19), (128, 6, 2, 2), padding=SAME3, crop=(1, 1, 1, 1))
 KERNELS = {
-    NARROW: OW_VECTORISED, WIDE: OC_VECTORISED, LARGE: WINOGRAD, ROWS: WINOGRAD_ROW
+    NARROW: OW_VECTORISED, WIDE: OC_VECTORISED, LARGE: WINOGRAD, ROWS: WINOGRAD_ROW, FEW: STREAMED
 }  # float32, in one of the layouts  # fmt: skip
 
 

@@ -68,6 +68,36 @@ problems = st.builds(
     planar_input=st.booleans(),
     inexact=st.booleans(),
 )
+
+
+def make_streamed(channels: int, of_output: bool, **fields: Any) -> Any:
+    """Few pixels, and weights that are read where they lie."""
+    phases, taps = fields["phases"], fields["kernel_h"] * fields["kernel_w"]
+    oc, row = channels * phases, host.WeightRow.OF_OUTPUT if of_output else host.WeightRow.OF_INPUT
+    return with_shape({
+        "oc": oc, "mean_taps": taps, "stride_h": 1, "stride_w": 1, "dilation_h": 1, "dilation_w": 1,
+        "weight_row": row, "row_length": taps * (fields["ic"] if of_output else oc), **fields,
+    })  # fmt: skip
+
+
+streamed_problems = st.builds(
+    make_streamed,
+    channels=SIZES,
+    of_output=st.booleans(),
+    batch=st.integers(1, 16),
+    groups=st.integers(1, 4),
+    ic=SIZES,
+    lr_h=st.integers(1, 8),
+    lr_w=st.integers(1, 8),
+    kernel_h=st.integers(1, 4),
+    kernel_w=st.integers(1, 4),
+    phases=st.sampled_from([1, 2, 4, 9]),
+    read_pixels=st.integers(1, 64),
+    row_by_tap=st.booleans(),
+    oc_contiguous=st.booleans(),
+    ic_contiguous=st.booleans(),
+    interleave=st.sampled_from([0, 1, 2, 3, 16, 48]),
+)
 targets = st.builds(
     lambda bytes_and_lanes, **fields: make(
         host.Target, element_bytes=bytes_and_lanes[0], lanes=bytes_and_lanes[1], **fields

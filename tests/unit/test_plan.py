@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from plan_problems import (
     AMX,
@@ -21,6 +21,7 @@ from plan_problems import (
     matrix_targets,
     plan_weight_grad,
     problems,
+    streamed_problems,
     targets,
 )
 
@@ -73,7 +74,31 @@ def test_blocks_cover_the_output_once(plan_of: Any, problem: Any, target: Any) -
         by_passes = plan.scheme == host.WINOGRAD_PASSES or plan.kernel == host.WINOGRAD_ROW
         passes = -(-plan.panels // plan.pass_panels) if by_passes else 1
         blocks = plan.blocks_n * plan.blocks_h * plan.blocks_w
-        assert plan.items == problem.shape.groups * blocks * passes
+        parts = plan.parts if plan.kernel == host.STREAMED else 1
+        assert plan.items == problem.shape.groups * blocks * passes * parts
+
+
+@given(problem=streamed_problems, target=targets)
+@settings(EXAMPLES, max_examples=1000)
+def test_parts_cover_the_channels_once(problem: Any, target: Any) -> None:
+    """Those whose weights are streamed: channels after the shuffle, if rows are those of an input channel."""
+    plan = host.plan_conv(problem, target)
+    if plan.kernel != host.STREAMED:
+        return
+    of_output = plan.weight_row == host.WeightRow.OF_OUTPUT
+    channels = problem.shape.oc // (1 if of_output else problem.phases)
+    assert plan.part_channels >= 1
+    assert plan.parts == -(-channels // plan.part_channels)
+    assert plan.items == problem.shape.groups * plan.parts
+    assert plan.row_chunk >= 1
+    if of_output:
+        assert plan.row_chunk % target.lanes == 0
+        groups = problem.interleave in (1, 2, 3, 16)  # of output channels that interleave in registers
+        assert plan.parts == 1 or not groups or plan.part_channels % problem.interleave == 0
+    else:
+        assert plan.tile_oc <= problem.row_length, "nothing is read beyond a row"
+        assert plan.row_chunk <= problem.shape.ic
+    event(f"streamed, {plan.weight_row}, {min(plan.parts, 3)} parts")
 
 
 @pytest.mark.parametrize("plan_of", [host.plan_conv, plan_weight_grad], ids=["conv", "weight_grad"])
@@ -394,15 +419,16 @@ def test_a_plan_says_what_it_chose_and_what_else_it_could_have_chosen(problem: A
     words = host.describe(plan)
     names = [
         "OW-vectorised", "OC-vectorised", "Winograd F(2x2, 3x3)", "Winograd F(2, 3) along rows",
-        "Winograd F(4x4, 3x3)", "matrix tiles",
+        "Winograd F(4x4, 3x3)", "matrix tiles", "streamed weights",
     ]  # fmt: skip
-    assert words.startswith(
-        f"{names[plan.kernel]}, tile of {plan.tile_oc} output channels x {plan.tile_pixels} "
-    )
+    rows = "columns" if plan.weight_row == host.WeightRow.OF_INPUT else "output channels"
+    assert words.startswith(f"{names[plan.kernel]}, tile of {plan.tile_oc} {rows} x {plan.tile_pixels} ")
     several = plan.kernel == host.WINOGRAD_ROW and plan.pass_panels < plan.panels
     passes = several or plan.scheme == host.WINOGRAD_PASSES
-    items = f"{plan.items} passes over" if passes else plan.items
-    assert f"{items} blocks of {plan.block_n} x {plan.block_h} x {plan.block_w} pixels" in words
+    items = f"{plan.items} passes over blocks of" if passes else f"{plan.items} blocks of"
+    if plan.kernel == host.STREAMED:
+        items = f"{plan.items} parts of {plan.part_channels} channels over"
+    assert f"{items} {plan.block_n} x {plan.block_h} x {plan.block_w} pixels" in words
     assert ("of one phase" in words) == plan.single_phase
     assert ("on one thread" in words) == (not plan.parallel)
     for name, cycles in zip(names, plan.cycles, strict=True):

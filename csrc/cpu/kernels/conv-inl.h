@@ -20,17 +20,22 @@ struct ConvWorker {
   const ConvShape& conv;
   const InputTile& tile;
   Store<T> out;
+  Arena arena;
   S *input, *packing, *weights, *weight_planes, *acc, *bias, *slope;
   PixelTile* pixel_tiles;
   int64_t tiles, k, group = -1;  // register tiles of a group; k values of an output channel
   const S* panels;               // packed weights of the group
 
   explicit ConvWorker(const ConvTask& t)
-      : task(t), plan(t.plan), conv(plan.shape), tile(plan.input_tile), out(t.dest, t.epilogue) {
+      : task(t),
+        plan(t.plan),
+        conv(plan.shape),
+        tile(plan.input_tile),
+        out(t.dest, t.epilogue),
+        arena{static_cast<char*>(thread_scratch(static_cast<size_t>(t.scratch.bytes)))} {
     tiles = ceil_div(conv.oc, plan.tile_oc);
     k = conv.ic * conv.taps();
     const ConvScratch& s = task.scratch;
-    Arena arena{static_cast<char*>(thread_scratch(static_cast<size_t>(s.bytes)))};
     input = arena.take<S>(s.input_tile);
     packing = arena.take<S>(s.packing);
     weights = arena.take<S>(s.weights);

@@ -5,6 +5,7 @@
 #include "cpu/kernels/borders-inl.h"
 #include "cpu/kernels/conv_oc-inl.h"
 #include "cpu/kernels/conv_ow-inl.h"
+#include "cpu/kernels/conv_streamed-inl.h"
 #include "cpu/kernels/weight_grad-inl.h"
 #include "cpu/kernels/winograd-inl.h"
 #include "cpu/kernels/winograd_row-inl.h"
@@ -39,6 +40,7 @@ void run_conv(const ConvTask& task, WorkQueue& items) {
           return task.plan.row_outputs == 2 ? run_worker<WinogradRowWorker<T, 2>>(task, items)
                                             : run_worker<WinogradRowWorker<T, 4>>(task, items);
         break;
+      case ConvKernel::kStreamed: return run_worker<StreamedWorker<T>>(task, items);
       case ConvKernel::kMatrix: break;  // of another file, matrix.cpp
     }
     __builtin_trap();  // no plan does this

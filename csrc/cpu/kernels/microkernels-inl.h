@@ -64,7 +64,8 @@ struct OcAcc {
   int64_t pixel_step;
 };
 
-// Weights are packed [k][NV * lanes]. Registers: P * NV accumulators, NV vectors of weights, one broadcast.
+// Weights are [k][weight_step], of which NV vectors are used. Registers: P * NV accumulators, NV vectors of weights, one
+// broadcast.
 template <class S, int P, int NV>
 void oc_vectorised(const S* weight, const S* pixels, const KOffsets& offsets, const OcAcc<S>& out) {
   Vec<S> acc[P][NV];
@@ -97,7 +98,7 @@ void oc_vectorised(const S* weight, const S* pixels, const KOffsets& offsets, co
       FS_UNROLL
       for (int v = 0; v < NV; ++v) acc[p][v] += b * w[v];
     }
-    weight += NV * kLanes<S>;
+    weight += offsets.weight_step;
   }
   if (out.earlier) {
     FS_UNROLL

@@ -27,11 +27,6 @@ bool alike_oc(const WeightOc& oc) {
     if (oc.missing(t) != oc.missing(t - t % L)) return false;
   return true;
 }
-// Is a tap of those, by the number of taps in a row?
-inline bool lacks_tap(int missing, int64_t tap, int64_t columns) {
-  return ((missing & kLacksFirstColumn) && tap % columns == 0) ||
-         ((missing & kLacksFirstRow) && tap < columns);
-}
 
 // Are each L output channels neighbours in memory, and lack the same taps?
 template <int L>

@@ -109,7 +109,6 @@ struct Store {
     return clamp(v);
   }
 
-  static constexpr int kMaxStoredVectors = 16;
   // acc[(oc - first_oc) * oc_step + v * L + lane], output channels first_oc .. first_oc + count - 1 of the group.
   void store_planar(const S* acc, int64_t oc_step, int64_t first_oc, int64_t count, const PixelVector* pixels,
                     int vectors) const {

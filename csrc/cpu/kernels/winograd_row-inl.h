@@ -22,7 +22,7 @@ struct WinogradRowWorker : WinogradBase<T, WinogradRowWorker<T, kOutputs>> {
   using Base::acc, Base::conv, Base::group, Base::ic, Base::input, Base::L, Base::out, Base::packed,
       Base::panel_oc, Base::panels, Base::planar, Base::plan, Base::task, Base::tile, Base::transformed;
   using typename Base::S;
-  static constexpr int kStored = Store<T>::kMaxStoredVectors;
+  static constexpr int kStored = kMaxStoredVectors;
   static constexpr int kParts = RowScheme{0, kOutputs}.parts(), kPositions = kParts * kRowPositions;
   static constexpr int kSignals = 4;  // of a part, which the factors of a tile take
   RowScheme scheme;
