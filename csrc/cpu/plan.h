@@ -40,7 +40,7 @@ enum class WinogradScheme : int32_t {
 
 // Must each weight be finite, because zeros of padding are multiplied by it, or because it is added to others?
 FS_HOST_DEVICE bool needs_finite_weights(ConvKernel kernel) {
-  return is_winograd(kernel) || kernel == ConvKernel::kMatrix || kernel == ConvKernel::kStreamed;
+  return is_winograd(kernel) || kernel == ConvKernel::kMatrix;
 }
 
 // Which weights fill a row of consecutive elements of memory, in whatever order.

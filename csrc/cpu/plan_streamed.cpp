@@ -12,6 +12,8 @@ namespace {
 
 // More pixels are worth packed weights, and are not considered.
 constexpr int64_t kMostPixels = 1024;
+// Taps times pixels; more would need large tables.
+constexpr int64_t kMostReads = 1 << 18;
 // The windows of a chunk, and the sums of an item, take such shares of the L2 cache.
 constexpr int64_t kWindowsShareOfL2 = 2, kSumsShareOfL2 = 4;
 // Rows of input channels that are summed at a time: so many lines of one column stay in the first cache.
@@ -156,6 +158,7 @@ WeightRows weight_rows(const ConvShape& s, const ConvPass& pass, const std::vect
       return rows;
     }
   }
+  if (s.taps() * s.lr_h * s.lr_w > kMostReads) return rows;
   const auto exists = [&](int64_t oc, int64_t tap) {
     return pass.missing_taps.empty() || !lacks_tap(pass.missing_taps[size(oc)], tap, s.kernel_w);
   };

@@ -108,7 +108,7 @@ def test_epilogue(isa: int, layer: Layer, layout: str) -> None:
     assert found.double().equal(expected)
 
 
-@pytest.mark.parametrize("layer", [UPS[0], UPS[2], UPS[6], CONVS[1]], ids=str)
+@pytest.mark.parametrize("layer", [UPS[0], UPS[2], UPS[3], UPS[6], CONVS[1]], ids=str)
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_what_is_not_finite_stays_where_it_belongs(layer: Layer, layout: str, value: float) -> None:
     """Nothing of it reaches an output that does not depend on it."""

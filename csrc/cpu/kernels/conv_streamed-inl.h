@@ -204,7 +204,7 @@ struct StreamedWorker : ConvWorker<T> {
     // A weight that is not finite makes all sums of its row so, also where it meets zeros of padding.
     FiniteCheck<S> check;
     for (int64_t q = 0; q < count * pixels; ++q) check(acc[q]);
-    check.report(task.nonfinite_weight);
+    check.report(task.nonfinite_pixel);
     store_sums(acc, first, count);
   }
 
@@ -266,7 +266,7 @@ struct StreamedWorker : ConvWorker<T> {
     }
     FiniteCheck<S> check;
     for (int64_t q = 0; q < runs * columns(0).tiles() * read * W; q += L) check(load<S>(products + q));
-    check.report(task.nonfinite_weight);
+    check.report(task.nonfinite_pixel);
     const auto each_tap = [&](int64_t oc, auto&& add) {
       for (int64_t tap = 0; tap < conv.taps(); ++tap) {
         if (w.missing_taps && lacks_tap(w.missing_taps[oc], tap, conv.kernel_w)) continue;
