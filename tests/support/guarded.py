@@ -64,6 +64,8 @@ def run(case: cases.Case, dtype: torch.dtype, layout: torch.memory_format, at_en
 
 # Whose last strip of 16 pixels is not whole.
 IN_PLACE = cases.Case("read in place", (2, 64, 3, 7), (200, 64, 1, 1))
+# Whose rows of weights, 1170 elements of an output channel and 810 of an input channel, fill no last vector.
+STREAMED = cases.Case("streamed", (1, 130, 3, 3), (90, 130, 3, 3), (1, 1), padding=cases.SAME3)
 
 
 def run_all(turns: int) -> None:
@@ -71,6 +73,10 @@ def run_all(turns: int) -> None:
         with cases.instruction_set(isa):
             for at_end in (False, True):
                 run(IN_PLACE, torch.bfloat16, torch.channels_last, at_end)
+    for isa in cases.usable_isas():
+        with cases.instruction_set(isa):
+            for layout, at_end in itertools.product(cases.LAYOUTS.values(), (False, True)):
+                run(STREAMED, torch.float32, layout, at_end)
     every = (*cases.GEOMETRIES, *cases.EPILOGUES, *cases.INEXACT)
     choices = list(itertools.product(cases.DTYPES, cases.LAYOUTS.values(), (False, True)))
     of_matrix = [choice for choice in choices if torch.bfloat16 in choice]
