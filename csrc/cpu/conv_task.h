@@ -220,8 +220,9 @@ struct ConvTask {
   // If weights are not resident: the panels of all groups, packed once before the items run.
   void* panels;
   bool* nonfinite_weight;  // set by whoever packs a weight that is not finite, or a pixel that has to be
-  bool* nonfinite_pixel;   // set by whoever transforms pixels for outputs that do not depend on all of them, and by kStreamed if
-                           // a sum is not finite, whatever the reason
+  bool*
+      nonfinite_pixel;  // set by whoever transforms pixels for outputs that do not depend on all of them, and by kStreamed if
+                        // a sum is not finite, whatever the reason
 };
 
 // Where the two factors of a pixel's products lie, in their packed tiles.
