@@ -276,7 +276,7 @@ std::unique_ptr<ConvPass> plan_input_grad_pass(const InputGradArguments& a, cons
   for (const Phase& p : gradient.order.phase)
     pass.ic_offset.push_back(p.c * a.weight_rows.c + p.i * a.weight_rows.i + p.j * a.weight_rows.j);
   pass.tap_offset = tap_offsets(g, s, !a.weight_flipped);
-  std::vector<int64_t> channel(size_t(g.in_channels));
+  std::vector<int64_t> channel(static_cast<size_t>(g.in_channels));
   std::iota(channel.begin(), channel.end(), 0);
   const WeightRows rows = weight_rows(problem.shape, pass, channel);
   set_rows(rows, a.dtype, 1, problem);
@@ -446,25 +446,24 @@ ConvPlan plan_dense(Pass pass, const Geometry& g, DType dtype, bool channels_las
   const Strides input = dense_strides(g.in_channels, g.in_h, g.in_w, channels_last);
   const Strides output = dense_strides(g.channels, g.out_h, g.out_w, channels_last);
   const DenseWeight weight = dense_weight(g, channels_last, transposed_weight);
-  if (pass == Pass::kForward) {
-    ForwardArguments a{};
+  const auto describe_call = [&](auto& a) {
     a.geometry = g;
     a.dtype = dtype;
-    a.input.stride = input;
-    a.output.stride = output;
     a.weight.stride = weight.stride;
     a.weight_rows = weight.rows;
     a.weight_flipped = transposed_weight;
+  };
+  if (pass == Pass::kForward) {
+    ForwardArguments a{};
+    describe_call(a);
+    a.input.stride = input;
+    a.output.stride = output;
     return plan_forward_pass(a, t, NotFinite::kNothing)->task.plan;
   }
   InputGradArguments a{};
-  a.geometry = g;
-  a.dtype = dtype;
+  describe_call(a);
   a.grad_output.stride = output;
   a.grad_input.stride = input;
-  a.weight.stride = weight.stride;
-  a.weight_rows = weight.rows;
-  a.weight_flipped = transposed_weight;
   return plan_input_grad_pass(a, t, NotFinite::kNothing)->task.plan;
 }
 

@@ -26,7 +26,7 @@ constexpr double kWait = 1.2;
 constexpr double kParallelCycles = 4e4;
 
 size_t size(int64_t n) { return static_cast<size_t>(n); }
-int64_t tile_of(int64_t count, int64_t most) { return ceil_div(count, ceil_div(count, most)); }
+int64_t even_tile(int64_t count, int64_t most) { return ceil_div(count, ceil_div(count, most)); }
 
 // Output channels that are stored together: whole vectors, and groups that interleave in registers.
 int64_t stored_unit(int64_t interleave, int64_t lanes) {
@@ -191,7 +191,7 @@ void offer_streamed(const ConvProblem& p, const Target& t, Offers& offers) {
   };
   if (p.weight_row == WeightRow::kOfOutput) {
     const int rows = streamed_rows(t.registers);
-    const int64_t most = tile_of(pixels, kMaxStreamedPixels), splits = ceil_div(pixels, most);
+    const int64_t most = even_tile(pixels, kMaxStreamedPixels), splits = ceil_div(pixels, most);
     const double products = kWait *
                             static_cast<double>(ceil_div(s.oc, rows) * splits * ceil_div(p.row_length, L)) *
                             k_cycles(rows * most, most, rows, kHiddenWeights);
@@ -206,7 +206,7 @@ void offer_streamed(const ConvProblem& p, const Target& t, Offers& offers) {
     if (nv * L > p.row_length) continue;
     // a tile holds channels of one tap and one item
     if (p.row_by_tap && nv > 1 && nv * L * t.threads > s.oc / p.phases) continue;
-    const int64_t most = tile_of(read, oc_tile_pixels(nv, t.registers)), splits = ceil_div(read, most);
+    const int64_t most = even_tile(read, oc_tile_pixels(nv, t.registers)), splits = ceil_div(read, most);
     const double products = kWait * static_cast<double>(ceil_div(p.row_length, nv * L) * splits * s.ic) *
                             k_cycles(nv * most, most, nv, kHiddenWeights);
     const double added =

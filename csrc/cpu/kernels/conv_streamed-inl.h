@@ -233,6 +233,7 @@ struct StreamedWorker : ConvWorker<T> {
     }
   };
 
+  // (Of half types no plan asks for this: the microkernel loads weights of the arithmetic type.)
   void multiply_inputs(int64_t first, int64_t count) {
     const int64_t W = plan.tile_oc, read = conv.batch * streamed.read_pixels;
     const Weight& w = task.weight;
