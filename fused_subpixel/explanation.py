@@ -110,9 +110,9 @@ def _explain_volumes(
     check_dense(input, weight, bias, None, None)
     if input.dim() == 4:
         input = input.unsqueeze(0)
-    volumes, slower = functional_3d.prepare(input, weight, bias, tuple(options.values()))
+    volumes = functional_3d.prepare(input, weight, bias, tuple(options.values()))
     requested = backend or backends.requested()
-    reason = functional_3d.why_pytorch(input, weight, volumes, slower, requested)
+    reason = functional_3d.why_pytorch(input, weight, volumes, requested)
     if reason is None:
         images = functional_3d.as_images(input, weight, bias)
         return _explain(

@@ -20,9 +20,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import torch_compat
-from .dispatch import backends, choose
-from .dispatch.checks import Backend, TensorInfo, check_dense, check_tensor, describe
-from .dispatch.resolve import resolve_conv_transpose2d
+from .dispatch import backends
+from .dispatch.checks import Backend, check_dense, check_tensor, describe
 from .dispatch.resolve_3d import Volumes, resolve_conv_transpose3d
 from .dispatch.tensors import is_plainly_eager
 from .functional import autocast, autocasts, conv_transpose2d
@@ -88,50 +87,31 @@ def conv_transpose3d(
             input.unsqueeze(0), weight, bias, stride, padding, output_padding, groups, dilation,
             backend=backend,
         ).squeeze(0)  # fmt: skip
-    volumes, slower = prepare(input, weight, bias, (stride, padding, output_padding, groups, dilation))
+    volumes = prepare(input, weight, bias, (stride, padding, output_padding, groups, dilation))
     requested = backend or backends.requested(torch.compiler.is_compiling())
-    if why_pytorch(input, weight, volumes, slower, requested) is not None:
+    if why_pytorch(input, weight, volumes, requested) is not None:
         return F.conv_transpose3d(input, weight, bias, *volumes.options())
     return _by_slices(input, weight, bias, volumes, requested)
 
 
-def prepare(
-    input: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...]
-) -> tuple[Volumes, str | None]:
-    """Check a call. Also why its sizes are better left to PyTorch on a CPU, if they are."""
+def prepare(input: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...]) -> Volumes:
+    """Check a call."""
     infos: Any = describe(input), describe(weight), describe(bias)
     if not torch.compiler.is_compiling():
         try:
             return _prepare_cached(*infos, marshal.dumps(options, 2))  # as functional.convolve does
         except (TypeError, ValueError):
             pass  # what cannot be cached, or is wrong and refused just below
-    return _prepare(*infos, *options)
-
-
-def _prepare(
-    input: TensorInfo, weight: TensorInfo, bias: TensorInfo | None, *options: Any
-) -> tuple[Volumes, str | None]:
-    volumes = resolve_conv_transpose3d(input, weight, bias, *options)
-    on_cpu = input[2].type == "cpu"  # elsewhere sizes decide nothing, and there may be no library to ask
-    if torch.compiler.is_compiling() or not on_cpu or volumes.why_not_by_slices() is not None:
-        return volumes, None
-    (n, ci, depth, *size), (_, c, taps, *kernel) = input[0], weight[0]
-    problem = resolve_conv_transpose2d(
-        ((n * depth, ci, *size), *input[1:]), ((ci, c * taps, *kernel), *weight[1:]), None, None, None,
-        *image_options(volumes), None, 0.01, None,
-    )  # fmt: skip
-    return volumes, choose.why_pytorch_is_faster(problem)
+    return resolve_conv_transpose3d(*infos, *options)
 
 
 @functools.lru_cache(maxsize=1024)
-def _prepare_cached(*arguments: Any) -> tuple[Volumes, str | None]:
+def _prepare_cached(*arguments: Any) -> Volumes:
     *infos, options = arguments
-    return _prepare(*infos, *marshal.loads(options))
+    return resolve_conv_transpose3d(*infos, *marshal.loads(options))
 
 
-def why_pytorch(
-    input: Tensor, weight: Tensor, volumes: Volumes, slower: str | None, requested: Backend
-) -> str | None:
+def why_pytorch(input: Tensor, weight: Tensor, volumes: Volumes, requested: Backend) -> str | None:
     """Why PyTorch computes a call, if it does. Raises ValueError where the backend asked for cannot."""
     device = input.device
     chosen = backends.choose(requested, device)
@@ -150,7 +130,7 @@ def why_pytorch(
         return "on a GPU volumes are PyTorch's"
     if is_channels_last_3d(input) or is_channels_last_3d(weight):
         return "PyTorch is faster in channels_last_3d"
-    return slower
+    return None
 
 
 def is_channels_last_3d(tensor: Tensor) -> bool:
