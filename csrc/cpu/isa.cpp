@@ -32,6 +32,12 @@ bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+unsigned cpu_family() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
+  const unsigned base = a >> 8 & 0xf, extended = a >> 20 & 0xff;
+  return base == 0xf ? base + extended : base;
+}
 #endif
 
 #if FS_HAVE_AVX512_BF16
@@ -46,6 +52,15 @@ bool multiplies_pairs_fast() { return __builtin_cpu_is("amd"); }
 #else
 bool multiplies_pairs_fast() { return false; }
 #endif
+
+// Zen 4 computes a vector of AVX-512 in both pipes of half its width.
+bool halves_avx512() {
+#if FS_HAVE_AVX512
+  return has_avx512() && __builtin_cpu_is("amd") && cpu_family() == 0x19;
+#else
+  return false;
+#endif
+}
 
 #if FS_HAVE_NEON_BF16
 bool has_neon_bf16() {
@@ -223,7 +238,8 @@ Target target_of(const Kernels& kernels, DType dtype, int threads) {
           .threads = threads,
           .element_bytes = bytes,
           .matrix_tiles =
-              kernels.matrix && dtype == DType::kBFloat16 ? kernels.matrix->tiles : MatrixTiles::kNone};
+              kernels.matrix && dtype == DType::kBFloat16 ? kernels.matrix->tiles : MatrixTiles::kNone,
+          .half_rate = kernels.vector_bytes == 64 && halves_avx512()};
 }
 
 }  // namespace fused_subpixel::cpu

@@ -37,6 +37,8 @@ constexpr int64_t kTransposedProducts = 64;
 constexpr double kHiddenFirstTap = 1.2;
 // A vector of accumulators of neighbouring output channels, finished and stored.
 constexpr double kStoreContiguous = 3;
+// What an OC-vectorised tile takes besides its products where tiles of one vector come into question, see oc_k_cycles.
+constexpr double kOcTile = 30;
 // A weight, packed in the cache; packed beyond it and read again.
 constexpr double kNearWeight = 1, kFarWeight = 3;
 
@@ -89,7 +91,7 @@ void offer_oc_vectorised(const ConvProblem& p, const Target& t, Offers& offers) 
                                     static_cast<double>(together);
     const double cycles =
         tiles * image_rows(p, single) * static_cast<double>(splits) *
-            (k_of(p, single) * k_cycles(pixels * nv, pixels, nv, kHiddenWeights) + nv * stored) +
+            (k_of(p, single) * oc_k_cycles(pixels, nv, t) + nv * stored + (t.half_rate ? kOcTile : 0)) +
         direct_weights(p, t);
     offers.add({ConvKernel::kOcVectorised, oc, static_cast<int>(pixels), cycles, single});
   }

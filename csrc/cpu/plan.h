@@ -105,6 +105,7 @@ struct Target {
   int threads;
   int element_bytes;         // of the arithmetic type
   MatrixTiles matrix_tiles;  // of this dtype
+  bool half_rate;            // one multiply-add of a vector per cycle, not two: AVX-512 of AMD's Zen 4
 };
 
 // A convolution in low-resolution pixels. Output pixel (h, w), tap (a, b) reads input pixel

@@ -142,10 +142,14 @@ void read_in_place(DType dtype, ConvTask& task) {
   ConvPlan& plan = task.plan;
   const ConvShape& s = plan.shape;
   const bool matrix = plan.kernel == ConvKernel::kMatrix;
+  // Pixels that the first cache puts into the same set: a tile of more than it has ways would have to load them all the time.
+  constexpr int64_t kSameSet = 4096, kWays = 8;
+  const int64_t pixel_bytes = source.col_stride * element_bytes(dtype);
+  const bool collide = pixel_bytes % kSameSet == 0 && plan.tile_pixels > kWays;
   const bool fits = matrix ? s.ic % kTileChannels == 0 && s.ic <= kMatrixChain && plan.block_w == s.lr_w &&
                                  source.row_stride == s.lr_w * source.col_stride &&
                                  s.lr_h * s.lr_w >= kStripPixels
-                           : dtype == DType::kFloat32 || dtype == DType::kFloat64;
+                           : (dtype == DType::kFloat32 || dtype == DType::kFloat64) && !collide;
   task.in_place = plan.channels_inner && !source.output && fits && source.interleave == s.ic &&
                   source.row_scale == 1 && source.col_scale == 1 && s.taps() == 1 && s.stride_h == 1 &&
                   s.stride_w == 1 && s.lr_h + plan.spared_h == source.hr_h &&

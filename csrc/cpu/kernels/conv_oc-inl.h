@@ -16,6 +16,7 @@ struct OcWorker : ConvWorker<T> {
       Base::plan, Base::task, Base::tile, Base::tiles;
   using typename Base::S;
   static constexpr int64_t kLine = 64 / sizeof(S);
+  static constexpr int kToL2 = 2;
   PixelTile* pixel_tiles_end;
   Block placed{};  // the block whose tiles these are, or one of its size
   const S* ahead;  // if the input is read in place: where the next block's begins, or null
@@ -156,11 +157,12 @@ struct OcWorker : ConvWorker<T> {
   }
 
   // Input that is read in place comes from memory as the tiles ask for it, one broadcast at a time, and no hardware
-  // prefetcher understands that. So every tile fetches its share of the same pixels of the next block. (This must be
-  // inlined: g++ takes a function that only prefetches for one without effect, and drops its calls.)
+  // prefetcher understands that. So every tile fetches its share of the same pixels of the next block, to the L2 cache: the first
+  // one is full of this block. (This must be inlined: g++ takes a function that only prefetches for one without effect, and
+  // drops its calls.)
   FS_INLINE void fetch_ahead(const S* pixel, int count, int64_t from, int64_t to) const {
     for (int64_t c = from; c < to; c += kLine)
-      for (int x = 0; x < count; ++x) __builtin_prefetch(pixel + c + x * tile.column_step);
+      for (int x = 0; x < count; ++x) __builtin_prefetch(pixel + c + x * tile.column_step, 0, kToL2);
   }
 };
 
