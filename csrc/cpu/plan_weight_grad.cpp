@@ -54,7 +54,7 @@ Products products(int64_t lane_channels, int64_t columns, int most_vectors, cons
   Products found{0, 0};
   for_each_size(vectors_of(lane_channels, t), most_vectors, [&](int64_t panels, int64_t nv) {
     for_each_size(columns, oc_tile_pixels(static_cast<int>(nv), t.registers), [&](int64_t tiles, int64_t p) {
-      found.cycles += static_cast<double>(panels * tiles) * k_cycles(p * nv, p, nv, kHiddenWeights);
+      found.cycles += static_cast<double>(panels * tiles) * oc_k_cycles(p, nv, t);
     });
     found.sums += static_cast<double>(panels * nv * columns);
   });
