@@ -83,14 +83,16 @@ struct VectorMath<float> {
     return with_sign_of(a < 0.625f ? low : high, x);
   }
 
-  // 1 - erf falls from 0.16 to 0 beyond 1, where the logarithm of it is a polynomial.
+  // 1 - erf falls from 0.09 to 0 beyond 1.21, where its power of -1/8 is a polynomial.
   static FS_INLINE V erf(V x) {
-    const V a = absolute(x), most = a > 4.f ? splat(4.f) : a;
-    const V low = a + a * polynomial(a * a, {0.12837916573f, -0.3761262582f, 0.1128358515f, -0.02685381193f,
-                                             5.188327678e-3f, -8.010193558e-4f, 7.853861131e-5f});
-    const V high = 1.f - exp(-polynomial(most, {3.537195042e-4f, 1.127040036f, 0.6382256774f, 0.1030373687f,
-                                                -0.02180531829f, 2.939607295e-3f, -1.85574009e-4f}));
-    return with_sign_of(a < 1.f ? low : high, x);
+    const V a = absolute(x);
+    const V low =
+        a + a * polynomial(a * a, {0.1283791664f, -0.376126331f, 0.1128371003f, -0.02686174567f,
+                                   0.005212056822f, -0.0008371121895f, 0.000105556477f, -7.897744461e-6f});
+    const V root = polynomial(a, {0.9885065372f, 0.192970872f, -0.01099191694f, 0.1329648686f,
+                                  -0.06737448952f, 0.02952075485f, -0.006208456289f, 0.0007180805325f});
+    const V square = root * root, fourth = square * square;
+    return with_sign_of(a < 1.21f ? low : 1.f - 1.f / (fourth * fourth), x);
   }
 };
 
