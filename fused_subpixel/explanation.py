@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import functional, functional_1d, functional_3d
 from .dispatch import backends, choose
-from .dispatch.backward import estimate, estimates_decide
+from .dispatch.backward import estimate, estimates_decide, lacks_taps
 from .dispatch.call import Call
 from .dispatch.checks import Backend, check_dense, describe
 from .dispatch.resolve import resolve_conv_transpose2d, resolve_subpixel_conv2d
@@ -199,8 +199,11 @@ def _estimates(call: Call) -> tuple[str, str]:
     def words(our: float, their: float) -> str:
         return f" (all told, ours {our:.2g} cycles; PyTorch's convolution backward {their:.2g})"
 
+    by_taps = problem.transposed is not None and lacks_taps(problem.geometry)
     return (
-        words(ours.input_grad, pytorchs.input_grad + pytorchs.once),
+        ", which has no taps that are zero"
+        if by_taps
+        else words(ours.input_grad, pytorchs.input_grad + pytorchs.once),
         words(ours.weight_grad, pytorchs.weight_grad + pytorchs.once),
     )
 

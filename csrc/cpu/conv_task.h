@@ -212,17 +212,19 @@ struct ConvTask {
   OcTable oc;
   Destination dest;
   TaskEpilogue epilogue;
-  // By position (kWinogradRow); by missing taps if single-phase tiles read as many taps as they have; otherwise k_blocks[0].
+  // By position (kWinogradRow); by missing taps if each tile reads as many taps as its phase has; otherwise k_blocks[0].
   KBlocks k_blocks[kMaxKBlockLists];
   bool k_by_missing_taps;
+  // Are pixels multiplied by zeros in place of missing taps?
+  FS_HOST_DEVICE bool has_zero_taps() const { return weight.missing_taps && !k_by_missing_taps; }
   StreamedRows streamed;
 
   // If weights are not resident: the panels of all groups, packed once before the items run.
   void* panels;
   bool* nonfinite_weight;  // set by whoever packs a weight that is not finite, or a pixel that has to be
-  bool*
-      nonfinite_pixel;  // set by whoever transforms pixels for outputs that do not depend on all of them, and by kStreamed if
-                        // a sum is not finite, whatever the reason
+  // Set by whoever transforms pixels for outputs that do not depend on all of them; if has_zero_taps(), and by kStreamed, if a
+  // sum is not finite, whatever the reason.
+  bool* nonfinite_pixel;
 };
 
 // Where the two factors of a pixel's products lie, in their packed tiles.

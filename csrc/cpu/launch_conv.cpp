@@ -87,9 +87,9 @@ void launch(const PassOf& pass_of, const SetPointers& set_pointers, const Kernel
   // A pixel would reach outputs that do not depend on it.
   if (pixel && !weight) run_again(NotFinite::kPixel);
   if (!weight) return;
-  // Packing found a weight that is not finite. Kernels that subtract weights, or multiply them by zeros of padding, are
-  // replaced by another one, and the border is computed again without the zeros of the packed input tile.
-  if (needs_finite_weights(task.plan.kernel)) run_again(NotFinite::kWeight);
+  // Packing found a weight that is not finite. Kernels that subtract weights, or multiply zeros of padding or of missing taps,
+  // are replaced by another one, and the border is computed again without the zeros of the packed input tile.
+  if (needs_finite_weights(task.plan.kernel) || task.has_zero_taps()) run_again(NotFinite::kWeight);
   if (pass->padded)
     run_queue(task.plan.parallel, task.plan.items, pool,
               [&](WorkQueue& queue) { kernels.redo_borders(task, queue); });

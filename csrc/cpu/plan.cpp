@@ -66,7 +66,7 @@ void offer_ow_vectorised(const ConvProblem& p, const Target& t, Offers& offers) 
     const int v = ow_tile_vectors(oc, t.registers);
     const double tiles = static_cast<double>(ceil_div(p.shape.oc, oc));
     for (bool single : {false, true}) {
-      if (single && !may_hold_one_phase(p, oc)) continue;
+      if (single ? !may_hold_one_phase(p, oc) : p.no_zero_taps && oc > 1) continue;
       const double vectors =
           image_rows(p, single) * static_cast<double>(ceil_div(columns(p, single), t.lanes));
       const double cycles = tiles * vectors / v * k_of(p, single) * k_cycles(oc * v, oc, v, hidden_pixels) +
@@ -80,6 +80,7 @@ void offer_oc_vectorised(const ConvProblem& p, const Target& t, Offers& offers) 
   for (int nv : TileOcVectors::values) {
     const int most = oc_tile_pixels(nv, t.registers), oc = nv * t.lanes;
     const bool single = may_hold_one_phase(p, oc) && p.phase_interleave * nv <= kMaxInterleavedVectors;
+    if (p.no_zero_taps && !single) continue;
     const int64_t across = std::max<int64_t>(columns(p, single), 1), splits = ceil_div(across, most),
                   pixels = ceil_div(across, splits);
     const double tiles = static_cast<double>(ceil_div(p.shape.oc, oc));

@@ -139,6 +139,7 @@ struct ConvProblem {
   bool ic_contiguous;  // neighbouring input channels are neighbours in memory (channels_last)
   bool planar_input;   // each input channel is a plane (NCHW)
   bool no_winograd;    // each weight must be multiplied as it is, and by no zeros of padding
+  bool no_zero_taps;   // and no pixel by a zero in place of a missing tap
   bool inexact;        // float32 with an error like that of tf32 will do
   WeightRow weight_row;
   int64_t row_length;   // elements, in one group

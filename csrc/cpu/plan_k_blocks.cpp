@@ -61,7 +61,7 @@ void set_direct(const Target& t, ConvPass& pass) {
   const int64_t L = t.lanes, pixels = plan.tile_pixels * (oc_vectorised ? 1 : L);
   const int64_t weight_bytes = oc_vectorised ? plan.tile_oc * t.element_bytes : 0;
   const int64_t acc_step = pixels * plan.interleaved_tiles;
-  task.k_by_missing_taps = plan.single_phase && task.weight.missing_taps;
+  task.k_by_missing_taps = (plan.single_phase || plan.tile_oc == 1) && task.weight.missing_taps;
   for (int missing = 0; missing < (task.k_by_missing_taps ? 4 : 1); ++missing)
     task.k_blocks[missing] =
         make_blocks(task, missing & kLacksFirstRow ? 1 : 0, missing & kLacksFirstColumn ? 1 : 0, acc_step,

@@ -65,6 +65,7 @@ ConvProblem conv_problem(const ConvShape& shape, const Strides& dest, int64_t in
           .ic_contiguous = false,
           .planar_input = false,
           .no_winograd = false,
+          .no_zero_taps = false,
           .inexact = false,
           .weight_row = WeightRow::kNone,
           .row_length = 0,
@@ -215,6 +216,7 @@ std::unique_ptr<ConvPass> plan_forward_pass(const ForwardArguments& a, const Tar
   ConvProblem problem = forward_problem(g, task.source, a.output.stride, oc, a.epilogue.residual_kind, t);
   problem.inexact = is_inexact(g, a.dtype);
   problem.no_winograd = found != NotFinite::kNothing;
+  problem.no_zero_taps = found != NotFinite::kNothing && g.kernel_pad_h + g.kernel_pad_w > 0;
   if (found == NotFinite::kWeight) problem.phase_oc = 0;
 
   // every group reads the same input channels of its own weights

@@ -220,7 +220,7 @@ def transposed_convolution_gradients(
                 grad_bias, need_bias = sum_phases(phases, grad), False
         need_input, need_weight = need_input and not our_input, need_weight and not our_weight
     if need_input or need_weight or need_bias:
-        input = grad.new_empty(()).expand(transposed.input_shape) if input is None else input
+        input = _stand_in(grad, transposed.input_shape, channels_last) if input is None else input
         weight = (
             grad.new_empty(()).expand(transposed.weight_shape)
             if weight is None
@@ -237,6 +237,13 @@ def transposed_convolution_gradients(
             rest[2] if need_bias else grad_bias,
         )
     return grad_input, grad_weight, grad_bias
+
+
+def _stand_in(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
+    """A tensor that is not needed: its shape, and its layout, which PyTorch's kernels go by."""
+    if channels_last:  # memory that nobody touches
+        return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    return like.new_empty(()).expand(shape)
 
 
 def has_reducing_unshuffle(grad: Tensor, output: Tensor | None, geometry: Geometry) -> bool:
@@ -275,24 +282,19 @@ def prepared_convolution_gradients(lr_grad: Tensor, grad_bias: Tensor, operands:
     rows = weight_shape[0]
     grad_input = grad_weight = None
     if need_input or need_weight:
-        # cuDNN computes in channels_last if the weight is. A tensor that is not needed stands in with its
-        # shape and layout.
+        # cuDNN computes in channels_last if the weight is.
         padded_rows = lr_grad.shape[1]
         if weight is None:
-            weight = _stand_in(lr_grad, (padded_rows, *weight_shape[1:]))
+            weight = _stand_in(lr_grad, (padded_rows, *weight_shape[1:]), True)
         elif padded_rows > rows:
             weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, padded_rows - rows))
         weight = weight.contiguous(memory_format=torch.channels_last)
-        input = _stand_in(lr_grad, input_shape) if input is None else input
+        input = _stand_in(lr_grad, input_shape, True) if input is None else input
         grad_input, grad_weight, _ = _convolution_backward(
             lr_grad, input, weight, g, (need_input, need_weight, False)
         )
         grad_weight = grad_weight[:rows] if grad_weight is not None else None
     return grad_input, grad_weight, grad_bias if need_bias else None
-
-
-def _stand_in(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def pytorch_convolution_gradients(grad: Tensor, operands: Operands) -> Gradients:
@@ -306,8 +308,7 @@ def pytorch_convolution_gradients(grad: Tensor, operands: Operands) -> Gradients
     if weight is not None:
         weight = reference.grouped_weight(weight, g.groups)
         weight = _transpose_rows(weight, channels, phases) if reorder else weight
-    # A tensor that is not needed stands in with its shape only.
-    input = grad.new_empty(()).expand(input_shape) if input is None else input
+    input = _stand_in(grad, input_shape, is_channels_last(lr_grad)) if input is None else input
     weight = grad.new_empty(()).expand(weight_shape) if weight is None else weight
     grad_input, grad_weight, grad_bias = _convolution_backward(lr_grad, input, weight, g, needed)
     if reorder:

@@ -394,6 +394,7 @@ GEOMETRIES = (
     Case("wide r=3", (1, 20, 4, 7), (144, 20, 3, 2), (3, 3)),
     Case("wide r=5", (1, 6, 3, 5), (100, 6, 3, 3), (5, 5), padding=SAME3),
     Case("wide 1x1", (1, 33, 3, 21), (100, 33, 1, 1)),
+    Case("wide 1x1, colliding pixels", (2, 1024, 6, 28), (64, 1024, 1, 1), (1, 1)),
     Case("wide, two columns", (2, 40, 3, 2), (64, 40, 3, 3), padding=SAME3),
     Case("wide r=1", (3, 17, 3, 9), (70, 17, 3, 3), (1, 1), padding=SAME3),
     Case("wide crop", (2, 9, 4, 5), (132, 9, 2, 2), padding=SAME3, crop=(1, 1, 2, 1)),

@@ -79,6 +79,17 @@ struct ConvWorker {
 
   // ---- output --------------------------------------------------------------------------------------------------
 
+  // Reports sums that may be NaN because a pixel met a zero: `rows` rows of `count` values.
+  FS_NOINLINE void check_sums(const S* from, int64_t rows, int64_t count, int64_t row_step) const {
+    FiniteCheck<S> check;
+    for (int64_t row = 0; row < rows; ++row, from += row_step) {
+      int64_t e = 0;
+      for (; e + L <= count; e += L) check(load<S>(from + e));
+      for (; e < count; ++e) check(from[e]);
+    }
+    check.report(task.nonfinite_pixel);
+  }
+
   // Accumulators [tile][pixel][oc] become [oc][tile][pixel], a square of lanes at a time, and of a half type as many pixels as
   // fill a cache line.
   void store_transposed(const S* from_acc, const PixelVector& p, int64_t first_oc, int64_t stored,
@@ -129,8 +140,8 @@ struct ConvWorker {
     FiniteCheck<S> check;
     const auto pack = [&](int64_t oc, int64_t step, int64_t count) {
       const int64_t at = g * all + oc;
-      const bool by_taps = w.missing_taps && !task.k_by_missing_taps;
-      const WeightOc packed{w.oc_offset + at, by_taps ? w.missing_taps + at : nullptr, step, count};
+      const WeightOc packed{w.oc_offset + at, task.has_zero_taps() ? w.missing_taps + at : nullptr, step,
+                            count};
       pack_weight<T>(w, k_blocks_of(g, oc).taps, w.ic_offset + g * conv.ic, conv.ic, packed, plan.tile_oc,
                      tile_step, to, check);
       to += ceil_div(count, plan.tile_oc) * tile_step;
@@ -141,7 +152,9 @@ struct ConvWorker {
           pack(panel + q, plan.interleaved_tiles, plan.tile_oc);
       return check.report(task.nonfinite_weight);
     }
-    const int64_t alike = task.k_by_missing_taps ? all / (task.dest.r_h * task.dest.r_w) : all;
+    const int64_t alike = !task.k_by_missing_taps ? all
+                          : plan.single_phase     ? all / (task.dest.r_h * task.dest.r_w)
+                                                  : 1;
     for (int64_t oc = begin * panel_oc, next; oc < last; oc = next) {
       next = smaller((oc / alike + 1) * alike, last);
       pack(oc, 1, next - oc);

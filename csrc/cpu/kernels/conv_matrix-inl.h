@@ -96,6 +96,7 @@ struct MatrixWorker : ConvWorker<T> {
         for (int64_t row = 0; row < rows; ++row) {
           const PixelVector p{b.n + n, b.h + h + row, b.w, static_cast<int>(b.width)};
           const S* from = sums + row * plan.row_pixels * plan.tile_oc;
+          if (task.has_zero_taps()) this->check_sums(from, p.count, stored, plan.tile_oc);
           if (plain)
             out.store_plain(from, plan.tile_oc, first_oc, stored, out.at(p), p.count);
           else if (task.dest.oc_contiguous)
@@ -184,7 +185,6 @@ struct MatrixWorker : ConvWorker<T> {
   void pack_tiles(int64_t g, int64_t first_oc, S* to, FiniteCheck<S>& check) const {
     const Weight& w = task.weight;
     const Taps& taps = this->k_blocks_of(g, first_oc).taps;
-    const bool by_taps = w.missing_taps && !task.k_by_missing_taps;
     const int64_t step = plan.interleaved_tiles,
                   exist = smaller<int64_t>(plan.tile_oc, ceil_div(conv.oc - first_oc, step));
     for (int64_t c = 0; c < conv.ic; c += kTileChannels, to += taps.count * columns * kTileElements) {
@@ -193,9 +193,10 @@ struct MatrixWorker : ConvWorker<T> {
         const int64_t begin = column * kColumnOc, oc = g * conv.oc + first_oc + begin * step;
         const int64_t count = smaller<int64_t>(kColumnOc, exist - begin);
         if (count > 0)
-          pack_weight<T>(w, taps, w.ic_offset + g * conv.ic + c, channels,
-                         {w.oc_offset + oc, by_taps ? w.missing_taps + oc : nullptr, step, count}, kColumnOc,
-                         0, this->weight_planes, check);
+          pack_weight<T>(
+              w, taps, w.ic_offset + g * conv.ic + c, channels,
+              {w.oc_offset + oc, task.has_zero_taps() ? w.missing_taps + oc : nullptr, step, count},
+              kColumnOc, 0, this->weight_planes, check);
         if (plan.joined_taps)
           for (int64_t a = 0; a < conv.kernel_h; ++a)
             pair_joined(this->weight_planes + a * conv.kernel_w * kColumnOc, count > 0,

@@ -77,7 +77,7 @@ struct OcWorker : ConvWorker<T> {
     const PixelVector whole{b.n, b.h, b.w, static_cast<int>(b.width)};
     p.plain = task.dest.oc_contiguous && out.plain(whole, b.height, p.first_oc, p.stored);
     p.dest = out.at(whole);
-    p.direct = p.plain ? out.direct(p.dest, p.first_oc, plan.tile_oc) : nullptr;
+    p.direct = p.plain && !task.has_zero_taps() ? out.direct(p.dest, p.first_oc, plan.tile_oc) : nullptr;
     const auto share = [&](int64_t t) { return t < tiles ? conv.ic * t / tiles / kLine * kLine : conv.ic; };
     p.ahead_from = share(first_tile);
     p.ahead_to = share(first_tile + plan.panel_tiles);
@@ -108,6 +108,7 @@ struct OcWorker : ConvWorker<T> {
                      origin[q] + block.input, acc + q * acc_step, last && panel.direct, last && q == 0);
         }
       }
+      if (task.has_zero_taps()) check_tiles(t, next, panel.stored);
       if (!panel.direct) store_tiles(t, next, b, panel, acc_step);
     }
   }
@@ -133,6 +134,12 @@ struct OcWorker : ConvWorker<T> {
                                                               result);
       deferred += count * deferred_step;
     }
+  }
+
+  void check_tiles(const PixelTile* t, const PixelTile* end, int64_t stored) const {
+    int64_t pixels = 0;
+    for (; t < end; ++t) pixels += t->pixels.count;
+    this->check_sums(acc, pixels, stored, plan.tile_oc);
   }
 
   FS_NOINLINE void store_tiles(const PixelTile* t, const PixelTile* tiles_end, const Block& b,

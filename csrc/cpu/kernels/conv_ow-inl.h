@@ -60,6 +60,8 @@ struct OwWorker : ConvWorker<T> {
                       acc + (oc - first_oc) * V * L);
         }
       }
+      if (task.has_zero_taps())
+        for (int v = 0; v < valid; ++v) this->check_sums(acc + v * L, stored, pixels[v].count, V * L);
       out.store_planar(acc, V * L, first_oc, stored, pixels, valid);
     }
   }

@@ -107,7 +107,7 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
       else
         run_panels(b, kept);
     }
-    if (plan.single_phase) pixels.report(task.nonfinite_pixel);
+    if (must_be_finite()) pixels.report(task.nonfinite_pixel);
   }
 
   void run_panels(const Block& b, int64_t kept) {
@@ -267,27 +267,28 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
     Transform::pixels(d[C * static_cast<size_t>(step)]...);
   }
 
-  // F(2, 3) adds three pixels to compute an output of a phase that has two taps. So all pixels of `tiles` tiles must be finite:
-  // then the four outermost positions are, in which each pixel occurs.
+  // F(2, 3) adds three pixels to compute an output of a phase that has two taps. Where phases have fewer taps than the window, or
+  // begin later, all pixels must be finite.
+  bool must_be_finite() const { return plan.single_phase || task.weight.missing_taps; }
+  // Those of `tiles` tiles: they are if the sum of the four outermost positions is, in which each pixel occurs.
   FS_INLINE void check_pixels(const Vec<S> (*d)[kSide], int64_t tiles) {
-    for (int a = 0; a < kSide; a += kSide - 1)
-      for (int p = 0; p < kSide; p += kSide - 1) {
-        if (tiles == L) {
-          pixels(d[a][p]);
-          continue;
-        }
-        S some[L];
-        store<S>(some, d[a][p]);
-        for (int64_t l = 0; l < tiles; ++l) pixels(some[l]);
-      }
+    constexpr int kLast = kSide - 1;
+    const Vec<S> corners = (d[0][0] + d[0][kLast]) + (d[kLast][0] + d[kLast][kLast]);
+    if (tiles == L) {
+      pixels(corners);
+      return;
+    }
+    S some[L];
+    store<S>(some, corners);
+    for (int64_t l = 0; l < tiles; ++l) pixels(some[l]);
   }
 
   // Transforms channels begin .. end - 1 of a packed block; `origin` goes to the first place.
   void transform_input(int64_t begin, int64_t end, int64_t origin, int64_t height, int64_t width) {
-    plan.single_phase ? transform_input_of<true>(begin, end, origin, height, width)
-                      : transform_input_of<false>(begin, end, origin, height, width);
+    must_be_finite() ? transform_input_of<true>(begin, end, origin, height, width)
+                     : transform_input_of<false>(begin, end, origin, height, width);
   }
-  template <bool kSinglePhase>
+  template <bool kChecks>
   void transform_input_of(int64_t begin, int64_t end, int64_t origin, int64_t height, int64_t width) {
     const int64_t rows = ceil_div(height, M), across = ceil_div(width, M);
     constexpr std::make_index_sequence<kSide> sides;
@@ -319,7 +320,7 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
             FS_UNROLL
             for (int a = 0; a < kSide; ++a) store<S>(to + (kSide * a + p) * input_step, d[a][p]);
           }
-          if constexpr (kSinglePhase) check_pixels(d, smaller<int64_t>(L, across - v));
+          if constexpr (kChecks) check_pixels(d, smaller<int64_t>(L, across - v));
         }
       }
     }

@@ -57,7 +57,7 @@ struct WinogradRowWorker : WinogradBase<T, WinogradRowWorker<T, kOutputs>> {
       }
       run_pass(b, pass * pass_oc, smaller((pass + 1) * pass_oc, conv.oc));
     }
-    if (scheme.ends_with_zero()) pixels.report(task.nonfinite_pixel);
+    if (must_be_finite()) pixels.report(task.nonfinite_pixel);
   }
 
   void run_pass(const Block& b, int64_t first, int64_t end) {
@@ -120,11 +120,12 @@ struct WinogradRowWorker : WinogradBase<T, WinogradRowWorker<T, kOutputs>> {
     const int64_t d = conv.dilation_w, channels = k.offsets.count / (conv.kernel_h * taps[0].products(0));
     const int64_t rows = (b.height - 1) * conv.stride_h + (conv.kernel_h - 1) * conv.dilation_h + 1;
     const int64_t n = scheme.stream_elements(across, L, d), step = task.winograd_pixel_step;
+    const int64_t read = b.width + (conv.kernel_w - (scheme.ends_with_zero() ? 0 : 1)) * d;
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t y = 0; y < rows; ++y) {
         const S* from = input + k.input + c * tile.channel_step + y * tile.row_step;
         S* to = transformed + c * task.winograd_channel_step + y * row_step;
-        if (scheme.ends_with_zero()) check_pixels(from, b.width + conv.kernel_w * d);
+        if (must_be_finite()) check_pixels(from, read);
         if (kOutputs == 2 && d == 1) {
           for (int64_t p = 0; p < n; p += L) {
             Vec<S> x[kSignals] = {load<S>(from + 2 * p), load<S>(from + 2 * p + L), load<S>(from + 2 * p + 2),
@@ -200,6 +201,8 @@ struct WinogradRowWorker : WinogradBase<T, WinogradRowWorker<T, kOutputs>> {
       }
   }
 
+  // Is some pixel added for an output that does not read it: of a tap of zero, or of one that a phase lacks?
+  bool must_be_finite() const { return scheme.ends_with_zero() || task.weight.missing_taps; }
   void check_pixels(const S* from, int64_t n) {
     int64_t x = 0;
     for (; x + L <= n; x += L) pixels(load<S>(from + x));
