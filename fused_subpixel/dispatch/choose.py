@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import marshal
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -109,7 +109,9 @@ _WIDE_ROWS, _LONG_SUM, _FEW_PIXELS = 128, 256, 62
 def why_pytorch_is_faster(problem: Problem, tracing: bool = False) -> str | None:
     """Why a call is better left to PyTorch. While tracing, whatever the sizes."""
     if problem.device.type == "cpu":
-        return None
+        if problem.transposed is not None:
+            return None
+        return why_depthwise(problem.geometry.groups, problem.weight_shape, problem.dtype)
     reason = why_no_tensor_cores(problem.geometry, problem.dtype, problem.device)
     if reason is not None or tracing:
         return reason
@@ -126,7 +128,16 @@ def why_pytorch_is_faster(problem: Problem, tracing: bool = False) -> str | None
     return None
 
 
-def why_not_in_graph(geometry: Geometry, like: Tensor) -> str | None:
+def why_depthwise(groups: int, weight_shape: Sequence[int], dtype: torch.dtype) -> str | None:
+    """Why PyTorch is faster on a CPU, if this is a depthwise convolution."""
+    depthwise = groups > 1 and (weight_shape[0], weight_shape[1]) == (groups, 1)
+    # Measured on Zen 4: 0.06 to 0.9 of PyTorch's speed. In the other dtypes it is 4 to 22 times as fast.
+    if depthwise and dtype in (torch.float32, torch.bfloat16):
+        return "a depthwise convolution multiplies no pixel more than once for each tap"
+    return None
+
+
+def why_not_in_graph(geometry: Geometry, weight_shape: Sequence[int], like: Tensor) -> str | None:
     """Why a convolution of a graph, with a result as ``like``, is not to become the operator.
 
     A library that is not built is no reason: the operator is then as fast as what it replaces.
@@ -138,4 +149,6 @@ def why_not_in_graph(geometry: Geometry, like: Tensor) -> str | None:
         return f"there are no kernels for {device.type}"
     if device.type == "cuda" and requested == "auto" and backends.refusal("cuda", device) is None:
         return why_no_tensor_cores(geometry, like.dtype, device)
+    if device.type == "cpu" and requested == "auto":
+        return why_depthwise(geometry.groups, weight_shape, like.dtype)
     return None

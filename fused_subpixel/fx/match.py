@@ -149,7 +149,7 @@ def _geometry(node: Node, call: Call, shuffle: Shuffle) -> Geometry:
         channel_order=CHANNEL_ORDERS[shuffle.channel_order],
         tf32=int(backends.allows_tf32(input.device.type == "cuda")),
     )
-    reason = why_not_in_graph(geometry, output)
+    reason = why_not_in_graph(geometry, weight.shape, output)
     if reason is not None:
         raise Refusal(reason)
     return geometry

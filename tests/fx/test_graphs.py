@@ -544,7 +544,7 @@ def test_on_a_gpu_only_what_has_tensor_cores(monkeypatch: pytest.MonkeyPatch) ->
 
     def why_not(dtype: torch.dtype, **geometry: int) -> str | None:
         like = types.SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype)
-        return why_not_in_graph(Geometry(2, 2, **geometry), like)  # type: ignore[arg-type]
+        return why_not_in_graph(Geometry(2, 2, **geometry), (12, 3, 3, 3), like)  # type: ignore[arg-type]
 
     assert why_not(torch.float16) is None and why_not(torch.float32, tf32=1) is None
     assert "exact float32 has no tensor-core kernel" in str(why_not(torch.float32))
