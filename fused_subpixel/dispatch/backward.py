@@ -25,7 +25,8 @@ _NARROW_ROWS_CUDA, _SMALL_IMAGES_CUDA = 16, 1 << 17
 _SAFE_WIDTH = 8
 
 
-def _pytorch_errs(geometry: Geometry, input_shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+def pytorch_errs(geometry: Geometry, input_shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether gradients of PyTorch's may be wrong."""
     dilated = (geometry.dilation_h, geometry.dilation_w) != (1, 1)
     return dtype == torch.bfloat16 and (dilated or input_shape[3] <= _SAFE_WIDTH)
 
@@ -44,7 +45,7 @@ def plan_backward(
     if backend == "reference":
         return _PYTORCH
     unit_stride = (geometry.stride_h, geometry.stride_w) == (1, 1)
-    if _pytorch_errs(geometry, input_shape, dtype):
+    if pytorch_errs(geometry, input_shape, dtype):
         return BackwardPlan(unit_stride, True)
     if not unit_stride or geometry.groups != 1:
         return _PYTORCH
@@ -68,7 +69,7 @@ def estimates_decide(geometry: Geometry, input_shape: tuple[int, ...], dtype: to
     return (
         (geometry.stride_h, geometry.stride_w, geometry.groups) == (1, 1, 1)
         and dtype != torch.float16  # in which PyTorch takes seconds where float32 takes milliseconds
-        and not _pytorch_errs(geometry, input_shape, dtype)
+        and not pytorch_errs(geometry, input_shape, dtype)
         # to ask would tie a traced graph to sizes; and without pixels there is nothing to compare
         and all(isinstance(size, int) and size > 0 for size in input_shape)
     )

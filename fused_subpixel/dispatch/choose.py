@@ -18,7 +18,7 @@ from torch import Tensor
 from ..ops.geometry import Epilogue, Geometry, Problem
 from ..ops.library import libraries
 from . import backends
-from .backward import plan_backward
+from .backward import plan_backward, pytorch_errs
 from .call import BackwardPlan, Call, make_call
 from .checks import Backend, TensorInfo
 
@@ -109,9 +109,13 @@ _WIDE_ROWS, _LONG_SUM, _FEW_PIXELS = 128, 256, 62
 def why_pytorch_is_faster(problem: Problem, tracing: bool = False) -> str | None:
     """Why a call is better left to PyTorch. While tracing, whatever the sizes."""
     if problem.device.type == "cpu":
-        if problem.transposed is not None:
+        geometry, dtype = problem.geometry, problem.dtype
+        by_pytorch = dtype == torch.float32 or (
+            dtype == torch.bfloat16 and not tracing and not pytorch_errs(geometry, problem.input_shape, dtype)
+        )
+        if problem.transposed is not None or not by_pytorch:
             return None
-        return why_depthwise(problem.geometry.groups, problem.weight_shape, problem.dtype)
+        return why_depthwise(geometry.groups, problem.weight_shape)
     reason = why_no_tensor_cores(problem.geometry, problem.dtype, problem.device)
     if reason is not None or tracing:
         return reason
@@ -128,11 +132,10 @@ def why_pytorch_is_faster(problem: Problem, tracing: bool = False) -> str | None
     return None
 
 
-def why_depthwise(groups: int, weight_shape: Sequence[int], dtype: torch.dtype) -> str | None:
-    """Why PyTorch is faster on a CPU, if this is a depthwise convolution."""
-    depthwise = groups > 1 and (weight_shape[0], weight_shape[1]) == (groups, 1)
+def why_depthwise(groups: int, weight_shape: Sequence[int]) -> str | None:
+    """Why PyTorch is faster on a CPU, if this is a depthwise convolution in float32 or bfloat16."""
     # Measured on Zen 4: 0.06 to 0.9 of PyTorch's speed. In the other dtypes it is 4 to 22 times as fast.
-    if depthwise and dtype in (torch.float32, torch.bfloat16):
+    if groups > 1 and (weight_shape[0], weight_shape[1]) == (groups, 1):
         return "a depthwise convolution multiplies no pixel more than once for each tap"
     return None
 
@@ -149,6 +152,6 @@ def why_not_in_graph(geometry: Geometry, weight_shape: Sequence[int], like: Tens
         return f"there are no kernels for {device.type}"
     if device.type == "cuda" and requested == "auto" and backends.refusal("cuda", device) is None:
         return why_no_tensor_cores(geometry, like.dtype, device)
-    if device.type == "cpu" and requested == "auto":
-        return why_depthwise(geometry.groups, weight_shape, like.dtype)
+    if device.type == "cpu" and requested == "auto" and like.dtype == torch.float32:
+        return why_depthwise(geometry.groups, weight_shape)
     return None

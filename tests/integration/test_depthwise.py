@@ -30,6 +30,15 @@ def test_who_computes_them(dtype: torch.dtype, backend: str) -> None:
     assert asked.backend == "cpu"
 
 
+@pytest.mark.parametrize("options", [{"dilation": 2}, {}])
+def test_where_gradients_of_pytorch_may_be_wrong(options: dict[str, int]) -> None:
+    """In bfloat16, of taps that are apart and of images of few columns."""
+    x = torch.randn(1, 32, 9, 9 if options else 8, dtype=torch.bfloat16)
+    weight = torch.randn(32, 1, 3, 3, dtype=torch.bfloat16)
+    told = fs.explain(fs.subpixel_conv2d, x, weight, upscale_factor=1, padding=1, groups=32, **options)
+    assert told.backend == "cpu"
+
+
 @pytest.mark.parametrize("channels, rows", [(1, 2), (2, 1), (2, 2)])
 def test_others_stay(channels: int, rows: int) -> None:
     x, weight = torch.randn(1, 16 * channels, 9, 9), torch.randn(16 * rows, channels, 3, 3)
