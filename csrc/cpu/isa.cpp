@@ -53,10 +53,11 @@ bool multiplies_pairs_fast() { return __builtin_cpu_is("amd"); }
 bool multiplies_pairs_fast() { return false; }
 #endif
 
-// Zen 4 computes a vector of AVX-512 in both pipes of half its width.
+// Zen 4 computes a vector of AVX-512 in both pipes of half its width. (Asked once: in a virtual machine cpuid takes microseconds.)
 bool halves_avx512() {
 #if FS_HAVE_AVX512
-  return has_avx512() && __builtin_cpu_is("amd") && cpu_family() == 0x19;
+  static const bool halves = has_avx512() && __builtin_cpu_is("amd") && cpu_family() == 0x19;
+  return halves;
 #else
   return false;
 #endif

@@ -77,6 +77,11 @@ void offer_ow_vectorised(const ConvProblem& p, const Target& t, Offers& offers) 
 }
 
 void offer_oc_vectorised(const ConvProblem& p, const Target& t, Offers& offers) {
+  // In NCHW, pixels and results are transposed, and tiles of one vector gain nothing.
+  const bool one_vector = t.half_rate && p.ic_contiguous && p.oc_contiguous;
+  const auto of_k = [&](int64_t pixels, int64_t nv) {
+    return one_vector ? oc_k_cycles(pixels, nv, t) : k_cycles(pixels * nv, pixels, nv, kHiddenWeights);
+  };
   for (int nv : TileOcVectors::values) {
     const int most = oc_tile_pixels(nv, t.registers), oc = nv * t.lanes;
     const bool single = may_hold_one_phase(p, oc) && p.phase_interleave * nv <= kMaxInterleavedVectors;
@@ -92,7 +97,7 @@ void offer_oc_vectorised(const ConvProblem& p, const Target& t, Offers& offers) 
                                     static_cast<double>(together);
     const double cycles =
         tiles * image_rows(p, single) * static_cast<double>(splits) *
-            (k_of(p, single) * oc_k_cycles(pixels, nv, t) + nv * stored + (t.half_rate ? kOcTile : 0)) +
+            (k_of(p, single) * of_k(pixels, nv) + nv * stored + (one_vector ? kOcTile : 0)) +
         direct_weights(p, t);
     offers.add({ConvKernel::kOcVectorised, oc, static_cast<int>(pixels), cycles, single});
   }
