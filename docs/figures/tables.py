@@ -24,9 +24,9 @@ from bench.files import Machine  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
 ACCELERATED = "2026-11-30_0045_intel-xeon_networks.csv"
-ACCELERATED_AMD = "2026-12-01_0006_amd-epyc-zen4_networks.csv"
+ACCELERATED_AMD = "2026-12-01_0434_amd-epyc-zen4_networks.csv"
 LAYERS = "2026-11-30_0110_intel-xeon_layers.csv"
-LAYERS_AMD = "2026-12-01_0220_amd-epyc-zen4_layers.csv"
+LAYERS_AMD = "2026-12-01_0529_amd-epyc-zen4_layers.csv"
 TRAINING = "2026-11-30_1020_amd-epyc_training.csv"
 AUTOCAST = "2026-11-30_1030_amd-epyc-avx512-bf16_autocast_training.csv"
 STEPS = (
