@@ -4,7 +4,7 @@
 #if !defined(_WIN32)
 #include <unistd.h>
 #endif
-#if FS_HAVE_AVX512_BF16
+#if FS_HAVE_AVX512
 #include <cpuid.h>
 #endif
 #if FS_HAVE_NEON_BF16 && defined(__linux__)

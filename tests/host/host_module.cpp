@@ -77,7 +77,8 @@ PYBIND11_MODULE(fused_subpixel_host, m) {
       .FS_FIELD(Target, l2_bytes)
       .FS_FIELD(Target, threads)
       .FS_FIELD(Target, element_bytes)
-      .FS_FIELD(Target, matrix_tiles);
+      .FS_FIELD(Target, matrix_tiles)
+      .FS_FIELD(Target, half_rate);
   py::class_<ConvShape>(m, "ConvShape")
       .def(py::init<>())
       .FS_FIELD(ConvShape, batch)

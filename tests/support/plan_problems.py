@@ -106,6 +106,7 @@ targets = st.builds(
     registers=st.sampled_from([16, 32]),
     l2_bytes=st.sampled_from([1 << 17, 1 << 18, 1 << 20, 5 << 18, 1 << 21, 1 << 24]),
     threads=st.sampled_from([1, 2, 3, 16, 64]),
+    half_rate=st.booleans(),
 )
 # With matrix tiles, of the processor or in software.
 matrix_targets = st.builds(

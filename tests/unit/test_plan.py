@@ -367,6 +367,23 @@ def test_threads_get_even_shares(threads: int, shape: tuple[int, int, int]) -> N
     assert shares * block * threads <= 1.25 * batch * lr_h * lr_w + block
 
 
+def test_tiles_of_one_vector_where_a_multiply_add_takes_a_cycle() -> None:
+    """In channels_last, of sums that are not too short; wider ones elsewhere."""
+    target = make(
+        host.Target, lanes=16, registers=32, l2_bytes=1 << 20, threads=2, element_bytes=4, half_rate=True
+    )
+    inner: dict[str, Any] = {
+        "ic": 64, "oc": 256, "interleave": 256, "oc_contiguous": True, "ic_contiguous": True, "kernel_h": 1,
+        "kernel_w": 1, "lr_h": 128, "lr_w": 128,
+    }  # fmt: skip
+    assert host.plan_conv(image_problem(**inner), target).tile_oc == 16
+    assert host.plan_conv(image_problem(**inner), AVX512).tile_oc > 16
+    assert host.plan_conv(image_problem(**inner | {"ic": 8}), target).tile_oc > 16
+    planar = inner | {"interleave": 1, "oc_contiguous": False, "ic_contiguous": False}
+    plans = [host.plan_conv(image_problem(**planar), machine) for machine in (target, AVX512)]
+    assert plans[0].tile_oc == plans[1].tile_oc
+
+
 def test_pixels_that_share_nothing_come_in_small_blocks() -> None:
     """Of a 1x1 convolution in channels_last: a block leaves most of the cache to what the next one reads."""
     problem = image_problem(
