@@ -201,7 +201,7 @@ def _estimates(call: Call) -> tuple[str, str]:
 
     by_taps = problem.transposed is not None and lacks_taps(problem.geometry)
     return (
-        ", which has no taps that are zero"
+        ", which multiplies no zeros in place of missing taps"
         if by_taps
         else words(ours.input_grad, pytorchs.input_grad + pytorchs.once),
         words(ours.weight_grad, pytorchs.weight_grad + pytorchs.once),

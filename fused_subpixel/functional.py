@@ -161,9 +161,9 @@ def conv_transpose2d(
         [N, C, (H-1)*stride_h - 2*padding_h + dilation_h*(K_h-1) + output_padding_h + 1, ...], without N for
         an input without, in the input's dtype and memory format (channels_last or contiguous). Under autocast
         in autocast's dtype, with a residual of another dtype in the one that PyTorch's addition of both has.
-        On a GPU an infinite weight makes NaN of the border, where zeros stand around the input, and, if the
-        kernel is no multiple of the stride, an infinity in the input of outputs beside its own; on CPUs they
-        do not. For an infinity or a NaN in the input see also :func:`subpixel_conv2d`.
+        On a GPU an infinite weight makes NaN of the border, where zeros stand around the input. If the kernel
+        is no multiple of the stride, an infinity in the input can there make NaN of outputs that do not read
+        it. On CPUs neither happens. For infinities and NaN in the input see also :func:`subpixel_conv2d`.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.

@@ -26,7 +26,7 @@ _SAFE_WIDTH = 8
 
 
 def pytorch_errs(geometry: Geometry, input_shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    """Whether gradients of PyTorch's may be wrong."""
+    """Whether PyTorch's own gradients may be wrong, as _SAFE_WIDTH says."""
     dilated = (geometry.dilation_h, geometry.dilation_w) != (1, 1)
     return dtype == torch.bfloat16 and (dilated or input_shape[3] <= _SAFE_WIDTH)
 
@@ -52,7 +52,7 @@ def plan_backward(
     if not estimates_decide(geometry, input_shape, dtype):
         return BackwardPlan(True, True)
     estimates = estimate(geometry, tuple(input_shape), tuple(weight_shape), dtype, transposed)
-    return cheapest(*estimates, lacks_taps=transposed and lacks_taps(geometry))
+    return cheapest(*estimates, not (transposed and lacks_taps(geometry)))
 
 
 def lacks_taps(geometry: Geometry) -> bool:
@@ -199,14 +199,17 @@ def _costs_of(dtype: torch.dtype) -> _Costs:
     return _PAIRS if current == _AVX512_BF16 else _VECTORS
 
 
-def cheapest(ours: GradientCycles, pytorchs: GradientCycles, lacks_taps: bool = False) -> BackwardPlan:
-    """The plan that takes the fewest cycles for both gradients."""
+def cheapest(ours: GradientCycles, pytorchs: GradientCycles, may_be_ours: bool = True) -> BackwardPlan:
+    """The plan that takes the fewest cycles for both gradients.
+
+    ``may_be_ours``: whether our kernels may compute the input's gradient.
+    """
 
     def cycles(plan: BackwardPlan) -> float:
         total = 0.0 if plan.input_grad and plan.weight_grad else pytorchs.once
         total += ours.input_grad if plan.input_grad else pytorchs.input_grad
         return total + (ours.weight_grad if plan.weight_grad else _DOUBT * pytorchs.weight_grad)
 
-    of_input = (False,) if lacks_taps else (True, False)
+    of_input = (True, False) if may_be_ours else (False,)
     plans = (BackwardPlan(by_input, by_weight) for by_input in of_input for by_weight in (True, False))
     return min(plans, key=cycles)
