@@ -108,14 +108,20 @@ template <int kBytes>
 FS_DEVICE void cp_async(void* to, const void* from, bool valid) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
 #if __CUDA_ARCH__ >= 800
+  // with the predicate that the instruction has: the number of bytes that are read would have to become one
+  const uint32_t skip = valid ? 0 : 1;
   if constexpr (kBytes == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-                 "r"(valid ? 16 : 0)
-                 : "memory");
+    asm volatile(
+        "{\n.reg .pred skip;\nsetp.ne.u32 skip, %2, 0;\ncp.async.cg.shared.global [%0], [%1], 16, skip;\n}" ::"r"(
+            shared_address(to)),
+        "l"(from), "r"(skip)
+        : "memory");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from),
-                 "n"(kBytes), "r"(valid ? kBytes : 0)
-                 : "memory");
+    asm volatile(
+        "{\n.reg .pred skip;\nsetp.ne.u32 skip, %3, 0;\ncp.async.ca.shared.global [%0], [%1], %2, skip;\n}" ::"r"(
+            shared_address(to)),
+        "l"(from), "n"(kBytes), "r"(skip)
+        : "memory");
 #endif
 }
 FS_DEVICE void cp_async_commit() {

@@ -9,6 +9,7 @@ namespace fused_subpixel::cuda {
 // Of a loop: each iteration. The instruction has room for 16.
 enum class Mark : int {
   kStart,       // of the kernel, and its end; without a mark
+  kPixelTable,  // finds a pixel of the input tile
   kPixels,      // loads 16 bytes of the input tile
   kPixelParts,  // the same in copies of 4 or 8 bytes
   kWeights,     // loads 16 bytes of the weight
@@ -20,6 +21,7 @@ enum class Mark : int {
   kRound,      // rounds 16 bytes of pixels to tf32
   kStage,      // stages the accumulators of a tile
   kStore,      // stores 16 bytes, if they are in the image
+  kPlace,       // finds the place of the next 16 bytes, where it is another one in its line
   kAligned,    // reads what it stores as vectors
   kUnaligned,  // or one by one
 };

@@ -54,7 +54,7 @@ void choose_tile(const Problem& p, int64_t most, AnyPlan& plan) {
 // groups are.
 Staging staging_of(const Problem& p, const Plan& plan) {
   const int64_t vector = 16 / element_bytes(p.dtype);
-  if (!p.whole_vectors || p.vector != vector) return Staging::kFloats;
+  if (!p.whole_vectors || p.vector != vector || !p.whole_blocks) return Staging::kFloats;
   // the kernels for whole vectors count in 32 bits within a tile
   const double elements = static_cast<double>(p.image_step) * (plan.tile_n > 1 ? plan.tile_n : 0) +
                           static_cast<double>(p.row_step) * plan.halo_h +
@@ -67,15 +67,17 @@ Staging staging_of(const Problem& p, const Plan& plan) {
   return p.interleave % vector == 0 ? Staging::kPixels : Staging::kFloats;
 }
 
-// Shared memory that the store needs: the staging area, and tables beside it.
-struct StoreBytes {
-  int64_t staging, tables;
+// Shared memory beside pixels and filter: the staging area of the store, and tables.
+struct TileBytes {
+  int64_t staging, pixel_table, store_tables;
 };
-StoreBytes store_bytes(const Problem& p, const Plan& plan) {
+TileBytes tile_bytes(const Problem& p, const Plan& plan) {
   if (!plan.vectorised())
-    return {int64_t{kMmaPixels} * (plan.block_oc + kStagingPad) * 4,
+    return {int64_t{kMmaPixels} * (plan.block_oc + kStagingPad) * 4, 0,
             round_up(int64_t{plan.block_oc} * kOcInfoBytes, 16)};
+  const int64_t pixels = int64_t{plan.tile_n} * plan.halo_h * plan.halo_w;
   return {int64_t{kMmaPixels} * plan.block_oc * element_bytes(p.dtype),
+          round_up(kPixelTableHeader + pixels * kPixelTableEntry, 16),
           int64_t{plan.block_oc} * kOcPlaceBytes + int64_t{plan.tile_n} * plan.tile_h * kLineBytes};
 }
 
@@ -106,7 +108,12 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
   plan.packs_weight = true;
   plan.packed_bytes = oc_blocks * filter;
   set_pixel_stage(plan, pixels);
-  const auto [staging, tables] = store_bytes(p, plan);
+  const auto [staging, pixel_table, store_tables] = tile_bytes(p, plan);
+  const auto place_tables = [&](int64_t offset) {
+    plan.pixel_table_offset = offset;
+    plan.table_offset = offset + pixel_table;
+    plan.shared_bytes = plan.table_offset + store_tables;
+  };
 
   // A filter that stays pays where blocks have several tiles each.
   plan.resident = filter <= kResidentBytes && tiles * oc_blocks > 2 * t.multiprocessors;
@@ -117,8 +124,7 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
     plan.stages = plan.pixel_stages = 2;
     plan.filter_offset = plan.pixel_stages * plan.pixel_stage_bytes;
     plan.staging_offset = plan.filter_offset + filter;
-    plan.table_offset = plan.staging_offset + staging;
-    plan.shared_bytes = plan.table_offset + tables;
+    place_tables(plan.staging_offset + staging);
     if (plan.shared_bytes <= t.shared_bytes) {
       const int64_t together = std::clamp<int64_t>(t.shared_bytes / (plan.shared_bytes + 1024), 1, 3);
       plan.grid_x = static_cast<int>(std::min(tiles, ceil_div(t.multiprocessors * together, oc_blocks)));
@@ -140,8 +146,7 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
     plan.pixel_stages = static_cast<int>(1 + ceil_div(plan.stages - 1, least_steps));
     plan.filter_offset = plan.pixel_stages * plan.pixel_stage_bytes;
     plan.staging_offset = 0;
-    plan.table_offset = std::max(plan.filter_offset + plan.stages * plan.filter_step_bytes, staging);
-    plan.shared_bytes = plan.table_offset + tables;
+    place_tables(std::max(plan.filter_offset + plan.stages * plan.filter_step_bytes, staging));
     if (plan.shared_bytes <= t.shared_bytes) return true;
   }
   return false;
@@ -190,15 +195,17 @@ bool lay_out_wgmma(const Problem& p, const Target& t, Plan& plan) {
   plan.steps = static_cast<int>(taps);
   plan.filter_step_bytes = tap_bytes;
   plan.staging = staging_of(p, plan);
-  const StoreBytes store = store_bytes(p, plan);
+  const auto [staging, pixel_table, store_tables] = tile_bytes(p, plan);
   const int64_t least_steps = plan.single_phase ? p.least_taps : plan.steps;
   const auto fits = [&](int stages, int64_t limit) {
     // a step is fetched while the one before the last is still read: stages steps in a row are in use
     plan.stages = stages;
     plan.pixel_stages = static_cast<int>(1 + ceil_div(stages - 1, least_steps));
     plan.filter_offset = plan.pixel_stages * plan.pixel_stage_bytes;
-    plan.table_offset = std::max(plan.filter_offset + plan.stages * plan.filter_step_bytes, store.staging);
-    plan.barrier_offset = plan.table_offset + store.tables;
+    plan.pixel_table_offset =
+        std::max(plan.filter_offset + plan.stages * plan.filter_step_bytes, staging);
+    plan.table_offset = plan.pixel_table_offset + pixel_table;
+    plan.barrier_offset = plan.table_offset + store_tables;
     plan.shared_bytes = plan.barrier_offset + kWgmmaStages * 8;
     return plan.shared_bytes <= limit;
   };

@@ -55,6 +55,7 @@ struct Problem {
   bool
       weight_vectors;  // the weight can be copied from where it is in whole 16-byte vectors of input channels
   int64_t image_step, row_step, col_step;  // of the input, in elements
+  bool whole_blocks;  // of the input: a crop cuts no sub-pixel block
   // If output channels are sorted by phase, phase_oc to each, single-phase tiles may do with less: low-resolution
   // pixels that suffice if the phases that the crop takes off the first row or column begin a pixel later; and taps, where
   // phases lack the first row or column of them: the fewest of a phase, and what share of them all an average one has.
@@ -69,6 +70,8 @@ constexpr int kMmaPixels = 128;
 // must know of each output channel. Of the store of vectors: what it must know of each output channel, and of each row of
 // low-resolution pixels of the tile.
 constexpr int kStagingPad = 8, kOcInfoBytes = 20, kOcPlaceBytes = 32, kLineBytes = 16;
+// The table of the pixels of a tile, where whole vectors are loaded: for the first one, and for each.
+constexpr int kPixelTableHeader = 8, kPixelTableEntry = 4;
 // The tile shapes that are compiled, for the planner and for the launch.
 using MmaBlockOc = IntList<16, 32, 48, 64, 128>;
 using MmaBlockKBytes = IntList<32, 64>;
@@ -103,7 +106,8 @@ struct Plan {
   int grid_x, grid_y;
   int threads;
   int64_t pixel_stage_bytes, filter_step_bytes, shared_bytes;
-  int64_t filter_offset, staging_offset, table_offset;  // in shared memory; pixels are at 0
+  // In shared memory; pixels are at 0. table_offset: the store's tables.
+  int64_t filter_offset, staging_offset, pixel_table_offset, table_offset;
   int64_t packed_bytes;    // of the packed filter, in global memory; 0 without one
   int pixel_plane;         // in shared memory: pixels from one vector of channels to the next, with padding
   int64_t barrier_offset;  // kWgmma: in shared memory

@@ -28,6 +28,7 @@ void set_source(Problem& p, const PixelSource& source) {
   p.image_step = source.stride.batch;
   p.row_step = source.stride.row;
   p.col_step = source.stride.col;
+  p.whole_blocks = source.whole_blocks;
 }
 
 // The part of a kernel's taps that a phase has on average.
@@ -69,6 +70,7 @@ PixelSource plain_source(const ConstTensorRef& t, DType dtype, int64_t channels,
   source.total = static_cast<int>(channels);
   source.hr_h = static_cast<int>(h);
   source.hr_w = static_cast<int>(w);
+  source.whole_blocks = true;
   source.vector = neighbours ? copied_at_once(t.data, dtype, {s.n, s.h, s.w, stored}) : 1;
   source.by_pixel = !neighbours;
   return source;
@@ -101,6 +103,8 @@ PixelSource gradient_source(const GradientArguments& a) {
   source.crop_left = static_cast<int>(g.crop_left);
   source.hr_h = static_cast<int>(g.out_h);
   source.hr_w = static_cast<int>(g.out_w);
+  source.whole_blocks =
+      g.crop_top == 0 && g.crop_left == 0 && g.out_h % g.r_h == 0 && g.out_w % g.r_w == 0;
   source.vector = shuffled_vector(g, a.grad_output, a.dtype, a.grad_padding);
   source.by_pixel = !channels_are_neighbours(strides, g.channels);
   return source;

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 SECTIONS = (
-    "start", "pixels", "pixel_parts", "weights", "step", "tap", "oc_table", "place_table", "line_table",
-    "round", "stage", "store", "aligned", "unaligned",
+    "start", "pixel_table", "pixels", "pixel_parts", "weights", "step", "tap", "oc_table", "place_table", "line_table",
+    "round", "stage", "store", "place", "aligned", "unaligned",
 )  # fmt: skip
 LOOP = ("step", "tap")  # runs beside the tensor core
 
@@ -168,7 +168,7 @@ def read(path: Path) -> list[Launch]:
         for row in csv.DictReader(file):
             sections = {}
             for name in SECTIONS:
-                if row[name]:
+                if row.get(name):  # counted before there was such a section, without it
                     trips, instructions = row[name].split("*")
                     sections[name] = Section(int(trips), float(instructions))
             values = {f.name: kinds[str(f.type)](row[f.name]) for f in fields if row.get(f.name)}

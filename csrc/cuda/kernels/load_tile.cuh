@@ -64,10 +64,71 @@ FS_DEVICE VectorPlace vector_place(const PixelLoad& p, int i) {
   return {i - vec * p.halo_pixels.divisor, vec};
 }
 
+// Where the pixels of a tile's halo are in memory, in bytes, in a table in shared memory: that of the halo's first pixel, and
+// of each one from there. For kernels that load whole vectors: their sub-pixel blocks are all inside or outside the image,
+// so that the channels of a pixel exist together, and a tile is not larger than what 31 bits count.
+struct PixelTable {
+  unsigned char* shared;
+  static constexpr uint32_t kOutside = 0x80000000;
+
+  // Before others read it: a barrier.
+  template <class T>
+  FS_DEVICE void fill(const PixelLoad& p, const TileOrigin& origin) const {
+    const PixelSource& from = p.source;
+    const PixelPlace corner = pixel_place(p, origin, 0);
+    if (thread_index() == 0) {
+      const int64_t first = pixel_offset(from.stride, corner) * int64_t{sizeof(T)};
+      store_8(shared, static_cast<uint32_t>(first), static_cast<uint32_t>(first >> 32));
+    }
+    const auto bytes = [](int64_t elements) {
+      return static_cast<uint32_t>(elements) * uint32_t{sizeof(T)};
+    };
+    const uint32_t image_bytes = bytes(from.stride.batch), row_bytes = bytes(from.stride.row),
+                   column_bytes = bytes(from.stride.col);
+    const int r_h = from.map.sizes.r_h.divisor, r_w = from.map.sizes.r_w.divisor;
+    for (int pixel = thread_index(); pixel < p.halo_pixels.divisor; pixel += block_threads()) {
+      FS_MARK(Mark::kPixelTable);
+      const PixelPlace at = halo_place(p, pixel);
+      const int y = (corner.row + at.row) * r_h, x = (corner.column + at.column) * r_w;
+      const bool exists = (static_cast<unsigned>(y) < static_cast<unsigned>(from.hr_h)) &
+                          (static_cast<unsigned>(x) < static_cast<unsigned>(from.hr_w)) &
+                          (at.n < p.batch - corner.n);
+      const uint32_t offset = static_cast<uint32_t>(at.n) * image_bytes +
+                              static_cast<uint32_t>(at.row) * row_bytes +
+                              static_cast<uint32_t>(at.column) * column_bytes;
+      store_4(shared + kPixelTableHeader + pixel * kPixelTableEntry, exists ? offset : kOutside);
+    }
+  }
+};
+
+// One k_block of the tile's pixels into `stage`, in whole vectors. The threads share (pixel, vec) pairs; all pairs of a
+// thread are of one vec.
+template <class T, class Layout>
+FS_DEVICE void load_vectors(const PixelLoad& p, const PixelTable& table, int k_block, unsigned char* stage,
+                            const Layout& layout) {
+  constexpr int kVectors = Layout::kVectors, kElements = 16 / static_cast<int>(sizeof(T));
+  const int vec = thread_index() % kVectors;
+  const int first = thread_index() / kVectors, step = block_threads() / kVectors;
+  const ChannelPlace channel = channel_place(p, p.source.stride, (k_block * kVectors + vec) * kElements);
+  const auto corner = static_cast<int64_t>(load_4(table.shared) | uint64_t{load_4(table.shared + 4)} << 32);
+  const unsigned char* data =
+      reinterpret_cast<const unsigned char*>(static_cast<const T*>(p.source.data) + channel.offset) + corner;
+  const uint32_t outside = channel.exists ? 0 : PixelTable::kOutside;
+  const unsigned char* entry = table.shared + kPixelTableHeader + first * kPixelTableEntry;
+  unsigned char* to = stage + layout.at(first, vec);
+  FS_NO_UNROLL
+  for (int pixel = first; pixel < p.halo_pixels.divisor; pixel += step) {
+    FS_MARK(Mark::kPixels);
+    const auto offset = static_cast<int>(load_4(entry) | outside);
+    cp_async<16>(to, data + offset, offset >= 0);
+    to += layout.rows_on(step), entry += step * kPixelTableEntry;
+  }
+}
+
 // One k_block of the tile's pixels into `stage`, kVector elements at a time; the threads share (pixel, vec) pairs. All
 // pairs of a thread are of one vec here, and its pixels are equal steps apart: everything is found once, and then moved on
-// by additions. Offset: of bytes within the tile.
-template <class T, int kVector, class Offset, class Layout>
+// by additions.
+template <class T, int kVector, class Layout>
 FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int k_block, unsigned char* stage,
                            const Layout& layout) {
   constexpr int kVectors = Layout::kVectors, kElements = 16 / static_cast<int>(sizeof(T));
@@ -87,16 +148,15 @@ FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int k_b
                    move = halo_place(p, step);
   const auto* data = reinterpret_cast<const unsigned char*>(static_cast<const T*>(from.data) +
                                                             channel[0].offset + pixel_offset(by, corner));
-  using Wrapping =
-      std::make_unsigned_t<Offset>;  // a tile of one image may not need, nor hold, the step to the next
-  const auto bytes = [](int64_t elements) { return static_cast<Wrapping>(elements) * Wrapping{sizeof(T)}; };
-  const Wrapping image_bytes = bytes(by.batch), row_bytes = bytes(by.row), col_bytes = bytes(by.col);
+  // Unsigned: a tile of one image may not need, nor hold, the step to the next.
+  const auto bytes = [](int64_t elements) { return static_cast<uint64_t>(elements) * sizeof(T); };
+  const uint64_t image_bytes = bytes(by.batch), row_bytes = bytes(by.row), col_bytes = bytes(by.col);
   const auto within = [&](const PixelPlace& place) {
     return place.n * image_bytes + place.row * row_bytes + place.column * col_bytes;
   };
   // When a column passes the halo's width it goes back, one row further down, and so do rows.
-  Wrapping at = within(start);
-  const Wrapping moves = within(move), next_row = row_bytes - p.halo_w.divisor * col_bytes,
+  uint64_t at = within(start);
+  const uint64_t moves = within(move), next_row = row_bytes - p.halo_w.divisor * col_bytes,
                  next_image = image_bytes - p.halo_h.divisor * row_bytes;
   // In high-resolution rows and columns, of the first channel.
   const int r_h = from.map.sizes.r_h.divisor, r_w = from.map.sizes.r_w.divisor;
@@ -118,7 +178,7 @@ FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int k_b
                           (static_cast<unsigned>(x) < static_cast<unsigned>(from.hr_w)) & (pixel < exist);
       cp_async<kVector * sizeof(T)>(
           to + e * sizeof(T),
-          data + static_cast<Offset>(at) + (here.offset - channel[0].offset) * int64_t{sizeof(T)}, exists);
+          data + static_cast<int64_t>(at) + (here.offset - channel[0].offset) * int64_t{sizeof(T)}, exists);
     }
     to += layout.rows_on(step);
     at += moves, column += move.column * r_w, row += move.row * r_h;
@@ -188,10 +248,10 @@ template <class T, class Layout>
 FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int k_block, unsigned char* stage,
                            const Layout& layout) {
   if constexpr (sizeof(T) == 2) {
-    if (p.source.vector == 8) return load_pixels<T, 8, int64_t>(p, origin, k_block, stage, layout);
+    if (p.source.vector == 8) return load_pixels<T, 8>(p, origin, k_block, stage, layout);
   }
-  if (p.source.vector >= 4) return load_pixels<T, 4, int64_t>(p, origin, k_block, stage, layout);
-  if (p.source.vector == 2) return load_pixels<T, 2, int64_t>(p, origin, k_block, stage, layout);
+  if (p.source.vector >= 4) return load_pixels<T, 4>(p, origin, k_block, stage, layout);
+  if (p.source.vector == 2) return load_pixels<T, 2>(p, origin, k_block, stage, layout);
   gather_pixels<T>(p, origin, k_block, stage, layout);
 }
 

@@ -60,6 +60,7 @@ struct MmaBlock {
   }
 
   FS_DEVICE const TapRange& taps() const { return p.ranges[range]; }
+  FS_DEVICE PixelTable pixel_table() const { return {shared() + p.plan.pixel_table_offset}; }
 
   FS_DEVICE explicit MmaBlock(const MmaParams& params)
       : p(params),
@@ -90,13 +91,17 @@ struct MmaBlock {
     const Plan& plan = p.plan;
     if (at.tile < p.tiles) {
       if (at.step == 0) {
-        const TileOrigin origin = tile_origin(p, at.tile);
         unsigned char* to = shared() + at.pixel_stage * plan.pixel_stage_bytes;
         const PixelLayout layout(plan.pixel_plane);
-        if constexpr (kVectorised)
-          load_pixels<T, 16 / static_cast<int>(sizeof(T)), int>(p.load, origin, at.k_block, to, layout);
-        else
-          load_pixels<T>(p.load, origin, at.k_block, to, layout);
+        if constexpr (kVectorised) {
+          if (at.k_block == 0) {  // nobody reads the table: a barrier is between this fetch and the one before
+            pixel_table().template fill<T>(p.load, tile_origin(p, at.tile));
+            sync_threads();
+          }
+          load_vectors<T>(p.load, pixel_table(), at.k_block, to, layout);
+        } else {
+          load_pixels<T>(p.load, tile_origin(p, at.tile), at.k_block, to, layout);
+        }
       }
       if (!plan.resident) {
         const int tap = at.step * plan.step_taps;
@@ -124,19 +129,21 @@ struct MmaBlock {
 
   // Taps first .. first + count - 1 of one k_block; filter holds these taps.
   FS_DEVICE void multiply(const unsigned char* pixels, const unsigned char* filter, int first, int count) {
-    int a = taps().across.divide(first), b = first - a * taps().across.divisor + taps().first_b;
-    a += taps().first_a;
+    const int across = taps().across.divisor, a = taps().across.divide(first);
+    int column = first - a * across;  // of the taps that the block has
+    const int next_tap = p.dilation_w * 16, next_row = p.dilation_h * p.plan.halo_w * 16;
+    const int wrap = next_row - across * next_tap, plane = p.plan.pixel_plane * 16;
+    pixels += (taps().first_a + a) * next_row + (taps().first_b + column) * next_tap;
+    const unsigned char* row[2] = {pixels + base[0], pixels + base[1]};
     FS_UNROLL_BY((kOcTiles == 2 || kBlockKBytes == 32 ? 2 : 1))  // else wide tiles spill registers
     for (int tap = 0; tap < count; ++tap, filter += kTapBytes) {
       FS_MARK(Mark::kTap);
-      const int moved = (a * p.dilation_h * p.plan.halo_w + b * p.dilation_w) * 16;
-      if (++b == p.kernel_w) b = taps().first_b, ++a;
       FS_UNROLL
       for (int k = 0; k < kBlockKBytes / 32; ++k) {
         uint32_t x[2][4];
         FS_UNROLL
         for (int m = 0; m < 2; ++m) {
-          ldmatrix_x4(x[m], pixels + base[m] + moved + 2 * k * p.plan.pixel_plane * 16);
+          ldmatrix_x4(x[m], row[m] + 2 * k * plane);
           if constexpr (!kRoundsPixels) {
             FS_UNROLL
             for (int q = 0; q < 4; ++q) x[m][q] = to_operand(x[m][q], T{});
@@ -155,6 +162,9 @@ struct MmaBlock {
           }
         }
       }
+      int moved = next_tap;
+      if (++column == across) column = 0, moved += wrap;
+      row[0] += moved, row[1] += moved;
     }
   }
 

@@ -50,6 +50,7 @@ struct WgmmaBlock {
   }
 
   FS_DEVICE const TapRange& taps() const { return p.ranges[range]; }
+  FS_DEVICE PixelTable pixel_table() const { return {shared + p.plan.pixel_table_offset}; }
 
   // Fetches what `at` points to and moves it on. One group of copies, empty but for a k_block's first step.
   FS_DEVICE void fetch(Cursor& at) {
@@ -58,8 +59,10 @@ struct WgmmaBlock {
       if (at.step == 0) {
         unsigned char* to = shared + at.pixel_stage * plan.pixel_stage_bytes;
         const KPlanes<kVectors> layout(plan.pixel_plane);
-        load_pixels<T, 16 / static_cast<int>(sizeof(T)), std::conditional_t<kVectorised, int, int64_t>>(
-            p.load, origin, at.k_block, to, layout);
+        if constexpr (kVectorised)
+          load_vectors<T>(p.load, pixel_table(), at.k_block, to, layout);
+        else
+          load_pixels<T, 16 / static_cast<int>(sizeof(T))>(p.load, origin, at.k_block, to, layout);
       }
       if (thread_index() == 0) {
         mbarrier_arrive_expect(arrived + at.filter_stage, kTapBytes);
@@ -112,6 +115,10 @@ struct WgmmaBlock {
       FS_NO_UNROLL
       for (int stage = 0; stage < plan.stages; ++stage) mbarrier_init(arrived + stage, 1);
       fence_async_proxy();  // of the barriers, for this thread's copies; others see them after the first step's barrier
+    }
+    if constexpr (kVectorised) {
+      pixel_table().template fill<T>(p.load, origin);
+      sync_threads();
     }
     wait_for_kernel_before();  // that packs the filter
     Cursor ahead = {0, 0, 0, 0, 0};

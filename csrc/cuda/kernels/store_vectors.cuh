@@ -173,21 +173,35 @@ struct VectorStore {
     T* const first = static_cast<T*>(p.output) + int64_t{x0} * p.per_column;
     const int rest = v.a.divide(thread_index());
     int a = thread_index() - rest * v.a.divisor, line = v.b.divide(rest), b = rest - line * v.b.divisor;
+    // A thread's vectors may all have one place in their lines.
+    const bool moves = (v.step_a | v.step_b) != 0;
+    T* to = nullptr;
+    int row = 0;           // from the line's
+    unsigned out_rows = 0;  // none, if the vector is not in the image
+    const auto place_vector = [&] {
+      const Place place = places()[a * v.place_a + b * v.place_b];
+      const int element = a * v.element_a + b * v.element_b + place.element;
+      to = first + place.offset + element;
+      row = place.row;
+      out_rows = element >= low && element < high ? static_cast<unsigned>(p.out_h) : 0;
+    };
+    place_vector();
     FS_NO_UNROLL
     for (int i = thread_index(); i < v.vectors; i += block_threads()) {
       FS_MARK(Mark::kStore);
       const Line at = lines()[line];
-      const Place place = places()[a * v.place_a + b * v.place_b];
-      const int element = a * v.element_a + b * v.element_b + place.element;
-      if (static_cast<unsigned>(at.row + place.row) < static_cast<unsigned>(p.out_h) && element >= low &&
-          element < high) {
+      if (static_cast<unsigned>(at.row + row) < out_rows) {
         FS_MARK(Mark::kAligned);
-        store_16(first + at.offset + place.offset + element,
-                 load_16(permuted(static_cast<int>(p.plan.staging_offset) + i * 16)));
+        store_16(to + at.offset, load_16(permuted(static_cast<int>(p.plan.staging_offset) + i * 16)));
       }
-      a += v.step_a, b += v.step_b, line += v.step_line;
-      if (a >= v.a.divisor) a -= v.a.divisor, ++b;
-      if (b >= v.b.divisor) b -= v.b.divisor, ++line;
+      line += v.step_line;
+      if (moves) {
+        FS_MARK(Mark::kPlace);
+        a += v.step_a, b += v.step_b;
+        if (a >= v.a.divisor) a -= v.a.divisor, ++b;
+        if (b >= v.b.divisor) b -= v.b.divisor, ++line;
+        place_vector();
+      }
     }
   }
 };
