@@ -77,7 +77,7 @@ TileBytes tile_bytes(const Problem& p, const Plan& plan) {
             round_up(int64_t{plan.block_oc} * kOcInfoBytes, 16)};
   const int64_t pixels = int64_t{plan.tile_n} * plan.halo_h * plan.halo_w;
   return {int64_t{kMmaPixels} * plan.block_oc * element_bytes(p.dtype),
-          round_up(kPixelTableHeader + pixels * kPixelTableEntry, 16),
+          round_up(pixels * kPixelTableEntry, 16),
           int64_t{plan.block_oc} * kOcPlaceBytes + int64_t{plan.tile_n} * plan.tile_h * kLineBytes};
 }
 

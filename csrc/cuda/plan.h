@@ -70,8 +70,8 @@ constexpr int kMmaPixels = 128;
 // must know of each output channel. Of the store of vectors: what it must know of each output channel, and of each row of
 // low-resolution pixels of the tile.
 constexpr int kStagingPad = 8, kOcInfoBytes = 20, kOcPlaceBytes = 32, kLineBytes = 16;
-// The table of the pixels of a tile, where whole vectors are loaded: for the first one, and for each.
-constexpr int kPixelTableHeader = 8, kPixelTableEntry = 4;
+// Of the table of a tile's pixels, where whole vectors are loaded.
+constexpr int kPixelTableEntry = 4;
 // The tile shapes that are compiled, for the planner and for the launch.
 using MmaBlockOc = IntList<16, 32, 48, 64, 128>;
 using MmaBlockKBytes = IntList<32, 64>;

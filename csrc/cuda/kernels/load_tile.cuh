@@ -64,57 +64,68 @@ FS_DEVICE VectorPlace vector_place(const PixelLoad& p, int i) {
   return {i - vec * p.halo_pixels.divisor, vec};
 }
 
-// Where the pixels of a tile's halo are in memory, in bytes, in a table in shared memory: that of the halo's first pixel, and
-// of each one from there. For kernels that load whole vectors: their sub-pixel blocks are all inside or outside the image,
-// so that the channels of a pixel exist together, and a tile is not larger than what 31 bits count.
+// Where the pixels of a tile's halo are in memory: bytes from the first of them, in a table in shared memory. For kernels
+// that load whole vectors: their sub-pixel blocks are all inside or outside the image, so that the channels of a pixel exist
+// together, and a tile is not larger than what 31 bits count.
 struct PixelTable {
-  unsigned char* shared;
   static constexpr uint32_t kOutside = 0x80000000;
+  const unsigned char* corner = nullptr;  // of the tile
+  bool whole = false;                     // no pixel of the table is outside: so it serves all such tiles
 
-  // Before others read it: a barrier.
+  // Of the tile at `origin`. All threads together, with a barrier after they have read the table the last time.
   template <class T>
-  FS_DEVICE void fill(const PixelLoad& p, const TileOrigin& origin) const {
+  FS_DEVICE void fill(const PixelLoad& p, const TileOrigin& origin, unsigned char* table) {
     const PixelSource& from = p.source;
-    const PixelPlace corner = pixel_place(p, origin, 0);
-    if (thread_index() == 0) {
-      const int64_t first = pixel_offset(from.stride, corner) * int64_t{sizeof(T)};
-      store_8(shared, static_cast<uint32_t>(first), static_cast<uint32_t>(first >> 32));
-    }
+    const PixelPlace first = pixel_place(p, origin, 0);
+    corner = reinterpret_cast<const unsigned char*>(static_cast<const T*>(from.data) +
+                                                    pixel_offset(from.stride, first));
+    const int r_h = from.map.sizes.r_h.divisor, r_w = from.map.sizes.r_w.divisor;
+    const int images = p.batch - origin.n;
+    const bool inside = first.row >= 0 && first.column >= 0 &&
+                        first.row * r_h <= from.hr_h - p.halo_h.divisor * r_h &&
+                        first.column * r_w <= from.hr_w - p.halo_w.divisor * r_w &&
+                        (images >= kMmaPixels ||
+                         images * p.halo_h.divisor * p.halo_w.divisor >= p.halo_pixels.divisor);
+    if (inside && whole) return;
+    whole = inside;
     const auto bytes = [](int64_t elements) {
       return static_cast<uint32_t>(elements) * uint32_t{sizeof(T)};
     };
     const uint32_t image_bytes = bytes(from.stride.batch), row_bytes = bytes(from.stride.row),
                    column_bytes = bytes(from.stride.col);
-    const int r_h = from.map.sizes.r_h.divisor, r_w = from.map.sizes.r_w.divisor;
     for (int pixel = thread_index(); pixel < p.halo_pixels.divisor; pixel += block_threads()) {
       FS_MARK(Mark::kPixelTable);
       const PixelPlace at = halo_place(p, pixel);
-      const int y = (corner.row + at.row) * r_h, x = (corner.column + at.column) * r_w;
+      const int y = (first.row + at.row) * r_h, x = (first.column + at.column) * r_w;
       const bool exists = (static_cast<unsigned>(y) < static_cast<unsigned>(from.hr_h)) &
-                          (static_cast<unsigned>(x) < static_cast<unsigned>(from.hr_w)) &
-                          (at.n < p.batch - corner.n);
+                          (static_cast<unsigned>(x) < static_cast<unsigned>(from.hr_w)) & (at.n < images);
       const uint32_t offset = static_cast<uint32_t>(at.n) * image_bytes +
                               static_cast<uint32_t>(at.row) * row_bytes +
                               static_cast<uint32_t>(at.column) * column_bytes;
-      store_4(shared + kPixelTableHeader + pixel * kPixelTableEntry, exists ? offset : kOutside);
+      store_4(table + pixel * kPixelTableEntry, exists ? offset : kOutside);
     }
+    sync_threads();
   }
 };
 
 // One k_block of the tile's pixels into `stage`, in whole vectors. The threads share (pixel, vec) pairs; all pairs of a
 // thread are of one vec.
 template <class T, class Layout>
-FS_DEVICE void load_vectors(const PixelLoad& p, const PixelTable& table, int k_block, unsigned char* stage,
-                            const Layout& layout) {
+FS_DEVICE void load_vectors(const PixelLoad& p, const PixelTable& pixels, const unsigned char* table, int k_block,
+                            unsigned char* stage, const Layout& layout) {
   constexpr int kVectors = Layout::kVectors, kElements = 16 / static_cast<int>(sizeof(T));
   const int vec = thread_index() % kVectors;
   const int first = thread_index() / kVectors, step = block_threads() / kVectors;
-  const ChannelPlace channel = channel_place(p, p.source.stride, (k_block * kVectors + vec) * kElements);
-  const auto corner = static_cast<int64_t>(load_4(table.shared) | uint64_t{load_4(table.shared + 4)} << 32);
-  const unsigned char* data =
-      reinterpret_cast<const unsigned char*>(static_cast<const T*>(p.source.data) + channel.offset) + corner;
-  const uint32_t outside = channel.exists ? 0 : PixelTable::kOutside;
-  const unsigned char* entry = table.shared + kPixelTableHeader + first * kPixelTableEntry;
+  const int s = (k_block * kVectors + vec) * kElements;
+  int channel = s;  // from the pixel's first one, in elements
+  if (p.source.map.sizes.r_h.divisor * p.source.map.sizes.r_w.divisor > 1) {
+    const PhaseOf<int> at = phase_of_channel(s, p.source.map.sizes, p.source.map.order);
+    channel = at.c + at.i * static_cast<int>(p.source.stride.hr_row) +
+              at.j * static_cast<int>(p.source.stride.hr_col);
+  }
+  const unsigned char* data = pixels.corner + channel * static_cast<int>(sizeof(T));
+  const uint32_t outside = s < p.source.total ? 0 : PixelTable::kOutside;
+  const unsigned char* entry = table + first * kPixelTableEntry;
   unsigned char* to = stage + layout.at(first, vec);
   FS_NO_UNROLL
   for (int pixel = first; pixel < p.halo_pixels.divisor; pixel += step) {

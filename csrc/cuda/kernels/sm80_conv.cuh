@@ -47,6 +47,8 @@ struct MmaBlock {
   Store<T, kBlockOc, kVectorised> store;
   int range;                  // of taps
   int base[2];                // bytes from the stage, at tap 0, to the rows that this lane reads
+  PixelTable pixel_table;     // of the tile that is fetched
+  typename Store<T, kBlockOc, kVectorised>::Pixels staged[2];  // where this lane's accumulators are staged
   float acc[2][kOcTiles][4];  // 16 pixels x 8 output channels each
 
   // Found opaque where they are needed: registers are short.
@@ -60,7 +62,6 @@ struct MmaBlock {
   }
 
   FS_DEVICE const TapRange& taps() const { return p.ranges[range]; }
-  FS_DEVICE PixelTable pixel_table() const { return {shared() + p.plan.pixel_table_offset}; }
 
   FS_DEVICE explicit MmaBlock(const MmaParams& params)
       : p(params),
@@ -77,6 +78,7 @@ struct MmaBlock {
                     .at((image * p.plan.halo_h + row) * p.plan.halo_w +
                             (pixel - line * p.plan.tile_w) * p.load.stride_w,
                         lane() / 16);
+      staged[m] = store.pixels_at(pixel_warp() * kPixelsPerWarp + m * 16 + lane() / 4);
     }
   }
 
@@ -87,18 +89,17 @@ struct MmaBlock {
   }
 
   // Fetches what `at` points to and moves it on. One group of copies, empty after the last step.
-  FS_DEVICE void fetch(Cursor& at) const {
+  FS_DEVICE void fetch(Cursor& at) {
     const Plan& plan = p.plan;
     if (at.tile < p.tiles) {
       if (at.step == 0) {
         unsigned char* to = shared() + at.pixel_stage * plan.pixel_stage_bytes;
         const PixelLayout layout(plan.pixel_plane);
         if constexpr (kVectorised) {
-          if (at.k_block == 0) {  // nobody reads the table: a barrier is between this fetch and the one before
-            pixel_table().template fill<T>(p.load, tile_origin(p, at.tile));
-            sync_threads();
-          }
-          load_vectors<T>(p.load, pixel_table(), at.k_block, to, layout);
+          unsigned char* table = shared() + plan.pixel_table_offset;
+          // a block of several tiles has a barrier between two fetches
+          if (at.k_block == 0) pixel_table.template fill<T>(p.load, tile_origin(p, at.tile), table);
+          load_vectors<T>(p.load, pixel_table, table, at.k_block, to, layout);
         } else {
           load_pixels<T>(p.load, tile_origin(p, at.tile), at.k_block, to, layout);
         }
@@ -182,13 +183,11 @@ struct MmaBlock {
   template <bool kPairs>
   FS_DEVICE void stage_all() const {
     FS_MARK(Mark::kStage);
-    const int pixel = pixel_warp() * kPixelsPerWarp + lane() / 4;
-    const auto first = store.pixels_at(pixel), second = store.pixels_at(pixel + 16);
     FS_UNROLL
     for (int c = 0; c < kOcTiles; ++c) {
       const auto at = store.columns_at(opaque((oc_warp() * kOcTiles + c) * 8 + lane() % 4 * 2));
-      store.template stage<kPairs>(first, at, acc[0][c]);
-      store.template stage<kPairs>(second, at, acc[1][c]);
+      store.template stage<kPairs>(staged[0], at, acc[0][c]);
+      store.template stage<kPairs>(staged[1], at, acc[1][c]);
     }
   }
 

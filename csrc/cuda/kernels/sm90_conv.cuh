@@ -33,6 +33,7 @@ struct WgmmaBlock {
   TileOrigin origin;
   int lane, warp, group;  // warp of the warpgroup, warpgroup
   int range;              // of taps
+  PixelTable pixel_table;
   int base;               // halo index, at tap 0, of the warpgroup's first pixel
   float acc[kWgmmaAcc];   // as wgmma has them
 
@@ -50,7 +51,6 @@ struct WgmmaBlock {
   }
 
   FS_DEVICE const TapRange& taps() const { return p.ranges[range]; }
-  FS_DEVICE PixelTable pixel_table() const { return {shared + p.plan.pixel_table_offset}; }
 
   // Fetches what `at` points to and moves it on. One group of copies, empty but for a k_block's first step.
   FS_DEVICE void fetch(Cursor& at) {
@@ -60,7 +60,7 @@ struct WgmmaBlock {
         unsigned char* to = shared + at.pixel_stage * plan.pixel_stage_bytes;
         const KPlanes<kVectors> layout(plan.pixel_plane);
         if constexpr (kVectorised)
-          load_vectors<T>(p.load, pixel_table(), at.k_block, to, layout);
+          load_vectors<T>(p.load, pixel_table, shared + plan.pixel_table_offset, at.k_block, to, layout);
         else
           load_pixels<T, 16 / static_cast<int>(sizeof(T))>(p.load, origin, at.k_block, to, layout);
       }
@@ -116,10 +116,8 @@ struct WgmmaBlock {
       for (int stage = 0; stage < plan.stages; ++stage) mbarrier_init(arrived + stage, 1);
       fence_async_proxy();  // of the barriers, for this thread's copies; others see them after the first step's barrier
     }
-    if constexpr (kVectorised) {
-      pixel_table().template fill<T>(p.load, origin);
-      sync_threads();
-    }
+    if constexpr (kVectorised)
+      pixel_table.template fill<T>(p.load, origin, shared + plan.pixel_table_offset);
     wait_for_kernel_before();  // that packs the filter
     Cursor ahead = {0, 0, 0, 0, 0};
     int pixel_stage = 0, filter_stage = 0, parity = 0, before = plan.stages - 2;  // as in sm80_conv.cuh
