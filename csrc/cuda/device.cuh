@@ -229,6 +229,14 @@ FS_DEVICE void bulk_copy(void* to, const void* from, int bytes, uint64_t* barrie
       : "memory");
 #endif
 }
+// Four 8x8 matrices of 16-bit elements (sm_90), the reverse of ldmatrix_x4.
+FS_DEVICE void stmatrix_x4(void* row, const uint32_t (&r)[4]) {
+#if FS_SM90A
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+#endif
+}
 // Copy engine and wgmma see what this thread has written to shared memory until now, by cp_async too; those that other
 // threads issue after a barrier that follows.
 FS_DEVICE void fence_async_proxy() {

@@ -131,6 +131,7 @@ void set_vector_store(MmaParams& m, const Plan& plan, DType dtype) {
   v.places = by_pixel ? a : b;
   v.place_columns = by_pixel ? vector : m.interleave;
   v.pairs = by_pixel || m.interleave % 2 == 0;
+  v.eights = (by_pixel ? vector : m.interleave) % 8 == 0;
 }
 
 }  // namespace

@@ -123,7 +123,7 @@ struct VectorStoreParams {
   int place_a, place_b;               // of a vector in the table of places: place_a * a + place_b * b
   int element_a, element_b;           // in its row of the output, in the same way
   int places, place_columns;          // of the table, and output channels from one to the next
-  bool pairs;                         // output channels 2k and 2k + 1 are neighbours
+  bool pairs, eights;                 // output channels 2k and 2k + 1 are neighbours; 8k to 8k + 7
 };
 
 struct MmaParams {

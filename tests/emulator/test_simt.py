@@ -130,6 +130,12 @@ def test_ldmatrix() -> None:
             np.testing.assert_array_equal(got[:, q] >> 16, source[g, 2 * t + 1])
 
 
+def test_stmatrix() -> None:
+    matrices = np.arange(4 * 8 * 8, dtype=np.uint16)
+    loaded = simt.ldmatrix(matrices, False)
+    np.testing.assert_array_equal(simt.stmatrix(loaded), matrices)
+
+
 def stored(type_name: str, x: NDArray[np.float32]) -> NDArray:
     """The bits of x in a storage type that holds x exactly."""
     if type_name == "Float16":
@@ -218,6 +224,8 @@ MISTAKES = {
     "race_in_warp": rf"{THREAD}, load_16 {PLACE}: {RACE}, store_16",
     "race_between_warps": rf"{THREAD}, (load|store)_16 {PLACE}: {RACE}, (load|store)_16",
     "race_to_write": rf"{THREAD}, store_16 {PLACE}: {RACE}",
+    "misaligned_stmatrix": rf"{THREAD}, stmatrix_x4 {PLACE}: misaligned address .* not a multiple of 16",
+    "race_of_stmatrix": rf"{THREAD}, stmatrix_x4 {PLACE}: {RACE}, stmatrix_x4",
     "race_of_copies": rf"{THREAD}, ldmatrix_x4 {PLACE}: {RACE}, cp_async",
     "ldmatrix_of_global": rf"{THREAD}, ldmatrix_x4 {PLACE}: the address does not lie in shared memory",
     "stack_overflow": rf"{THREAD}: access .* past the end of a thread's stack",

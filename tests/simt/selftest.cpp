@@ -97,6 +97,20 @@ ldmatrix_dump(LdmatrixParams p) {
   for (int q = 0; q < 4; ++q) p.out[4 * lane + q] = r[q];
 }
 
+struct StmatrixParams {
+  const uint32_t* in;  // [32, 4]
+  unsigned char* out;  // 4 matrices [8, 8] of 16 bits
+};
+FS_KERNEL(32, 1)
+stmatrix_dump(StmatrixParams p) {
+  const int lane = thread_index();
+  uint32_t r[4];
+  for (int q = 0; q < 4; ++q) r[q] = p.in[4 * lane + q];
+  stmatrix_x4(shared_memory() + 16 * lane, r);
+  sync_threads();
+  store_16(p.out + 16 * lane, load_16(shared_memory() + 16 * lane));
+}
+
 struct MmaParams {
   const void *a, *b;  // [16, K], [K, 8], dense, K = 16 (TF32: 8)
   float* d;           // [16, 8]
@@ -268,6 +282,10 @@ void shared_write_far(MistakeParams) { reinterpret_cast<float*>(shared_memory())
 void misaligned_load(MistakeParams p) { p.first[0] = float_of(load_16(p.last + 1).word[0]); }
 void misaligned_store(MistakeParams) { store_16(shared_memory() + 8, {}); }
 void misaligned_copy(MistakeParams p) { cp_async<8>(shared_memory(), p.last + 1, false); }
+void misaligned_stmatrix(MistakeParams) {
+  const uint32_t r[4] = {};
+  stmatrix_x4(shared_memory() + 8, r);
+}
 void misaligned_ldmatrix(MistakeParams) {
   uint32_t r[4];
   ldmatrix_x4(r, shared_memory() + 8);
@@ -352,6 +370,10 @@ void no_race(MistakeParams p) {
   store_16(slot(i ^ 33), {});
   store_16(slot(i ^ 33), {});
 }
+void race_of_stmatrix(MistakeParams) {
+  const uint32_t r[4] = {};
+  stmatrix_x4(slot(thread_index() / 32 * 32), r);
+}
 void ldmatrix_of_global(MistakeParams p) {
   uint32_t r[4];
   ldmatrix_x4(r, p.first);
@@ -389,6 +411,8 @@ const std::map<std::string, Mistake> kMistakes = {
     FS_MISTAKE(misaligned_store),
     FS_MISTAKE(misaligned_copy),
     FS_MISTAKE(misaligned_ldmatrix),
+    FS_MISTAKE(misaligned_stmatrix),
+    FS_MISTAKE(race_of_stmatrix),
     FS_MISTAKE(divergent_barrier),
     FS_MISTAKE(other_barrier),
     FS_MISTAKE(early_exit),
@@ -477,6 +501,12 @@ void bind_selftest(py::module_& m) {
     const Output<uint32_t> output(32 * 4);
     simt::launch(transposed ? ldmatrix_dump<true> : ldmatrix_dump<false>, 1, 1, 32, 512,
                  {input.data(), output.as<uint32_t>()});
+    return output.array();
+  });
+  m.def("stmatrix", [](const py::array_t<uint32_t>& in) {
+    const Input input(in);
+    const Output<uint16_t> output(4 * 8 * 8);
+    simt::launch(stmatrix_dump, 1, 1, 32, 512, {input.as<uint32_t>(), output.as<unsigned char>()});
     return output.array();
   });
   m.def("mma", [](const std::string& type, const py::array& a, const py::array& b) {

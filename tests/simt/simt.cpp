@@ -654,6 +654,21 @@ void load_matrices(uint32_t* r, const void* row, bool transposed, Site site) {
   });
 }
 
+void store_matrices(void* row, const uint32_t* r, Site site) {
+  struct Arguments {
+    unsigned char* row;
+    const uint32_t* r;
+  } mine = {static_cast<unsigned char*>(row), r};
+  Thread& self = begin(site);
+  check_shared(row, 16);
+  touch(self, row, 16, true);
+  collective(self, mine, [](Arguments** all) {
+    for (int l = 0; l < kWarp; ++l)
+      for (int q = 0; q < 4; ++q)  // two elements of row l / 4 of matrix q
+        std::memcpy(all[q * 8 + l / 4]->row + l % 4 * 4, all[l]->r + q, 4);
+  });
+}
+
 // d = float(d + a b) for k = 0, 1, ...: products are exact, and every partial sum is rounded to float.
 // Hardware sums in another order, and rounds less well, so results agree exactly only where sums are exact.
 void multiply(Multiply type, float* d, const uint32_t* a, const uint32_t* b, Site site) {

@@ -115,6 +115,7 @@ void copy(void* to, const void* from, int bytes, bool valid, Site site);
 void copy_commit(Site site);
 void copy_wait(int pending, Site site);
 void load_matrices(uint32_t* r, const void* row, bool transposed, Site site);
+void store_matrices(void* row, const uint32_t* r, Site site);
 void multiply(Multiply type, float* d, const uint32_t* a, const uint32_t* b, Site site);
 void barrier_init(uint64_t* barrier, int arrivals, Site site);
 void barrier_arrive(uint64_t* barrier, int bytes, Site site);
@@ -199,6 +200,9 @@ FS_DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* row, FS_PLACE) {
 }
 FS_DEVICE void ldmatrix_x4_transposed(uint32_t (&r)[4], const void* row, FS_PLACE) {
   simt::load_matrices(r, row, true, {"ldmatrix_x4_transposed", file, line});
+}
+FS_DEVICE void stmatrix_x4(void* row, const uint32_t (&r)[4], FS_PLACE) {
+  simt::store_matrices(row, r, {"stmatrix_x4", file, line});
 }
 
 template <class T>

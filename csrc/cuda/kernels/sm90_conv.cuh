@@ -103,6 +103,14 @@ struct WgmmaBlock {
           store.apply_slopes(store.columns_at(c * 8 + lane % 4 * 2), acc + c * 4);
       }
     }
+    if constexpr (kVectorised && sizeof(T) == 2) {
+      if (store.takes_matrices()) {
+        const int place = store.place_of(group * kWgmmaM + warp * 16 + lane % 16);
+        FS_UNROLL
+        for (int c = 0; c < kBlockOc / 8; c += 2) store.stage_matrices(place, c * 8, acc + c * 4);
+        return;
+      }
+    }
     const auto pixels = store.pixels_at(group * kWgmmaM + warp * 16 + lane / 4);
     FS_UNROLL
     for (int c = 0; c < kBlockOc / 8; ++c)

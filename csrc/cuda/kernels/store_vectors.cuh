@@ -13,11 +13,11 @@ struct VectorStore {
   static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const MmaParams& p;
 
-  // What the epilogue must know of an output channel. late_bias: what staging adds, the bias or, where a slope has been
-  // applied before, nothing. place: from its pixel's, in bytes; or kNowhere.
-  struct alignas(16) OcInfo {
-    float bias, slope, late_bias;
-    int place;
+  // What the epilogue must know of the output channels. late_bias: what staging adds, the bias or, where a slope has been
+  // applied before, nothing. place: from the pixel's, in bytes; or kNowhere.
+  struct alignas(16) OcTable {
+    float bias[kBlockOc], slope[kBlockOc], late_bias[kBlockOc];
+    int place[kBlockOc];
   };
   // Where the output has the first channel of a vector: from the block's sub-pixel, elements and rows; and its element of
   // an interleave group.
@@ -30,14 +30,15 @@ struct VectorStore {
     int64_t offset;
     int row;
   };
-  static_assert(sizeof(OcInfo) + sizeof(Place) == kOcPlaceBytes && sizeof(Line) == kLineBytes);
+  static_assert(sizeof(OcTable) + kBlockOc * sizeof(Place) == kBlockOc * kOcPlaceBytes &&
+                sizeof(Line) == kLineBytes);
   static constexpr int kNowhere = -(1 << 30);  // negative, whatever is added
   static constexpr int kNoElement = 1 << 30;   // past the end of every line
 
-  FS_DEVICE OcInfo* oc_info() const {
-    return reinterpret_cast<OcInfo*>(shared_memory() + p.plan.table_offset);
+  FS_DEVICE OcTable& oc_table() const {
+    return *reinterpret_cast<OcTable*>(shared_memory() + p.plan.table_offset);
   }
-  FS_DEVICE Place* places() const { return reinterpret_cast<Place*>(oc_info() + kBlockOc); }
+  FS_DEVICE Place* places() const { return reinterpret_cast<Place*>(&oc_table() + 1); }
   FS_DEVICE Line* lines() const { return reinterpret_cast<Line*>(places() + kBlockOc); }
 
   // Vectors are permuted within rows of 128 bytes of shared memory: neighbouring pixels, which a warp stages at once, are in
@@ -55,18 +56,21 @@ struct VectorStore {
     const bool sloped = has_slopes();
     for (int column = thread_index(); column < kBlockOc; column += block_threads()) {
       FS_MARK(Mark::kOcTable);
-      OcInfo info = {0, 0, 0, kNowhere};
+      float bias = 0, slope = 0;
+      int place = kNowhere;
       if (first_oc + column < p.oc) {
         const PhaseOf<int> at = phase_of(p.map, first_oc + column);
         const int o = channel_of_phase(at, p.map.sizes, p.map.call_order);
         const int stretch = v.stretch.divide(column);
-        info.bias = bias_of<T>(p.epilogue, at.c, o);
-        if (sloped) info.slope = slope_of<T>(p.epilogue, at.c, o);
-        info.late_bias = sloped ? -0.f : info.bias;  // -0 changes nothing, not even a zero
-        info.place =
-            static_cast<int>(sizeof(T)) * (stretch * v.stretch_step + column - stretch * v.stretch.divisor);
+        bias = bias_of<T>(p.epilogue, at.c, o);
+        if (sloped) slope = slope_of<T>(p.epilogue, at.c, o);
+        place = static_cast<int>(sizeof(T)) * (stretch * v.stretch_step + column - stretch * v.stretch.divisor);
       }
-      oc_info()[column] = info;
+      OcTable& table = oc_table();
+      table.bias[column] = bias;
+      table.slope[column] = slope;
+      table.late_bias[column] = sloped ? -0.f : bias;  // -0 changes nothing, not even a zero
+      table.place[column] = place;
     }
     for (int i = thread_index(); i < v.places; i += block_threads()) {
       FS_MARK(Mark::kPlaceTable);
@@ -90,10 +94,18 @@ struct VectorStore {
   }
 
   // What staging must know of two neighbouring output channels, the same for all pixels; and of two pixels, eight apart.
+  struct OcInfo {
+    float bias, slope, late_bias;
+    int place;
+  };
   struct Columns {
     OcInfo left, right;
   };
-  FS_DEVICE Columns columns_at(int column) const { return {oc_info()[column], oc_info()[column + 1]}; }
+  FS_DEVICE OcInfo oc_info(int column) const {
+    const OcTable& table = oc_table();
+    return {table.bias[column], table.slope[column], table.late_bias[column], table.place[column]};
+  }
+  FS_DEVICE Columns columns_at(int column) const { return {oc_info(column), oc_info(column + 1)}; }
   struct Pixels {
     int place[2];  // in shared memory
   };
@@ -157,6 +169,26 @@ struct VectorStore {
         if (right_place >= 0) store_4(to_right, done.right);
       }
     }
+  }
+
+  // Half types, for blocks whose output channels all exist, eight by eight neighbours in the staging area: 16 pixels x 16
+  // output channels, by four matrices of them. place: of the lane's pixel, lane % 16 of the 16.
+  FS_DEVICE bool takes_matrices() const {
+    return sizeof(T) == 2 && p.vectors.eights && (block_y() + 1) * kBlockOc <= p.oc;
+  }
+  FS_DEVICE void stage_matrices(int place, int column, const float* acc) const {
+    const int lane = thread_index() % 32;
+    uint32_t words[4];
+    FS_UNROLL
+    for (int c = 0; c < 2; ++c) {
+      const float* bias = oc_table().late_bias + column + c * 8 + lane % 4 * 2;
+      const float left = bias[0], right = bias[1];
+      FS_UNROLL
+      for (int half = 0; half < 2; ++half)
+        words[2 * c + half] =
+            finish(acc[4 * c + 2 * half] + left, acc[4 * c + 2 * half + 1] + right).left;
+    }
+    stmatrix_x4(permuted(place + oc_table().place[column + lane / 16 * 8]), words);
   }
 
   FS_DEVICE void store(const TileOrigin& origin) const {
