@@ -50,11 +50,11 @@ void choose_tile(const Problem& p, int64_t most, AnyPlan& plan) {
   }
 }
 
-// Rows of the tile can be staged if blocks have whole interleave groups and rows of these are whole vectors; pixels, if
+// The kernels for whole vectors load at least half a one at a time. Rows of the tile can be staged if blocks have whole interleave groups and rows of these are whole vectors; pixels, if
 // groups are.
 Staging staging_of(const Problem& p, const Plan& plan) {
   const int64_t vector = 16 / element_bytes(p.dtype);
-  if (!p.whole_vectors || p.vector != vector || !p.whole_blocks) return Staging::kFloats;
+  if (!p.whole_vectors || 2 * p.vector < vector || !p.whole_blocks) return Staging::kFloats;
   // the kernels for whole vectors count in 32 bits within a tile
   const double elements = static_cast<double>(p.image_step) * (plan.tile_n > 1 ? plan.tile_n : 0) +
                           static_cast<double>(p.row_step) * plan.halo_h +

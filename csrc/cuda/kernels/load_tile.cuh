@@ -108,32 +108,46 @@ struct PixelTable {
   }
 };
 
-// One k_block of the tile's pixels into `stage`, in whole vectors. The threads share (pixel, vec) pairs; all pairs of a
-// thread are of one vec.
+// Bytes from a pixel's first channel to channel s, of the tensors that a PixelTable serves.
+template <class T>
+FS_DEVICE int channel_bytes(const PixelSource& from, int s) {
+  int elements = s;
+  if (from.map.sizes.r_h.divisor * from.map.sizes.r_w.divisor > 1) {
+    const PhaseOf<int> at = phase_of_channel(s, from.map.sizes, from.map.order);
+    elements = at.c + at.i * static_cast<int>(from.stride.hr_row) + at.j * static_cast<int>(from.stride.hr_col);
+  }
+  return elements * static_cast<int>(sizeof(T));
+}
+
+// A thread's share of one vector of channels, from channel s on: of every step-th pixel, kBytes to each.
+template <class T, int kBytes, class Layout>
+FS_DEVICE void copy_listed(const PixelLoad& p, const PixelTable& pixels, const unsigned char* table, int s,
+                           int first, int step, unsigned char* to, const Layout& layout) {
+  const unsigned char* data = pixels.corner + channel_bytes<T>(p.source, s);
+  const uint32_t outside = s < p.source.total ? 0 : PixelTable::kOutside;
+  const unsigned char* entry = table + first * kPixelTableEntry;
+  FS_NO_UNROLL
+  for (int pixel = first; pixel < p.halo_pixels.divisor; pixel += step) {
+    FS_MARK(kBytes == 16 ? Mark::kPixels : Mark::kPixelParts);
+    const auto offset = static_cast<int>(load_4(entry) | outside);
+    cp_async<kBytes>(to, data + offset, offset >= 0);
+    to += layout.rows_on(step), entry += step * kPixelTableEntry;
+  }
+}
+
+// One k_block of the tile's pixels into `stage`, in copies of 16 bytes, or of 8 if the source allows no more. The threads
+// share (pixel, vec) pairs; all pairs of a thread are of one vec.
 template <class T, class Layout>
 FS_DEVICE void load_vectors(const PixelLoad& p, const PixelTable& pixels, const unsigned char* table, int k_block,
                             unsigned char* stage, const Layout& layout) {
   constexpr int kVectors = Layout::kVectors, kElements = 16 / static_cast<int>(sizeof(T));
-  const int vec = thread_index() % kVectors;
+  const int vec = thread_index() % kVectors, s = (k_block * kVectors + vec) * kElements;
   const int first = thread_index() / kVectors, step = block_threads() / kVectors;
-  const int s = (k_block * kVectors + vec) * kElements;
-  int channel = s;  // from the pixel's first one, in elements
-  if (p.source.map.sizes.r_h.divisor * p.source.map.sizes.r_w.divisor > 1) {
-    const PhaseOf<int> at = phase_of_channel(s, p.source.map.sizes, p.source.map.order);
-    channel = at.c + at.i * static_cast<int>(p.source.stride.hr_row) +
-              at.j * static_cast<int>(p.source.stride.hr_col);
-  }
-  const unsigned char* data = pixels.corner + channel * static_cast<int>(sizeof(T));
-  const uint32_t outside = s < p.source.total ? 0 : PixelTable::kOutside;
-  const unsigned char* entry = table + first * kPixelTableEntry;
   unsigned char* to = stage + layout.at(first, vec);
+  if (p.source.vector == kElements) return copy_listed<T, 16>(p, pixels, table, s, first, step, to, layout);
   FS_NO_UNROLL
-  for (int pixel = first; pixel < p.halo_pixels.divisor; pixel += step) {
-    FS_MARK(Mark::kPixels);
-    const auto offset = static_cast<int>(load_4(entry) | outside);
-    cp_async<16>(to, data + offset, offset >= 0);
-    to += layout.rows_on(step), entry += step * kPixelTableEntry;
-  }
+  for (int half = 0; half < 2; ++half)
+    copy_listed<T, 8>(p, pixels, table, s + half * kElements / 2, first, step, to + half * 8, layout);
 }
 
 // One k_block of the tile's pixels into `stage`, kVector elements at a time; the threads share (pixel, vec) pairs. All
