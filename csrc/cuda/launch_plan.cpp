@@ -20,8 +20,8 @@ PlanKey key_of(const Problem& p, const Target& t) {
   PlanKey key;
   key.add_all(p.dtype, p.batch, p.ic, p.oc, p.groups, p.lr_h, p.lr_w, p.kernel_h, p.kernel_w, p.stride_h,
               p.stride_w, p.dilation_h, p.dilation_w, p.interleave, p.tf32, p.vector, p.wgmma,
-              p.whole_vectors, p.weight_vectors, p.image_step, p.row_step, p.col_step, p.phase_oc, p.phase_h,
-              p.phase_w, p.least_taps);
+              p.whole_vectors, p.weight_vectors, p.image_step, p.row_step, p.col_step, p.whole_blocks,
+              p.phase_oc, p.phase_h, p.phase_w, p.least_taps);
   // mean_taps_share follows from the kernel padding, which one bit for each phase tells
   key.add_all(static_cast<int64_t>(p.mean_taps_share * (int64_t{1} << 52)), t.sm, t.multiprocessors,
               t.shared_bytes);
@@ -108,7 +108,8 @@ GradientPlan plan_gradients(const InputGradArguments* input, const WeightGradArg
                             const Target& target) {
   const GradientArguments& gradient = input ? static_cast<const GradientArguments&>(*input) : *weight;
   GradientPlan made{};
-  if (gradient.saved.activation == Activation::kNone) {
+  const bool activated = gradient.saved.activation != Activation::kNone;
+  if (!activated && (!cuts_blocks(gradient.geometry) || !counts(gradient))) {
     made = planned_gradients(input, weight, target);
   } else if (!counts(gradient)) {
     made.input.refusal = made.weight.refusal = Refusal::kLargeGradient;

@@ -50,16 +50,21 @@ void choose_tile(const Problem& p, int64_t most, AnyPlan& plan) {
   }
 }
 
+// Whether the pixels of a tile can be found by a table: all channels of a pixel are inside the image or outside, several are
+// copied at once, and what the kernels count in 32 bits is small enough.
+bool lists_pixels(const Problem& p, const Plan& plan) {
+  const int64_t bytes = element_bytes(p.dtype);
+  const double elements = static_cast<double>(p.image_step) * (plan.tile_n > 1 ? plan.tile_n : 0) +
+                          static_cast<double>(p.row_step) * plan.halo_h +
+                          static_cast<double>(p.col_step) * plan.halo_w;
+  return p.whole_blocks && p.vector >= 2 && elements * static_cast<double>(bytes) < kMostWithinTile;
+}
+
 // The kernels for whole vectors load at least half a one at a time. Rows of the tile can be staged if blocks have whole interleave groups and rows of these are whole vectors; pixels, if
 // groups are.
 Staging staging_of(const Problem& p, const Plan& plan) {
   const int64_t vector = 16 / element_bytes(p.dtype);
-  if (!p.whole_vectors || 2 * p.vector < vector || !p.whole_blocks) return Staging::kFloats;
-  // the kernels for whole vectors count in 32 bits within a tile
-  const double elements = static_cast<double>(p.image_step) * (plan.tile_n > 1 ? plan.tile_n : 0) +
-                          static_cast<double>(p.row_step) * plan.halo_h +
-                          static_cast<double>(p.col_step) * plan.halo_w;
-  if (elements * static_cast<double>(element_bytes(p.dtype)) >= kMostWithinTile) return Staging::kFloats;
+  if (!p.whole_vectors || 2 * p.vector < vector || !plan.lists_pixels) return Staging::kFloats;
   const bool whole_groups = p.oc <= plan.block_oc || plan.block_oc % p.interleave == 0;
   const bool pairs = p.interleave % 2 == 0 || plan.block_oc <= kUnpairedBlockOc;
   if (whole_groups && pairs && !plan.single_phase && plan.tile_w * p.interleave % vector == 0)
@@ -72,12 +77,12 @@ struct TileBytes {
   int64_t staging, pixel_table, store_tables;
 };
 TileBytes tile_bytes(const Problem& p, const Plan& plan) {
-  if (!plan.vectorised())
-    return {int64_t{kMmaPixels} * (plan.block_oc + kStagingPad) * 4, 0,
-            round_up(int64_t{plan.block_oc} * kOcInfoBytes, 16)};
   const int64_t pixels = int64_t{plan.tile_n} * plan.halo_h * plan.halo_w;
-  return {int64_t{kMmaPixels} * plan.block_oc * element_bytes(p.dtype),
-          round_up(pixels * kPixelTableEntry, 16),
+  const int64_t pixel_table = plan.lists_pixels ? round_up(pixels * kPixelTableEntry, 16) : 0;
+  if (!plan.vectorised())
+    return {int64_t{kMmaPixels} * (plan.block_oc + kStagingPad) * 4, pixel_table,
+            round_up(int64_t{plan.block_oc} * kOcInfoBytes, 16)};
+  return {int64_t{kMmaPixels} * plan.block_oc * element_bytes(p.dtype), pixel_table,
           int64_t{plan.block_oc} * kOcPlaceBytes + int64_t{plan.tile_n} * plan.tile_h * kLineBytes};
 }
 
@@ -100,6 +105,7 @@ bool lay_out(const Problem& p, const Target& t, Plan& plan) {
   constexpr int64_t kMost = int64_t{1} << 31;  // the kernels count pixels in 32 bits
   if (tiles >= kMost || oc_blocks >= 1 << 16 || p.batch >= kMost) return false;
   if (p.lr_h * p.stride_h >= kMost || p.lr_w * p.stride_w >= kMost) return false;
+  plan.lists_pixels = lists_pixels(p, plan);
   plan.staging = staging_of(p, plan);
   plan.threads = plan.block_oc == 128 ? 256 : 128;
   plan.grid_y = static_cast<int>(oc_blocks);
@@ -194,6 +200,8 @@ bool lay_out_wgmma(const Problem& p, const Target& t, Plan& plan) {
   plan.step_taps = 1;
   plan.steps = static_cast<int>(taps);
   plan.filter_step_bytes = tap_bytes;
+  plan.lists_pixels = lists_pixels(p, plan);
+  if (!plan.lists_pixels) return false;  // the kernel has no other way to load them
   plan.staging = staging_of(p, plan);
   const auto [staging, pixel_table, store_tables] = tile_bytes(p, plan);
   const int64_t least_steps = plan.single_phase ? p.least_taps : plan.steps;

@@ -69,8 +69,8 @@ constexpr int kMmaPixels = 128;
 // Of the store of elements: floats between rows of the staging area, so that rows start in different banks; and what it
 // must know of each output channel. Of the store of vectors: what it must know of each output channel, and of each row of
 // low-resolution pixels of the tile.
-constexpr int kStagingPad = 8, kOcInfoBytes = 20, kOcPlaceBytes = 32, kLineBytes = 16;
-// Of the table of a tile's pixels, where whole vectors are loaded.
+constexpr int kStagingPad = 8, kOcInfoBytes = 24, kOcPlaceBytes = 32, kLineBytes = 16;
+// Of the table of a tile's pixels.
 constexpr int kPixelTableEntry = 4;
 // The tile shapes that are compiled, for the planner and for the launch.
 using MmaBlockOc = IntList<16, 32, 48, 64, 128>;
@@ -98,6 +98,7 @@ struct Plan {
   int halo_h, halo_w;
   bool single_phase;  // tiles are of one phase each, see Problem
   Staging staging;
+  bool lists_pixels;  // a tile's are found once, by a table in shared memory
   bool resident;      // the whole filter of a row block stays in shared memory, blocks go from tile to tile
   bool packs_weight;  // first; else a resident filter is read from the weight itself
   int step_taps;      // taps whose weights come at a time

@@ -76,6 +76,10 @@ PixelSource plain_source(const ConstTensorRef& t, DType dtype, int64_t channels,
   return source;
 }
 
+bool cuts_blocks(const Geometry& g) {
+  return g.crop_top > 0 || g.crop_left > 0 || g.out_h % g.r_h != 0 || g.out_w % g.r_w != 0;
+}
+
 int shuffled_vector(const Geometry& g, const ConstTensorRef& t, DType dtype, int64_t padding) {
   const Strides& s = t.stride;
   if (!channels_are_neighbours(s, g.channels)) return 1;
@@ -103,8 +107,7 @@ PixelSource gradient_source(const GradientArguments& a) {
   source.crop_left = static_cast<int>(g.crop_left);
   source.hr_h = static_cast<int>(g.out_h);
   source.hr_w = static_cast<int>(g.out_w);
-  source.whole_blocks =
-      g.crop_top == 0 && g.crop_left == 0 && g.out_h % g.r_h == 0 && g.out_w % g.r_w == 0;
+  source.whole_blocks = !cuts_blocks(g);
   source.vector = shuffled_vector(g, a.grad_output, a.dtype, a.grad_padding);
   source.by_pixel = !channels_are_neighbours(strides, g.channels);
   return source;

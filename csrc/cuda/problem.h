@@ -26,6 +26,8 @@ KernelPadding skipped_padding(const Geometry& g);
 PixelSource plain_source(const ConstTensorRef& t, DType dtype, int64_t channels, int64_t h, int64_t w,
                          int64_t stored);
 PixelSource gradient_source(const GradientArguments& a);
+// Does a crop leave a part of a sub-pixel block?
+bool cuts_blocks(const Geometry& g);
 PixelStrides shuffled_strides(const Geometry& g, const Strides& s);
 // The most elements, up to 16 bytes, that can be copied from a shuffled tensor at once, its channels counted (i, j, c).
 // padding: zeros after the channels of a pixel, that may be copied with them.

@@ -64,9 +64,9 @@ FS_DEVICE VectorPlace vector_place(const PixelLoad& p, int i) {
   return {i - vec * p.halo_pixels.divisor, vec};
 }
 
-// Where the pixels of a tile's halo are in memory: bytes from the first of them, in a table in shared memory. For kernels
-// that load whole vectors: their sub-pixel blocks are all inside or outside the image, so that the channels of a pixel exist
-// together, and a tile is not larger than what 31 bits count.
+// Where the pixels of a tile's halo are in memory: bytes from the first of them, in a table in shared memory. For sources
+// whose sub-pixel blocks are all inside the image or outside, so that the channels of a pixel exist together, and for tiles
+// that are not larger than what 31 bits count. See lists_pixels() of plan.cpp.
 struct PixelTable {
   static constexpr uint32_t kOutside = 0x80000000;
   const unsigned char* corner = nullptr;  // of the tile
@@ -135,16 +135,24 @@ FS_DEVICE void copy_listed(const PixelLoad& p, const PixelTable& pixels, const u
   }
 }
 
-// One k_block of the tile's pixels into `stage`, in copies of 16 bytes, or of 8 if the source allows no more. The threads
-// share (pixel, vec) pairs; all pairs of a thread are of one vec.
-template <class T, class Layout>
-FS_DEVICE void load_vectors(const PixelLoad& p, const PixelTable& pixels, const unsigned char* table, int k_block,
-                            unsigned char* stage, const Layout& layout) {
+// One k_block of the tile's pixels into `stage`, in copies of 16 bytes, or of 8, or with kFours of 4, if the source allows
+// no more. The threads share (pixel, vec) pairs; all pairs of a thread are of one vec.
+template <class T, bool kFours, class Layout>
+FS_DEVICE void load_listed(const PixelLoad& p, const PixelTable& pixels, const unsigned char* table, int k_block,
+                           unsigned char* stage, const Layout& layout) {
   constexpr int kVectors = Layout::kVectors, kElements = 16 / static_cast<int>(sizeof(T));
   const int vec = thread_index() % kVectors, s = (k_block * kVectors + vec) * kElements;
   const int first = thread_index() / kVectors, step = block_threads() / kVectors;
   unsigned char* to = stage + layout.at(first, vec);
   if (p.source.vector == kElements) return copy_listed<T, 16>(p, pixels, table, s, first, step, to, layout);
+  if constexpr (kFours) {
+    if (4 * p.source.vector == kElements) {
+      FS_NO_UNROLL
+      for (int part = 0; part < 4; ++part)
+        copy_listed<T, 4>(p, pixels, table, s + part * kElements / 4, first, step, to + part * 4, layout);
+      return;
+    }
+  }
   FS_NO_UNROLL
   for (int half = 0; half < 2; ++half)
     copy_listed<T, 8>(p, pixels, table, s + half * kElements / 2, first, step, to + half * 8, layout);

@@ -45,9 +45,10 @@ struct MmaBlock {
   static constexpr bool kReadsWeight = kVectorised && kBlockOc <= kUnpackedBlockOc;
   const MmaParams& p;
   Store<T, kBlockOc, kVectorised> store;
-  int range;                  // of taps
+  LeftOut out;
   int base[2];                // bytes from the stage, at tap 0, to the rows that this lane reads
   PixelTable pixel_table;     // of the tile that is fetched
+  bool copies_filter;         // packed; still, if it is resident
   typename Store<T, kBlockOc, kVectorised>::Pixels staged[2];  // where this lane's accumulators are staged
   float acc[2][kOcTiles][4];  // 16 pixels x 8 output channels each
 
@@ -61,13 +62,13 @@ struct MmaBlock {
            int64_t{block_y()} * p.plan.k_blocks * p.taps * kTapBytes;
   }
 
-  FS_DEVICE const TapRange& taps() const { return p.ranges[range]; }
+  FS_DEVICE const TapRange& taps() const { return p.ranges[out.taps]; }
 
   FS_DEVICE explicit MmaBlock(const MmaParams& params)
       : p(params),
         store{params},
-        range(params.plan.single_phase ? missing_taps_of(params, phase_of(params.map, block_y() * kBlockOc))
-                                       : 0) {
+        out(left_out(params, kBlockOc)),
+        copies_filter(params.plan.packs_weight) {
     FS_UNROLL
     for (int m = 0; m < 2; ++m) {
       int pixel = pixel_warp() * kPixelsPerWarp + m * 16 + lane() % 16;
@@ -95,20 +96,21 @@ struct MmaBlock {
       if (at.step == 0) {
         unsigned char* to = shared() + at.pixel_stage * plan.pixel_stage_bytes;
         const PixelLayout layout(plan.pixel_plane);
-        if constexpr (kVectorised) {
+        if (kVectorised || plan.lists_pixels) {
           unsigned char* table = shared() + plan.pixel_table_offset;
           // a block of several tiles has a barrier between two fetches
-          if (at.k_block == 0) pixel_table.template fill<T>(p.load, tile_origin(p, at.tile), table);
-          load_vectors<T>(p.load, pixel_table, table, at.k_block, to, layout);
+          if (at.k_block == 0) pixel_table.template fill<T>(p.load, tile_origin(p, at.tile, out), table);
+          load_listed<T, !kVectorised>(p.load, pixel_table, table, at.k_block, to, layout);
         } else {
-          load_pixels<T>(p.load, tile_origin(p, at.tile), at.k_block, to, layout);
+          gather_pixels<T>(p.load, tile_origin(p, at.tile, out), at.k_block, to, layout);
         }
       }
-      if (!plan.resident) {
+      if (copies_filter) {  // a step of it, or all at once
         const int tap = at.step * plan.step_taps;
         copy_bytes(packed() + (int64_t{at.k_block} * p.taps + tap) * kTapBytes,
                    shared() + plan.filter_offset + at.filter_stage * plan.filter_step_bytes,
-                   step_taps(tap) * kTapBytes);
+                   (plan.resident ? plan.k_blocks * p.taps : step_taps(tap)) * kTapBytes);
+        copies_filter = !plan.resident;
       }
       if (++at.step == taps().steps) {
         at.step = 0;
@@ -118,14 +120,6 @@ struct MmaBlock {
     }
     if (++at.filter_stage == plan.stages) at.filter_stage = 0;
     cp_async_commit();
-  }
-
-  FS_DEVICE void load_filter() const {
-    unsigned char* to = shared() + p.plan.filter_offset;
-    if constexpr (kReadsWeight) {
-      if (!p.plan.packs_weight) return load_weight<T, kBlockKBytes, kBlockOc>(p, to);
-    }
-    copy_bytes(packed(), to, p.plan.k_blocks * p.taps * kTapBytes);
   }
 
   // Taps first .. first + count - 1 of one k_block; filter holds these taps.
@@ -191,19 +185,17 @@ struct MmaBlock {
     }
   }
 
-  FS_DEVICE void apply_slopes() {
+  FS_DEVICE void apply_all_slopes() {
     FS_UNROLL
     for (int c = 0; c < kOcTiles; ++c) {
       const auto at = store.columns_at(opaque((oc_warp() * kOcTiles + c) * 8 + lane() % 4 * 2));
-      store.apply_slopes(at, acc[0][c]);
-      store.apply_slopes(at, acc[1][c]);
+      apply_slopes(at, acc[0][c]);
+      apply_slopes(at, acc[1][c]);
     }
   }
 
   FS_DEVICE void stage_acc() {
-    if constexpr (kVectorised) {
-      if (store.has_slopes()) apply_slopes();
-    }
+    if (has_slopes(p.epilogue.activation)) apply_all_slopes();
     if constexpr (kVectorised && kBlockOc <= kUnpairedBlockOc) {
       if (!p.vectors.pairs) return stage_all<false>();
     }
@@ -223,7 +215,9 @@ struct MmaBlock {
     wait_for_kernel_before();  // that packs the filter
     Cursor ahead = {block_x(), 0, 0, 0, 0};
     bool filled = false;  // the store's tables
-    if (plan.resident) load_filter();
+    if constexpr (kReadsWeight) {
+      if (!plan.packs_weight) load_weight<T, kBlockKBytes, kBlockOc>(p, shared() + plan.filter_offset);
+    }
     int pixel_stage = 0, before = plan.stages - 1;  // iterations of the prologue
     for (int tile = block_x(); tile < p.tiles; tile += grid_x()) {
       clear();
@@ -260,7 +254,7 @@ struct MmaBlock {
         if (++pixel_stage == plan.pixel_stages) pixel_stage = 0;
       }
       if (!plan.resident) sync_threads();  // the staging area overlaps pixels and weight
-      const TileOrigin origin = tile_origin(p, tile);
+      const TileOrigin origin = tile_origin(p, tile, out);
       store.begin(origin);
       stage_acc();
       store.store(origin);  // the next tile's first barrier keeps its sums from overtaking

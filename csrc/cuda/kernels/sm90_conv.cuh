@@ -45,8 +45,9 @@ struct WgmmaBlock {
     arrived = reinterpret_cast<uint64_t*>(shared + p.plan.barrier_offset);
     packed = static_cast<const unsigned char*>(p.packed) +
              int64_t{block_y()} * p.plan.k_blocks * p.taps * kTapBytes;
-    origin = tile_origin(p, block_x());
-    range = p.plan.single_phase ? missing_taps_of(p, phase_of(p.map, block_y() * kBlockOc)) : 0;
+    const LeftOut out = left_out(p, kBlockOc);
+    origin = tile_origin(p, block_x(), out);
+    range = out.taps;
     base = group * (p.plan.tile_n == 2 ? p.plan.halo_h : 8) * p.plan.halo_w;
   }
 
@@ -59,10 +60,7 @@ struct WgmmaBlock {
       if (at.step == 0) {
         unsigned char* to = shared + at.pixel_stage * plan.pixel_stage_bytes;
         const KPlanes<kVectors> layout(plan.pixel_plane);
-        if constexpr (kVectorised)
-          load_vectors<T>(p.load, pixel_table, shared + plan.pixel_table_offset, at.k_block, to, layout);
-        else
-          load_pixels<T, 16 / static_cast<int>(sizeof(T))>(p.load, origin, at.k_block, to, layout);
+        load_listed<T, false>(p.load, pixel_table, shared + plan.pixel_table_offset, at.k_block, to, layout);
       }
       if (thread_index() == 0) {
         mbarrier_arrive_expect(arrived + at.filter_stage, kTapBytes);
@@ -96,12 +94,10 @@ struct WgmmaBlock {
 
   FS_DEVICE void stage_acc() {
     FS_MARK(Mark::kStage);
-    if constexpr (kVectorised) {
-      if (store.has_slopes()) {
-        FS_UNROLL
-        for (int c = 0; c < kBlockOc / 8; ++c)
-          store.apply_slopes(store.columns_at(c * 8 + lane % 4 * 2), acc + c * 4);
-      }
+    if (has_slopes(p.epilogue.activation)) {
+      FS_UNROLL
+      for (int c = 0; c < kBlockOc / 8; ++c)
+        apply_slopes(store.columns_at(c * 8 + lane % 4 * 2), acc + c * 4);
     }
     if constexpr (kVectorised && sizeof(T) == 2) {
       if (store.takes_matrices()) {
@@ -124,8 +120,7 @@ struct WgmmaBlock {
       for (int stage = 0; stage < plan.stages; ++stage) mbarrier_init(arrived + stage, 1);
       fence_async_proxy();  // of the barriers, for this thread's copies; others see them after the first step's barrier
     }
-    if constexpr (kVectorised)
-      pixel_table.template fill<T>(p.load, origin, shared + plan.pixel_table_offset);
+    pixel_table.template fill<T>(p.load, origin, shared + plan.pixel_table_offset);
     wait_for_kernel_before();  // that packs the filter
     Cursor ahead = {0, 0, 0, 0, 0};
     int pixel_stage = 0, filter_stage = 0, parity = 0, before = plan.stages - 2;  // as in sm80_conv.cuh

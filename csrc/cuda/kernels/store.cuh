@@ -20,6 +20,21 @@ FS_DEVICE int missing_taps_of(const Params& p, const PhaseOf<int>& phase) {
   return missing_taps(phase, sizes.r_h.divisor, sizes.r_w.divisor, p.kernel_pad_h, p.kernel_pad_w);
 }
 
+// Bias and slope, of an activation that has one, on what a lane holds of 16 pixels x 8 output channels in the order of mma's
+// d. Staging then adds late_bias, which is nothing.
+FS_DEVICE bool has_slopes(Activation activation) {
+  return activation == Activation::kLeakyReLU || activation == Activation::kPReLU;
+}
+template <class Columns>
+FS_DEVICE void apply_slopes(const Columns& at, float* acc) {
+  FS_UNROLL
+  for (int q = 0; q < 4; ++q) {
+    const auto& of = q % 2 ? at.right : at.left;
+    const float v = acc[q] + of.bias;
+    acc[q] = v > 0.f ? v : v * of.slope;
+  }
+}
+
 // First pixel of a tile.
 struct TileOrigin {
   int n, h, w;
@@ -32,14 +47,19 @@ FS_DEVICE TileOrigin plain_tile_origin(const Params& p, int tile) {
           (tile - rest * p.plan.tiles_w) * p.plan.tile_w};
 }
 
-// A block whose output channels are of one phase may start one pixel later.
-FS_DEVICE TileOrigin tile_origin(const MmaParams& p, int tile) {
-  TileOrigin origin = plain_tile_origin(p, tile);
-  if (p.plan.single_phase) {
-    const PhaseOf<int> phase = phase_of(p.map, block_y() * p.plan.block_oc);
-    origin.h += phase.i < p.crop_top, origin.w += phase.j < p.crop_left;
-  }
-  return origin;
+// What a block leaves out if its output channels are of one phase: taps, as missing_taps_of() tells, and the first
+// low-resolution row or column of the image, if the crop takes the phase off it.
+struct LeftOut {
+  int taps, rows, columns;
+};
+FS_DEVICE LeftOut left_out(const MmaParams& p, int block_oc) {
+  if (!p.plan.single_phase) return {0, 0, 0};
+  const PhaseOf<int> phase = phase_of(p.map, block_y() * block_oc);
+  return {missing_taps_of(p, phase), phase.i < p.crop_top, phase.j < p.crop_left};
+}
+FS_DEVICE TileOrigin tile_origin(const MmaParams& p, int tile, const LeftOut& out) {
+  const TileOrigin origin = plain_tile_origin(p, tile);
+  return {origin.n, origin.h + out.rows, origin.w + out.columns};
 }
 
 }  // namespace fused_subpixel::cuda

@@ -13,9 +13,9 @@ struct ElementStore {
   static constexpr int kPitch = kBlockOc + kStagingPad;
   const MmaParams& p;
 
-  // What the epilogue must know of each row of the weight.
+  // What the epilogue must know of each output channel. late_bias: as VectorStore has it.
   struct OcInfo {
-    float bias, slope;
+    float bias, slope, late_bias;
     int c, j, lr_channel;
   };
   static_assert(sizeof(OcInfo) == kOcInfoBytes);
@@ -27,6 +27,7 @@ struct ElementStore {
   }
 
   FS_DEVICE void fill_tables() const {
+    const bool sloped = has_slopes(p.epilogue.activation);
     for (int column = thread_index(); column < kBlockOc; column += block_threads()) {
       FS_MARK(Mark::kOcTable);
       const int row = block_y() * kBlockOc + column;
@@ -34,7 +35,8 @@ struct ElementStore {
       if (row < p.oc) {
         const PhaseOf<int> at = phase_of(p.map, row);
         const int o = channel_of_phase(at, p.map.sizes, p.map.call_order);
-        info = {bias_of<T>(p.epilogue, at.c, o), slope_of<T>(p.epilogue, at.c, o), at.c, at.j, o};
+        const float bias = bias_of<T>(p.epilogue, at.c, o);
+        info = {bias, sloped ? slope_of<T>(p.epilogue, at.c, o) : 0.f, sloped ? -0.f : bias, at.c, at.j, o};
       }
       oc_info()[column] = info;
     }
@@ -54,11 +56,11 @@ struct ElementStore {
   FS_DEVICE void begin(const TileOrigin&) const {}
   template <bool>
   FS_DEVICE void stage(Pixels pixels, const Columns& at, const float* acc) const {
-    const Activation activation = p.epilogue.activation;
+    const float floor = p.epilogue.activation == Activation::kReLU ? 0.f : -__builtin_inff();
     FS_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const float left = activate_rectifier(activation, acc[2 * half] + at.left.bias, at.left.slope);
-      const float right = activate_rectifier(activation, acc[2 * half + 1] + at.right.bias, at.right.slope);
+      const float left = larger_or_nan(acc[2 * half] + at.left.late_bias, floor);
+      const float right = larger_or_nan(acc[2 * half + 1] + at.right.late_bias, floor);
       store_8(pixels + half * 8 * kPitch + at.column, bits_of(left), bits_of(right));
     }
   }
@@ -70,6 +72,26 @@ struct ElementStore {
     for (int i = thread_index(); i < kMmaPixels * kBlockOc; i += block_threads()) {
       float& value = staging()[i / kBlockOc * kPitch + i % kBlockOc];
       value = activate(p.epilogue.activation, value, 0.f);
+    }
+  }
+
+  // Adds the residual to staged values of an interleave group, `count` from pixel w and element q on, where they are at
+  // `staged`; not to the first `cut`, which the crop takes off. Nobody else reads or writes these values.
+  struct Stretch {
+    int n, oc_group, y, h, w, q;
+  };
+  FS_DEVICE void add_residual(const TileOrigin& origin, Stretch at, float* staged, int cut, int count) const {
+    const int r_w = p.map.sizes.r_w.divisor, first_oc = block_y() * kBlockOc;
+    FS_NO_UNROLL
+    for (int v = 0; v < count; ++v) {
+      if (v >= cut) {
+        const OcInfo& info = oc_info()[at.oc_group * p.interleave + at.q - first_oc];
+        const int column = origin.w + at.w;
+        staged[at.q] +=
+            residual_at<T>(p.epilogue, {at.n, info.c, at.y, int64_t{column} * r_w + info.j - p.crop_left,
+                                        at.h, column, info.lr_channel});
+      }
+      if (++at.q == p.interleave) at.q = 0, ++at.w, staged += kPitch;
     }
   }
 
@@ -124,60 +146,44 @@ struct ElementStore {
       const int first = begin - misaligned + slot * kVector;
       if (first >= high || first + kVector <= low) continue;
       int e = first > begin ? first : begin, w = p.store_interleave.divide(e), q = e - w * p.interleave;
-      const float* staged =
+      float* staged =
           staging() + (line * plan.tile_w + w) * kPitch + oc_group * p.interleave - first_oc;
-      Packed16 packed = {};
       const bool whole = first >= low && first + kVector <= high;
-      if (whole && !p.epilogue.residual) {
-        float value[kVector];
-        if (q + kVector <= p.interleave &&
-            reinterpret_cast<uintptr_t>(staged + q) % 16 == 0) {  // one pixel's
-          FS_MARK(Mark::kAligned);
-          FS_UNROLL
-          for (int four = 0; four < kVector; four += 4) {
-            const Packed16 part = load_16(staged + q + four);
-            FS_UNROLL
-            for (int v = 0; v < 4; ++v) value[four + v] = float_of(part.word[v]);
-          }
-        } else {
-          FS_MARK(Mark::kUnaligned);
-          FS_UNROLL
-          for (int v = 0; v < kVector; ++v) {
-            value[v] = staged[q];
-            if (++q == p.interleave) q = 0, staged += kPitch;
-          }
+      const int count = (first + kVector < high ? first + kVector : high) - e;
+      if (p.epilogue.residual) add_residual(origin, {n, oc_group, y, h, w, q}, staged, low - e, count);
+      if (!whole) {
+        FS_NO_UNROLL
+        for (int v = 0; v < count; ++v) {
+          if (e + v >= low) narrow(clamp_to(p.epilogue, staged[q]), row[e + v]);
+          if (++q == p.interleave) q = 0, staged += kPitch;
         }
-        FS_UNROLL
-        for (int v = 0; v < kVector; ++v) {
-          T result;
-          narrow(p.epilogue.clamped ? clamp_to(p.epilogue, value[v]) : value[v], result);
-          put_element(packed, v, result);
-        }
-        store_16(row + first, packed);
         continue;
       }
+      float value[kVector];
+      if (q + kVector <= p.interleave && reinterpret_cast<uintptr_t>(staged + q) % 16 == 0) {  // one pixel's
+        FS_MARK(Mark::kAligned);
+        FS_UNROLL
+        for (int four = 0; four < kVector; four += 4) {
+          const Packed16 part = load_16(staged + q + four);
+          FS_UNROLL
+          for (int v = 0; v < 4; ++v) value[four + v] = float_of(part.word[v]);
+        }
+      } else {
+        FS_MARK(Mark::kUnaligned);
+        FS_UNROLL
+        for (int v = 0; v < kVector; ++v) {
+          value[v] = staged[q];
+          if (++q == p.interleave) q = 0, staged += kPitch;
+        }
+      }
+      Packed16 packed = {};
       FS_UNROLL
       for (int v = 0; v < kVector; ++v) {
-        if (first + v < low || first + v >= high) {
-          if (first + v >= begin && ++q == p.interleave) q = 0, ++w, staged += kPitch;
-          continue;
-        }
-        float value = staged[q];
-        if (p.epilogue.residual) {
-          const OcInfo& info = oc_info()[oc_group * p.interleave + q - first_oc];
-          const int column = origin.w + w;
-          value += residual_at<T>(p.epilogue, {n, info.c, y, int64_t{column} * r_w + info.j - p.crop_left, h,
-                                               column, info.lr_channel});
-        }
         T result;
-        narrow(clamp_to(p.epilogue, value), result);
-        if (whole)
-          put_element(packed, v, result);
-        else
-          row[first + v] = result;
-        if (++q == p.interleave) q = 0, ++w, staged += kPitch;
+        narrow(p.epilogue.clamped ? clamp_to(p.epilogue, value[v]) : value[v], result);
+        put_element(packed, v, result);
       }
-      if (whole) store_16(row + first, packed);
+      store_16(row + first, packed);
     }
   }
 };

@@ -45,15 +45,10 @@ struct VectorStore {
   // different banks.
   static FS_DEVICE unsigned char* permuted(int byte) { return shared_memory() + (byte ^ (byte >> 3 & 0x70)); }
 
-  FS_DEVICE bool has_slopes() const {
-    const Activation activation = p.epilogue.activation;
-    return activation == Activation::kLeakyReLU || activation == Activation::kPReLU;
-  }
-
   FS_DEVICE void fill_tables() const {
     const VectorStoreParams& v = p.vectors;
     const int first_oc = block_y() * kBlockOc;
-    const bool sloped = has_slopes();
+    const bool sloped = has_slopes(p.epilogue.activation);
     for (int column = thread_index(); column < kBlockOc; column += block_threads()) {
       FS_MARK(Mark::kOcTable);
       float bias = 0, slope = 0;
@@ -117,16 +112,6 @@ struct VectorStore {
                : kNowhere;
   }
   FS_DEVICE Pixels pixels_at(int pixel) const { return {{place_of(pixel), place_of(pixel + 8)}}; }
-
-  // Bias and slope, of an activation that has one; in the order of mma's d.
-  FS_DEVICE void apply_slopes(const Columns& at, float* acc) const {
-    FS_UNROLL
-    for (int q = 0; q < 4; ++q) {
-      const OcInfo& of = q % 2 ? at.right : at.left;
-      const float v = acc[q] + of.bias;
-      acc[q] = v > 0.f ? v : v * of.slope;
-    }
-  }
 
   // Bias, relu or relu6, clamp. relu and relu6 are clamps. Half types are clamped after they are rounded, two at a time:
   // rounding keeps the order of numbers, so that the result is the same.
