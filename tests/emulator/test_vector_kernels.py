@@ -37,6 +37,10 @@ CASES = (
     Case("one row", (2, 16, 1, 72), (16, 16, 1, 3), (1, 4)),
     Case("one pixel", (1, 16, 1, 1), (32, 16, 1, 1), (2, 2)),
     Case("stride and dilation", (1, 16, 13, 17), (32, 16, 3, 2), stride=(2, 2), dilation=(1, 3)),
+    Case("pixels of half vectors", (2, 12, 9, 24), (16, 12, 3, 3), padding=SAME3, activation="relu"),
+    Case("pixels of halves, cropped", (1, 60, 5, 16), (24, 60, 3, 3), padding=SAME3, crop=(1, 1, 0, 0)),
+    Case("pixels of 8 bytes", (1, 6, 19, 40), (16, 6, 3, 3), padding=SAME3, activation="leaky_relu"),
+    Case("many tiles", (2, 16, 40, 96), (16, 16, 3, 3), padding=SAME3),
     Case("rows that end within a vector", (1, 16, 4, 7), (12, 16, 3, 3), padding=SAME3),
 )
 WIDE = (
@@ -163,6 +167,19 @@ def test_a_tile_that_reaches_too_far_is_stored_by_elements() -> None:
         for width in (1 << 14, 1 << 22, 1 << 24)
     }
     assert staging == {1 << 14: TILE_ROWS, 1 << 22: FLOATS, 1 << 24: FLOATS}
+
+
+def test_a_cropped_gradient_is_not_planned_as_a_whole_one() -> None:
+    """unshuffle_reduce makes it whole. What that cannot count is gathered; and not with the plan that the same
+    problem without a crop has, whichever was asked for first."""
+    whole = Case("whole", (1, 16, 8, 8), (32, 16, 3, 3), padding=SAME3)
+    for scale, lowered, staging in ((1, 1, TILE_ROWS), (1 << 10, 0, FLOATS)):
+        large = variant(whole, input=(1, 16, 8 * scale, 8 * scale))
+        for crop in ((0,) * 4, (1,) * 4, (0,) * 4):
+            found = emulated.plan(
+                variant(large, crop=crop), torch.float16, True, emulated.HOPPER, which=cases.INPUT_GRAD
+            )
+            assert (found.lowered, found.staging) == ((lowered, staging) if any(crop) else (0, TILE_ROWS))
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "relu6", "leaky_relu", "prelu"])
