@@ -112,14 +112,14 @@ FS_DEVICE void cp_async(void* to, const void* from, bool valid) {
   const uint32_t skip = valid ? 0 : 1;
   if constexpr (kBytes == 16)
     asm volatile(
-        "{\n.reg .pred skip;\nsetp.ne.u32 skip, %2, 0;\ncp.async.cg.shared.global [%0], [%1], 16, skip;\n}" ::"r"(
-            shared_address(to)),
+        "{\n.reg .pred skip;\nsetp.ne.u32 skip, %2, 0;\ncp.async.cg.shared.global [%0], [%1], 16, skip;\n}" ::
+            "r"(shared_address(to)),
         "l"(from), "r"(skip)
         : "memory");
   else
     asm volatile(
-        "{\n.reg .pred skip;\nsetp.ne.u32 skip, %3, 0;\ncp.async.ca.shared.global [%0], [%1], %2, skip;\n}" ::"r"(
-            shared_address(to)),
+        "{\n.reg .pred skip;\nsetp.ne.u32 skip, %3, 0;\ncp.async.ca.shared.global [%0], [%1], %2, skip;\n}" ::
+            "r"(shared_address(to)),
         "l"(from), "n"(kBytes), "r"(skip)
         : "memory");
 #endif

@@ -21,7 +21,7 @@ enum class Mark : int {
   kRound,      // rounds 16 bytes of pixels to tf32
   kStage,      // stages the accumulators of a tile
   kStore,      // stores 16 bytes, if they are in the image
-  kPlace,       // finds the place of the next 16 bytes, where it is another one in its line
+  kPlace,      // finds the place of the next 16 bytes, where it is another one in its line
   kAligned,    // reads what it stores as vectors
   kUnaligned,  // or one by one
 };

@@ -63,7 +63,7 @@ struct PixelSource {
   int total;  // channels of a low-resolution pixel
   int crop_top, crop_left, hr_h, hr_w;
   bool whole_blocks;  // no crop cuts a sub-pixel block
-  int vector;  // elements that can be copied at once
+  int vector;         // elements that can be copied at once
   bool
       by_pixel;  // neighbouring threads take neighbouring pixels (contiguous layout), not neighbouring channels
 };

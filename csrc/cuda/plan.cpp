@@ -210,8 +210,7 @@ bool lay_out_wgmma(const Problem& p, const Target& t, Plan& plan) {
     plan.stages = stages;
     plan.pixel_stages = static_cast<int>(1 + ceil_div(stages - 1, least_steps));
     plan.filter_offset = plan.pixel_stages * plan.pixel_stage_bytes;
-    plan.pixel_table_offset =
-        std::max(plan.filter_offset + plan.stages * plan.filter_step_bytes, staging);
+    plan.pixel_table_offset = std::max(plan.filter_offset + plan.stages * plan.filter_step_bytes, staging);
     plan.table_offset = plan.pixel_table_offset + pixel_table;
     plan.barrier_offset = plan.table_offset + store_tables;
     plan.shared_bytes = plan.barrier_offset + kWgmmaStages * 8;

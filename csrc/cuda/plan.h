@@ -55,7 +55,7 @@ struct Problem {
   bool
       weight_vectors;  // the weight can be copied from where it is in whole 16-byte vectors of input channels
   int64_t image_step, row_step, col_step;  // of the input, in elements
-  bool whole_blocks;  // of the input: a crop cuts no sub-pixel block
+  bool whole_blocks;                       // of the input: a crop cuts no sub-pixel block
   // If output channels are sorted by phase, phase_oc to each, single-phase tiles may do with less: low-resolution
   // pixels that suffice if the phases that the crop takes off the first row or column begin a pixel later; and taps, where
   // phases lack the first row or column of them: the fewest of a phase, and what share of them all an average one has.

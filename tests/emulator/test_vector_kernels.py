@@ -170,8 +170,8 @@ def test_a_tile_that_reaches_too_far_is_stored_by_elements() -> None:
 
 
 def test_a_cropped_gradient_is_not_planned_as_a_whole_one() -> None:
-    """unshuffle_reduce makes it whole. What that cannot count is gathered; and not with the plan that the same
-    problem without a crop has, whichever was asked for first."""
+    """unshuffle_reduce makes it whole. What that cannot count is gathered, and not by the plan of the same
+    problem without a crop, whichever was asked for first."""
     whole = Case("whole", (1, 16, 8, 8), (32, 16, 3, 3), padding=SAME3)
     for scale, lowered, staging in ((1, 1, TILE_ROWS), (1 << 10, 0, FLOATS)):
         large = variant(whole, input=(1, 16, 8 * scale, 8 * scale))

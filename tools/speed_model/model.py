@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 SECTIONS = (
-    "start", "pixel_table", "pixels", "pixel_parts", "weights", "step", "tap", "oc_table", "place_table", "line_table",
-    "round", "stage", "store", "place", "aligned", "unaligned",
+    "start", "pixel_table", "pixels", "pixel_parts", "weights", "step", "tap", "oc_table", "place_table",
+    "line_table", "round", "stage", "store", "place", "aligned", "unaligned",
 )  # fmt: skip
 LOOP = ("step", "tap")  # runs beside the tensor core
 

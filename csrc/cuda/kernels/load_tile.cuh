@@ -81,16 +81,13 @@ struct PixelTable {
                                                     pixel_offset(from.stride, first));
     const int r_h = from.map.sizes.r_h.divisor, r_w = from.map.sizes.r_w.divisor;
     const int images = p.batch - origin.n;
-    const bool inside = first.row >= 0 && first.column >= 0 &&
-                        first.row * r_h <= from.hr_h - p.halo_h.divisor * r_h &&
-                        first.column * r_w <= from.hr_w - p.halo_w.divisor * r_w &&
-                        (images >= kMmaPixels ||
-                         images * p.halo_h.divisor * p.halo_w.divisor >= p.halo_pixels.divisor);
+    const bool inside =
+        first.row >= 0 && first.column >= 0 && first.row * r_h <= from.hr_h - p.halo_h.divisor * r_h &&
+        first.column * r_w <= from.hr_w - p.halo_w.divisor * r_w &&
+        (images >= kMmaPixels || images * p.halo_h.divisor * p.halo_w.divisor >= p.halo_pixels.divisor);
     if (inside && whole) return;
     whole = inside;
-    const auto bytes = [](int64_t elements) {
-      return static_cast<uint32_t>(elements) * uint32_t{sizeof(T)};
-    };
+    const auto bytes = [](int64_t elements) { return static_cast<uint32_t>(elements) * uint32_t{sizeof(T)}; };
     const uint32_t image_bytes = bytes(from.stride.batch), row_bytes = bytes(from.stride.row),
                    column_bytes = bytes(from.stride.col);
     for (int pixel = thread_index(); pixel < p.halo_pixels.divisor; pixel += block_threads()) {
@@ -114,7 +111,8 @@ FS_DEVICE int channel_bytes(const PixelSource& from, int s) {
   int elements = s;
   if (from.map.sizes.r_h.divisor * from.map.sizes.r_w.divisor > 1) {
     const PhaseOf<int> at = phase_of_channel(s, from.map.sizes, from.map.order);
-    elements = at.c + at.i * static_cast<int>(from.stride.hr_row) + at.j * static_cast<int>(from.stride.hr_col);
+    elements =
+        at.c + at.i * static_cast<int>(from.stride.hr_row) + at.j * static_cast<int>(from.stride.hr_col);
   }
   return elements * static_cast<int>(sizeof(T));
 }
@@ -138,8 +136,8 @@ FS_DEVICE void copy_listed(const PixelLoad& p, const PixelTable& pixels, const u
 // One k_block of the tile's pixels into `stage`, in copies of 16 bytes, or of 8, or with kFours of 4, if the source allows
 // no more. The threads share (pixel, vec) pairs; all pairs of a thread are of one vec.
 template <class T, bool kFours, class Layout>
-FS_DEVICE void load_listed(const PixelLoad& p, const PixelTable& pixels, const unsigned char* table, int k_block,
-                           unsigned char* stage, const Layout& layout) {
+FS_DEVICE void load_listed(const PixelLoad& p, const PixelTable& pixels, const unsigned char* table,
+                           int k_block, unsigned char* stage, const Layout& layout) {
   constexpr int kVectors = Layout::kVectors, kElements = 16 / static_cast<int>(sizeof(T));
   const int vec = thread_index() % kVectors, s = (k_block * kVectors + vec) * kElements;
   const int first = thread_index() / kVectors, step = block_threads() / kVectors;

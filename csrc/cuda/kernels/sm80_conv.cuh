@@ -46,11 +46,11 @@ struct MmaBlock {
   const MmaParams& p;
   Store<T, kBlockOc, kVectorised> store;
   LeftOut out;
-  int base[2];                // bytes from the stage, at tap 0, to the rows that this lane reads
-  PixelTable pixel_table;     // of the tile that is fetched
-  bool copies_filter;         // packed; still, if it is resident
+  int base[2];             // bytes from the stage, at tap 0, to the rows that this lane reads
+  PixelTable pixel_table;  // of the tile that is fetched
+  bool copies_filter;      // packed; still, if it is resident
   typename Store<T, kBlockOc, kVectorised>::Pixels staged[2];  // where this lane's accumulators are staged
-  float acc[2][kOcTiles][4];  // 16 pixels x 8 output channels each
+  float acc[2][kOcTiles][4];                                   // 16 pixels x 8 output channels each
 
   // Found opaque where they are needed: registers are short.
   static FS_DEVICE unsigned char* shared() { return shared_memory(); }
@@ -65,10 +65,7 @@ struct MmaBlock {
   FS_DEVICE const TapRange& taps() const { return p.ranges[out.taps]; }
 
   FS_DEVICE explicit MmaBlock(const MmaParams& params)
-      : p(params),
-        store{params},
-        out(left_out(params, kBlockOc)),
-        copies_filter(params.plan.packs_weight) {
+      : p(params), store{params}, out(left_out(params, kBlockOc)), copies_filter(params.plan.packs_weight) {
     FS_UNROLL
     for (int m = 0; m < 2; ++m) {
       int pixel = pixel_warp() * kPixelsPerWarp + m * 16 + lane() % 16;

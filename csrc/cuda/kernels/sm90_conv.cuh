@@ -34,8 +34,8 @@ struct WgmmaBlock {
   int lane, warp, group;  // warp of the warpgroup, warpgroup
   int range;              // of taps
   PixelTable pixel_table;
-  int base;               // halo index, at tap 0, of the warpgroup's first pixel
-  float acc[kWgmmaAcc];   // as wgmma has them
+  int base;              // halo index, at tap 0, of the warpgroup's first pixel
+  float acc[kWgmmaAcc];  // as wgmma has them
 
   FS_DEVICE explicit WgmmaBlock(const MmaParams& params) : p(params), shared(shared_memory()), store{params} {
     const int thread = thread_index();

@@ -146,8 +146,7 @@ struct ElementStore {
       const int first = begin - misaligned + slot * kVector;
       if (first >= high || first + kVector <= low) continue;
       int e = first > begin ? first : begin, w = p.store_interleave.divide(e), q = e - w * p.interleave;
-      float* staged =
-          staging() + (line * plan.tile_w + w) * kPitch + oc_group * p.interleave - first_oc;
+      float* staged = staging() + (line * plan.tile_w + w) * kPitch + oc_group * p.interleave - first_oc;
       const bool whole = first >= low && first + kVector <= high;
       const int count = (first + kVector < high ? first + kVector : high) - e;
       if (p.epilogue.residual) add_residual(origin, {n, oc_group, y, h, w, q}, staged, low - e, count);

@@ -59,7 +59,8 @@ struct VectorStore {
         const int stretch = v.stretch.divide(column);
         bias = bias_of<T>(p.epilogue, at.c, o);
         if (sloped) slope = slope_of<T>(p.epilogue, at.c, o);
-        place = static_cast<int>(sizeof(T)) * (stretch * v.stretch_step + column - stretch * v.stretch.divisor);
+        place =
+            static_cast<int>(sizeof(T)) * (stretch * v.stretch_step + column - stretch * v.stretch.divisor);
       }
       OcTable& table = oc_table();
       table.bias[column] = bias;
@@ -170,8 +171,7 @@ struct VectorStore {
       const float left = bias[0], right = bias[1];
       FS_UNROLL
       for (int half = 0; half < 2; ++half)
-        words[2 * c + half] =
-            finish(acc[4 * c + 2 * half] + left, acc[4 * c + 2 * half + 1] + right).left;
+        words[2 * c + half] = finish(acc[4 * c + 2 * half] + left, acc[4 * c + 2 * half + 1] + right).left;
     }
     stmatrix_x4(permuted(place + oc_table().place[column + lane / 16 * 8]), words);
   }
@@ -193,7 +193,7 @@ struct VectorStore {
     // A thread's vectors may all have one place in their lines.
     const bool moves = (v.step_a | v.step_b) != 0;
     T* to = nullptr;
-    int row = 0;           // from the line's
+    int row = 0;            // from the line's
     unsigned out_rows = 0;  // none, if the vector is not in the image
     const auto place_vector = [&] {
       const Place place = places()[a * v.place_a + b * v.place_b];
