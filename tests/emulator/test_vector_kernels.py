@@ -40,7 +40,6 @@ CASES = (
     Case("pixels of half vectors", (2, 12, 9, 24), (16, 12, 3, 3), padding=SAME3, activation="relu"),
     Case("pixels of halves, cropped", (1, 60, 5, 16), (24, 60, 3, 3), padding=SAME3, crop=(1, 1, 0, 0)),
     Case("pixels of 8 bytes", (1, 6, 19, 40), (16, 6, 3, 3), padding=SAME3, activation="leaky_relu"),
-    Case("many tiles", (2, 16, 40, 96), (16, 16, 3, 3), padding=SAME3),
     Case("rows that end within a vector", (1, 16, 4, 7), (12, 16, 3, 3), padding=SAME3),
 )
 WIDE = (
@@ -77,6 +76,15 @@ def check(case: Case, of_type: torch.dtype, channels_last: bool, target: Target,
 def test_exact_on_integers(case: Case, of_type: torch.dtype, channels_last: bool) -> None:
     index = CASES.index(case)
     check(case, of_type, channels_last, (LARGE, SMALL)[index % 2], seed=index)
+
+
+@every_combination
+def test_blocks_of_many_tiles(of_type: torch.dtype, channels_last: bool) -> None:
+    """After a tile inside the image comes one that is not, by a single row."""
+    case = Case("many tiles", (1, 16, 24, 96), (16, 16, 3, 3), padding=SAME3)
+    plan = emulated.plan(case, of_type, channels_last, LARGE, tf32=True)
+    assert plan.staging != FLOATS and plan.tiles >= 3 * plan.blocks
+    check(case, of_type, channels_last, LARGE, seed=1)
 
 
 @every_combination
@@ -170,8 +178,8 @@ def test_a_tile_that_reaches_too_far_is_stored_by_elements() -> None:
 
 
 def test_a_cropped_gradient_is_not_planned_as_a_whole_one() -> None:
-    """unshuffle_reduce makes it whole. What that cannot count is gathered, and not by the plan of the same
-    problem without a crop, whichever was asked for first."""
+    """unshuffle_reduce makes it whole. What that cannot count is gathered, whatever
+    has been planned before."""
     whole = Case("whole", (1, 16, 8, 8), (32, 16, 3, 3), padding=SAME3)
     for scale, lowered, staging in ((1, 1, TILE_ROWS), (1 << 10, 0, FLOATS)):
         large = variant(whole, input=(1, 16, 8 * scale, 8 * scale))
