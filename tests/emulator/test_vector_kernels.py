@@ -47,6 +47,7 @@ WIDE = (
     Case("two images to a tile", (3, 128, 7, 8), (256, 128, 1, 1), activation="prelu", slopes=256),
     Case("late phases", (1, 64, 8, 8), (512, 64, 2, 2), padding=(1,) * 4, crop=(1,) * 4, clamp=(-30.0, 30.0)),
     Case("odd channels", (1, 64, 8, 8), (135, 64, 1, 1), (1, 3)),
+    Case("groups of four", (1, 64, 8, 16), (128, 64, 1, 1), (2, 4)),
     Case("136 rows, cropped", (1, 64, 9, 16), (136, 64, 3, 1), (1, 2), crop=(0, 1, 2, 0)),
 )
 LAYOUTS = {False: torch.contiguous_format, True: torch.channels_last}
@@ -80,11 +81,15 @@ def test_exact_on_integers(case: Case, of_type: torch.dtype, channels_last: bool
 
 @every_combination
 def test_blocks_of_many_tiles(of_type: torch.dtype, channels_last: bool) -> None:
-    """After a tile inside the image comes one that is not, by a single row."""
-    case = Case("many tiles", (1, 16, 24, 96), (16, 16, 3, 3), padding=SAME3)
-    plan = emulated.plan(case, of_type, channels_last, LARGE, tf32=True)
-    assert plan.staging != FLOATS and plan.tiles >= 3 * plan.blocks
-    check(case, of_type, channels_last, LARGE, seed=1)
+    """After a tile inside the image comes one that is not, by a single row; after one of four images, one of
+    three."""
+    for case in (
+        Case("rows", (1, 16, 24, 96), (16, 16, 3, 3), padding=SAME3),
+        Case("images", (27, 16, 4, 8), (16, 16, 1, 1)),
+    ):
+        plan = emulated.plan(case, of_type, channels_last, LARGE, tf32=True)
+        assert plan.staging != FLOATS and plan.tiles > plan.blocks
+        check(case, of_type, channels_last, LARGE, seed=1)
 
 
 @every_combination
