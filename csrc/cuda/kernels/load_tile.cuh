@@ -156,9 +156,9 @@ FS_DEVICE void load_listed(const PixelLoad& p, const PixelTable& pixels, const u
     copy_listed<T, 8>(p, pixels, table, s + half * kElements / 2, first, step, to + half * 8, layout);
 }
 
-// One k_block of the tile's pixels into `stage`, kVector elements at a time; the threads share (pixel, vec) pairs. All
-// pairs of a thread are of one vec here, and its pixels are equal steps apart: everything is found once, and then moved on
-// by additions.
+// For the weight gradient: without a table, any crop. One k_block of the tile's pixels into `stage`, kVector elements at a
+// time; the threads share (pixel, vec) pairs. All pairs of a thread are of one vec here, and its pixels are equal steps apart:
+// everything is found once, and then moved on by additions.
 template <class T, int kVector, class Layout>
 FS_DEVICE void load_pixels(const PixelLoad& p, const TileOrigin& origin, int k_block, unsigned char* stage,
                            const Layout& layout) {
