@@ -108,7 +108,7 @@ template <int kBytes>
 FS_DEVICE void cp_async(void* to, const void* from, bool valid) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
 #if __CUDA_ARCH__ >= 800
-  // with the predicate that the instruction has: the number of bytes that are read would have to become one
+  // By the instruction's own predicate: a number of bytes to read would first have to become one.
   const uint32_t skip = valid ? 0 : 1;
   if constexpr (kBytes == 16)
     asm volatile(

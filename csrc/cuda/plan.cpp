@@ -60,8 +60,8 @@ bool lists_pixels(const Problem& p, const Plan& plan) {
   return p.whole_blocks && p.vector >= 2 && elements * static_cast<double>(bytes) < kMostWithinTile;
 }
 
-// The kernels for whole vectors load at least half a one at a time. Rows of the tile can be staged if blocks have whole interleave groups and rows of these are whole vectors; pixels, if
-// groups are.
+// The kernels for whole vectors load at least half of one at a time. Rows of the tile can be staged if blocks have whole
+// interleave groups and rows of these are whole vectors; pixels, if groups are.
 Staging staging_of(const Problem& p, const Plan& plan) {
   const int64_t vector = 16 / element_bytes(p.dtype);
   if (!p.whole_vectors || 2 * p.vector < vector || !plan.lists_pixels) return Staging::kFloats;
