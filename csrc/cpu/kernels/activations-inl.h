@@ -26,39 +26,42 @@ struct VectorMath<float> {
     return sum;
   }
   static FS_INLINE V absolute(V x) { return V(Bits(x) & 0x7fffffff); }
+  static FS_INLINE V minus_absolute(V x) { return V(Bits(x) | INT32_MIN); }
   static FS_INLINE V with_sign_of(V x, V sign) { return V(Bits(x) | (Bits(sign) & INT32_MIN)); }
 
   // x = n log(2) + r with an integer n and |r| <= log(2) / 2. NaN stays NaN in r.
+  static constexpr float kRound = 0x1.8p23f;  // the sum with it has no fraction, and n in its lowest bits
   struct Reduced {
-    V r;
-    Bits n;
+    V r, n, shifted;  // shifted = n + kRound
+
+    // 2^n of -126 <= n <= 127
+    FS_INLINE V power_of_2() const { return V((Bits(shifted) + (127 - bit_cast<int32_t>(kRound))) << 23); }
   };
   static FS_INLINE Reduced reduced(V x) {
-    constexpr float kRound = 0x1.8p23f;  // the sum with it has no fraction, and n in its lowest bits
     constexpr float kLog2Hi = 0x1.63p-1f, kLog2Lo = -0x1.bd0106p-13f;  // n * kLog2Hi is exact
     const V shifted = x * 0x1.715476p0f + kRound, n = shifted - kRound;
-    return {x - n * kLog2Hi - n * kLog2Lo, Bits(shifted) - bit_cast<int32_t>(kRound)};
+    return {x - n * kLog2Hi - n * kLog2Lo, n, shifted};
   }
   static FS_INLINE V exp_minus_1(V r) {  // for the r of Reduced
     return r + r * r *
                    polynomial(
                        r, {0x1.fffffcp-2f, 0x1.55549p-3f, 0x1.5558f4p-5f, 0x1.123a6cp-7f, 0x1.6a2352p-10f});
   }
-  static FS_INLINE V power_of_2(Bits n) { return V((n + 127) << 23); }  // -126 <= n <= 127
 
   static FS_INLINE V exp(V x) {
-    x = x < -104.f ? splat(-104.f) : x;  // the result is 0 from here on, and infinite from the other bound on
-    x = x > 89.f ? splat(89.f) : x;
-    const Reduced at = reduced(x);
-    const Bits half = at.n >> 1;  // in two steps, because n reaches -150 and 128
-    return (exp_minus_1(at.r) + 1.f) * power_of_2(half) * power_of_2(at.n - half);
+    const Reduced at = reduced(at_most(89.f, at_least(-104.f, x)));  // the result is infinite, or 0, beyond
+    return times_power_of_2(exp_minus_1(at.r) + 1.f, at.n);
   }
 
-  // Of x <= 0: 2^n (exp(r) - 1) + (2^n - 1), whose terms do not cancel. Of -0 it is -0. The error is below 1 ulp.
+  // Of -30 <= x <= 30: 2^n (exp(r) - 1) + (2^n - 1), whose terms do not cancel. The error is below 1 ulp.
+  static FS_INLINE V expm1_between_30(V x) {
+    const Reduced at = reduced(x);
+    const V scale = at.power_of_2();
+    return exp_minus_1(at.r) * scale + (scale - 1.f);
+  }
+  // Of x <= 0. Of -0 it is -0.
   static FS_INLINE V expm1(V x) {
-    const Reduced at = reduced(x < -30.f ? splat(-30.f) : x);  // the result is -1 from here on
-    const V scale = power_of_2(at.n);
-    return with_sign_of(exp_minus_1(at.r) * scale + (scale - 1.f), x);
+    return with_sign_of(expm1_between_30(at_least(-30.f, x)), x);  // the result is -1 beyond
   }
 
   // Of 0 <= x <= 1. The polynomial has degree 10 in all, and a relative error of 2^-27.5.
@@ -70,17 +73,14 @@ struct VectorMath<float> {
   }
 
   static FS_INLINE V sigmoid(V x) {
-    const V e = exp(-absolute(x)), sum = e + 1.f;  // e is never infinite
-    const V rounded_off = e - (sum - 1.f), quotient = (x < 0.f ? e : splat(1.f)) / sum;
-    return quotient - rounded_off * quotient / sum;
+    const V e = exp(minus_absolute(x)), sum = e + 1.f;  // e is never infinite
+    return quotient(x < 0.f ? e : splat(1.f), sum, e - (sum - 1.f));
   }
 
   static FS_INLINE V tanh(V x) {
-    const V a = absolute(x), z = a * a;
-    const V low =
-        a + a * (z * polynomial(z, {-0.33333270f, 0.13331092f, -0.05370966f, 0.02053882f, -0.00559102f}));
-    const V high = 1.f - 2.f / (exp(a + a) + 1.f);
-    return with_sign_of(a < 0.625f ? low : high, x);
+    const V a = at_most(10.f, absolute(x)), e = expm1_between_30(a + a);  // the result is 1 beyond
+    const V sum = e + 2.f;
+    return with_sign_of(quotient(e, sum, e - (sum - 2.f)), x);
   }
 
   // 1 - erf falls from 0.09 to 0 beyond 1.21, where its power of -1/8 is a polynomial.
@@ -125,16 +125,27 @@ struct VectorMath<double> {
   static FS_INLINE V sigmoid(V x) { return 1. / (exp(-x) + 1.); }
 };
 
-// Not inlined: one copy of these formulas serves all places that store.
-template <class S>
-FS_NOINLINE Vec<S> activate_vector(Activation activation, Vec<S> v) {
-  return activate_transcendental<VectorMath<S>, S>(activation, v);
+template <Activation kActivation, class S>
+void activate_each(S* sums, int64_t step, int64_t vectors, Vec<S> bias) {
+  for (int64_t v = 0; v < vectors; ++v, sums += step)
+    store<S>(sums, activate_transcendental<VectorMath<S>, S>(kActivation, load<S>(sums) + bias));
 }
 
+// Adds the bias to `vectors` vectors, `step` elements apart, and applies a transcendental activation, in place. Not
+// inlined: one copy of the formulas serves all places that store.
 template <class S>
-FS_INLINE Vec<S> activate(Activation activation, Vec<S> v, Vec<S> slope) {
-  return is_piecewise_polynomial(activation) ? activate_piecewise_polynomial<S>(activation, v, slope)
-                                             : activate_vector<S>(activation, v);
+FS_NOINLINE void activate_sums(Activation activation, S* sums, int64_t step, int64_t vectors, Vec<S> bias) {
+  switch (activation) {
+    case Activation::kSiLU: return activate_each<Activation::kSiLU>(sums, step, vectors, bias);
+    case Activation::kGELU: return activate_each<Activation::kGELU>(sums, step, vectors, bias);
+    case Activation::kTanh: return activate_each<Activation::kTanh>(sums, step, vectors, bias);
+    case Activation::kSigmoid: return activate_each<Activation::kSigmoid>(sums, step, vectors, bias);
+    case Activation::kGELUTanh: return activate_each<Activation::kGELUTanh>(sums, step, vectors, bias);
+    case Activation::kELU: return activate_each<Activation::kELU>(sums, step, vectors, bias);
+    case Activation::kMish: return activate_each<Activation::kMish>(sums, step, vectors, bias);
+    case Activation::kSoftplus: return activate_each<Activation::kSoftplus>(sums, step, vectors, bias);
+    default: __builtin_trap();  // piecewise polynomial
+  }
 }
 
 }  // namespace fused_subpixel::cpu::FS_ISA

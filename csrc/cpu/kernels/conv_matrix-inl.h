@@ -95,7 +95,7 @@ struct MatrixWorker : ConvWorker<T> {
         }
         for (int64_t row = 0; row < rows; ++row) {
           const PixelVector p{b.n + n, b.h + h + row, b.w, static_cast<int>(b.width)};
-          const S* from = sums + row * plan.row_pixels * plan.tile_oc;
+          S* from = sums + row * plan.row_pixels * plan.tile_oc;
           if (task.has_zero_taps()) this->check_sums(from, p.count, stored, plan.tile_oc);
           if (plain)
             out.store_plain(from, plan.tile_oc, first_oc, stored, out.at(p), p.count);

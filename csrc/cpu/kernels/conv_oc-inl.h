@@ -144,7 +144,7 @@ struct OcWorker : ConvWorker<T> {
 
   FS_NOINLINE void store_tiles(const PixelTile* t, const PixelTile* tiles_end, const Block& b,
                                const Panel& panel, int64_t acc_step) const {
-    const S* from = acc;
+    S* from = acc;
     for (const PixelTile* end; t < tiles_end; t = end) {
       end = t + 1;
       if (panel.plain) {

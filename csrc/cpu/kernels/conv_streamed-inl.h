@@ -121,7 +121,7 @@ struct StreamedWorker : ConvWorker<T> {
   }
 
   // The same [pixel][channel], step apart.
-  void store_pixels(const S* sums, int64_t step, int64_t first_oc, int64_t count) const {
+  void store_pixels(S* sums, int64_t step, int64_t first_oc, int64_t count) const {
     for (PixelCursor cursor{all, L}; cursor.n < conv.batch;) {
       const PixelVector p = cursor.next();
       out.store_pixels(sums + ((p.n * conv.lr_h + p.h) * conv.lr_w + p.w) * step, step, first_oc, count, p);

@@ -80,6 +80,54 @@ FS_INLINE Vec<S> splat(S x) {
   return x - Vec<S>{};
 }
 
+// The smaller, or larger, of both. NaN stays NaN, which is why x comes second in the instructions.
+FS_INLINE Vec<float> at_most(float bound, Vec<float> x) {
+#if defined(__AVX512F__)
+  return Vec<float>(_mm512_min_ps(__m512(splat(bound)), __m512(x)));
+#elif defined(__AVX2__)
+  return Vec<float>(_mm256_min_ps(__m256(splat(bound)), __m256(x)));
+#else
+  return x > bound ? splat(bound) : x;
+#endif
+}
+FS_INLINE Vec<float> at_least(float bound, Vec<float> x) {
+#if defined(__AVX512F__)
+  return Vec<float>(_mm512_max_ps(__m512(splat(bound)), __m512(x)));
+#elif defined(__AVX2__)
+  return Vec<float>(_mm256_max_ps(__m256(splat(bound)), __m256(x)));
+#else
+  return x < bound ? splat(bound) : x;
+#endif
+}
+
+// dividend / (divisor + rest), where 1 <= divisor <= 2^100 and the rest is what rounding has taken from the divisor.
+FS_INLINE Vec<float> quotient(Vec<float> dividend, Vec<float> divisor, Vec<float> rest) {
+#if defined(__FMA__) || defined(__aarch64__)
+#if defined(__AVX512F__)  // 14 bits, which the last line doubles, take a fraction of a division's time
+  const Vec<float> inverse = Vec<float>(_mm512_rcp14_ps(__m512(divisor)));
+#else
+  const Vec<float> inverse = 1.f / divisor;
+#endif
+  const Vec<float> rough = dividend * inverse;
+  return rough + (dividend - rough * divisor - rough * rest) * inverse;
+#else  // without fused multiply-adds the product above would be rounded
+  typedef double Wide __attribute__((vector_size(2 * kVectorBytes)));
+  const Wide sum = __builtin_convertvector(divisor, Wide) + __builtin_convertvector(rest, Wide);
+  return __builtin_convertvector(__builtin_convertvector(dividend, Wide) / sum, Vec<float>);
+#endif
+}
+
+// x * 2^n of whole numbers n from -252 to 254.
+FS_INLINE Vec<float> times_power_of_2(Vec<float> x, Vec<float> n) {
+#if defined(__AVX512F__)
+  return Vec<float>(_mm512_scalef_ps(__m512(x), __m512(n)));
+#else
+  typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
+  const Bits whole = __builtin_convertvector(n, Bits), half = whole >> 1;
+  return x * Vec<float>((half + 127) << 23) * Vec<float>((whole - half + 127) << 23);
+#endif
+}
+
 // ---- half types: storage only, arithmetic is in float ----------------------------------------------------------
 template <class To, class From>
 FS_INLINE To bit_cast(From from) {

@@ -52,8 +52,11 @@ struct Store {
     return index == PerChannel::kLowRes ? table.lr_channel[oc] : 0;
   }
 
+  // Transcendental activations are applied, with the bias, to all sums of a store before anything else.
+  FS_INLINE bool transcendental() const { return !is_piecewise_polynomial(epilogue.activation); }
   FS_INLINE Vec<S> finish(Vec<S> v, Vec<S> bias_of, Vec<S> slope_of) const {
-    return activate<S>(epilogue.activation, v + bias_of, slope_of);
+    if (transcendental()) return v;
+    return activate_piecewise_polynomial<S>(epilogue.activation, v + bias_of, slope_of);
   }
   FS_INLINE Vec<S> clamp(Vec<S> v) const {
     if (!clamped) return v;
@@ -110,7 +113,7 @@ struct Store {
   }
 
   // acc[(oc - first_oc) * oc_step + v * L + lane], output channels first_oc .. first_oc + count - 1 of the group.
-  void store_planar(const S* acc, int64_t oc_step, int64_t first_oc, int64_t count, const PixelVector* pixels,
+  void store_planar(S* acc, int64_t oc_step, int64_t first_oc, int64_t count, const PixelVector* pixels,
                     int vectors) const {
     const int64_t end = first_oc + count;
     if (dest.oc_contiguous) {  // square transpositions, as far as they go
@@ -127,6 +130,10 @@ struct Store {
         }
       }
     }
+    if (transcendental())
+      for (int64_t oc = first_oc; oc < end; ++oc)
+        activate_sums<S>(epilogue.activation, acc + (oc - first_oc) * oc_step, L, vectors,
+                         splat<S>(bias[oc]));
     if (first_oc == end || store_groups(acc, oc_step, first_oc, end, pixels, vectors)) return;
     const int64_t interleave = dest.interleave;
     for (int v = 0; v < vectors; ++v) {
@@ -197,7 +204,7 @@ struct Store {
       T* first;
     } place[kMaxStoredVectors];
     for (int v = 0; v < vectors; ++v) place[v] = {group_part(pixels[v]), at(pixels[v])};
-    const bool bias_only = adds_bias_only(), transcendental = !is_piecewise_polynomial(epilogue.activation);
+    const bool bias_only = adds_bias_only(), activated = transcendental();
     return try_dispatch(RegisterInterleave{}, dest.interleave, [&](auto m) {
       constexpr int M = decltype(m)::value;
       for (; oc < end; oc += M, acc += M * oc_step) {
@@ -205,21 +212,13 @@ struct Store {
           if (!row_inside(pixels[x], oc)) continue;
           const S* from = acc + x * L;
           Vec<S> v[M];
-          if (transcendental) {
-            S activated[M * L];  // a call clobbers all vector registers
-            for (int q = 0; q < M; ++q)
-              store<S>(activated + q * L,
-                       activate_vector<S>(epilogue.activation,
-                                          load<S>(from + q * oc_step) + splat<S>(bias[oc + q])));
-            FS_UNROLL
-            for (int q = 0; q < M; ++q) v[q] = load<S>(activated + q * L);
-          } else {
-            FS_UNROLL
-            for (int q = 0; q < M; ++q) {
-              v[q] = load<S>(from + q * oc_step) + splat<S>(bias[oc + q]);
-              if (!bias_only)
-                v[q] = activate_piecewise_polynomial<S>(epilogue.activation, v[q], splat<S>(slope[oc + q]));
-            }
+          FS_UNROLL
+          for (int q = 0; q < M; ++q) {
+            v[q] = load<S>(from + q * oc_step);
+            if (activated) continue;
+            v[q] += splat<S>(bias[oc + q]);
+            if (!bias_only)
+              v[q] = activate_piecewise_polynomial<S>(epilogue.activation, v[q], splat<S>(slope[oc + q]));
           }
           interleave<S, M>(v);
           const GroupPart& part = place[x].part;
@@ -297,11 +296,12 @@ struct Store {
 
   // store_pixels for plain values; `to` is the first pixel's place in the output. Pixels are the inner loop, because a
   // processor's prefetcher learns their distance.
-  FS_INLINE void store_plain(const S* acc, int64_t pixel_step, int64_t first_oc, int64_t count, T* to,
+  FS_INLINE void store_plain(S* acc, int64_t pixel_step, int64_t first_oc, int64_t count, T* to,
                              int pixels) const {
     const bool bias_only = adds_bias_only();
     for (int64_t oc = first_oc; oc < first_oc + count; oc += L, acc += L) {
       const Vec<S> bias_of = load<S>(bias + oc), slope_of = load<S>(slope + oc);
+      if (transcendental()) activate_sums<S>(epilogue.activation, acc, pixel_step, pixels, bias_of);
       const S* from = acc;
       T* whole = to + table.dest[oc];
       // of a half type, two vectors fill a cache line
@@ -385,8 +385,8 @@ struct Store {
   };
 
   // acc[x * pixel_step + oc - first_oc], neighbouring pixels x.
-  void store_pixels(const S* acc, int64_t pixel_step, int64_t first_oc, int64_t count,
-                    const PixelVector& p) const {
+  // Whole vectors of acc are activated in place, also where `count` ends within one.
+  void store_pixels(S* acc, int64_t pixel_step, int64_t first_oc, int64_t count, const PixelVector& p) const {
     const bool high = epilogue.residual_kind == ResidualKind::kHighRes;
     for (int64_t oc = first_oc; oc < first_oc + count; oc += L) {
       const int n = static_cast<int>(smaller<int64_t>(L, first_oc + count - oc));
@@ -402,6 +402,8 @@ struct Store {
                                   epilogue.residual_kind != ResidualKind::kLowRes &&
                                   table.residual[oc + n - 1] - table.residual[oc] == n - 1;
       if (within_group && !row_inside(p, oc)) continue;
+      if (transcendental())
+        activate_sums<S>(epilogue.activation, acc + oc - first_oc, pixel_step, p.count, bias_of);
       T* to = at(p);
       const T* from = static_cast<const T*>(epilogue.residual) + (epilogue.residual ? residual_pixel(p) : 0);
       for (int x = 0; x < p.count; ++x, to += dest_step(), from += residual_col) {
