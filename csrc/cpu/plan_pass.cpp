@@ -125,6 +125,33 @@ ConvProblem input_grad_problem(const Geometry& g, const Source& source, const St
   return p;
 }
 
+// Is each pixel of the output computed from one of the input, at the same place?
+bool is_pointwise(const Geometry& g) {
+  return g.kernel_h == 1 && g.kernel_w == 1 && g.r_h == 1 && g.r_w == 1 && g.stride_h == 1 &&
+         g.stride_w == 1 && g.pad_top == 0 && g.pad_left == 0 && g.out_h == g.in_h && g.out_w == g.in_w;
+}
+
+// Of a pointwise convolution, an image whose rows follow one another in all tensors becomes a single row, and a batch whose
+// images do, a single image. Then tiles of neighbouring pixels do not end where a row does.
+void flatten_pixels(const Target& t, Geometry& g, std::initializer_list<Strides*> tensors) {
+  // matrix tiles read whole rows in place
+  if (!is_pointwise(g) || t.matrix_tiles != MatrixTiles::kNone) return;
+  constexpr int64_t kMost = INT32_MAX;
+  const auto follow = [&](int64_t Strides::*outer, int64_t count, int64_t pixels) {
+    return count > 0 && pixels <= kMost / count &&
+           std::all_of(tensors.begin(), tensors.end(),
+                       [&](const Strides* s) { return s->*outer == pixels * s->w; });
+  };
+  if (g.in_h > 1 && follow(&Strides::h, g.in_h, g.in_w)) {
+    g.in_w = g.lr_w = g.out_w = g.in_h * g.in_w;
+    g.in_h = g.lr_h = g.out_h = 1;
+  }
+  if (g.batch > 1 && g.in_h == 1 && follow(&Strides::n, g.batch, g.in_w)) {
+    g.in_w = g.lr_w = g.out_w = g.batch * g.in_w;
+    g.batch = 1;
+  }
+}
+
 bool is_inexact(const Geometry& g, DType dtype) { return g.tf32 && dtype == DType::kFloat32; }
 
 Destination destination(const ConvProblem& p, const Strides& s) {
@@ -205,7 +232,12 @@ int64_t WeightGradPass::bytes() const {
          bytes_of(lr_channel, segment_input, segment_weight, tap_weight, input_weight, gradient_weight);
 }
 
-std::unique_ptr<ConvPass> plan_forward_pass(const ForwardArguments& a, const Target& t, NotFinite found) {
+std::unique_ptr<ConvPass> plan_forward_pass(const ForwardArguments& arguments, const Target& t,
+                                            NotFinite found) {
+  ForwardArguments a = arguments;
+  const bool residual = a.epilogue.residual_kind != ResidualKind::kNone;
+  flatten_pixels(t, a.geometry,
+                 {&a.input.stride, &a.output.stride, residual ? &a.residual.stride : &a.output.stride});
   const Geometry& g = a.geometry;
   auto made = std::make_unique<ConvPass>();
   ConvPass& pass = *made;
@@ -263,8 +295,13 @@ std::unique_ptr<ConvPass> plan_forward_pass(const ForwardArguments& a, const Tar
   return made;
 }
 
-std::unique_ptr<ConvPass> plan_input_grad_pass(const InputGradArguments& a, const Target& t,
+std::unique_ptr<ConvPass> plan_input_grad_pass(const InputGradArguments& arguments, const Target& t,
                                                NotFinite found) {
+  InputGradArguments a = arguments;
+  const bool saved = a.saved.activation != Activation::kNone;
+  flatten_pixels(t, a.geometry,
+                 {&a.grad_output.stride, &a.grad_input.stride,
+                  saved ? &a.saved.output.stride : &a.grad_input.stride});
   const Geometry& g = a.geometry;
   auto made = std::make_unique<ConvPass>();
   ConvPass& pass = *made;
