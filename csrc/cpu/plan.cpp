@@ -179,7 +179,7 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
     plan.shape.lr_w -= p.spared_w;
   }
   if (winograd_side(plan.kernel) > 0) {
-    choose_winograd_blocks(winograd_shape(p, plan.single_phase), t, plan);
+    choose_winograd_blocks(winograd_shape(p, plan.single_phase), p.planar_input, t, plan);
     return plan;
   }
   if (plan.kernel == ConvKernel::kWinogradRow) {

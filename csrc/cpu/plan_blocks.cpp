@@ -226,8 +226,9 @@ void choose_matrix_blocks(const ConvShape& s, const Target& t, int64_t extra_ele
 }
 
 // Winograd's kernel transforms a block as a whole, and every panel of weights passes over it. So blocks stay in the cache
-// with one panel. Among these shapes the best leaves the fewest vectors of tiles empty and threads idle.
-void choose_winograd_blocks(const ConvShape& s, const Target& t, ConvPlan& plan) {
+// with one panel. Among these shapes the best leaves the fewest vectors of tiles empty and threads idle. Of planar input it
+// also reads the fewest rows, because each row of a channel lies far from the others. Rows that two blocks share are kept.
+void choose_winograd_blocks(const ConvShape& s, bool planar_input, const Target& t, ConvPlan& plan) {
   const int64_t H = std::max<int64_t>(s.lr_h, 1), W = std::max<int64_t>(s.lr_w, 1);
   const int64_t L = t.lanes, V = plan.tile_pixels, M = winograd_side(plan.kernel);
   plan.parallel = t.threads > 1 && multiply_adds(s) >= kParallelMinimum;
@@ -239,6 +240,10 @@ void choose_winograd_blocks(const ConvShape& s, const Target& t, ConvPlan& plan)
   }
   // a panel's weights through the cache, or from beyond it, in vectors of tiles
   const double pass = plan.scheme == WinogradScheme::kPanels ? 0.3 : 1;
+  // cycles to begin with a row of a channel, beside its products for a vector of tiles (measured on an Emerald Rapids)
+  constexpr double kRow = 100;
+  const double products = static_cast<double>(winograd_positions(winograd_side(plan.kernel)) * s.oc) / 2;
+  const double row_of_tiles = planar_input ? static_cast<double>(M) * kRow / std::max(products, 1.) : 0;
   const int64_t most = winograd_most_vectors(plan.scheme, s, plan.panel_tiles * plan.tile_oc,
                                              winograd_side(plan.kernel), V, t);
   const int64_t threads = plan.parallel ? t.threads : 1;
@@ -251,7 +256,8 @@ void choose_winograd_blocks(const ConvShape& s, const Target& t, ConvPlan& plan)
       const int64_t vectors = ceil_div(rows * across, L);
       if (vectors > most && (rows > 1 || width > M * L * V)) break;
       const int64_t rounds = ceil_div(others * ceil_div(H, M * rows), threads);
-      const double cost = static_cast<double>(rounds) * (covered_vectors(vectors, V) + pass);
+      const double cost = static_cast<double>(rounds) *
+                          (covered_vectors(vectors, V) + pass + static_cast<double>(rows) * row_of_tiles);
       if (best < 0 || cost < best) {
         best = cost;
         w = width;

@@ -60,7 +60,7 @@ void choose_blocks(const ConvShape& shape, const Target& target, int64_t extra_e
                    ConvPlan& plan);
 void choose_matrix_blocks(const ConvShape& shape, const Target& target, int64_t extra_elements_per_pixel,
                           ConvPlan& plan);
-void choose_winograd_blocks(const ConvShape& shape, const Target& target, ConvPlan& plan);
+void choose_winograd_blocks(const ConvShape& shape, bool planar_input, const Target& target, ConvPlan& plan);
 void choose_winograd_row_blocks(const ConvShape& shape, const Target& target, ConvPlan& plan);
 
 // What a block of so many pixels takes for kWinogradRow, in elements; the plan's tile, panels and passes are known.

@@ -299,9 +299,9 @@ std::unique_ptr<ConvPass> plan_input_grad_pass(const InputGradArguments& argumen
                                                NotFinite found) {
   InputGradArguments a = arguments;
   const bool saved = a.saved.activation != Activation::kNone;
-  flatten_pixels(t, a.geometry,
-                 {&a.grad_output.stride, &a.grad_input.stride,
-                  saved ? &a.saved.output.stride : &a.grad_input.stride});
+  flatten_pixels(
+      t, a.geometry,
+      {&a.grad_output.stride, &a.grad_input.stride, saved ? &a.saved.output.stride : &a.grad_input.stride});
   const Geometry& g = a.geometry;
   auto made = std::make_unique<ConvPass>();
   ConvPass& pass = *made;

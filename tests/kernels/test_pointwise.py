@@ -101,7 +101,7 @@ def test_shuffled_output_has_rows_of_its_own(isa: int) -> None:
 
 
 def test_crop_to_as_many_pixels(isa: int) -> None:
-    """Phases of a 2x2 kernel with stride 2 are 1x1 kernels, and here the crop leaves an image of the input's size."""
+    """Phases of a 2x2 kernel with stride 2 are 1x1 kernels. The crop leaves an image of the input's size."""
     for view, n in itertools.product(("contiguous", "channels_last"), (1, 3)):
         x, weight = VIEWS[view](integers(n, CHANNELS, 2, 2)), integers(CHANNELS, 20, 2, 2)
         found = fs.conv_transpose2d(x, weight, None, 2, 1, backend="cpu")

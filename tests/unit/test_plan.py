@@ -384,6 +384,16 @@ def test_tiles_of_one_vector_where_a_multiply_add_takes_a_cycle() -> None:
     assert plans[0].tile_oc == plans[1].tile_oc
 
 
+def test_planar_rows_are_long_where_few_output_channels_share_them() -> None:
+    """Beginning with another row of a channel takes as long as some of its products."""
+    heads = {"ic": 64, "oc": 12, "lr_h": 540, "lr_w": 960, "interleave": 2}
+    planar, inner = (
+        host.plan_conv(image_problem(**heads, planar_input=planar), AVX512) for planar in (True, False)
+    )
+    assert (planar.kernel, inner.kernel) == (host.WINOGRAD, host.WINOGRAD)
+    assert planar.block_w >= 320 > inner.block_w
+
+
 def test_pixels_that_share_nothing_come_in_small_blocks() -> None:
     """Of a 1x1 convolution in channels_last: a block leaves most of the cache to what the next one reads."""
     problem = image_problem(
