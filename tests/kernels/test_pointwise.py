@@ -80,7 +80,7 @@ def test_one_row_is_planned() -> None:
     for view, size in (("contiguous", (1, 30, 20)), ("channels_last", (3, 10, 20))):
         x = VIEWS[view](integers(size[0], 64, *size[1:]))
         told = fs.explain(fs.subpixel_conv2d, x, weight, None, 1, backend="cpu").forward
-        assert "1 x 1 x 600 pixels" in told or "streamed" in told, told
+        assert " of 1 x 1 x " in told, told
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,14 @@ FS_INLINE Vec<S> splat(S x) {
   return x - Vec<S>{};
 }
 
+template <class To, class From>
+FS_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
 // The smaller, or larger, of both. NaN stays NaN, which is why x comes second in the instructions.
 FS_INLINE Vec<float> at_most(float bound, Vec<float> x) {
 #if defined(__AVX512F__)
@@ -100,6 +108,20 @@ FS_INLINE Vec<float> at_least(float bound, Vec<float> x) {
 #endif
 }
 
+// addend - a * b, rounded once. Optimised code fuses a plain expression too, but this must not depend on it.
+#if defined(__FMA__) || defined(__aarch64__)
+FS_INLINE Vec<float> subtract_product(Vec<float> addend, Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  return Vec<float>(_mm512_fnmadd_ps(__m512(a), __m512(b), __m512(addend)));
+#elif defined(__FMA__)
+  return Vec<float>(_mm256_fnmadd_ps(__m256(a), __m256(b), __m256(addend)));
+#else
+  return bit_cast<Vec<float>>(
+      vfmsq_f32(bit_cast<float32x4_t>(addend), bit_cast<float32x4_t>(a), bit_cast<float32x4_t>(b)));
+#endif
+}
+#endif
+
 // dividend / (divisor + rest), where 1 <= divisor <= 2^100 and the rest is what rounding has taken from the divisor.
 FS_INLINE Vec<float> quotient(Vec<float> dividend, Vec<float> divisor, Vec<float> rest) {
 #if defined(__FMA__) || defined(__aarch64__)
@@ -109,8 +131,8 @@ FS_INLINE Vec<float> quotient(Vec<float> dividend, Vec<float> divisor, Vec<float
   const Vec<float> inverse = 1.f / divisor;
 #endif
   const Vec<float> rough = dividend * inverse;
-  return rough + (dividend - rough * divisor - rough * rest) * inverse;
-#else  // without fused multiply-adds the product above would be rounded
+  return rough + subtract_product(subtract_product(dividend, rough, divisor), rough, rest) * inverse;
+#else  // the product above would be rounded
   typedef double Wide __attribute__((vector_size(2 * kVectorBytes)));
   const Wide sum = __builtin_convertvector(divisor, Wide) + __builtin_convertvector(rest, Wide);
   return __builtin_convertvector(__builtin_convertvector(dividend, Wide) / sum, Vec<float>);
@@ -129,14 +151,6 @@ FS_INLINE Vec<float> times_power_of_2(Vec<float> x, Vec<float> n) {
 }
 
 // ---- half types: storage only, arithmetic is in float ----------------------------------------------------------
-template <class To, class From>
-FS_INLINE To bit_cast(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof(To));
-  return to;
-}
-
 FS_INLINE float widen(float x) { return x; }
 FS_INLINE double widen(double x) { return x; }
 FS_INLINE float widen(BFloat16 x) { return bit_cast<float>(uint32_t{x.bits} << 16); }
