@@ -35,8 +35,6 @@ constexpr int64_t kTransposedProducts = 64;
 // The taps of one kernel row read the same cache lines of pixels, so that the first of them pays for all. (Measured on AVX2, OW-
 // against OC-vectorised: kernels one to three taps wide.)
 constexpr double kHiddenFirstTap = 1.2;
-// A vector of accumulators of neighbouring output channels, finished and stored.
-constexpr double kStoreContiguous = 3;
 // What an OC-vectorised tile takes besides its products where tiles of one vector come into question, see oc_k_cycles.
 constexpr double kOcTile = 30;
 // A weight, packed in the cache; packed beyond it and read again.
@@ -109,6 +107,7 @@ void set_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   const int side = winograd_side(plan.kernel);
   const bool winograd = side > 0, row = plan.kernel == ConvKernel::kWinogradRow;
   const bool wide = plan.scheme != WinogradScheme::kPanels;
+  const bool oc_lanes = plan.kernel == ConvKernel::kOcVectorised || plan.channels_inner;
   const int64_t taps = winograd ? winograd_positions(side)
                        : row    ? s.kernel_h * RowScheme{s.kernel_w, plan.row_outputs}.products()
                                 : s.taps();
@@ -117,7 +116,7 @@ void set_panels(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   plan.interleaved_tiles = plan.single_phase ? static_cast<int>(p.phase_interleave) : 1;
   if (plan.interleaved_tiles > 1 && !winograd)
     plan.panel_tiles = plan.interleaved_tiles;
-  else if (plan.kernel == ConvKernel::kOcVectorised)
+  else if (oc_lanes)
     plan.panel_tiles = 1;
   else
     plan.panel_tiles = whole_panel(p, t, plan.tile_oc, winograd ? winograd_panel_oc(s.ic, side, wide, t) : 0,
@@ -161,6 +160,7 @@ ConvPlan plan_conv(const ConvProblem& p, const Target& t) {
   plan.single_phase = choice.single_phase;
   plan.scheme = choice.scheme;
   plan.row_outputs = choice.row_outputs;
+  plan.channels_inner = choice.channels_inner;
   for (int kernel = 0; kernel < kConvKernels; ++kernel) plan.cycles[kernel] = offers.cycles[kernel];
   if (plan.kernel == ConvKernel::kStreamed) {
     set_streamed_parts(p, t, plan);

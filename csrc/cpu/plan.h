@@ -25,6 +25,8 @@ FS_HOST_DEVICE constexpr int winograd_side(ConvKernel kernel) {
   return kernel == ConvKernel::kWinograd ? 2 : kernel == ConvKernel::kWinograd4 ? 4 : 0;
 }
 constexpr int winograd_positions(int side) { return (side + 2) * (side + 2); }
+// Tiles of a row that are stored together, where the lanes are channels.
+constexpr int64_t kWinogradStoredTiles = 8;
 constexpr int kWinogradTaps = 3;  // along a side of the window that it takes for the kernel
 // Are weights added to one another before they are multiplied?
 FS_HOST_DEVICE bool is_winograd(ConvKernel kernel) {
@@ -200,7 +202,8 @@ ConvPlan plan_conv(const ConvProblem& problem, const Target& target);
 InputTile input_tile(const ConvShape& shape, int64_t block_h, int64_t block_w, int lanes,
                      bool channels_inner);
 // The same for whole tiles of side x side pixels.
-InputTile winograd_input_tile(const ConvShape& shape, int64_t block_h, int64_t block_w, int side, int lanes);
+InputTile winograd_input_tile(const ConvShape& shape, int64_t block_h, int64_t block_w, int side, int lanes,
+                              bool channels_inner);
 
 // From the first pixel of a packed input tile to that of a channel and tap.
 FS_HOST_DEVICE int64_t input_tile_offset(const ConvShape& shape, const InputTile& tile, int64_t channel,

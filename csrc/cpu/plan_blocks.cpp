@@ -61,11 +61,25 @@ void set_blocks(const ConvShape& s, int64_t n, int64_t h, int64_t w, ConvPlan& p
   plan.items = s.groups * plan.blocks_n * plan.blocks_h * plan.blocks_w;
 }
 
-// Vectors of tiles, transformed and with their accumulators, that the cache holds besides a panel of weights.
-int64_t cached_vectors(int64_t ic, int64_t panel_oc, int side, const Target& t) {
-  const int64_t of_position = t.element_bytes * winograd_positions(side);
-  const int64_t per_vector = of_position * (ic + panel_oc) * t.lanes;
-  return std::max<int64_t>((t.l2_bytes - t.l2_bytes / 8 - of_position * ic * panel_oc) / per_vector, 1);
+// Units of tiles, transformed and with their accumulators, that the cache holds besides a panel of weights.
+int64_t cached_units(int64_t ic, int64_t panel_oc, const WinogradTiles& tiles, const Target& t) {
+  const int64_t of_position = t.element_bytes * winograd_positions(tiles.side);
+  const int64_t per_unit = of_position * (ic + panel_oc) * tiles.unit;
+  return std::max<int64_t>((t.l2_bytes - t.l2_bytes / 8 - of_position * ic * panel_oc) / per_unit, 1);
+}
+
+// Units of a block, at most.
+int64_t block_units(int64_t ic, int64_t panel_oc, const WinogradTiles& tiles, const Target& t) {
+  const int64_t cached = cached_units(ic, panel_oc, tiles, t);
+  // Measured on AVX-512: blocks of half to three quarters of the cache take up to 10 % less time than those that fill it.
+  return std::max(cached * 3 / 4, std::min(cached, tiles.of_register_tile));
+}
+int64_t wide_block_units(int64_t ic, int64_t oc, const WinogradTiles& tiles, const Target& t) {
+  const int64_t channel = tiles.unit * t.element_bytes;
+  return std::max<int64_t>(
+      std::min(t.l2_bytes / kWidePositionShareOfL2 / (ic * channel),
+               kWideTimesL2 * t.l2_bytes / (winograd_positions(tiles.side) * (ic + oc) * channel)),
+      1);
 }
 
 // What a block of kWinogradRow takes at most.
@@ -83,30 +97,15 @@ int64_t winograd_panel_oc(int64_t ic, int side, bool wide, const Target& t) {
                   t.l2_bytes / kWinogradPanelShareOfL2 / (winograd_positions(side) * ic * t.element_bytes));
 }
 
-bool winograd_wide(int64_t ic, int side, int64_t tile_vectors, const Target& t) {
-  const int64_t panel_oc = winograd_panel_oc(ic, side, false, t);
-  return panel_oc < kWinogradPanelOc || cached_vectors(ic, panel_oc, side, t) < 2 * tile_vectors;
+bool winograd_wide(int64_t ic, const WinogradTiles& tiles, const Target& t) {
+  const int64_t panel_oc = winograd_panel_oc(ic, tiles.side, false, t);
+  return panel_oc < kWinogradPanelOc || cached_units(ic, panel_oc, tiles, t) < 2 * tiles.of_register_tile;
 }
 
-int64_t winograd_wide_block_vectors(int64_t ic, int64_t oc, int side, const Target& t) {
-  const int64_t channel = t.lanes * t.element_bytes;
-  return std::max<int64_t>(
-      std::min(t.l2_bytes / kWidePositionShareOfL2 / (ic * channel),
-               kWideTimesL2 * t.l2_bytes / (winograd_positions(side) * (ic + oc) * channel)),
-      1);
-}
-
-int64_t winograd_block_vectors(int64_t ic, int64_t panel_oc, int side, int64_t tile_vectors,
-                               const Target& t) {
-  const int64_t cached = cached_vectors(ic, panel_oc, side, t);
-  // Measured on AVX-512: blocks of half to three quarters of the cache take up to 10 % less time than those that fill it.
-  return std::max(cached * 3 / 4, std::min(cached, tile_vectors));
-}
-
-int64_t winograd_most_vectors(WinogradScheme scheme, const ConvShape& s, int64_t panel_oc, int side,
-                              int64_t tile_vectors, const Target& t) {
-  return scheme == WinogradScheme::kPositions ? winograd_wide_block_vectors(s.ic, s.oc, side, t)
-                                              : winograd_block_vectors(s.ic, panel_oc, side, tile_vectors, t);
+int64_t winograd_most_units(WinogradScheme scheme, const ConvShape& s, int64_t panel_oc,
+                            const WinogradTiles& tiles, const Target& t) {
+  return scheme == WinogradScheme::kPositions ? wide_block_units(s.ic, s.oc, tiles, t)
+                                              : block_units(s.ic, panel_oc, tiles, t);
 }
 
 WinogradPasses winograd_passes(const ConvShape& s, int side, int64_t panel_oc, const Target& t) {
@@ -126,8 +125,10 @@ WinogradPasses winograd_passes(const ConvShape& s, int side, int64_t panel_oc, c
   return {ceil_div(panels, pass_panels), pass_panels, std::min(channels, s.ic)};
 }
 
-InputTile winograd_input_tile(const ConvShape& s, int64_t block_h, int64_t block_w, int side, int lanes) {
-  return input_tile(s, round_up(block_h, side), round_up(block_w, side * lanes), lanes, false);
+InputTile winograd_input_tile(const ConvShape& s, int64_t block_h, int64_t block_w, int side, int lanes,
+                              bool channels_inner) {
+  const int64_t across = side * (channels_inner ? 1 : lanes);
+  return input_tile(s, round_up(block_h, side), round_up(block_w, across), lanes, channels_inner);
 }
 
 InputTile input_tile(const ConvShape& s, int64_t block_h, int64_t block_w, int lanes, bool channels_inner) {
@@ -230,44 +231,48 @@ void choose_matrix_blocks(const ConvShape& s, const Target& t, int64_t extra_ele
 // also reads the fewest rows, because each row of a channel lies far from the others. Rows that two blocks share are kept.
 void choose_winograd_blocks(const ConvShape& s, bool planar_input, const Target& t, ConvPlan& plan) {
   const int64_t H = std::max<int64_t>(s.lr_h, 1), W = std::max<int64_t>(s.lr_w, 1);
-  const int64_t L = t.lanes, V = plan.tile_pixels, M = winograd_side(plan.kernel);
+  const WinogradTiles tiles = winograd_tiles(plan.kernel, plan.channels_inner, plan.tile_pixels, t);
+  const int64_t U = tiles.unit, V = tiles.of_register_tile, M = tiles.side;
+  const auto set_tile = [&] {
+    plan.input_tile =
+        winograd_input_tile(s, plan.block_h, plan.block_w, tiles.side, t.lanes, plan.channels_inner);
+  };
   plan.parallel = t.threads > 1 && multiply_adds(s) >= kParallelMinimum;
   if (plan.scheme == WinogradScheme::kPasses) {
     set_blocks(s, 1, H, W, plan);
     plan.items *= ceil_div(plan.panels, plan.pass_panels);
-    plan.input_tile = winograd_input_tile(s, H, W, static_cast<int>(M), t.lanes);
+    set_tile();
     return;
   }
   // a panel's weights through the cache, or from beyond it, in vectors of tiles
-  const double pass = plan.scheme == WinogradScheme::kPanels ? 0.3 : 1;
+  const double pass = (plan.scheme == WinogradScheme::kPanels ? 0.3 : 1) * static_cast<double>(t.lanes / U);
   // cycles to begin with a row of a channel, beside its products for a vector of tiles (measured on an Emerald Rapids)
   constexpr double kRow = 100;
   const double products = static_cast<double>(winograd_positions(winograd_side(plan.kernel)) * s.oc) / 2;
   const double row_of_tiles = planar_input ? static_cast<double>(M) * kRow / std::max(products, 1.) : 0;
-  const int64_t most = winograd_most_vectors(plan.scheme, s, plan.panel_tiles * plan.tile_oc,
-                                             winograd_side(plan.kernel), V, t);
+  const int64_t most = winograd_most_units(plan.scheme, s, plan.panel_tiles * plan.tile_oc, tiles, t);
   const int64_t threads = plan.parallel ? t.threads : 1;
   int64_t w = W, h = M;
   double best = -1;
   for (int64_t splits = 1;; splits += std::max<int64_t>(1, splits / 8)) {
-    const int64_t width = std::min(W, piece(W, splits, M * L)), across = ceil_div(width, M);
+    const int64_t width = std::min(W, piece(W, splits, M * U)), across = ceil_div(width, M);
     const int64_t others = s.groups * s.batch * ceil_div(W, width);
     for (int64_t rows = 1; M * rows < H + M; ++rows) {
-      const int64_t vectors = ceil_div(rows * across, L);
-      if (vectors > most && (rows > 1 || width > M * L * V)) break;
+      const int64_t units = ceil_div(rows * across, U);
+      if (units > most && (rows > 1 || width > M * U * V)) break;
       const int64_t rounds = ceil_div(others * ceil_div(H, M * rows), threads);
       const double cost = static_cast<double>(rounds) *
-                          (covered_vectors(vectors, V) + pass + static_cast<double>(rows) * row_of_tiles);
+                          (covered_vectors(units, V) + pass + static_cast<double>(rows) * row_of_tiles);
       if (best < 0 || cost < best) {
         best = cost;
         w = width;
         h = M * rows;
       }
     }
-    if (width <= M * L * V) break;
+    if (width <= M * U * V) break;
   }
   set_blocks(s, 1, std::min(h, H), w, plan);
-  plan.input_tile = winograd_input_tile(s, plan.block_h, plan.block_w, static_cast<int>(M), t.lanes);
+  set_tile();
 }
 
 int64_t winograd_row_vectors(int64_t oc, int positions, const Target& t) {

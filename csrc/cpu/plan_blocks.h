@@ -78,20 +78,26 @@ int64_t winograd_row_vectors(int64_t oc, int positions, const Target& target);
 WinogradRowBlock winograd_row_block(const ConvShape& shape, int64_t height, int64_t width,
                                     const ConvPlan& plan, const Target& target);
 
+// Tiles of side x side pixels are counted in units: vectors of them, or single ones if the lanes are channels. A register tile has
+// so many units.
+struct WinogradTiles {
+  int side;
+  int64_t unit, of_register_tile;
+};
+inline WinogradTiles winograd_tiles(ConvKernel kernel, bool channels_inner, int64_t tile_pixels,
+                                    const Target& t) {
+  return {winograd_side(kernel), channels_inner ? 1 : t.lanes, tile_pixels};
+}
+
 // Blocks of kWinograd and kWinograd4, whose tiles have side x side pixels. Usually a block stays in the L2 cache,
 // transformed, with one panel of weights and its accumulators. In wide layers that is less than two register tiles. There it
 // passes through the cache position by position.
-bool winograd_wide(int64_t ic, int side, int64_t tile_vectors, const Target& target);
+bool winograd_wide(int64_t ic, const WinogradTiles& tiles, const Target& target);
 // Output channels of a panel of transformed weights, at most.
 int64_t winograd_panel_oc(int64_t ic, int side, bool wide, const Target& target);
-// Vectors of tiles of a block, at most.
-int64_t winograd_block_vectors(int64_t ic, int64_t panel_oc, int side, int64_t tile_vectors,
-                               const Target& target);
-int64_t winograd_wide_block_vectors(int64_t ic, int64_t oc, int side, const Target& target);
-
-// Vectors of tiles of a block, at most, of each scheme but kPasses.
-int64_t winograd_most_vectors(WinogradScheme scheme, const ConvShape& shape, int64_t panel_oc, int side,
-                              int64_t tile_vectors, const Target& target);
+// Units of a block, at most, of each scheme but kPasses.
+int64_t winograd_most_units(WinogradScheme scheme, const ConvShape& shape, int64_t panel_oc,
+                            const WinogradTiles& tiles, const Target& target);
 
 // How an image of few tiles is computed as one block by WinogradScheme::kPasses; 0 passes: it has too many tiles for that.
 struct WinogradPasses {

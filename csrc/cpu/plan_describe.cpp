@@ -23,7 +23,7 @@ std::string tile_of(const ConvPlan& plan) {
                       : plan.row_outputs == 2                 ? "pairs of pixels"
                       : plan.row_outputs == 4                 ? "quads of pixels"
                                                               : "pixels";
-  return oc + pixels + " vectors of " + lanes;
+  return oc + pixels + (plan.channels_inner ? " " : " vectors of ") + lanes;
 }
 
 std::string rounded(double cycles) {

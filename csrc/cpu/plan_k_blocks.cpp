@@ -148,26 +148,37 @@ void set_winograd(const Target& t, ConvPass& pass) {
   const int64_t ic = plan.k_channels;                      // transformed at a time
   const int64_t of_weights = passes ? ic : plan.shape.ic;  // the same of weights
   const int64_t panel_oc = int64_t{plan.panel_tiles} * plan.tile_oc;
-  // The vectors of a block, with room for the surplus vectors of its last register tile and the surplus lanes of its last
-  // row.
   const int side = winograd_side(plan.kernel);
   const int64_t positions = winograd_positions(side);
   const int64_t rows = ceil_div(plan.block_h, side), across = ceil_div(plan.block_w, side);
-  const int64_t rows_end = (rows - 1) * across + ceil_div(across, L) * L;
-  const int64_t vectors = std::max(ceil_div(ceil_div(rows * across, L), V) * V, ceil_div(rows_end, L));
-  // Neighbouring channels fall into different cache sets, unless a register tile reads one after the other without a gap.
-  task.winograd_channel_step = (vectors % 2 == 0 && vectors > V ? vectors + 1 : vectors) * L;
-  // The positions' streams are written at the same time, and an odd number of vectors apart they fall into different sets.
-  task.winograd_input_step = (ic * task.winograd_channel_step / L | 1) * L;
+  // An odd number of vectors apart, neighbours fall into different cache sets.
+  const auto odd_vectors = [L](int64_t n) { return (ceil_div(n, L) | 1) * L; };
+  int64_t tile_step = 1, acc_step, acc_of_oc;
+  if (plan.channels_inner) {
+    task.winograd_channel_step = 1;
+    tile_step = odd_vectors(ic);
+    task.winograd_input_step = odd_vectors(rows * across * tile_step);
+    acc_step = odd_vectors(rows * across * plan.tile_oc);
+    acc_of_oc = ceil_div(positions * acc_step, plan.tile_oc);
+  } else {
+    // The vectors of a block, with room for the surplus vectors of its last register tile and the surplus lanes of its last
+    // row.
+    const int64_t rows_end = (rows - 1) * across + ceil_div(across, L) * L;
+    const int64_t vectors = std::max(ceil_div(ceil_div(rows * across, L), V) * V, ceil_div(rows_end, L));
+    // A register tile may read one channel after the other without a gap.
+    task.winograd_channel_step = (vectors % 2 == 0 && vectors > V ? vectors + 1 : vectors) * L;
+    task.winograd_input_step = odd_vectors(ic * task.winograd_channel_step);
+    acc_step = acc_of_oc = positions * task.winograd_channel_step;
+  }
   task.winograd_position_step = of_weights * panel_oc + L;
 
   KTables& tables = pass.k[0];
-  for (int64_t c = 0; c < ic; ++c) tables.at.push_back(c * task.winograd_channel_step);
+  for (int64_t c = 0; c <= ic; ++c) tables.at.push_back(c * task.winograd_channel_step);
   tables.blocks.push_back({.offsets = {.at = tables.at.data(),
                                        .count = ic,
-                                       .column_step = 1,
+                                       .column_step = tile_step,
                                        .weight_step = panel_oc,
-                                       .acc_step = positions * task.winograd_channel_step,
+                                       .acc_step = acc_step,
                                        .add = false},
                            .weight = 0,
                            .input = 0});
@@ -179,14 +190,15 @@ void set_winograd(const Target& t, ConvPass& pass) {
                       .count = 1};
 
   ConvScratch& s = task.scratch;
-  s.input_tile = plan.block_n * plan.input_tile.image_step + 2 * side * L;
+  s.input_tile = task.in_place ? 0 : plan.block_n * plan.input_tile.image_step + 2 * side * L;
   s.packing = packing_elements(task.source, plan.input_tile, t.lanes);
   s.weights = passes ? plan.panel_elements : plan.weights_resident ? plan.panels * plan.panel_elements : 0;
-  s.acc = positions * plan.pass_panels * panel_oc * task.winograd_channel_step;
+  s.acc = plan.pass_panels * panel_oc * acc_of_oc;
   s.oc = plan.panels * panel_oc + L;
   s.winograd_input = positions * task.winograd_input_step;
   s.winograd_packed = std::min(of_weights, 2 * L) * 9 * L;
-  s.winograd_planar = panel_oc * side * side * L;
+  s.winograd_planar =
+      side * side * (plan.channels_inner ? kWinogradStoredTiles * plan.tile_oc : panel_oc * L);
 }
 
 void set_winograd_row(const Target& t, ConvPass& pass) {

@@ -14,6 +14,7 @@ struct Choice {
   bool single_phase = false;
   WinogradScheme scheme = WinogradScheme::kPanels;
   int row_outputs = 0;
+  bool channels_inner = false;  // of kWinograd and kWinograd4
 };
 
 // The cheapest offer, and what the best tile of each kernel would take.
@@ -31,7 +32,8 @@ struct Offers {
 // For the vectors of pixels that k_cycles counts.
 constexpr double kHiddenPixels = 0.3;
 
-// A vector of accumulators, finished and stored.
+// A vector of accumulators of neighbouring output channels, finished and stored; of neighbouring pixels.
+constexpr double kStoreContiguous = 3;
 constexpr double kStoreInterleaved = 3, kStoreTransposed = 14, kStoreScalarPerLane = 2;
 
 inline bool interleaves_in_registers(int64_t interleave) {

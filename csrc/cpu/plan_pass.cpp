@@ -137,12 +137,19 @@ Destination destination(const ConvProblem& p, const Strides& s) {
 }
 
 // Can the tiles read the source itself? It has to be a plain tensor of the arithmetic type whose channels are neighbours,
-// and no window may reach outside of it. Matrix tiles read whole strips and whole tiles of channels, and may compute a strip
-// twice, so that nothing may be added to its sums.
-void read_in_place(DType dtype, ConvTask& task) {
+// and no window may reach outside of it. Winograd's transform knows where the image ends, and reads whole vectors of channels.
+// Matrix tiles read whole strips and whole tiles of channels, and may compute a strip twice, so that nothing may be added to
+// its sums.
+void read_in_place(DType dtype, const Target& t, ConvTask& task) {
   const Source& source = task.source;
   ConvPlan& plan = task.plan;
   const ConvShape& s = plan.shape;
+  const bool plain = plan.channels_inner && !source.output && source.interleave == s.ic &&
+                     source.row_scale == 1 && source.col_scale == 1;
+  if (is_winograd(plan.kernel)) {
+    task.in_place = plain && dtype == DType::kFloat32 && s.ic % t.lanes == 0;
+    return;
+  }
   const bool matrix = plan.kernel == ConvKernel::kMatrix;
   // Pixels that the first cache puts into the same set: a tile of more than it has ways would have to load them all the time.
   constexpr int64_t kSameSet = 4096, kWays = 8;
@@ -152,10 +159,8 @@ void read_in_place(DType dtype, ConvTask& task) {
                                  source.row_stride == s.lr_w * source.col_stride &&
                                  s.lr_h * s.lr_w >= kStripPixels
                            : (dtype == DType::kFloat32 || dtype == DType::kFloat64) && !collide;
-  task.in_place = plan.channels_inner && !source.output && fits && source.interleave == s.ic &&
-                  source.row_scale == 1 && source.col_scale == 1 && s.taps() == 1 && s.stride_h == 1 &&
-                  s.stride_w == 1 && s.lr_h + plan.spared_h == source.hr_h &&
-                  s.lr_w + plan.spared_w == source.hr_w;
+  task.in_place = plain && fits && s.taps() == 1 && s.stride_h == 1 && s.stride_w == 1 &&
+                  s.lr_h + plan.spared_h == source.hr_h && s.lr_w + plan.spared_w == source.hr_w;
   if (!task.in_place) return;
   plan.input_tile.image_step = source.batch_stride;
   plan.input_tile.row_step = source.row_stride;
@@ -248,7 +253,7 @@ std::unique_ptr<ConvPass> plan_forward_pass(const ForwardArguments& arguments, c
     oc.order = oc_order(g, oc.channels_last, true);
     set_rows_of_phases();
   }
-  read_in_place(a.dtype, task);
+  read_in_place(a.dtype, t, task);
   set_weight(a.weight_flipped ? Weight::Dense::kNone : weight_density(a.weight.stride, g), pass);
 
   Destination& d = task.dest;
@@ -298,7 +303,7 @@ std::unique_ptr<ConvPass> plan_input_grad_pass(const InputGradArguments& argumen
   const WeightRows rows = weight_rows(problem.shape, pass, channel);
   set_rows(rows, a.dtype, 1, problem);
   task.plan = plan_conv(problem, t);
-  read_in_place(a.dtype, task);
+  read_in_place(a.dtype, t, task);
   set_weight(Weight::Dense::kNone, pass);
 
   Destination& d = task.dest;

@@ -9,14 +9,18 @@
 namespace fused_subpixel::cpu {
 namespace {
 
-// Measured on AVX-512, in cycles. One position of a vector of tiles of one channel, transformed.
+// Measured on AVX-512, in cycles. One position of a vector of tiles of one channel, transformed; the same of a vector of channels of
+// one tile.
 constexpr double kWinogradInput = 5, kWinogradOutput = 3.8;
+constexpr double kWinogradInnerInput = 4.5, kWinogradInnerOutput = 2.5;
 // The same, written beyond the L2 cache and read again; one position of a kernel, read from there by another block. Intel's
 // processors have 2 MiB of it and a slower cache behind, AMD's (Zen 4) 1 MiB and a faster one, whose loads hide behind
 // multiply-adds.
 bool fast_beyond_l2(const Target& t) { return t.l2_bytes <= int64_t{1} << 20; }
 double winograd_streamed(const Target& t) { return fast_beyond_l2(t) ? 4 : 16; }
 double winograd_read(const Target& t) { return fast_beyond_l2(t) ? 0.06 : 1; }
+// The latter of a panel, whose positions follow one another.
+constexpr double kWinogradPanelRead = 0.15;
 // One position of a kernel, packed and transformed: in the cache; written beyond it and read again, a panel or a position at a
 // time; and K block by K block as it is used.
 constexpr double kWinogradWeights = 0.5, kWinogradFarWeights = 2.5, kWinogradWideWeights = 2,
@@ -51,47 +55,92 @@ bool fits_winograd_tile(int oc, const Target& t, bool single_phase) {
   return !single_phase || t.lanes % oc == 0;
 }
 
+// Channels in the lanes: are they neighbours in memory, of the input and of the output? In panels of one phase the vectors of
+// others would lie between those of a register tile.
+bool fits_channel_lanes(const ConvProblem& p, int oc, bool single_phase) {
+  return p.ic_contiguous && p.oc_contiguous &&
+         !(single_phase && (p.phase_interleave > 1 || p.phase_oc % oc != 0));
+}
+
+// A register tile, and the cycles of its steps: of all channels for one position of a unit of tiles (WinogradTiles), and of one k of
+// the register tile; and those to store a unit.
+struct RegisterTile {
+  int oc, pixels;
+  bool channels_inner;
+  double k, input, output, store;
+};
+
+template <class F>
+void for_each_register_tile(const ConvProblem& p, const Target& t, int side, bool single, F&& f) {
+  const ConvShape& s = p.shape;
+  const double ic = static_cast<double>(s.ic), stored = static_cast<double>(s.oc), pixels = side * side;
+  for (int oc : TileOc::values) {
+    if (!fits_winograd_tile(oc, t, single)) continue;
+    const int v = ow_tile_vectors(oc, t.registers);
+    f(RegisterTile{oc, v, false, k_cycles(oc * v, oc, v, kHiddenPixels), ic * kWinogradInput,
+                   stored * kWinogradOutput, stored * pixels * planar_store(p, t)});
+  }
+  const double input = static_cast<double>(ceil_div(s.ic, t.lanes)),
+               output = static_cast<double>(ceil_div(s.oc, t.lanes));
+  for (int nv : TileOcVectors::values) {
+    const int oc = nv * t.lanes, tiles = oc_tile_pixels(nv, t.registers);
+    if (fits_channel_lanes(p, oc, single))
+      f(RegisterTile{oc, tiles, true, oc_k_cycles(tiles, nv, t), input * kWinogradInnerInput,
+                     output * kWinogradInnerOutput, output * pixels * kStoreContiguous});
+  }
+}
+
+// What covers so many units, in register tiles: those of single tiles are of even sizes.
+double covered_units(int64_t units, const RegisterTile& tile) {
+  return tile.channels_inner ? static_cast<double>(units) : covered_vectors(units, tile.pixels);
+}
+
 void offer_winograd(const ConvProblem& p, const Target& t, ConvKernel kernel, WinogradScheme scheme,
                     bool single, Offers& offers) {
   const ConvShape s = winograd_shape(p, single);
   const int side = winograd_side(kernel);
-  const int64_t L = t.lanes, tiles_of_image = ceil_div(s.lr_h, side) * ceil_div(s.lr_w, side);
+  const int64_t tiles_of_image = ceil_div(s.lr_h, side) * ceil_div(s.lr_w, side);
   const int64_t positions_of_tile = winograd_positions(side);
-  const double positions = static_cast<double>(positions_of_tile), pixels = side * side;
+  const double positions = static_cast<double>(positions_of_tile);
   const double multiplied = multiplied_positions(p, side, single);
-  const double stored = static_cast<double>(s.oc), ic = static_cast<double>(s.ic), store = planar_store(p, t);
-  for (int oc : TileOc::values) {
-    if (!fits_winograd_tile(oc, t, single)) continue;
-    const int v = ow_tile_vectors(oc, t.registers);
-    const double tiles = static_cast<double>(ceil_div(s.oc, oc));
+  const double stored = static_cast<double>(s.oc), ic = static_cast<double>(s.ic);
+  for_each_register_tile(p, t, side, single, [&](const RegisterTile& tile) {
+    const WinogradTiles of_block = winograd_tiles(kernel, tile.channels_inner, tile.pixels, t);
+    const int64_t unit = of_block.unit;
+    const double tiles = static_cast<double>(ceil_div(s.oc, tile.oc));
     const bool wide = scheme != WinogradScheme::kPanels;
-    if (wide != winograd_wide(s.ic, side, v, t)) continue;
-    const int64_t panel = whole_panel(p, t, oc, winograd_panel_oc(s.ic, side, wide, t), single) * oc;
-    const int64_t most = winograd_most_vectors(scheme, s, panel, side, v, t);
-    if (most == 0) continue;
+    if (wide != winograd_wide(s.ic, of_block, t)) return;
+    const int64_t most_oc = winograd_panel_oc(s.ic, side, wide, t);
+    const int64_t panel = tile.oc * (tile.channels_inner ? 1 : whole_panel(p, t, tile.oc, most_oc, single));
+    const int64_t most = winograd_most_units(scheme, s, panel, of_block, t);
+    if (most == 0) return;
     // blocks of even sizes, enough for all threads
     const int64_t images = std::max<int64_t>(s.groups * s.batch, 1);
-    const int64_t of_image = std::max<int64_t>(ceil_div(tiles_of_image, L), 1);
+    const int64_t of_image = std::max<int64_t>(ceil_div(tiles_of_image, unit), 1);
     const int64_t blocks =
         std::max(ceil_div(of_image, most), std::min(ceil_div(t.threads, images), of_image));
-    const double vectors =
-        static_cast<double>(s.batch * blocks) * covered_vectors(ceil_div(of_image, blocks), v);
-    const double streamed = wide ? (ic + stored) * winograd_streamed(t) : 0;
-    const bool stay = weights_stay(positions_of_tile * s.ic * round_up(s.oc, oc), t);
+    const double units =
+        static_cast<double>(s.batch * blocks) * covered_units(ceil_div(of_image, blocks), tile);
+    const double streamed =
+        wide ? (ic + stored) * winograd_streamed(t) * static_cast<double>(unit) / t.lanes : 0;
+    const bool stay = weights_stay(positions_of_tile * s.ic * round_up(s.oc, tile.oc), t);
     // the positions that a phase does not need are written too
     const double weights = wide   ? kWinogradWideWeights * positions / multiplied
                            : stay ? kWinogradWeights * std::min<double>(t.threads, blocks)
                                   : kWinogradFarWeights;
+    const double read_again = wide ? 1 : tile.channels_inner && !stay ? kWinogradPanelRead : 0;
     const double read =
-        wide ? static_cast<double>(std::max<int64_t>(s.batch * blocks - 1, 0)) * winograd_read(t) : 0;
-    const double of_position = vectors * (tiles / v * ic * k_cycles(oc * v, oc, v, kHiddenPixels) + streamed +
-                                          stored * kWinogradOutput) +
-                               ic * stored * (weights + read);
-    offers.add({kernel, oc, v,
-                multiplied * of_position + positions * vectors * ic * kWinogradInput +
-                    vectors * stored * pixels * store,
-                single, scheme});
-  }
+        static_cast<double>(std::max<int64_t>(s.batch * blocks - 1, 0)) * winograd_read(t) * read_again;
+    const double of_position =
+        units * (tiles / tile.pixels * ic * tile.k + streamed + tile.output) + ic * stored * (weights + read);
+    offers.add({.kernel = kernel,
+                .tile_oc = tile.oc,
+                .tile_pixels = tile.pixels,
+                .cycles = multiplied * of_position + positions * units * tile.input + units * tile.store,
+                .single_phase = single,
+                .scheme = scheme,
+                .channels_inner = tile.channels_inner});
+  });
 }
 
 // The same where an item transforms the weights that it uses: see WinogradPasses.
@@ -99,33 +148,39 @@ void offer_winograd_passes(const ConvProblem& p, const Target& t, ConvKernel ker
                            Offers& offers) {
   const ConvShape s = winograd_shape(p, single);
   const int side = winograd_side(kernel);
-  const int64_t of_image = ceil_div(ceil_div(s.lr_h, side) * ceil_div(s.lr_w, side), t.lanes);
-  const double positions = winograd_positions(side), pixels = side * side,
-               multiplied = multiplied_positions(p, side, single), batch = static_cast<double>(s.batch);
-  const double stored = static_cast<double>(s.oc), ic = static_cast<double>(s.ic), store = planar_store(p, t);
-  for (int oc : TileOc::values) {
-    if (!fits_winograd_tile(oc, t, single)) continue;
-    const int v = ow_tile_vectors(oc, t.registers);
-    const int64_t panel = whole_panel(p, t, oc, winograd_panel_oc(s.ic, side, true, t), single) * oc;
+  const int64_t tiles_of_image = ceil_div(s.lr_h, side) * ceil_div(s.lr_w, side);
+  const double positions = winograd_positions(side), multiplied = multiplied_positions(p, side, single),
+               batch = static_cast<double>(s.batch);
+  const double stored = static_cast<double>(s.oc), ic = static_cast<double>(s.ic);
+  for_each_register_tile(p, t, side, single, [&](const RegisterTile& tile) {
+    const int64_t unit = tile.channels_inner ? 1 : t.lanes, of_image = ceil_div(tiles_of_image, unit);
+    const int64_t most_oc = winograd_panel_oc(s.ic, side, true, t);
+    const int64_t panel = tile.oc * (tile.channels_inner ? 1 : whole_panel(p, t, tile.oc, most_oc, single));
     const WinogradPasses by = winograd_passes(s, side, panel, t);
-    if (by.passes == 0) continue;
-    const double tiles = static_cast<double>(ceil_div(s.oc, oc)), passes = static_cast<double>(by.passes);
+    if (by.passes == 0) return;
+    const double tiles = static_cast<double>(ceil_div(s.oc, tile.oc)),
+                 passes = static_cast<double>(by.passes);
     // a later K block adds to accumulators, so that no tile may compute any of them twice
-    const auto rest = static_cast<int>(of_image % v);
-    const bool twice = rest > 0 && panel % ow_rest_oc(rest, t.registers) != 0;
-    const double vectors = batch * (by.k_channels < s.ic && twice ? static_cast<double>(round_up(of_image, v))
-                                                                  : covered_vectors(of_image, v));
+    const auto rest = static_cast<int>(of_image % tile.pixels);
+    const bool twice = !tile.channels_inner && rest > 0 && panel % ow_rest_oc(rest, t.registers) != 0;
+    const double units =
+        batch * (by.k_channels < s.ic && twice ? static_cast<double>(round_up(of_image, tile.pixels))
+                                               : covered_units(of_image, tile));
     const double k_blocks = std::ceil(ic / static_cast<double>(by.k_channels));
     const int64_t items = std::max<int64_t>(s.groups * s.batch, 1) * by.passes;
     const double waiting = static_cast<double>(round_up(items, t.threads)) / static_cast<double>(items);
-    const double of_position = vectors * (tiles / v * ic * k_cycles(oc * v, oc, v, kHiddenPixels) +
-                                          stored * (kWinogradOutput + kAccumulate * k_blocks)) +
+    const double accumulated = stored * static_cast<double>(unit) / t.lanes * kAccumulate * k_blocks;
+    const double of_position = units * (tiles / tile.pixels * ic * tile.k + tile.output + accumulated) +
                                batch * ic * stored * kWinogradFreshWeights;
-    offers.add({kernel, oc, v,
-                waiting * (multiplied * of_position + positions * vectors * passes * ic * kWinogradInput +
-                           vectors * stored * pixels * store),
-                single, WinogradScheme::kPasses});
-  }
+    offers.add({.kernel = kernel,
+                .tile_oc = tile.oc,
+                .tile_pixels = tile.pixels,
+                .cycles = waiting * (multiplied * of_position + positions * units * passes * tile.input +
+                                     units * tile.store),
+                .single_phase = single,
+                .scheme = WinogradScheme::kPasses,
+                .channels_inner = tile.channels_inner});
+  });
 }
 
 // As many taps as outputs at least, and steps of one: then the outputs of a tile share pixels.
@@ -193,7 +248,9 @@ void set_passes(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   const int side = winograd_side(plan.kernel);
   plan.interleaved_tiles = plan.single_phase ? static_cast<int>(p.phase_interleave) : 1;
   plan.panel_tiles =
-      whole_panel(p, t, plan.tile_oc, winograd_panel_oc(p.shape.ic, side, true, t), plan.single_phase);
+      plan.channels_inner
+          ? 1
+          : whole_panel(p, t, plan.tile_oc, winograd_panel_oc(p.shape.ic, side, true, t), plan.single_phase);
   const int64_t panel_oc = int64_t{plan.panel_tiles} * plan.tile_oc;
   const WinogradPasses by = winograd_passes(winograd_shape(p, plan.single_phase), side, panel_oc, t);
   plan.panels = ceil_div(p.shape.oc, panel_oc);

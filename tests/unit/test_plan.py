@@ -52,6 +52,11 @@ def test_index_map_is_the_shuffle(order: str, channels: int, r_h: int, r_w: int)
         assert host.channel_of_phase(c, i, j, channels, r_h, r_w, ORDERS[order]) == row
 
 
+def in_channel_lanes(plan: Any) -> bool:
+    """Winograd's kernel for channels that are neighbours, which counts single tiles instead of vectors."""
+    return plan.channels_inner and plan.kernel in (host.WINOGRAD, host.WINOGRAD4)
+
+
 # ---- properties of every plan ------------------------------------------------------------------------------
 
 
@@ -117,15 +122,16 @@ def test_nothing_to_compute(empty: str, plan_of: Any, problem: Any, target: Any)
 def test_tiles_exist_and_fit_the_registers(problem: Any, target: Any) -> None:
     """What the plan chooses is in the kernels' tables: sums and operands fit the register file."""
     plan = host.plan_conv(problem, target)
-    if plan.kernel == host.OC_VECTORISED:
+    if plan.kernel == host.OC_VECTORISED or in_channel_lanes(plan):
         vectors, rest = divmod(plan.tile_oc, target.lanes)
         assert rest == 0
         assert 1 <= vectors <= 4
         assert 1 <= plan.tile_pixels <= host.oc_tile_pixels(vectors, target.registers)
         assert plan.tile_pixels * vectors + vectors + 1 <= target.registers
+    if plan.kernel == host.OC_VECTORISED:
         assert plan.panel_tiles == plan.interleaved_tiles, "the channel-lane kernel stores tile by tile"
         assert plan.interleaved_tiles * vectors <= 8
-    else:
+    elif not in_channel_lanes(plan):
         assert plan.tile_oc in host.TILE_OC
         assert plan.tile_pixels == host.ow_tile_vectors(plan.tile_oc, target.registers)
         assert plan.tile_pixels * (plan.tile_oc + 1) + 1 <= target.registers
@@ -138,6 +144,8 @@ def test_panels_hold_whole_interleave_groups(problem: Any, target: Any) -> None:
     plan = host.plan_conv(problem, target)
     tiles = -(-problem.shape.oc // plan.tile_oc)
     in_registers = problem.interleave in host.REGISTER_INTERLEAVE
+    if in_channel_lanes(plan):
+        return  # channels are neighbours, and nothing interleaves
     if plan.kernel in (host.WINOGRAD, host.WINOGRAD4):  # whole vectors, of a single phase one of each phase
         whole = math.lcm(target.lanes * plan.interleaved_tiles, plan.tile_oc)
         if plan.single_phase:
@@ -198,27 +206,29 @@ def test_winograd_only_where_it_is_one(problem: Any, target: Any) -> None:
         width = shape.lr_w - plan.single_phase * problem.spared_w
         assert not plan.single_phase or (problem.spared_h, problem.spared_w) == (0, 0)
         assert plan.block_h % side == 0 or plan.block_h == height
-        assert plan.block_w % (side * target.lanes) == 0 or plan.block_w == width
+        unit = 1 if plan.channels_inner else target.lanes  # tiles
+        assert not plan.channels_inner or (problem.ic_contiguous and problem.oc_contiguous)
+        assert plan.block_w % (side * unit) == 0 or plan.block_w == width
         tiles = -(-plan.block_h // side) * -(-plan.block_w // side)
         positions = (side + 2) ** 2
-        oc, vectors = plan.panel_tiles * plan.tile_oc, -(-tiles // target.lanes)
-        cache, vector = target.l2_bytes / target.element_bytes, vectors * target.lanes
-        smallest = plan.block_h <= side and plan.block_w <= side * target.lanes * plan.tile_pixels
-        one = positions * target.lanes * (oc + vector) <= cache * 3 / 8
+        oc, units = plan.panel_tiles * plan.tile_oc, -(-tiles // unit)
+        cache, tiles = target.l2_bytes / target.element_bytes, units * unit
+        smallest = plan.block_h <= side and plan.block_w <= side * unit * plan.tile_pixels
+        one = positions * target.lanes * (oc + -(-tiles // target.lanes) * target.lanes) <= cache * 3 / 8
         if plan.scheme == host.WINOGRAD_PASSES:  # whole images of few tiles, and fresh weights
             assert (plan.block_h, plan.block_w) == (height, width)
             assert plan.k_channels <= shape.ic and plan.panel_tiles * plan.tile_oc * plan.panels >= shape.oc
-            assert (plan.pass_panels - 1) * positions * oc * vector <= cache * 3 / 8
-            assert positions * plan.k_channels * (oc + vector) <= cache * 3 / 4 or not one
+            assert (plan.pass_panels - 1) * positions * oc * tiles <= cache * 3 / 8
+            assert positions * plan.k_channels * (oc + tiles) <= cache * 3 / 4 or not one
         elif plan.scheme == host.WINOGRAD_PANELS:
             assert (plan.pass_panels, plan.k_channels) == (1, shape.ic)
-            values = positions * ((shape.ic + oc) * vector + shape.ic * oc)
+            values = positions * ((shape.ic + oc) * tiles + shape.ic * oc)
             assert values <= cache * 7 / 8 or smallest
         else:  # position by position, with all accumulators
             assert plan.scheme == host.WINOGRAD_POSITIONS
             assert (plan.pass_panels, plan.k_channels) == (plan.panels, shape.ic)
-            fits = positions * (shape.ic + shape.oc) * vector <= 4 * cache
-            assert (fits and shape.ic * vector <= cache / 3) or smallest
+            fits = positions * (shape.ic + shape.oc) * tiles <= 4 * cache
+            assert (fits and shape.ic * tiles <= cache / 3) or smallest
     shape.kernel_w = 2
     plan = host.plan_conv(problem, target)
     if plan.kernel in (host.WINOGRAD, host.WINOGRAD4):
@@ -294,7 +304,8 @@ def test_pixels_and_taps_are_saved_only_where_every_tile_holds_one_phase(problem
     plan = host.plan_conv(problem, target)
     oc_vectorised = plan.kernel == host.OC_VECTORISED
     assert (oc_vectorised and problem.ic_contiguous) <= plan.channels_inner
-    assert plan.channels_inner <= (oc_vectorised and (problem.ic_contiguous or problem.planar_input))
+    inner = oc_vectorised and (problem.ic_contiguous or problem.planar_input)
+    assert plan.channels_inner <= (inner or in_channel_lanes(plan))
     taps = problem.shape.kernel_h * problem.shape.kernel_w
     if plan.single_phase:
         assert problem.phase_oc % plan.tile_oc == 0

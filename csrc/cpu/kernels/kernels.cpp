@@ -7,7 +7,8 @@
 #include "cpu/kernels/conv_ow-inl.h"
 #include "cpu/kernels/conv_streamed-inl.h"
 #include "cpu/kernels/weight_grad-inl.h"
-#include "cpu/kernels/winograd-inl.h"
+#include "cpu/kernels/winograd_oc-inl.h"
+#include "cpu/kernels/winograd_ow-inl.h"
 #include "cpu/kernels/winograd_row-inl.h"
 
 namespace fused_subpixel::cpu::FS_ISA {
@@ -23,6 +24,12 @@ void with_type(DType dtype, F&& f) {
   }
 }
 
+template <class T, int M>
+void run_winograd(const ConvTask& task, WorkQueue& items) {
+  task.plan.channels_inner ? run_worker<WinogradOcWorker<T, M>>(task, items)
+                           : run_worker<WinogradOwWorker<T, M>>(task, items);
+}
+
 void run_conv(const ConvTask& task, WorkQueue& items) {
   with_type(task.dtype, [&](auto t) {
     using T = decltype(t);
@@ -30,10 +37,10 @@ void run_conv(const ConvTask& task, WorkQueue& items) {
       case ConvKernel::kOwVectorised: return run_worker<OwWorker<T>>(task, items);
       case ConvKernel::kOcVectorised: return run_worker<OcWorker<T>>(task, items);
       case ConvKernel::kWinograd:
-        if constexpr (__is_same(Compute<T>, float)) return run_worker<WinogradWorker<T, 2>>(task, items);
+        if constexpr (__is_same(Compute<T>, float)) return run_winograd<T, 2>(task, items);
         break;
       case ConvKernel::kWinograd4:
-        if constexpr (__is_same(Compute<T>, float)) return run_worker<WinogradWorker<T, 4>>(task, items);
+        if constexpr (__is_same(Compute<T>, float)) return run_winograd<T, 4>(task, items);
         break;
       case ConvKernel::kWinogradRow:
         if constexpr (__is_same(Compute<T>, float))
@@ -55,9 +62,9 @@ void run_pack_panels(const ConvTask& task, WorkQueue& panels) {
     using T = decltype(t);
     if constexpr (__is_same(Compute<T>, float)) {
       if (task.plan.kernel == ConvKernel::kWinograd)
-        return pack_all_panels<WinogradWorker<T, 2>>(task, panels);
+        return pack_all_panels<WinogradOwWorker<T, 2>>(task, panels);
       if (task.plan.kernel == ConvKernel::kWinograd4)
-        return pack_all_panels<WinogradWorker<T, 4>>(task, panels);
+        return pack_all_panels<WinogradOwWorker<T, 4>>(task, panels);
       if (task.plan.kernel == ConvKernel::kWinogradRow)
         return task.plan.row_outputs == 2 ? pack_all_panels<WinogradRowWorker<T, 2>>(task, panels)
                                           : pack_all_panels<WinogradRowWorker<T, 4>>(task, panels);

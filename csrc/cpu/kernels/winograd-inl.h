@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // 3x3 convolutions by Winograd's F(MxM, 3x3) (Lavin and Gray, CVPR 2016), M = 2 or 4: 16 multiplications for 4 outputs, or
-// 36 for 16, where the direct sum takes 36 or 144. The packed input tile, the OW-vectorised microkernel and the shuffled
-// store are those of the direct kernels. The microkernel computes (M + 2)^2 small matrix products, one per position of the
-// transformed tile. Included by kernels.cpp only.
+// 36 for 16, where the direct sum takes 36 or 144. The packed input tile, the microkernels and the shuffled store are those of
+// the direct kernels. The microkernels compute (M + 2)^2 small matrix products, one per position of the transformed tile.
+// What both workers share is here: the transforms of one dimension, the order of steps, and panels of transformed weights.
+// winograd_ow-inl.h has tiles in the vector lanes, winograd_oc-inl.h channels. Included by kernels.cpp only.
 //
-// Lanes are MxM output tiles, counted through the rows of tiles. Per block,
-//   transformed  [positions][ic][tiles]        B^T d B of every (M+2)x(M+2) input tile
-//   weights      [positions][ic][panel_oc]     G g G^T, for one panel of output channels at a time
-//   acc          [oc][positions][tiles]        their products, for pass_panels panels at a time
+// MxM output tiles are counted through the rows of tiles. Per block,
+//   transformed  B^T d B of every (M+2)x(M+2) input tile, by positions
+//   weights      [positions][ic][panel_oc]  G g G^T, for one panel of output channels at a time
+//   acc          their products, for pass_panels panels at a time
 // With M = 2 and integer data every step is exact, as in the direct kernels, because G's halves are powers of two.
 #pragma once
 
@@ -73,24 +74,24 @@ struct WinogradTransform<S, 4> {  // points 0, 1, -1, 2, -2
   }
 };
 
-template <class T, int M>
-struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
-  using Base = WinogradBase<T, WinogradWorker<T, M>>;
-  using Base::acc, Base::conv, Base::group, Base::ic, Base::input, Base::L, Base::out, Base::packed,
-      Base::panel_oc, Base::panels, Base::planar, Base::plan, Base::task, Base::tile, Base::transformed,
-      Base::weights;
+// Worker::transform_input(block, begin, end, origin) transforms channels begin .. end - 1 of a packed block; `origin` goes to
+// the first place. Worker::multiply(...) computes one position of a panel, and Worker::transform_outputs(block, first, end)
+// finishes and stores output channels. Worker::register_tiles(block) are those of one position and so many output channels.
+template <class T, int M, class Worker>
+struct WinogradConv : WinogradBase<T, Worker> {
+  using Base = WinogradBase<T, Worker>;
+  using Base::conv, Base::group, Base::ic, Base::input, Base::L, Base::out, Base::packed, Base::panel_oc,
+      Base::panels, Base::plan, Base::task, Base::tile, Base::weights;
   using typename Base::S;
   using Transform = WinogradTransform<S, M>;
   static constexpr int kSide = M + 2, kPositions = winograd_positions(M);
-  int64_t position_step, channel_step, input_step;
+  int64_t position_step, input_step;
   typename Store<T>::Fetch written;
   FiniteCheck<S> pixels;  // of single phases
 
-  explicit WinogradWorker(const ConvTask& t)
-      : Base(t),
-        position_step(t.winograd_position_step),
-        channel_step(t.winograd_channel_step),
-        input_step(t.winograd_input_step) {}
+  explicit WinogradConv(const ConvTask& t)
+      : Base(t), position_step(t.winograd_position_step), input_step(t.winograd_input_step) {}
+  Worker& worker() { return static_cast<Worker&>(*this); }
 
   void run(int64_t begin, int64_t end) {
     const bool in_passes = plan.scheme == WinogradScheme::kPasses;
@@ -112,24 +113,24 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
 
   void run_panels(const Block& b, int64_t kept) {
     load_block(b, kept, 0, ic);
-    const int64_t vectors = vectors_of(b), pass_oc = plan.pass_panels * panel_oc;
+    const int64_t pass_oc = plan.pass_panels * panel_oc;
     const KOffsets& offsets = task.k_blocks[0].blocks[0].offsets;
     for (int64_t first = 0; first < conv.oc; first += pass_oc) {
       const int64_t pass_end = smaller(first + pass_oc, conv.oc);
-      start_fetching(b, first, pass_end - first, vectors);
+      start_fetching(b, first, pass_end - first);
       for (int position = 0; position < kPositions; ++position) {
         for (int64_t oc = first; oc < pass_end; oc += panel_oc)
-          multiply(b, offsets, panels + oc / panel_oc * plan.panel_elements, position, vectors, oc,
-                   oc - first, smaller(panel_oc, pass_end - oc));
+          worker().multiply(b, offsets, panels + oc / panel_oc * plan.panel_elements, position, oc,
+                            oc - first, smaller(panel_oc, pass_end - oc));
       }
-      transform_outputs(b, first, pass_end);
+      worker().transform_outputs(b, first, pass_end);
     }
   }
 
   // Few tiles and many weights: each item is a pass of its own. Its channels and their weights are transformed a K block at a
   // time, which stays in the cache.
   void run_pass(const Block& b, int64_t first) {
-    const int64_t vectors = vectors_of(b), pass_end = smaller(first + plan.pass_panels * panel_oc, conv.oc);
+    const int64_t pass_end = smaller(first + plan.pass_panels * panel_oc, conv.oc);
     KOffsets offsets = task.k_blocks[0].blocks[0].offsets;
     written.stop();
     for (int64_t c = 0, next; c < ic; c = next) {
@@ -137,40 +138,40 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
       load_block(b, 0, c, next);
       offsets.count = next - c;
       offsets.add = c > 0;
-      if (next == ic) start_fetching(b, first, pass_end - first, vectors);
+      if (next == ic) start_fetching(b, first, pass_end - first);
       for (int64_t oc = first; oc < pass_end; oc += panel_oc) {
         pack_weights(group, oc, c, next, weights);
         for (int position = 0; position < kPositions; ++position)
-          multiply(b, offsets, weights, position, vectors, oc, oc - first, smaller(panel_oc, pass_end - oc));
+          worker().multiply(b, offsets, weights, position, oc, oc - first, smaller(panel_oc, pass_end - oc));
       }
     }
-    transform_outputs(b, first, pass_end);
+    worker().transform_outputs(b, first, pass_end);
   }
 
-  int64_t vectors_of(const Block& b) const {
-    return ceil_div(ceil_div(b.height, M) * ceil_div(b.width, M), L);
-  }
+  static int64_t tiles_of(const Block& b) { return ceil_div(b.height, M) * ceil_div(b.width, M); }
   // The output of `count` output channels from `first` on, while these are multiplied.
-  void start_fetching(const Block& b, int64_t first, int64_t count, int64_t vectors) {
-    const int64_t calls = kPositions * ceil_div(vectors, plan.tile_pixels) * ceil_div(count, plan.tile_oc);
+  void start_fetching(const Block& b, int64_t first, int64_t count) {
+    const int64_t calls = kPositions * worker().register_tiles(b) * ceil_div(count, plan.tile_oc);
     written.start(out, b, first, count, calls);
   }
 
   // Packs and transforms channels begin .. end - 1; as few at a time as the source has as neighbours, which stay in the first
-  // cache in between. Larger groups than a K block are packed before its first.
+  // cache in between. Larger groups than a K block are packed before its first, and so are all channels of a tile whose
+  // channels are neighbours.
   void load_block(const Block& b, int64_t kept, int64_t begin, int64_t end) {
     const Source& source = task.source;
+    if (task.in_place) return worker().transform_input(b, begin, end, begin);
     const auto pack = [&](int64_t first, int64_t last) {
       pack_channels_of<T>(source, conv, tile, group, b, first, last, kept, input, this->packing);
     };
-    if (source.output || plan.k_channels % source.interleave != 0) {
+    if (plan.channels_inner || source.output || plan.k_channels % source.interleave != 0) {
       if (begin == 0) pack(0, ic);
-      transform_input(begin, end, begin, b.height, b.width);
+      worker().transform_input(b, begin, end, begin);
       return;
     }
     for (int64_t c = begin; c < end; c += source.interleave) {
       pack(c, c + source.interleave);
-      transform_input(c, c + source.interleave, begin, b.height, b.width);
+      worker().transform_input(b, c, c + source.interleave, begin);
     }
   }
 
@@ -270,149 +271,17 @@ struct WinogradWorker : WinogradBase<T, WinogradWorker<T, M>> {
   // F(2, 3) adds three pixels to compute an output of a phase that has two taps. Where phases have fewer taps than the window, or
   // begin later, all pixels must be finite.
   bool must_be_finite() const { return plan.single_phase || task.weight.missing_taps; }
-  // Those of `tiles` tiles: they are if the sum of the four outermost positions is, in which each pixel occurs.
-  FS_INLINE void check_pixels(const Vec<S> (*d)[kSide], int64_t tiles) {
+  // Those of `lanes` lanes: they are if the sum of the four outermost positions is, in which each pixel occurs.
+  FS_INLINE void check_pixels(const Vec<S> (*d)[kSide], int64_t lanes) {
     constexpr int kLast = kSide - 1;
     const Vec<S> corners = (d[0][0] + d[0][kLast]) + (d[kLast][0] + d[kLast][kLast]);
-    if (tiles == L) {
+    if (lanes >= L) {
       pixels(corners);
       return;
     }
     S some[L];
     store<S>(some, corners);
-    for (int64_t l = 0; l < tiles; ++l) pixels(some[l]);
-  }
-
-  // Transforms channels begin .. end - 1 of a packed block; `origin` goes to the first place.
-  void transform_input(int64_t begin, int64_t end, int64_t origin, int64_t height, int64_t width) {
-    must_be_finite() ? transform_input_of<true>(begin, end, origin, height, width)
-                     : transform_input_of<false>(begin, end, origin, height, width);
-  }
-  template <bool kChecks>
-  void transform_input_of(int64_t begin, int64_t end, int64_t origin, int64_t height, int64_t width) {
-    const int64_t rows = ceil_div(height, M), across = ceil_div(width, M);
-    constexpr std::make_index_sequence<kSide> sides;
-    for (int64_t c = begin; c < end; ++c) {
-      for (int64_t h = 0; h < rows; ++h) {
-        const S* from = input + c * tile.channel_step + M * h * tile.row_step;
-        S* to = transformed + (c - origin) * channel_step + h * across;
-        // the next row's first vector overwrites the surplus lanes of a row's last vector
-        for (int64_t v = 0; v < across; v += L, from += M * L, to += L) {
-          fetch_positions(to + 2 * L, input_step);
-          Vec<S> d[kSide][kSide];
-          FS_UNROLL
-          for (int a = 0; a < kSide; ++a) {
-            Vec<S> first[M], last[M];  // columns M t .. M t + M - 1, and those of the next tile
-            FS_UNROLL
-            for (int p = 0; p < M; ++p) {
-              first[p] = load<S>(from + a * tile.row_step + p * L);
-              last[p] = load<S>(from + a * tile.row_step + M + p * L);
-            }
-            deinterleave<S, M>(first);
-            deinterleave<S, M>(last);
-            FS_UNROLL
-            for (int p = 0; p < kSide; ++p) d[a][p] = p < M ? first[p] : last[p - M];
-            transform_pixels(d[a], 1, sides);
-          }
-          FS_UNROLL
-          for (int p = 0; p < kSide; ++p) {
-            transform_pixels(&d[0][p], kSide, sides);
-            FS_UNROLL
-            for (int a = 0; a < kSide; ++a) store<S>(to + (kSide * a + p) * input_step, d[a][p]);
-          }
-          if constexpr (kChecks) check_pixels(d, smaller<int64_t>(L, across - v));
-        }
-      }
-    }
-  }
-
-  // The panel that begins with output channel oc. first_acc: its place among the accumulators
-  void multiply(const Block& b, const KOffsets& offsets, const S* of_panel, int position, int64_t vectors,
-                int64_t oc, int64_t first_acc, int64_t stored) {
-    if (!plan.single_phase)
-      return multiply_tiles(b, offsets, of_panel, position, vectors, first_acc, stored, panel_oc);
-    for (int64_t t = 0; t < stored; t += L)
-      if (phase_of(group, phase_oc(oc, t)).needs(position))
-        multiply_tiles(b, offsets, of_panel + t, position, vectors, first_acc + t, L, L);
-  }
-  // `packed_oc` output channels are there to be multiplied, `stored` of them are needed.
-  void multiply_tiles(const Block& b, const KOffsets& offsets, const S* of_panel, int position,
-                      int64_t vectors, int64_t first_acc, int64_t stored, int64_t packed_oc) {
-    const S* from = transformed + position * input_step;
-    const S* weight = of_panel + position * position_step;
-    const S* tiles[kMaxTileVectors];
-    const auto run = [&](OwVectorised<S> microkernel, int64_t v0, int64_t t) {
-      written.step(out, b);
-      microkernel(weight + t, tiles, offsets,
-                  acc + ((first_acc + t) * kPositions + position) * channel_step + v0 * L);
-    };
-    const OwVectorised<S> microkernel = ow_vectorised_of<S>(plan.tile_oc);
-    for (int64_t v0 = 0; v0 < vectors; v0 += plan.tile_pixels) {
-      const auto count = static_cast<int>(smaller<int64_t>(plan.tile_pixels, vectors - v0));
-      for (int v = 0; v < plan.tile_pixels; ++v) tiles[v] = from + smaller(v0 + v, vectors - 1) * L;
-      if (count < plan.tile_pixels) {
-        const OwRest<S> rest = ow_rest_of<S>(count);
-        // The last tile computes again what it shares with the one before, unless it adds to that.
-        if (rest.oc <= packed_oc && !(offsets.add && packed_oc % rest.oc != 0)) {
-          for (int64_t t = 0; t < stored; t += rest.oc) run(rest.run, v0, smaller(t, packed_oc - rest.oc));
-          continue;
-        }
-      }
-      for (int64_t t = 0; t < stored; t += plan.tile_oc) run(microkernel, v0, t);
-    }
-  }
-
-  void transform_outputs(const Block& b, int64_t first, int64_t end) {
-    for (int64_t oc = first; oc < end; oc += panel_oc) {
-      const int64_t stored = smaller(panel_oc, end - oc);
-      plan.single_phase ? transform_output<true>(b, oc, oc - first, stored)
-                        : transform_output<false>(b, oc, oc - first, stored);
-    }
-  }
-
-  // A^T m A of every tile, interleaved back to neighbouring pixels: M vectors in each of M rows.
-  template <bool kSinglePhase>
-  void transform_output(const Block& b, int64_t first_oc, int64_t first_acc, int64_t stored) {
-    const int64_t across = ceil_div(b.width, M);
-    for (int64_t h = 0; h < b.height; h += M) {
-      for (int64_t w = 0; w < b.width; w += M * L) {
-        PixelVector pixels[M * M];
-        int used = 0;
-        for (int64_t y = h; y < smaller(h + M, b.height); ++y)
-          for (int64_t x = w; x < smaller<int64_t>(w + M * L, b.width); x += L)
-            pixels[used++] = absolute({0, y, x, static_cast<int>(smaller<int64_t>(L, b.width - x))}, b);
-        const auto per_row = smaller<int64_t>(ceil_div(b.width - w, int64_t{L}), M);
-        for (int64_t oc = 0; oc < stored; ++oc) {
-          const int64_t place = kSinglePhase ? place_of(oc) : oc;
-          const WindowPhase phase = kSinglePhase ? phase_of(group, first_oc + oc) : WindowPhase{};
-          const S* m = acc + (first_acc + place) * kPositions * channel_step + h / M * across + w / M;
-          Vec<S> s[kSide][M];  // [position column][output row]
-          FS_UNROLL
-          for (int p = 0; p < kSide; ++p) {
-            Vec<S> column[kSide];
-            FS_UNROLL
-            for (int a = 0; a < kSide; ++a)
-              column[a] = !kSinglePhase || phase.needs(kSide * a + p)
-                              ? load<S>(m + (kSide * a + p) * channel_step)
-                              : Vec<S>{};
-            Transform::products(column, s[p]);
-          }
-          S* to = planar + oc * M * M * L;
-          FS_UNROLL
-          for (int y = 0; y < M; ++y) {
-            Vec<S> row[kSide], v[M];
-            FS_UNROLL
-            for (int p = 0; p < kSide; ++p) row[p] = s[p][y];
-            Transform::products(row, v);
-            interleave<S, M>(v);
-            FS_UNROLL
-            for (int x = 0; x < M; ++x)
-              if (x < per_row) store<S>(to + (y * per_row + x) * L, v[x]);
-          }
-        }
-        out.store_planar(planar, M * M * L, first_oc, stored, pixels, used);
-      }
-    }
+    for (int64_t l = 0; l < lanes; ++l) pixels(some[l]);
   }
 };
 
