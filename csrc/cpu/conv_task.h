@@ -129,7 +129,9 @@ struct Taps {
 struct KOffsets {
   const int64_t* at;  // and one more: the OC-vectorised microkernel loads it one k ahead
   int64_t count, column_step, weight_step;
-  int64_t acc_step;              // from one output channel's accumulators to the next's (OW-vectorised)
+  // From one output channel's accumulators to the next's (OW-vectorised), or from those of one position of a register tile to
+  // the next's (Winograd's kernels with channels in the lanes).
+  int64_t acc_step;
   bool add;                      // to the accumulators in memory, instead of replacing them
   int64_t whole = 0, pairs = 0;  // kMatrix: the first `whole` have 16 pairs of channels, the others so many
 };

@@ -14,7 +14,8 @@
 //   row_outputs        five taps need 11 multiplications instead of 14, eleven 23 instead of 30 (docs/decisions/0032)
 //   scheme             large weights over few tiles do not pass through memory (docs/decisions/0024)
 //   weight_row         over few pixels nothing of a wide layer's weight is packed (docs/decisions/0033)
-//   channels_inner     OC-vectorised tiles read few cache lines, and channels_last is packed by plain copies
+//   channels_inner     OC-vectorised tiles read few cache lines, and channels_last is packed by plain copies; Winograd's
+//                      kernel transposes nothing, and computes as many tiles as there are (docs/decisions/0037)
 //   parallel           waking threads costs about 20 us
 // plan_pass.cpp decides about in_place, plan_k_blocks.cpp about K blocks and deferred_tiles, and the kernels about what is
 // prefetched (conv_oc-inl.h, pack_input-inl.h). docs/cpu_kernels.md gives the reasons.

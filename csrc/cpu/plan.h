@@ -164,7 +164,8 @@ struct ConvPlan {
   int64_t spared_h, spared_w;
   ConvKernel kernel;
   int tile_oc;  // output channels of a register tile
-  // vectors of pixels (of Winograd's kernels: of tiles); kOcVectorised, kMatrix: the most pixels
+  // vectors of pixels (of Winograd's kernels: of tiles); kOcVectorised, kMatrix: the most pixels; channels_inner of Winograd's
+  // kernels: the most tiles
   int tile_pixels;
   int row_outputs;  // kWinogradRow: pixels of a tile, 2 or 4
   bool single_phase;
@@ -182,7 +183,8 @@ struct ConvPlan {
   int64_t items;
   bool weights_resident;  // every thread packs the weights of a group for itself, into its share of the cache
   bool parallel;          // false: so small that waking threads costs more than it saves
-  bool channels_inner;    // the packed input tile's channels are neighbours, otherwise its columns are
+  // The packed input tile's channels are neighbours, otherwise its columns are. kWinograd, kWinograd4: and the lanes are channels.
+  bool channels_inner;
   InputTile input_tile;
   // kStreamed: an item computes so many output channels, or, of rows of an input channel, the phases of so many channels after
   // the shuffle, over all pixels. Products are summed over row_chunk elements of a row, or so many rows, at a time.

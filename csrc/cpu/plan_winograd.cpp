@@ -55,10 +55,13 @@ bool fits_winograd_tile(int oc, const Target& t, bool single_phase) {
   return !single_phase || t.lanes % oc == 0;
 }
 
-// Channels in the lanes: are they neighbours in memory, of the input and of the output? In panels of one phase the vectors of
-// others would lie between those of a register tile.
+// Channels in the lanes: are they neighbours in memory, of the input and of the output? Small interleave groups of output channels
+// will do as well, if a register tile holds whole ones. In panels of one phase the vectors of others would lie between those
+// of a register tile.
 bool fits_channel_lanes(const ConvProblem& p, int oc, bool single_phase) {
-  return p.ic_contiguous && p.oc_contiguous &&
+  const bool whole_groups =
+      interleaves_in_registers(p.interleave) && (p.shape.oc <= oc || oc % p.interleave == 0);
+  return p.ic_contiguous && (p.oc_contiguous || whole_groups) &&
          !(single_phase && (p.phase_interleave > 1 || p.phase_oc % oc != 0));
 }
 
@@ -86,7 +89,8 @@ void for_each_register_tile(const ConvProblem& p, const Target& t, int side, boo
     const int oc = nv * t.lanes, tiles = oc_tile_pixels(nv, t.registers);
     if (fits_channel_lanes(p, oc, single))
       f(RegisterTile{oc, tiles, true, oc_k_cycles(tiles, nv, t), input * kWinogradInnerInput,
-                     output * kWinogradInnerOutput, output * pixels * kStoreContiguous});
+                     output * kWinogradInnerOutput,
+                     output * pixels * (p.oc_contiguous ? kStoreContiguous : kStoreTransposed)});
   }
 }
 

@@ -68,6 +68,17 @@ def test_half_types_and_shuffles_pack_first(isa: int, dtype: torch.dtype) -> Non
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("channels, r", [(1, 1), (3, 2), (3, 4), (1, 3), (20, 1), (5, 2)])
+def test_small_groups_of_output_channels(isa: int, channels: int, r: int) -> None:
+    """They interleave in registers, where a register tile holds whole groups."""
+    x, weight = integers(1, 64, 26, 37), integers(channels * r * r, 64, 3, 3)
+    x = x.to(memory_format=torch.channels_last)
+    expected = F.pixel_shuffle(F.conv2d(x, weight, padding=1), r)
+    for dtype in (torch.float32, torch.float16):
+        found = fs.subpixel_conv2d(x.to(dtype), weight.to(dtype), None, r, padding=1, backend="cpu")
+        torch.testing.assert_close(found, expected.to(dtype), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("view", VIEWS)
 def test_input_gradient(isa: int, view: str) -> None:
     for (n, h, w), (r, padding) in itertools.product(SIZES, ((1, 1), (2, 1), (1, 2))):

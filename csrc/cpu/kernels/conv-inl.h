@@ -90,37 +90,6 @@ struct ConvWorker {
     check.report(task.nonfinite_pixel);
   }
 
-  // Accumulators [tile][pixel][oc] become [oc][tile][pixel], a square of lanes at a time, and of a half type as many pixels as
-  // fill a cache line.
-  void store_transposed(const S* from_acc, const PixelVector& p, int64_t first_oc, int64_t stored,
-                        int64_t acc_step) const {
-    constexpr int kVectors = sizeof(S) / sizeof(T);
-    alignas(64) S part[kMaxTransposedOc * kVectors * L];
-    const int interleaved = plan.interleaved_tiles;
-    for (int x = 0; x < p.count; x += kVectors * L) {
-      PixelVector pixels[kVectors];
-      int vectors = 0;
-      for (; vectors < kVectors && x + vectors * L < p.count; ++vectors) {
-        const int begin = x + vectors * L;
-        pixels[vectors] = {p.n, p.h, p.w + begin, smaller(L, p.count - begin)};
-        const S* from = from_acc + begin * plan.tile_oc;
-        for (int q = 0; q < interleaved; ++q, from += acc_step) {
-          for (int v = 0; v < plan.tile_oc; v += L) {
-            Vec<S> square[L];
-            FS_UNROLL
-            for (int l = 0; l < L; ++l)
-              square[l] = l < pixels[vectors].count ? load<S>(from + l * plan.tile_oc + v) : Vec<S>{};
-            transpose<S>(square);
-            FS_UNROLL
-            for (int l = 0; l < L; ++l)
-              store<S>(part + (((v + l) * interleaved + q) * kVectors + vectors) * L, square[l]);
-          }
-        }
-      }
-      out.store_planar(part, kVectors * L, first_oc, stored, pixels, vectors);
-    }
-  }
-
   // ---- weights -------------------------------------------------------------------------------------------------
 
   void enter_group(int64_t g) {

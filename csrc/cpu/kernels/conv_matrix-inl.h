@@ -102,7 +102,8 @@ struct MatrixWorker : ConvWorker<T> {
           else if (task.dest.oc_contiguous)
             out.store_pixels(from, plan.tile_oc, first_oc, stored, p);
           else
-            this->store_transposed(from, p, first_oc, stored, matrix_sums(plan));
+            out.store_transposed(from, plan.tile_oc, plan.interleaved_tiles, matrix_sums(plan), first_oc,
+                                 stored, p);
         }
       }
     }

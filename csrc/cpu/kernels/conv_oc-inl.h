@@ -158,7 +158,8 @@ struct OcWorker : ConvWorker<T> {
       if (task.dest.oc_contiguous)
         out.store_pixels(from, plan.tile_oc, panel.first_oc, panel.stored, p);
       else
-        this->store_transposed(from, p, panel.first_oc, panel.stored, acc_step);
+        out.store_transposed(from, plan.tile_oc, plan.interleaved_tiles, acc_step, panel.first_oc,
+                             panel.stored, p);
       from += p.count * plan.tile_oc;
     }
   }

@@ -269,6 +269,36 @@ struct Store {
       if (col_inside(p.w + l, oc)) to[l * dest_step()] = narrow<T>(part[l]);
   }
 
+  // Pixel-major accumulators [pixel][tile_oc] of tiles that interleave, tile_step apart, become planar, [oc][tile][pixel]: a square of
+  // lanes at a time, and of a half type as many pixels as fill a cache line.
+  void store_transposed(const S* acc, int64_t tile_oc, int tiles, int64_t tile_step, int64_t first_oc,
+                        int64_t count, const PixelVector& p) const {
+    constexpr int kVectors = sizeof(S) / sizeof(T);
+    alignas(64) S part[kMaxTransposedOc * kVectors * L];
+    for (int x = 0; x < p.count; x += kVectors * L) {
+      PixelVector pixels[kVectors];
+      int vectors = 0;
+      for (; vectors < kVectors && x + vectors * L < p.count; ++vectors) {
+        const int begin = x + vectors * L;
+        pixels[vectors] = {p.n, p.h, p.w + begin, smaller(L, p.count - begin)};
+        const S* from = acc + begin * tile_oc;
+        for (int q = 0; q < tiles; ++q, from += tile_step) {
+          for (int64_t v = 0; v < tile_oc; v += L) {
+            Vec<S> square[L];
+            FS_UNROLL
+            for (int l = 0; l < L; ++l)
+              square[l] = l < pixels[vectors].count ? load<S>(from + l * tile_oc + v) : Vec<S>{};
+            transpose<S>(square);
+            FS_UNROLL
+            for (int l = 0; l < L; ++l)
+              store<S>(part + (((v + l) * tiles + q) * kVectors + vectors) * L, square[l]);
+          }
+        }
+      }
+      store_planar(part, kVectors * L, first_oc, count, pixels, vectors);
+    }
+  }
+
   // ---- pixel-major accumulators --------------------------------------------------------------------------------
 
   // Are all values of these pixels, in `height` rows of them, whole vectors within the output, and does no residual lie

@@ -169,10 +169,16 @@ struct WinogradOcWorker : WinogradConv<T, M, WinogradOcWorker<T, M>> {
         }
         const auto count = static_cast<int>(smaller(tiles * M, b.width - w * M));
         for (int64_t y = 0; y < smaller<int64_t>(M, b.height - h); ++y)
-          out.store_pixels(planar + y * row_step, plan.tile_oc, oc, stored,
-                           absolute({0, h + y, w * M, count}, b));
+          store_row(planar + y * row_step, oc, stored, absolute({0, h + y, w * M, count}, b));
       }
     }
+  }
+
+  void store_row(S* pixels, int64_t oc, int64_t stored, const PixelVector& p) const {
+    if (task.dest.oc_contiguous)
+      out.store_pixels(pixels, plan.tile_oc, oc, stored, p);
+    else
+      out.store_transposed(pixels, plan.tile_oc, 1, 0, oc, stored, p);
   }
 
   template <bool kSinglePhase>
