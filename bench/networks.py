@@ -136,10 +136,10 @@ def prepare(
     model = build(network)
     found: Contenders = {}
     for layout, channels_last in LAYOUTS.items():
-        if channels_last and len(shape) != 4:
-            continue  # a clip or a signal: the layout of what the network makes of it is up to the network
-        own = copy.deepcopy(model)
-        own = own.to(memory_format=memory_format(channels_last)) if len(shape) == 4 else own
+        if channels_last and len(shape) == 3:
+            continue  # a signal
+        # of a clip, whose frames the network takes apart, the weights alone have the format
+        own = copy.deepcopy(model).to(memory_format=memory_format(channels_last))
         x = inputs_of(shape, channels_last)
         found[f"eager {layout}"] = _calling(own, x)
         say(f"accelerate, {layout}")

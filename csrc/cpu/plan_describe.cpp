@@ -18,12 +18,14 @@ std::string tile_of(const ConvPlan& plan) {
   if (plan.kernel == ConvKernel::kOcVectorised || plan.kernel == ConvKernel::kMatrix ||
       plan.kernel == ConvKernel::kStreamed)
     return oc + pixels + " pixels";
+  if (plan.channels_inner)
+    return oc + pixels + (winograd_side(plan.kernel) == 2 ? " tiles of 2x2 pixels" : " tiles of 4x4 pixels");
   const char* lanes = plan.kernel == ConvKernel::kWinograd    ? "2x2 tiles"
                       : plan.kernel == ConvKernel::kWinograd4 ? "4x4 tiles"
                       : plan.row_outputs == 2                 ? "pairs of pixels"
                       : plan.row_outputs == 4                 ? "quads of pixels"
                                                               : "pixels";
-  return oc + pixels + (plan.channels_inner ? " " : " vectors of ") + lanes;
+  return oc + pixels + " vectors of " + lanes;
 }
 
 std::string rounded(double cycles) {

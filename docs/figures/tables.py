@@ -23,9 +23,9 @@ from bench import files  # noqa: E402
 from bench.files import Machine  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
-ACCELERATED = "2026-11-30_0045_intel-xeon_networks.csv"
+ACCELERATED = "2026-12-01_1611_intel-xeon_networks.csv"
 ACCELERATED_AMD = "2026-12-01_0434_amd-epyc-zen4_networks.csv"
-LAYERS = "2026-11-30_0110_intel-xeon_layers.csv"
+LAYERS = "2026-12-01_1645_intel-xeon_layers.csv"
 LAYERS_AMD = "2026-12-01_0529_amd-epyc-zen4_layers.csv"
 TRAINING = "2026-11-30_1020_amd-epyc_training.csv"
 AUTOCAST = "2026-11-30_1030_amd-epyc-avx512-bf16_autocast_training.csv"
@@ -51,7 +51,7 @@ TRANSPOSED = {  # heading: file
     "Zen 5, AVX-512": "2026-11-27-amd-epyc-transposed-float32.csv",
     "Zen 4, AVX-512": "2026-11-30_2046_amd-epyc-zen4-transposed-float32.csv",
 }
-# the last two gain nothing
+# the last one loses
 HEADLINE_NETWORKS = ("edsr", "basicvsr", "cheng2020", "fsrcnn", "hifigan", "unet", "nafnet")
 HEADLINE_LAYERS = (  # on the H100: one that wins, one that loses
     ("srvgg_x4", "Real-ESRGAN compact head x4"),
