@@ -348,7 +348,8 @@ def executed(path: Path, x: Tensor) -> Tensor:
     """What ExecuTorch's runtime computes."""
     from executorch.runtime import Runtime
 
-    (found,) = Runtime.get().load_program(path.read_bytes()).load_method("forward").execute([x])
+    program = Runtime.get().load_program(path.read_bytes())  # holds the bytes, which the method reads
+    (found,) = program.load_method("forward").execute([x])
     return found
 
 
