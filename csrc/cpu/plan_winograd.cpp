@@ -65,6 +65,13 @@ bool fits_channel_lanes(const ConvProblem& p, int oc, bool single_phase) {
          !(single_phase && (p.phase_interleave > 1 || p.phase_oc % oc != 0));
 }
 
+// Register tiles of a panel: one, where nothing interleaves because the lanes are channels.
+int panel_tiles(const ConvProblem& p, const Target& t, int oc, bool channels_inner, int side, bool wide,
+                bool single_phase) {
+  return channels_inner ? 1
+                        : whole_panel(p, t, oc, winograd_panel_oc(p.shape.ic, side, wide, t), single_phase);
+}
+
 // A register tile, and the cycles of its steps: of all channels for one position of a unit of tiles (WinogradTiles), and of one k of
 // the register tile; and those to store a unit.
 struct RegisterTile {
@@ -114,8 +121,7 @@ void offer_winograd(const ConvProblem& p, const Target& t, ConvKernel kernel, Wi
     const double tiles = static_cast<double>(ceil_div(s.oc, tile.oc));
     const bool wide = scheme != WinogradScheme::kPanels;
     if (wide != winograd_wide(s.ic, of_block, t)) return;
-    const int64_t most_oc = winograd_panel_oc(s.ic, side, wide, t);
-    const int64_t panel = tile.oc * (tile.channels_inner ? 1 : whole_panel(p, t, tile.oc, most_oc, single));
+    const int64_t panel = tile.oc * panel_tiles(p, t, tile.oc, tile.channels_inner, side, wide, single);
     const int64_t most = winograd_most_units(scheme, s, panel, of_block, t);
     if (most == 0) return;
     // blocks of even sizes, enough for all threads
@@ -158,8 +164,7 @@ void offer_winograd_passes(const ConvProblem& p, const Target& t, ConvKernel ker
   const double stored = static_cast<double>(s.oc), ic = static_cast<double>(s.ic);
   for_each_register_tile(p, t, side, single, [&](const RegisterTile& tile) {
     const int64_t unit = tile.channels_inner ? 1 : t.lanes, of_image = ceil_div(tiles_of_image, unit);
-    const int64_t most_oc = winograd_panel_oc(s.ic, side, true, t);
-    const int64_t panel = tile.oc * (tile.channels_inner ? 1 : whole_panel(p, t, tile.oc, most_oc, single));
+    const int64_t panel = tile.oc * panel_tiles(p, t, tile.oc, tile.channels_inner, side, true, single);
     const WinogradPasses by = winograd_passes(s, side, panel, t);
     if (by.passes == 0) return;
     const double tiles = static_cast<double>(ceil_div(s.oc, tile.oc)),
@@ -251,10 +256,7 @@ ConvShape winograd_shape(const ConvProblem& p, bool single_phase) {
 void set_passes(const ConvProblem& p, const Target& t, ConvPlan& plan) {
   const int side = winograd_side(plan.kernel);
   plan.interleaved_tiles = plan.single_phase ? static_cast<int>(p.phase_interleave) : 1;
-  plan.panel_tiles =
-      plan.channels_inner
-          ? 1
-          : whole_panel(p, t, plan.tile_oc, winograd_panel_oc(p.shape.ic, side, true, t), plan.single_phase);
+  plan.panel_tiles = panel_tiles(p, t, plan.tile_oc, plan.channels_inner, side, true, plan.single_phase);
   const int64_t panel_oc = int64_t{plan.panel_tiles} * plan.tile_oc;
   const WinogradPasses by = winograd_passes(winograd_shape(p, plan.single_phase), side, panel_oc, t);
   plan.panels = ceil_div(p.shape.oc, panel_oc);
