@@ -30,6 +30,8 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     ],
     "rows upwards in columns": lambda x: x.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1),
 }
+ONE = (1, 1, 1, 1)
+GROUPS_AND_PADDINGS = ((1, ONE), (2, ONE), (1, (4, 1, 0, 5)), (1, (2, 0, 1, 3)), (1, (0, 0, 0, 0)))
 SIZES = ((1, 8, 11), (2, 13, 6), (1, 1, 37), (3, 9, 1), (1, 30, 31))  # images, rows, columns
 
 
@@ -46,15 +48,13 @@ def described(call: Callable[..., Tensor], *arguments: object, **options: object
 def test_exact(isa: int, size: tuple[int, int, int], view: str) -> None:
     """Whole and ragged vectors of channels, paddings from none to more than the kernel, groups."""
     n, h, w = size
-    for channels, (groups, padding) in itertools.product(
-        (32, 40), ((1, (1, 1, 1, 1)), (2, (1, 1, 1, 1)), (1, (4, 0, 0, 5)), (1, (2, 2, 2, 2)))
-    ):
-        top, bottom, left, right = padding
+    for channels, (groups, padding) in itertools.product((32, 40), GROUPS_AND_PADDINGS):
+        top, left, bottom, right = padding
         x = VIEWS[view](integers(n, channels * groups, h, w))
         weight, bias = integers(48 * groups, channels, 3, 3), integers(48 * groups)
-        expected = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, groups=groups)
-        if expected.numel() == 0:
+        if min(h + top + bottom, w + left + right) < 3:
             continue
+        expected = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, groups=groups)
         found = fs.subpixel_conv2d(x, weight, bias, 1, padding=padding, groups=groups, backend="cpu")
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 

@@ -74,8 +74,8 @@ struct WinogradTransform<S, 4> {  // points 0, 1, -1, 2, -2
   }
 };
 
-// Worker::transform_input(block, begin, end, origin) transforms channels begin .. end - 1 of a packed block; `origin` goes to
-// the first place. Worker::multiply(...) computes one position of a panel, and Worker::transform_outputs(block, first, end)
+// Worker::transform_input_of<checks>(block, begin, end, origin) transforms channels begin .. end - 1 of a packed block; `origin`
+// goes to the first place. Worker::multiply(...) computes one position of a panel, and Worker::transform_outputs(block, first, end)
 // finishes and stores output channels. Worker::register_tiles(block) are those of one position and so many output channels.
 template <class T, int M, class Worker>
 struct WinogradConv : WinogradBase<T, Worker> {
@@ -160,19 +160,24 @@ struct WinogradConv : WinogradBase<T, Worker> {
   // channels are neighbours.
   void load_block(const Block& b, int64_t kept, int64_t begin, int64_t end) {
     const Source& source = task.source;
-    if (task.in_place) return worker().transform_input(b, begin, end, begin);
+    if (task.in_place) return transform_input(b, begin, end, begin);
     const auto pack = [&](int64_t first, int64_t last) {
       pack_channels_of<T>(source, conv, tile, group, b, first, last, kept, input, this->packing);
     };
     if (plan.channels_inner || source.output || plan.k_channels % source.interleave != 0) {
       if (begin == 0) pack(0, ic);
-      worker().transform_input(b, begin, end, begin);
+      transform_input(b, begin, end, begin);
       return;
     }
     for (int64_t c = begin; c < end; c += source.interleave) {
       pack(c, c + source.interleave);
-      worker().transform_input(b, c, c + source.interleave, begin);
+      transform_input(b, c, c + source.interleave, begin);
     }
+  }
+
+  void transform_input(const Block& b, int64_t begin, int64_t end, int64_t origin) {
+    must_be_finite() ? worker().template transform_input_of<true>(b, begin, end, origin)
+                     : worker().template transform_input_of<false>(b, begin, end, origin);
   }
 
   void pack_panel(int64_t g, int64_t panel, S* to) const { pack_weights(g, panel * panel_oc, 0, ic, to); }

@@ -28,10 +28,6 @@ struct WinogradOcWorker : WinogradConv<T, M, WinogradOcWorker<T, M>> {
 
   int64_t register_tiles(const Block& b) const { return ceil_div(Conv::tiles_of(b), plan.tile_pixels); }
 
-  void transform_input(const Block& b, int64_t begin, int64_t end, int64_t origin) {
-    this->must_be_finite() ? transform_input_of<true>(b, begin, end, origin)
-                           : transform_input_of<false>(b, begin, end, origin);
-  }
   // The pixels of a row of tiles, in the packed input tile or in the source. Outside of the image there are zeros.
   struct Rows {
     const S* first[kSide];    // the first pixel of each row; null: the row is outside
@@ -153,7 +149,7 @@ struct WinogradOcWorker : WinogradConv<T, M, WinogradOcWorker<T, M>> {
     }
   }
 
-  // A^T m A of every tile, into M rows of M pixels for each of a few tiles.
+  // A^T m A of every tile, into M rows of M pixels for each of a few tiles. `planar` holds pixels with their channels here.
   template <bool kSinglePhase>
   void transform_output(const Block& b, int64_t oc, const S* m, int64_t stored) {
     const auto phase = kSinglePhase ? this->phase_of(group, oc) : typename Conv::WindowPhase{};

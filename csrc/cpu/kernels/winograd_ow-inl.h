@@ -23,10 +23,6 @@ struct WinogradOwWorker : WinogradConv<T, M, WinogradOwWorker<T, M>> {
   static int64_t vectors_of(const Block& b) { return ceil_div(Conv::tiles_of(b), L); }
   int64_t register_tiles(const Block& b) const { return ceil_div(vectors_of(b), plan.tile_pixels); }
 
-  void transform_input(const Block& b, int64_t begin, int64_t end, int64_t origin) {
-    this->must_be_finite() ? transform_input_of<true>(b, begin, end, origin)
-                           : transform_input_of<false>(b, begin, end, origin);
-  }
   template <bool kChecks>
   void transform_input_of(const Block& b, int64_t begin, int64_t end, int64_t origin) {
     const int64_t rows = ceil_div(b.height, M), across = ceil_div(b.width, M);
